@@ -1,0 +1,38 @@
+# Every target sets up what it needs. `make demo` and `make test` are all a newcomer has to know.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := runs/vit_mlp
+
+.PHONY: demo test lint types slow-test gpu-test clean
+.DEFAULT_GOAL := test
+
+demo: $(STAMP) graphics
+	$(BIN)/build-and-train recipes/vit_mlp.yaml --output $(RUN)
+	$(BIN)/policysmith evaluate $(RUN)
+
+test: lint graphics
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+slow-test: $(STAMP) graphics
+	$(BIN)/python -m pytest -q -m slow
+
+gpu-test: $(STAMP)
+	$(BIN)/python -m pytest -q -m gpu
+
+$(STAMP): pyproject.toml tools/setup.sh
+	bash tools/setup.sh $(PYTHON) $(VENV)
+	touch $@
+
+graphics: $(STAMP)
+	@bash tools/graphics.sh $(BIN)/python
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

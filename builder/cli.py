@@ -1,0 +1,213 @@
+"""The verbs of the command line, once a recipe has passed the schema. `schemas/console.py` parses the flags."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from ..components.registry import REGISTRIES
+from ..schemas.errors import RegistryError
+from ..schemas.recipe import Recipe
+from .builder import Builder
+from .display import TerminalProgress, show_summary, shown
+
+console = Console(highlight=False, soft_wrap=True)
+is_main_process = os.environ.get("RANK", "0") == "0"
+
+
+def _quiet() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "accelerate", "matplotlib", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+
+
+def _builder(args: Namespace) -> Builder:
+    _quiet()
+    return Builder(Path(args.recipe), (list(args.override),) if args.override else (), args.allow_imports)
+
+
+def train(args: Namespace) -> int:
+    """`build-and-train`."""
+    builder = _builder(args).check()
+    progress = TerminalProgress(console)
+    if builder.summary is not None and is_main_process:
+        show_summary(console, builder.summary)
+    try:
+        result = builder.train(
+            output=args.output, resume=args.resume, device=args.device, reporters=(progress,)
+        )
+    finally:
+        progress.close()
+    if is_main_process:
+        run = builder.run_directory(args.output)
+        console.print(f"trained {result.steps} steps at {result.samples_per_second:,.0f} samples/s")
+        console.print(f"policy  {shown(run)}/policy  ->  AutoModel.from_pretrained")
+        if builder.recipe.recipe.evaluation is not None:
+            console.print(f"next    policysmith evaluate {shown(run)}")
+    return 0
+
+
+def check(args: Namespace) -> int:
+    """`policysmith check`."""
+    builder = _builder(args).check()
+    if args.format == "json":
+        sys.stdout.write("[]\n")
+        return 0
+    if builder.summary is not None:
+        show_summary(console, builder.summary)
+    console.print(f"{args.recipe} is good")
+    return 0
+
+
+def render(args: Namespace) -> int:
+    """`policysmith render`."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.dump(_builder(args).recipe.resolved(), sys.stdout)
+    return 0
+
+
+def listing(args: Namespace) -> int:
+    """`policysmith list`."""
+    from .policy.registry import policies
+
+    known = {kind: registry.names() for kind, registry in REGISTRIES.items()} | {"policies": list(policies())}
+    for kind, names in known.items():
+        if args.kind in (None, kind):
+            console.print(f"{kind}: {', '.join(names) or 'none'}")
+    return 0
+
+
+def explain(args: Namespace) -> int:
+    """`policysmith explain`."""
+    kind, _, name = args.topic.partition(".")
+    if kind in REGISTRIES:
+        part = REGISTRIES[kind].get(name)
+        console.print(inspect.getdoc(part) or "", markup=False)
+        _show_options(part.Config)
+        return 0
+    section: type[BaseModel] = Recipe
+    for step in args.topic.split("."):
+        field = section.model_fields.get(step)
+        if field is None:
+            known = ", ".join([*section.model_fields, *(REGISTRIES if section is Recipe else ())])
+            raise RegistryError(f"there is nothing called `{args.topic}` to explain; here are: {known}")
+        models = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(a)]
+        if not models:
+            console.print(field.description or "", markup=False)
+            return 0
+        section = models[0]
+    console.print(inspect.getdoc(section) or "", markup=False)
+    _show_options(section)
+    return 0
+
+
+def _is_model(annotation: object) -> bool:
+    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+
+
+def _show_options(section: type[BaseModel]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("option", "default", "meaning"):
+        table.add_column(column)
+    for name, field in section.model_fields.items():
+        default = (
+            "required"
+            if field.is_required()
+            else json.dumps(field.get_default(call_default_factory=True), default=_plain)
+        )
+        table.add_row(name, default, field.description or "")
+    console.print()
+    console.print(table, markup=False)
+
+
+def _plain(value: object) -> object:
+    return value.model_dump() if isinstance(value, BaseModel) else str(value)
+
+
+def schema(args: Namespace) -> int:
+    """`policysmith schema`."""
+    from ..schemas.tree import SCHEMA_FILE
+    from .schema import schema_text, write_schema
+
+    if args.write:
+        console.print(f"{shown(SCHEMA_FILE)}: {'written' if write_schema() else 'was up to date'}")
+    else:
+        sys.stdout.write(schema_text())
+    return 0
+
+
+def data_record(args: Namespace) -> int:
+    """`policysmith data record`."""
+    from .data.record import record
+
+    _quiet()
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("recording", total=args.episodes)
+        summary = record(
+            args.env,
+            args.episodes,
+            Path(args.output),
+            image_size=args.image_size,
+            seed=args.seed,
+            noise=args.noise,
+            workers=args.workers,
+            progress=lambda kept, _: bar.update(task, completed=kept),
+        )
+    console.print(str(summary), markup=False)
+    return 0
+
+
+def data_info(args: Namespace) -> int:
+    """`policysmith data info`."""
+    from .data.info import inspect as describe
+
+    info = describe(args.path)
+    lengths = info.episode_lengths
+    console.print(f"LeRobot {info.codebase_version}, {info.fps:g} frames per second")
+    console.print(
+        f"{len(info.episodes)} episodes of {min(lengths)} to {max(lengths)} frames, {sum(lengths):,} in all"
+    )
+    for name, (height, width) in info.cameras.items():
+        console.print(f"camera {name}: {width} x {height}")
+    console.print(f"state: {', '.join(info.state_names) or 'none'}")
+    console.print(f"action: {', '.join(info.action_names) or 'none'}")
+    for task in info.tasks:
+        console.print(f"task: {task}", markup=False)
+    return 0
+
+
+def evaluate(args: Namespace) -> int:
+    """`policysmith evaluate`."""
+    from .evaluation.run import evaluate as judge
+
+    _quiet()
+    result = judge(
+        Path(args.checkpoint),
+        env=args.env,
+        episodes=args.episodes,
+        seed=args.seed,
+        control=args.control,
+        open_loop=args.open_loop,
+        output=Path(args.output) if args.output else None,
+        device=args.device,
+        allow_imports=args.allow_imports,
+        progress=lambda message: console.print(message, markup=False),
+    )
+    for line in result.lines:
+        console.print(line, markup=False)
+    return 0

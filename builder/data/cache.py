@@ -1,0 +1,250 @@
+"""The frame cache: every camera file decoded once into raw uint8 frames that are then mapped into memory.
+
+Each source file has one directory, named by a hash of the file's content and of the decoder:
+
+    <cache root>/<key>/frames.u8        uint8 (N, 3, H, W), no header
+                       timestamps.npy   float64 (N,), seconds since the first frame
+                       index.json       counts, sizes and checksums of a few frames
+
+It is written under another name and renamed when whole, with a lock file to keep two processes from doing the
+same work. The root is `$POLICYSMITH_CACHE`, or `policysmith/frames` in the XDG cache directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...schemas.errors import DatasetError
+from .decoding import decode
+from .digests import file_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from .decoding import FrameSource
+
+_logger = logging.getLogger(__name__)
+_FORMAT = 1
+_PROBES = 16
+_MAX_FILES_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFile:
+    """The decoded frames of one source file: `frames` of them, each `height` x `width` pixels."""
+
+    directory: Path
+    source: Path
+    frames: int
+    height: int
+    width: int
+
+    def open(self) -> npt.NDArray[np.uint8]:
+        """Map the frames, read-only uint8 (N, 3, H, W).
+
+        Raises:
+            DatasetError: the cache was removed since the dataset was opened.
+        """
+        shape = (self.frames, 3, self.height, self.width)
+        try:
+            return np.asarray(np.memmap(self.directory / "frames.u8", dtype=np.uint8, mode="r", shape=shape))
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"the cached frames in {self.directory} are gone or damaged ({error}). "
+                "Start again: they are rebuilt when the dataset is opened"
+            ) from error
+
+    def timestamps(self) -> npt.NDArray[np.float64]:
+        """Seconds since the first frame, float64 (N,)."""
+        times: npt.NDArray[np.float64] = np.load(self.directory / "timestamps.npy")
+        return times
+
+
+class _DamagedError(Exception):
+    """A cache directory is not what its index says."""
+
+
+def cache_root() -> Path:
+    """The directory of the frame cache, which need not exist yet."""
+    chosen = os.environ.get("POLICYSMITH_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser().absolute() / "policysmith" / "frames"
+
+
+def cache_frames(sources: Sequence[FrameSource]) -> list[FrameFile]:
+    """Decode every source that is not in the cache yet, several at a time, and return where each one lies.
+
+    Raises:
+        DatasetError: a source is damaged, or the cache cannot be written or is too small for what is missing.
+    """
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(
+            f"the frame cache {root} cannot be created ({error.strerror}). Set POLICYSMITH_CACHE to a writable directory"
+        ) from error
+    pool = ThreadPoolExecutor(max_workers=min(_MAX_FILES_AT_ONCE, os.cpu_count() or 1))
+    try:
+        keys = list(pool.map(lambda source: _key(source, root), sources))
+        missing = {
+            key: source for key, source in zip(keys, sources, strict=True) if not (root / key).exists()
+        }
+        _check_space(root, list(missing.values()))
+        return list(pool.map(lambda key, source: _cached(root, key, source), keys, sources))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _key(source: FrameSource, root: Path) -> str:
+    digest = file_digest(source.path, memory=root / "digests")
+    return hashlib.sha256(f"{_FORMAT} {digest} {source.decoder}".encode()).hexdigest()[:32]
+
+
+def _check_space(root: Path, missing: Sequence[FrameSource]) -> None:
+    if not missing:
+        return
+    needed = sum(source.frames * 3 * source.height * source.width for source in missing)
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        raise DatasetError(
+            f"decoding {len(missing)} files needs {needed / 1e9:.3g} GB in {root}, which has {free / 1e9:.3g} GB free. "
+            "Free some space there, set POLICYSMITH_CACHE to a larger disk, or choose fewer episodes or cameras"
+        )
+    _logger.info("decoding %d files into %s (%.3g GB)", len(missing), root, needed / 1e9)
+
+
+def _cached(root: Path, key: str, source: FrameSource) -> FrameFile:
+    directory = root / key
+    if directory.exists():
+        with contextlib.suppress(_DamagedError):
+            return _validated(directory, source)
+    with _locked(root / f"{key}.lock") as alone:
+        if directory.exists():
+            try:
+                return _validated(directory, source)
+            except _DamagedError as damage:
+                _logger.warning(
+                    "the cached frames of %s are damaged (%s): decoding again", source.path, damage
+                )
+                shutil.rmtree(directory, ignore_errors=True)
+        if alone:
+            for abandoned in root.glob(f"{key}.*.tmp"):
+                shutil.rmtree(abandoned, ignore_errors=True)
+        _build(root, key, source)
+    try:
+        return _validated(directory, source)
+    except _DamagedError as damage:
+        raise DatasetError(
+            f"the frames just written to {directory} are damaged ({damage}). Check the disk"
+        ) from None
+
+
+def _validated(directory: Path, source: FrameSource) -> FrameFile:
+    try:
+        index = json.loads((directory / "index.json").read_text())
+        count, height, width = int(index["frames"]), int(index["height"]), int(index["width"])
+        probes = {int(row): int(checksum) for row, checksum in index["probes"].items()}
+        size = (directory / "frames.u8").stat().st_size
+        times = np.load(directory / "timestamps.npy").shape
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        raise _DamagedError(f"its files are incomplete: {error!r}") from error
+    if size != count * 3 * height * width:
+        raise _DamagedError(f"frames.u8 has {size} bytes instead of {count * 3 * height * width}")
+    if times != (count,):
+        raise _DamagedError(f"timestamps.npy has the shape {times} for {count} frames")
+    file = FrameFile(directory, source.path, count, height, width)
+    frames = file.open()
+    for row, checksum in probes.items():
+        if zlib.crc32(frames[row].data) != checksum:
+            raise _DamagedError(f"the checksum of frame {row} differs")
+    if (height, width) != (source.height, source.width):
+        raise DatasetError(
+            f"{source.path}: its frames measure {height} x {width} pixels, but meta/info.json says "
+            f"{source.height} x {source.width}. Correct info.json or convert the dataset again"
+        )
+    return file
+
+
+def _build(root: Path, key: str, source: FrameSource) -> None:
+    work: Path | None = None
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
+        _write(work, source)
+        work.chmod(0o755)
+        work.rename(root / key)
+    except OSError as error:
+        if (root / key).exists():
+            return
+        raise DatasetError(
+            f"the frames of {source.path} cannot be written to {root} ({error.strerror or error}). "
+            "Free some space there or set POLICYSMITH_CACHE to another directory"
+        ) from error
+    finally:
+        if work is not None and work.exists():
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(directory: Path, source: FrameSource) -> None:
+    times: list[float] = []
+    checksums: list[int] = []
+    with (directory / "frames.u8").open("wb") as file:
+        for image, seconds in decode(source):
+            frame = np.ascontiguousarray(image.transpose(2, 0, 1))
+            file.write(frame.data)
+            times.append(seconds)
+            checksums.append(zlib.crc32(frame.data))
+        file.flush()
+        os.fsync(file.fileno())
+    if not times:
+        raise DatasetError(
+            f"{source.path} holds no frames. It is probably truncated: download or copy it again"
+        )
+    np.save(directory / "timestamps.npy", np.asarray(times, dtype=np.float64))
+    rows = sorted({int(row) for row in np.linspace(0, len(times) - 1, _PROBES)})
+    index = {
+        "source": source.path.name,
+        "decoder": source.decoder,
+        "frames": len(times),
+        "height": source.height,
+        "width": source.width,
+        "probes": {str(row): checksums[row] for row in rows},
+    }
+    (directory / "index.json").write_text(json.dumps(index, indent=1))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold an exclusive lock; False where the file system has none, and two processes may do the same work."""
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise DatasetError(
+            f"the frame cache {path.parent} cannot be written to ({error.strerror}). "
+            "Set POLICYSMITH_CACHE to a writable directory"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            alone = True
+        except OSError:
+            alone = False
+        yield alone

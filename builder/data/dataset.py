@@ -1,0 +1,170 @@
+"""A LeRobot dataset (v2.0, v2.1, v3.0) as windows of observations and actions.
+
+    dataset = LeRobotDataset("datasets/push", cameras=["top"], observation_indices=[0], action_indices=range(16))
+    dataset[0]["action"].shape      # (16, A)
+
+One sample belongs to each frame of the chosen episodes. Windows never cross an episode's border: indices outside
+are clamped to its first or last frame, and `action_is_pad` marks the action steps for which that happened.
+Opening a dataset decodes its videos once into a cache; it never writes into the dataset's own directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ...schemas.errors import DatasetError
+from .cache import cache_root
+from .digests import file_digest
+from .features import ACTION, IMAGES, Storage
+from .frames import open_cameras
+from .info import DatasetInfo, inspect
+from .layout import read_layout
+from .table import read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from .layout import Feature
+
+__all__ = ["DatasetInfo", "LeRobotDataset", "inspect"]
+
+
+class LeRobotDataset(Dataset[dict[str, Any]]):
+    """A map-style dataset; with T observation indices, H action indices and one sample for each frame:
+
+    - `observation.images.<camera>` uint8 (T, 3, H, W), RGB, for every chosen camera
+    - `observation.state` and every other numeric `observation.*`, float32 (T, D), in the dataset's units
+    - `action` float32 (H, A), in the dataset's units, and `action_is_pad` bool (H,), True where clamped
+    - `task` str, the instruction
+    - `index` int64 scalar, the frame's number in the whole dataset, whichever episodes are chosen
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        cameras: Sequence[str] | None = None,
+        observation_indices: Sequence[int] = (0,),
+        action_indices: Sequence[int] = (0,),
+        episodes: Sequence[int] | None = None,
+    ) -> None:
+        """Open the dataset in the directory `path`.
+
+        `cameras` names the cameras to read (None: all), `episodes` the episodes (None: all, else in
+        ascending order). Both kinds of index are offsets in frames from a sample's own frame.
+
+        Raises:
+            DatasetError: the dataset is missing or damaged, or does not hold what is asked for.
+        """
+        layout = read_layout(path)
+        if not len(observation_indices) or not len(action_indices):
+            raise DatasetError("a sample needs at least one observation index and one action index")
+        chosen = layout.choose_episodes(episodes)
+        shown = layout.choose_cameras(cameras)
+        if cache_root().resolve().is_relative_to(layout.root.resolve()):
+            raise DatasetError(
+                f"the frame cache {cache_root()} lies inside the dataset {layout.root}, which is never written to. "
+                "Set POLICYSMITH_CACHE to another directory"
+            )
+        self.layout = layout
+        self.table = read_table(layout, chosen)
+        self.cameras: tuple[str, ...] = tuple(camera.name for camera in shown)
+        self.fps: float = layout.fps
+        self.episodes: tuple[int, ...] = self.table.episodes
+        self.episode_lengths: tuple[int, ...] = self.table.lengths
+        self.features: Mapping[str, Feature] = layout.features
+        self._stores = {
+            f"{IMAGES}{name}": store for name, store in open_cameras(layout, shown, chosen).items()
+        }
+        self._vectors = {key: values for key, values in self.table.columns.items() if key != ACTION}
+        self._actions = self.table.columns[ACTION]
+        self._observation_offsets = np.asarray(observation_indices, dtype=np.int64)
+        self._action_offsets = np.asarray(action_indices, dtype=np.int64)
+        lengths = np.asarray(self.table.lengths)
+        self._first = np.repeat(np.asarray(self.table.first_rows), lengths)
+        self._last = self._first + np.repeat(lengths, lengths) - 1
+        self._shift = np.repeat([e.start for e in chosen] - np.asarray(self.table.first_rows), lengths)
+        self._tasks = self._task_texts()
+
+    def __len__(self) -> int:
+        return self.table.rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample of a frame.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        row = int(index)
+        if row < 0:
+            row += len(self)
+        if not 0 <= row < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        first, last = self._first[row], self._last[row]
+        seen = np.minimum(np.maximum(self._observation_offsets + row, first), last)
+        wanted = self._action_offsets + row
+        done = np.minimum(np.maximum(wanted, first), last)
+        sample: dict[str, Any] = {
+            key: torch.from_numpy(store.read(seen)) for key, store in self._stores.items()
+        }
+        for key, values in self._vectors.items():
+            sample[key] = torch.from_numpy(values[seen])
+        sample["action"] = torch.from_numpy(self._actions[done])
+        sample["action_is_pad"] = torch.from_numpy(wanted != done)
+        sample["task"] = self._tasks[self.table.task_index[row]]
+        sample["index"] = torch.tensor(row + int(self._shift[row]))
+        return sample
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a sample's tensor, without reading one.
+
+        Raises:
+            DatasetError: samples have no such tensor.
+        """
+        seen, done = len(self._observation_offsets), len(self._action_offsets)
+        shapes: dict[str, tuple[int, ...]] = {"action_is_pad": (done,), "index": ()}
+        shapes |= {name: (seen, 3, store.height, store.width) for name, store in self._stores.items()}
+        shapes |= {name: (seen, *values.shape[1:]) for name, values in self._vectors.items()}
+        shapes[ACTION] = (done, *self._actions.shape[1:])
+        if key not in shapes:
+            raise DatasetError(
+                f"samples hold no tensor `{key}`; they hold {', '.join(f'`{name}`' for name in shapes)}"
+            )
+        return shapes[key]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what is used: metadata, the chosen episodes' data, the chosen cameras' videos.
+
+        It does not depend on where the dataset lies. Digests of unchanged files are remembered in the cache.
+        """
+        chosen = self.layout.choose_episodes(self.episodes)
+        files = {*self.layout.metadata_files, *(episode.data_file for episode in chosen)}
+        for name in self.cameras:
+            if self.layout.cameras[name].storage is Storage.VIDEO:
+                files |= {episode.videos[name].path for episode in chosen}
+        memory = cache_root() / "digests"
+        content = {
+            str(file.relative_to(self.layout.root)): file_digest(file, memory=memory) for file in files
+        }
+        used = {"files": content, "episodes": self.episodes, "cameras": sorted(self.cameras)}
+        return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+
+    def _task_texts(self) -> Mapping[int, str]:
+        unknown = sorted(set(np.unique(self.table.task_index).tolist()) - set(self.layout.tasks))
+        if unknown:
+            row = int(np.argmax(self.table.task_index == unknown[0]))
+            episode, frame = self.table.locate(row)
+            raise DatasetError(
+                f"{self.layout.root}: episode {episode}, frame {frame} has the task_index {unknown[0]}, which the "
+                f"task table in meta/ does not list. It lists {sorted(self.layout.tasks)}: add the missing task"
+            )
+        return dict(self.layout.tasks)

@@ -1,0 +1,100 @@
+"""Encodes uint8 images as H.264, the same bytes for the same images.
+
+A keyframe every second image makes random access cheap. One thread and no B-frames keep the output
+independent of the machine's core count and put images on disk in the order of time.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from ...schemas.errors import DatasetError
+from .parquet_writer import FileNumbers
+
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+CODEC = "h264"
+PIXEL_FORMAT = "yuv420p"
+KEYFRAME_EVERY = 2
+QUALITY = 23
+"""x264's constant rate factor: 0 is lossless, 51 worst."""
+
+
+class VideoFile:
+    """One mp4 being written. Raises DatasetError if height or width (pixels) is odd, which yuv420p cannot hold."""
+
+    def __init__(self, path: Path, *, fps: int, height: int, width: int) -> None:
+        if height % 2 or width % 2:
+            raise DatasetError(f"video needs an even height and width, not {height} x {width} pixels")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.frames, self._fps = path, 0, fps
+        self._container = av.open(str(path), "w")
+        self._stream = self._container.add_stream("libx264", rate=fps)
+        self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, PIXEL_FORMAT
+        self._stream.codec_context.time_base = Fraction(1, fps)
+        self._stream.codec_context.thread_count = 1
+        self._stream.options = {
+            "g": str(KEYFRAME_EVERY),
+            "crf": str(QUALITY),
+            "preset": "medium",
+            "bf": "0",
+            "sc_threshold": "0",
+        }
+
+    def add(self, images: NDArray[np.uint8]) -> None:
+        """Append images (T, 3, H, W)."""
+        for image in images:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(1, 2, 0)), format="rgb24")
+            frame.pts, frame.time_base = self.frames, Fraction(1, self._fps)
+            self._container.mux(self._stream.encode(frame))
+            self.frames += 1
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk so far; the last images may still be in memory."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def close(self) -> None:
+        """Flush the encoder and finish the file."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+
+class VideoFiles:
+    """A camera's images in numbered mp4 files of about `limit` bytes each, an episode never split between two.
+
+    `key` is the camera's feature, `height` and `width` are in pixels.
+    """
+
+    def __init__(self, root: Path, key: str, *, fps: int, height: int, width: int, limit: int) -> None:
+        self._root, self._key, self._limit = root, key, limit
+        self._fps, self._height, self._width = fps, height, width
+        self._files = FileNumbers()
+        self._file: VideoFile | None = None
+
+    def add(self, images: NDArray[np.uint8]) -> dict[str, Any]:
+        """Append an episode (T, 3, H, W); the columns that say where it is, times in seconds."""
+        if self._file is not None and self._file.size > self._limit:
+            self.close()
+        if self._file is None:
+            path = self._root / VIDEO_PATH.format(video_key=self._key, **self._files.next())
+            self._file = VideoFile(path, fps=self._fps, height=self._height, width=self._width)
+        start = self._file.frames
+        self._file.add(images)
+        place = {
+            **self._files.current,
+            "from_timestamp": start / self._fps,
+            "to_timestamp": self._file.frames / self._fps,
+        }
+        return {f"videos/{self._key}/{name}": value for name, value in place.items()}
+
+    def close(self) -> None:
+        """Finish the file being written, if any."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,125 @@
+"""What `meta/info.json` says about a dataset's columns and cameras."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from ...schemas.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+ACTION = "action"
+STATE = "observation.state"
+IMAGES = "observation.images."
+_NUMERIC = ("float", "int", "uint", "bool")
+
+
+class Storage(StrEnum):
+    """Where a camera's frames lie."""
+
+    VIDEO = "video"
+    IMAGE = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One column. `shape` is that of a single frame's value; `names` has one entry a dimension, if known."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    names: tuple[str, ...] | None
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether its values are numbers in the parquet files."""
+        return self.dtype.startswith(_NUMERIC)
+
+    @property
+    def is_policy_input_or_target(self) -> bool:
+        """Whether a policy may read it (`observation.*`) or must predict it (`action`), as numbers."""
+        return self.is_numeric and (self.key == ACTION or self.key.startswith("observation."))
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """One camera: `key` is its column in the dataset, `height` and `width` are in pixels."""
+
+    name: str
+    key: str
+    storage: Storage
+    height: int
+    width: int
+
+
+def parse_features(info: Mapping[str, Any], *, path: Path) -> dict[str, Feature]:
+    """Read the `features` section of `info.json`, which lies at `path`.
+
+    Raises:
+        DatasetError: the section is absent, or an entry has no dtype or an unusable shape.
+    """
+    section = info.get("features")
+    if not isinstance(section, dict) or not section:
+        raise DatasetError(f"{path} has no `features` section. It is not a LeRobot dataset's info.json")
+    features: dict[str, Feature] = {}
+    for key, entry in section.items():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        dtype = entry.get("dtype") if isinstance(entry, dict) else None
+        if not isinstance(dtype, str) or not isinstance(shape, list | tuple):
+            raise DatasetError(f"{path}: feature `{key}` needs a `dtype` and a `shape`")
+        if not all(isinstance(size, int) and size > 0 for size in shape):
+            raise DatasetError(
+                f"{path}: feature `{key}` has the shape {shape}; every size must be at least 1"
+            )
+        features[key] = Feature(key, dtype, tuple(shape) or (1,), _flat_names(entry.get("names")))
+    return features
+
+
+def parse_cameras(features: Mapping[str, Feature], *, path: Path) -> dict[str, Camera]:
+    """Find the cameras among `features`, by name: `observation.images.top` is the camera `top`.
+
+    Raises:
+        DatasetError: an image's shape has no recognisable height and width, or two cameras share a name.
+    """
+    cameras: dict[str, Camera] = {}
+    for feature in features.values():
+        if feature.dtype not in (Storage.VIDEO, Storage.IMAGE):
+            continue
+        name = feature.key.removeprefix(IMAGES).removeprefix("observation.")
+        if name in cameras:
+            raise DatasetError(
+                f"{path}: `{cameras[name].key}` and `{feature.key}` both name the camera `{name}`. Rename one"
+            )
+        height, width = _image_size(feature, path)
+        cameras[name] = Camera(name, feature.key, Storage(feature.dtype), height, width)
+    return cameras
+
+
+def _flat_names(names: object) -> tuple[str, ...] | None:
+    """Names come as a list, or grouped: `{"motors": ["shoulder", "elbow"]}`."""
+    if isinstance(names, dict):
+        names = list(
+            chain.from_iterable(group if isinstance(group, list) else [group] for group in names.values())
+        )
+    if isinstance(names, list | tuple) and names:
+        return tuple(str(name) for name in names)
+    return None
+
+
+def _image_size(feature: Feature, path: Path) -> tuple[int, int]:
+    shape, names = feature.shape, feature.names
+    if len(shape) == 3:
+        if names is not None and "height" in names and "width" in names and len(names) == 3:
+            return shape[names.index("height")], shape[names.index("width")]
+        if shape[2] in (1, 3, 4):
+            return shape[0], shape[1]
+        if shape[0] in (1, 3, 4):
+            return shape[1], shape[2]
+    raise DatasetError(
+        f"{path}: camera `{feature.key}` has the shape {list(shape)}; expected [height, width, 3] or [3, height, width]"
+    )

@@ -1,0 +1,135 @@
+"""Opening dataset files so that a broken one is named together with its cure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...schemas.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+LFS_POINTER = b"version https://git-lfs"
+
+
+def require_file(path: Path) -> Path:
+    """Return `path` if it holds content of its own.
+
+    Raises:
+        DatasetError: it is missing, empty, or a git-LFS pointer that was never replaced by its content.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(LFS_POINTER))
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{path} is missing. The dataset's metadata refers to it: download or copy the dataset again"
+        ) from None
+    except OSError as error:
+        raise DatasetError(
+            f"{path} cannot be read: {error.strerror}. Check its type and permissions"
+        ) from error
+    if not head:
+        raise DatasetError(f"{path} is empty. Download or copy it again")
+    if head == LFS_POINTER:
+        raise DatasetError(
+            f"{path} is a git-LFS pointer, not the file itself. Run `git lfs pull` inside the dataset's clone"
+        )
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        DatasetError: the file is missing, is not JSON (a `//` comment is named as such), or is not an object.
+    """
+    return _parse_object(_read_text(path), path=path, first_line=1)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file with one JSON object a line; blank lines are skipped.
+
+    Raises:
+        DatasetError: as `read_json`, with the line at fault.
+    """
+    return [
+        _parse_object(line, path=path, first_line=number)
+        for number, line in enumerate(_read_text(path).splitlines(), start=1)
+        if line.strip()
+    ]
+
+
+def open_parquet(path: Path, *, columns: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a parquet file that has at least `columns`.
+
+    Raises:
+        DatasetError: the file is missing, damaged, or lacks one of the columns.
+    """
+    require_file(path)
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_parquet(path, error) from error
+    present = file.schema_arrow.names
+    absent = [column for column in columns if column not in present]
+    if absent:
+        raise DatasetError(
+            f"{path} has no column {_quoted(absent)}; it has {_quoted(present)}. Its `meta/info.json` or the "
+            "dataset format promises the column: convert or download the dataset again"
+        )
+    return file
+
+
+def read_parquet(path: Path, *, columns: Sequence[str]) -> pa.Table:
+    """Read `columns` of a parquet file.
+
+    Raises:
+        DatasetError: as `open_parquet`.
+    """
+    file = open_parquet(path, columns=columns)
+    try:
+        return file.read(columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_parquet(path, error) from error
+
+
+def damaged_parquet(path: Path, error: Exception) -> DatasetError:
+    """The error for a parquet file that pyarrow refuses to read."""
+    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+    return DatasetError(
+        f"{path} is not a readable parquet file ({reason}). It is probably truncated: download or copy it again"
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return require_file(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text. Download or copy it again") from error
+
+
+def _parse_object(text: str, *, path: Path, first_line: int) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{first_line + error.lineno - 1}"
+        if text[error.pos :].lstrip().startswith("//"):
+            raise DatasetError(
+                f"{place} has a `//` comment, which JSON does not allow. Remove the comment"
+            ) from error
+        raise DatasetError(f"{place} is not valid JSON ({error.msg}). Repair or download it again") from error
+    if not isinstance(value, dict):
+        raise DatasetError(
+            f"{path}:{first_line} holds a JSON {type(value).__name__} where an object is needed"
+        )
+    return value
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

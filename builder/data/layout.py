@@ -1,0 +1,136 @@
+"""The layout of a LeRobot dataset on disk (v2.0, v2.1 or v3.0) as one typed object, read from metadata only.
+
+    layout = read_layout("datasets/push")
+    layout.fps, layout.cameras["top"].height, layout.episode(3).length
+
+No parquet data and no video is opened here: whether those agree with the metadata is checked by `table` and
+`frames`, for the episodes that are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...schemas.errors import DatasetError
+from .episodes import EpisodeInfo, VideoSpan, read_tables_v2, read_tables_v3
+from .features import Camera, Feature, Storage, parse_cameras, parse_features
+from .files import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Camera", "EpisodeInfo", "Feature", "Layout", "Storage", "VideoSpan", "read_layout"]
+
+_READERS = {"v2.0": read_tables_v2, "v2.1": read_tables_v2, "v3.0": read_tables_v3}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything that a dataset's metadata says.
+
+    `fps` is in frames per second. `episodes` are in ascending order of their index, `tasks` maps a
+    `task_index` to its text, and `metadata_files` are the files all this was read from.
+    """
+
+    root: Path
+    codebase_version: str
+    fps: float
+    features: Mapping[str, Feature]
+    cameras: Mapping[str, Camera]
+    episodes: tuple[EpisodeInfo, ...]
+    tasks: Mapping[int, str]
+    metadata_files: tuple[Path, ...]
+
+    def choose_cameras(self, names: Sequence[str] | None) -> tuple[Camera, ...]:
+        """The cameras called `names`, in that order; all of them for None.
+
+        Raises:
+            DatasetError: a name is unknown or given twice.
+        """
+        if names is None:
+            return tuple(self.cameras.values())
+        for name in names:
+            if name not in self.cameras:
+                close = get_close_matches(name, self.cameras, n=1)
+                hint = f" Did you mean `{close[0]}`?" if close else ""
+                known = ", ".join(f"`{camera}`" for camera in self.cameras) or "none"
+                raise DatasetError(f"{self.root} has no camera `{name}`; its cameras are: {known}.{hint}")
+        if len(set(names)) < len(names):
+            raise DatasetError(f"a camera is chosen twice: {', '.join(names)}. Name each one once")
+        return tuple(self.cameras[name] for name in names)
+
+    def choose_episodes(self, indices: Sequence[int] | None) -> tuple[EpisodeInfo, ...]:
+        """The episodes with these indices, in ascending order; all of them for None.
+
+        Raises:
+            DatasetError: an index is unknown or given twice, or none is given.
+        """
+        if indices is None:
+            return self.episodes
+        if not len(indices):
+            raise DatasetError(f"no episode of {self.root} is chosen. Choose at least one")
+        chosen = sorted(int(index) for index in indices)
+        if len(set(chosen)) < len(chosen):
+            raise DatasetError(f"an episode of {self.root} is chosen twice: {chosen}. Name each one once")
+        known = {episode.index: episode for episode in self.episodes}
+        unknown = [index for index in chosen if index not in known]
+        if unknown:
+            raise DatasetError(
+                f"{self.root} has no episode {', '.join(map(str, unknown[:5]))}; it has {len(known)} episodes, "
+                f"{self.episodes[0].index} to {self.episodes[-1].index}"
+            )
+        return tuple(known[index] for index in chosen)
+
+
+def read_layout(path: str | Path) -> Layout:
+    """Read the metadata of the dataset in the directory `path`.
+
+    Raises:
+        DatasetError: the directory or a metadata file is missing, damaged, of an unknown format version, or
+            contradicts another one.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise DatasetError(
+            f"there is no dataset directory {root}. Check the path; it is relative to {Path.cwd()}"
+        )
+    info_path = root / "meta/info.json"
+    if not info_path.exists():
+        raise DatasetError(
+            f"{root} has no meta/info.json, so it is not a LeRobot dataset. Point to the directory that holds `meta/`"
+        )
+    info = read_json(info_path)
+    version, fps = info.get("codebase_version"), info.get("fps")
+    if version not in _READERS:
+        raise DatasetError(
+            f"{info_path} has the codebase_version {version!r}; known are {', '.join(_READERS)}. "
+            "Convert the dataset with LeRobot's own conversion script"
+        )
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or fps <= 0:
+        raise DatasetError(f"{info_path} has the fps {fps!r}; it must be a number above 0")
+    features = parse_features(info, path=info_path)
+    cameras = parse_cameras(features, path=info_path)
+    tables = _READERS[version](root, info, cameras)
+    _check_totals(root, tables.episodes, info)
+    files = (info_path, *tables.files)
+    return Layout(root, version, float(fps), features, cameras, tables.episodes, tables.tasks, files)
+
+
+def _check_totals(root: Path, episodes: Sequence[EpisodeInfo], info: Mapping[str, object]) -> None:
+    info_path = root / "meta/info.json"
+    if not episodes:
+        raise DatasetError(f"{root} holds no episodes. Record or download some")
+    indices = [episode.index for episode in episodes]
+    if len(set(indices)) < len(indices):
+        twice = next(index for index in indices if indices.count(index) > 1)
+        raise DatasetError(f"the episode tables in {root / 'meta'} list episode {twice} twice. Remove one")
+    found = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
+    for field, count in found.items():
+        if info.get(field, count) != count:
+            raise DatasetError(
+                f"{info_path} says {field} = {info[field]}, but the episode table adds up to {count}. "
+                "The metadata belongs to another version of the dataset: download or convert it again"
+            )

@@ -1,0 +1,159 @@
+"""The numeric columns of chosen episodes as contiguous arrays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...schemas.errors import DatasetError
+from .features import ACTION
+from .files import read_parquet
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from .features import Feature
+    from .layout import EpisodeInfo, Layout
+
+_BOOKKEEPING = ("episode_index", "frame_index", "task_index")
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeTable:
+    """Rows of the chosen episodes, one after the other; N rows in all.
+
+    `columns` holds float32 arrays (N, D) for `action` and every numeric `observation.*`, `task_index` is an
+    int64 array (N,). `episodes`, `lengths` and `first_rows` describe the episodes in the order of the rows.
+    """
+
+    columns: Mapping[str, npt.NDArray[np.float32]]
+    task_index: npt.NDArray[np.int64]
+    episodes: tuple[int, ...]
+    lengths: tuple[int, ...]
+    first_rows: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """The number of frames, N."""
+        return int(self.task_index.shape[0])
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """The episode index and the frame within it of a row of this table."""
+        position = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        return self.episodes[position], row - self.first_rows[position]
+
+
+def read_table(layout: Layout, episodes: Sequence[EpisodeInfo]) -> EpisodeTable:
+    """Read the numeric columns of `episodes`, each parquet file once.
+
+    Raises:
+        DatasetError: a file is missing or damaged, lacks a column, or disagrees with the metadata about an
+            episode's length or a column's shape.
+    """
+    features = [feature for feature in layout.features.values() if feature.is_policy_input_or_target]
+    if not any(feature.key == ACTION for feature in features):
+        raise DatasetError(
+            f"{layout.root / 'meta/info.json'} has no numeric feature `action`; it has "
+            f"{', '.join(f'`{key}`' for key in layout.features)}. Rename the column that holds the actions"
+        )
+    rows_in_file: dict[Path, int] = {}
+    for episode in layout.episodes:
+        rows_in_file[episode.data_file] = rows_in_file.get(episode.data_file, 0) + episode.length
+
+    pieces: dict[str, list[npt.NDArray[Any]]] = {
+        key: [] for key in ("task_index", *(f.key for f in features))
+    }
+    held: tuple[Path, dict[str, npt.NDArray[Any]]] | None = None
+    for episode in episodes:
+        if held is None or held[0] != episode.data_file:
+            held = episode.data_file, _read_file(episode.data_file, features, rows_in_file[episode.data_file])
+        arrays = held[1]
+        rows = slice(episode.first_row, episode.first_row + episode.length)
+        _check_rows(episode, arrays["episode_index"][rows], arrays["frame_index"][rows])
+        for key, parts in pieces.items():
+            parts.append(arrays[key][rows])
+    lengths = tuple(episode.length for episode in episodes)
+    return EpisodeTable(
+        columns={feature.key: np.concatenate(pieces[feature.key]) for feature in features},
+        task_index=np.concatenate(pieces["task_index"]),
+        episodes=tuple(episode.index for episode in episodes),
+        lengths=lengths,
+        first_rows=tuple(np.cumsum((0, *lengths[:-1])).tolist()),
+    )
+
+
+def _read_file(path: Path, features: Sequence[Feature], expected_rows: int) -> dict[str, npt.NDArray[Any]]:
+    table = read_parquet(path, columns=[*_BOOKKEEPING, *(feature.key for feature in features)])
+    if table.num_rows != expected_rows:
+        raise DatasetError(
+            f"{path} has {table.num_rows} rows, but the episode lengths in the metadata add up to {expected_rows}. "
+            "The file or the metadata is out of date: download or convert the dataset again"
+        )
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for key in _BOOKKEEPING:
+        if table[key].null_count or not pa.types.is_integer(table[key].type):
+            raise DatasetError(f"{path}: column `{key}` must hold one integer a row; it is {table[key].type}")
+        arrays[key] = table[key].to_numpy().astype(np.int64)
+    for feature in features:
+        arrays[feature.key] = _to_float32(table[feature.key], feature, path)
+    return arrays
+
+
+def _to_float32(column: Any, feature: Feature, path: Path) -> npt.NDArray[np.float32]:
+    """Flatten a (nested) list column to (rows, *feature.shape)."""
+    rows = len(column)
+    values: Any = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
+    found: list[int] = []
+    while True:
+        if isinstance(values, pa.ExtensionArray):
+            values = values.storage
+        if not _is_list(values.type):
+            break
+        sizes = pc.unique(pc.list_value_length(values)).to_pylist()
+        if len(sizes) != 1 or sizes[0] is None:
+            raise _shape_error(path, feature, f"lists of the sizes {sizes}")
+        found.append(int(sizes[0]))
+        values = values.flatten()
+    if not (
+        pa.types.is_floating(values.type)
+        or pa.types.is_integer(values.type)
+        or pa.types.is_boolean(values.type)
+    ):
+        raise _shape_error(path, feature, f"values of the type {column.type}")
+    if tuple(found or [1]) != feature.shape and math.prod(found) * math.prod(feature.shape) != 1:
+        raise _shape_error(path, feature, f"values of the shape {found or 'of one number'}")
+    flat = values.to_numpy(zero_copy_only=False).astype(np.float32)
+    return np.ascontiguousarray(flat.reshape(rows, *feature.shape))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _shape_error(path: Path, feature: Feature, found: str) -> DatasetError:
+    return DatasetError(
+        f"{path}: column `{feature.key}` holds {found}, but meta/info.json says {feature.dtype} of the shape "
+        f"{list(feature.shape)}. Correct info.json or convert the dataset again"
+    )
+
+
+def _check_rows(episode: EpisodeInfo, indices: npt.NDArray[np.int64], frames: npt.NDArray[np.int64]) -> None:
+    if len(indices) != episode.length or (indices != episode.index).any():
+        raise DatasetError(
+            f"{episode.data_file}: rows {episode.first_row} to {episode.first_row + episode.length - 1} should be "
+            f"episode {episode.index}, but their `episode_index` says otherwise: its length in the metadata is wrong. "
+            "Download or convert the dataset again"
+        )
+    if not np.array_equal(frames, np.arange(episode.length)):
+        raise DatasetError(
+            f"{episode.data_file}: `frame_index` of episode {episode.index} does not count from 0 to "
+            f"{episode.length - 1}. Rows are missing or out of order: convert the dataset again"
+        )

@@ -1,0 +1,235 @@
+"""Writes a dataset in LeRobot's v3.0 layout, which lerobot 0.4 and later load as their own.
+
+    with LeRobotWriter(folder, fps=80, cameras={"front": (96, 96)}, vectors={"action": names}) as writer:
+        writer.add_episode("Open the drawer", {"observation.images.front": images, "action": actions})
+
+Episodes follow one another within shared parquet and mp4 files. Everything is written into a hidden folder
+beside the target and moved into place at the end, so a dataset is either whole or absent. Equal input gives
+equal bytes: the encoder is deterministic and nothing records the time of day.
+
+Layout: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...schemas.errors import DatasetError
+from .encoder import CODEC, PIXEL_FORMAT, VIDEO_PATH, VideoFiles
+from .parquet_writer import COUNTERS, DATA_PATH, FILES_PER_CHUNK, DataFiles, write_episodes, write_tasks
+from .summary import ImageSummary, VectorSummary
+
+MEGABYTE = 2**20
+
+Frames = Mapping[str, NDArray[Any]]
+
+
+class LeRobotWriter:
+    """A dataset being written to `root`; leaving the `with` block completes it, or leaves nothing after an error.
+
+    `cameras` maps a camera's name to its (height, width) in pixels; `vectors` maps a key such as
+    `observation.state` to the names of its components. `data_megabytes` and `video_megabytes` bound a file.
+
+    Raises:
+        DatasetError: `root` exists and is not empty.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        fps: int,
+        cameras: Mapping[str, tuple[int, int]],
+        vectors: Mapping[str, Sequence[str]],
+        robot_type: str = "unknown",
+        data_megabytes: int = 100,
+        video_megabytes: int = 200,
+    ) -> None:
+        require_empty(root)
+        self.root, self.fps = root, fps
+        self._robot_type = robot_type
+        self._cameras = {f"observation.images.{name}": size for name, size in cameras.items()}
+        self._vectors = {key: list(names) for key, names in vectors.items()}
+        self._megabytes = {
+            "data_files_size_in_mb": data_megabytes,
+            "video_files_size_in_mb": video_megabytes,
+        }
+        self._tasks: dict[str, int] = {}
+        self._episodes: list[dict[str, Any]] = []
+        self._frames = 0
+        self._summaries = self._new_summaries()
+        root.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+        sizes = {key: len(names) for key, names in self._vectors.items()}
+        self._data = DataFiles(self._folder, sizes, limit=data_megabytes * MEGABYTE)
+        self._videos = {
+            key: VideoFiles(
+                self._folder, key, fps=fps, height=height, width=width, limit=video_megabytes * MEGABYTE
+            )
+            for key, (height, width) in self._cameras.items()
+        }
+
+    def add_episode(self, task: str, frames: Frames) -> None:
+        """Append one episode.
+
+        `frames` maps every camera's `observation.images.<name>` to uint8 (T, 3, H, W) and every vector's key
+        to float32 (T, D).
+
+        Raises:
+            DatasetError: a key is missing or unknown, shapes or types are not those declared, a number is not
+                finite, or an image has an odd side.
+        """
+        length = self._checked_length(frames)
+        index = len(self._episodes)
+        task_index = self._tasks.setdefault(task, len(self._tasks))
+        columns = self._columns(frames, length, index, task_index)
+        row: dict[str, Any] = {"episode_index": index, "tasks": [task], "length": length}
+        row |= self._data.add(columns)
+        row |= {"dataset_from_index": self._frames, "dataset_to_index": self._frames + length}
+        for key, files in self._videos.items():
+            row |= files.add(frames[key])
+        row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+        row |= self._summarise({**{key: frames[key] for key in self._cameras}, **columns})
+        self._episodes.append(row)
+        self._frames += length
+
+    def write_json(self, relative: str, content: Any) -> None:
+        """Store `content` at a path relative to the dataset, for example `meta/recording.json`."""
+        path = self._folder / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def finish(self) -> None:
+        """Complete the dataset and move it into place; leaving the `with` block calls it.
+
+        Raises:
+            DatasetError: no episode was added, or something appeared at `root` meanwhile.
+        """
+        if not self._episodes:
+            raise DatasetError(f"{self.root}: a dataset needs at least one episode")
+        self._close_files()
+        self.write_json("meta/info.json", self._info())
+        self.write_json(
+            "meta/stats.json", {key: summary.result() for key, summary in self._summaries.items()}
+        )
+        write_tasks(self._folder, list(self._tasks))
+        write_episodes(self._folder, self._episodes)
+        self._folder.chmod(0o755)
+        require_empty(self.root)
+        self._folder.replace(self.root)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.finish()
+            else:
+                self._close_files()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _checked_length(self, frames: Frames) -> int:
+        declared = {*self._cameras, *self._vectors}
+        if set(frames) != declared:
+            raise DatasetError(
+                f"an episode holds exactly {sorted(declared)}: missing {sorted(declared - set(frames))}, "
+                f"unknown {sorted(set(frames) - declared)}"
+            )
+        length = len(next(iter(frames.values())))
+        shapes: dict[str, tuple[int, ...]] = {key: (length, 3, *size) for key, size in self._cameras.items()}
+        shapes |= {key: (length, len(names)) for key, names in self._vectors.items()}
+        for key, shape in shapes.items():
+            kind, values = np.dtype(np.uint8 if key in self._cameras else np.float32), frames[key]
+            if length == 0 or values.shape != shape or values.dtype != kind:
+                raise DatasetError(
+                    f"`{key}` must be {kind} of shape {shape} and hold a frame or more, "
+                    f"not {values.dtype} of shape {values.shape}"
+                )
+            if key in self._vectors and not np.isfinite(values).all():
+                raise DatasetError(f"`{key}` of episode {len(self._episodes)} has values that are not finite")
+        return length
+
+    def _columns(self, frames: Frames, length: int, episode: int, task: int) -> dict[str, NDArray[Any]]:
+        steps = np.arange(length)
+        counters = (
+            (steps / self.fps).astype(np.float32),
+            steps,
+            np.full(length, episode),
+            self._frames + steps,
+            np.full(length, task),
+        )
+        return {**{key: frames[key] for key in self._vectors}, **dict(zip(COUNTERS, counters, strict=True))}
+
+    def _new_summaries(self) -> dict[str, ImageSummary | VectorSummary]:
+        vectors = (*self._vectors, *COUNTERS)
+        return {key: ImageSummary() for key in self._cameras} | {key: VectorSummary() for key in vectors}
+
+    def _summarise(self, features: Frames) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        for key, summary in self._new_summaries().items():
+            values = features[key] if features[key].ndim > 1 else features[key][:, None]
+            summary.add(values)
+            self._summaries[key].add(values)
+            row |= {f"stats/{key}/{name}": value for name, value in summary.result().items()}
+        return row
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "codebase_version": "v3.0",
+            "robot_type": self._robot_type,
+            "total_episodes": len(self._episodes),
+            "total_frames": self._frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": FILES_PER_CHUNK,
+            **self._megabytes,
+            "fps": self.fps,
+            "splits": {"train": f"0:{len(self._episodes)}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH if self._cameras else None,
+            "features": self._features(),
+        }
+
+    def _features(self) -> dict[str, Any]:
+        features: dict[str, Any] = {}
+        for key, (height, width) in self._cameras.items():
+            video = {"height": height, "width": width, "codec": CODEC, "pix_fmt": PIXEL_FORMAT}
+            video |= {"is_depth_map": False, "fps": self.fps, "channels": 3}
+            features[key] = {
+                "dtype": "video",
+                "shape": [height, width, 3],
+                "names": ["height", "width", "channels"],
+                "info": {**{f"video.{name}": value for name, value in video.items()}, "has_audio": False},
+            }
+        for key, names in self._vectors.items():
+            features[key] = {"dtype": "float32", "shape": [len(names)], "names": names}
+        for key, kind in COUNTERS.items():
+            features[key] = {"dtype": kind, "shape": [1], "names": None}
+        return features
+
+    def _close_files(self) -> None:
+        self._data.close()
+        for files in self._videos.values():
+            files.close()
+
+
+def require_empty(root: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        DatasetError: `root` exists and is not an empty folder.
+    """
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise DatasetError(f"{root} exists and is not empty; a dataset is never written over another")

@@ -1,0 +1,88 @@
+"""What a person sees of a run in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .assembly import Summary
+
+
+class TerminalProgress:
+    """A progress bar with the latest loss, speed and data wait; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[latest]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=None, latest="")
+
+    def start(self, step: int, steps: int) -> None:
+        self._bar.start()
+        self._bar.update(self._task, completed=step, total=steps)
+        if step:
+            self.note(f"resumed at step {step}")
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        text = f"loss {values['loss']:.4f}  {values['samples_per_second']:,.0f} samples/s  data wait {values['data_wait']:.0%}"
+        if "validation/loss" in values:
+            text += f"  validation {values['validation/loss']:.4f}"
+        self._bar.update(self._task, latest=text)
+        if not self._console.is_terminal:
+            self._console.print(f"step {step}  {text}", highlight=False)
+
+    def note(self, message: str) -> None:
+        self._console.print(message, highlight=False)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def show_summary(console: Console, summary: Summary) -> None:
+    """The parts of a policy and their sizes."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    table.add_column("gives")
+    for part, count in summary.parts.items():
+        name = part.removeprefix("backbones.")
+        given = [
+            f"{key} {_dims(spec.dims)}" for key, spec in summary.features.items() if key.split(".")[0] == name
+        ]
+        table.add_row(
+            part, f"{count:,}", ", ".join(given) if part != "head" else f"action {_dims(summary.action.dims)}"
+        )
+    console.print(table)
+    frozen = summary.parameters - summary.trainable
+    console.print(
+        f"{summary.parameters:,} parameters, {summary.trainable:,} trainable, {frozen:,} frozen; "
+        f"{summary.training_bytes / 2**20:,.0f} MiB for weights, gradients and optimiser",
+        highlight=False,
+    )
+    for pattern, count in summary.frozen.items():
+        console.print(f"freeze {pattern}: {count:,} parameters", highlight=False)
+
+
+def _dims(dims: tuple[int | str, ...]) -> str:
+    return "(" + ", ".join(str(dim) for dim in dims) + ")"
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

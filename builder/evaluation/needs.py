@@ -1,0 +1,135 @@
+"""What a policy must be given and what it commands, held against an environment or a dataset before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...schemas.errors import SpecError
+from ...schemas.specs import Kind
+from ..data.info import DatasetInfo
+from ..wiring import Parts, wire
+from .saved import SavedPolicy
+
+IMAGES = "observation.images."
+STATE = "observation.state"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """`cameras` maps a name to (height, width) in pixels, `vectors` a key to its size; both only what is read."""
+
+    cameras: Mapping[str, tuple[int, int]]
+    vectors: Mapping[str, int]
+    action_dim: int
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys of an observation that the policy reads."""
+        return frozenset([*(f"{IMAGES}{name}" for name in self.cameras), *self.vectors, "task"])
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the square images in pixels; None without cameras. Raises SpecError where they are no such."""
+        sizes = {side for size in self.cameras.values() for side in size}
+        if len(sizes) > 1:
+            shown = ", ".join(f"`{name}` {w} x {h}" for name, (h, w) in self.cameras.items())
+            raise SpecError(
+                f"simulators draw square images of one size, but the policy sees {shown}",
+                help="train on square images, or evaluate with `--open-loop`",
+            )
+        return sizes.pop() if sizes else None
+
+
+def needs_of(saved: SavedPolicy) -> Needs:
+    """What the parts of a composed policy read; all that a hand-written one was trained with."""
+    specs = saved.specs
+    read = set(specs)
+    if not saved.handwritten:
+        parts = Parts.from_resolved(saved.recipe)
+        facts = dict(saved.content.get("facts") or {})
+        for site in parts.transforms:
+            facts[site.key] = {**facts.get(site.key, {}), "statistics": saved.content["statistics"]}
+        wiring = wire(parts, specs, facts)
+        wanted = {key for inputs in wiring.reads.values() for key in inputs}
+        if wanted <= specs.keys() | wiring.collated.keys():
+            read = wanted & specs.keys()
+    cameras, vectors = {}, {}
+    for key in sorted(read):
+        spec = specs[key]
+        if spec.kind is Kind.IMAGE:
+            height, width = spec.dims[-2:]
+            cameras[key.removeprefix(IMAGES)] = (int(height), int(width))
+        elif spec.kind is Kind.STATE:
+            vectors[key] = spec.width
+    return Needs(cameras, vectors, specs["action"].width)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An environment in numbers, as `simulation.base.Environment` defines them."""
+
+    name: str
+    cameras: tuple[str, ...]
+    state_dim: int
+    action_dim: int
+    fps: int
+    max_steps: int
+    task: str
+
+
+def check_scene(needs: Needs, scene: Scene) -> None:
+    """Raises SpecError with everything in which a policy and an environment differ."""
+    problems = [
+        f"the policy sees camera `{name}`, {scene.name} has {_listed(scene.cameras)}"
+        for name in needs.cameras
+        if name not in scene.cameras
+    ]
+    for key, size in needs.vectors.items():
+        if key != STATE:
+            problems.append(f"the policy reads `{key}`, {scene.name} gives only `{STATE}`")
+        elif size != scene.state_dim:
+            problems.append(f"the policy reads a state of {size} values, {scene.name} has {scene.state_dim}")
+    if needs.action_dim != scene.action_dim:
+        problems.append(
+            f"the policy gives actions of {needs.action_dim} values, {scene.name} takes {scene.action_dim}"
+        )
+    if problems:
+        raise SpecError(
+            f"the policy does not fit the environment: {'; '.join(problems)}",
+            help="choose with `--env` the environment its demonstrations come from, or train on demonstrations of "
+            f"this one: `policysmith data record --env {scene.name} --output DIR`",
+        )
+
+
+def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str) -> None:
+    """Raises SpecError with everything in which a policy and a dataset differ."""
+    needs = needs_of(saved)
+    problems = []
+    for camera, (height, width) in needs.cameras.items():
+        if camera not in info.cameras:
+            problems.append(
+                f"the policy sees camera `{camera}`, the dataset has {_listed(tuple(info.cameras))}"
+            )
+        elif info.cameras[camera] != (height, width):
+            h, w = info.cameras[camera]
+            problems.append(
+                f"the policy sees `{camera}` at {width} x {height} pixels, the dataset has {w} x {h}"
+            )
+    for key, size in needs.vectors.items():
+        if info.vectors.get(key) != size:
+            held = f"{info.vectors[key]} values" if key in info.vectors else "none"
+            problems.append(f"the policy reads {size} values of `{key}`, the dataset has {held}")
+    if info.action_dim != needs.action_dim:
+        problems.append(
+            f"the policy gives actions of {needs.action_dim} values, the dataset has {info.action_dim}"
+        )
+    if problems:
+        raise SpecError(
+            f"the policy does not fit the dataset {name}: {'; '.join(problems)}",
+            help="name the dataset it was trained on, or one recorded with the same robot and cameras",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"

@@ -1,0 +1,216 @@
+"""Open-loop error: what a policy would do at every frame of recorded episodes, against what was done.
+
+All numbers are in the robot's units. Steps of a chunk beyond the end of an episode do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...schemas.errors import DatasetError
+from ..data.dataset import LeRobotDataset
+from ..policy import BasePolicyModel, RecipePolicy
+from ..policy.pipeline import SamplePipeline
+from ..policy.registry import DataCollatorRegistry
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One episode of L frames: the actions done (L, A), and those predicted, each chunk run for `execute` steps."""
+
+    episode: int
+    true: Array
+    predicted: Array
+    execute: int
+
+
+@dataclass(frozen=True)
+class OpenLoopResult:
+    """Errors over all frames of some episodes, for H steps of a chunk and A action dims."""
+
+    split: str
+    """`validation` or `training`: whether the policy has seen the episodes."""
+    episodes: tuple[int, ...]
+    available: int
+    """Episodes of the split."""
+    frames: int
+    action_names: tuple[str, ...]
+    fps: float
+    mae: Array = field(repr=False)
+    """Mean absolute error by action dim (A,)."""
+    rmse: Array = field(repr=False)
+    """Root of the mean squared error by action dim (A,)."""
+    mae_by_step: Array = field(repr=False)
+    """Mean absolute error by step within the chunk (H, A); NaN for a step that never counts."""
+    rmse_by_step: Array = field(repr=False)
+    baseline_mae: Array | None = field(repr=False)
+    """Mean absolute error (A,) of always predicting the mean action of the training episodes."""
+    trace: Trace = field(repr=False)
+
+    @property
+    def relative(self) -> float | None:
+        """Error as a fraction of the baseline's, averaged over the dims in which the baseline errs at all."""
+        if self.baseline_mae is None or not (moving := self.baseline_mae > 1e-9).any():
+            return None
+        return float(np.mean(self.mae[moving] / self.baseline_mae[moving]))
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the trace, as JSON values."""
+        return {
+            "split": self.split,
+            "episodes": list(self.episodes),
+            "frames": self.frames,
+            "action_names": list(self.action_names),
+            "mae": self.mae.tolist(),
+            "rmse": self.rmse.tolist(),
+            "mae_by_step": _nullable(self.mae_by_step),
+            "rmse_by_step": _nullable(self.rmse_by_step),
+            "baseline_mae": None if self.baseline_mae is None else self.baseline_mae.tolist(),
+            "relative_to_baseline": self.relative,
+        }
+
+
+def evaluate_open_loop(
+    policy: BasePolicyModel,
+    dataset: LeRobotDataset,
+    *,
+    split: str = "validation",
+    available: int | None = None,
+    action_names: Sequence[str] | None = None,
+    statistics: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> OpenLoopResult:
+    """Predict a chunk at every frame of `dataset`, whose windows must be the policy's own.
+
+    `split` and `available` say what the episodes are, `statistics` are those of the policy's training data. `seed`
+    fixes what stochastic heads draw.
+
+    Raises:
+        DatasetError: the dataset has other windows or another action size than the policy.
+    """
+    predict = _predictor(policy)
+    horizon, size = dataset.shape("action")
+    mean = statistics["action"]["mean"] if statistics and "action" in statistics else None
+    sums = _Sums(horizon, size, mean)
+    indices = list(policy.config.transform()[2])
+    now = indices.index(0) if 0 in indices else 0
+    chunks: list[Array] = []
+    done: list[Array] = []
+    first_length = dataset.episode_lengths[0]
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        for start in range(0, len(dataset), batch_size):
+            samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
+            true = torch.stack([sample["action"] for sample in samples])  # (B, H, A)
+            counts = ~torch.stack([sample["action_is_pad"] for sample in samples])  # (B, H)
+            predicted = predict(samples)
+            if predicted.shape != true.shape:
+                raise DatasetError(
+                    f"the policy predicts chunks of {tuple(predicted.shape[1:])}, the dataset gives "
+                    f"{tuple(true.shape[1:])}; open it with the policy's own action indices"
+                )
+            sums.add(predicted.double().numpy(), true.double().numpy(), counts.numpy())
+            if start < first_length:
+                chunks.append(predicted[: first_length - start].double().numpy())
+                done.append(true[: first_length - start, now].double().numpy())
+    execute = policy.execute or horizon
+    predicted_trace = executed(np.concatenate(chunks), execute)
+    trace = Trace(dataset.episodes[0], np.concatenate(done), predicted_trace, execute)
+    return OpenLoopResult(
+        split=split,
+        episodes=dataset.episodes,
+        available=available or len(dataset.episodes),
+        frames=len(dataset),
+        action_names=tuple(action_names or (f"action_{i}" for i in range(size))),
+        fps=dataset.fps,
+        mae=sums.mae,
+        rmse=sums.rmse,
+        mae_by_step=sums.mae_by_step,
+        rmse_by_step=sums.rmse_by_step,
+        baseline_mae=sums.baseline_mae,
+        trace=trace,
+    )
+
+
+def executed(chunks: Array, execute: int) -> Array:
+    """Actions (L, A) that a robot would run, given the chunk predicted at each of L frames (L, H, A)."""
+    return np.stack([chunks[frame - frame % execute, frame % execute] for frame in range(len(chunks))])
+
+
+Samples = Sequence[Mapping[str, Any]]
+
+
+def _predictor(policy: BasePolicyModel) -> Callable[[Samples], Tensor]:
+    """From raw samples to chunks (B, H, A) in the robot's units, on the CPU."""
+
+    def to_device(batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v.to(policy.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    if isinstance(policy, RecipePolicy):
+        collator = policy.collator
+        return lambda samples: policy.inference(to_device(collator(samples))).float().cpu()
+    pipeline = SamplePipeline(policy.config)
+    collate = DataCollatorRegistry.get(policy.config.model_type)
+
+    def predict(samples: Samples) -> Tensor:
+        hidden = [
+            {**sample, "action": torch.full_like(sample["action"], float("nan"))} for sample in samples
+        ]  # a policy that looks at the answer gives NaN
+        batch = collate([pipeline(sample, "eval") for sample in hidden])
+        return pipeline.inverse(policy.inference(to_device(batch))).float().cpu()
+
+    return predict
+
+
+class _Sums:
+    """Running sums of errors over the steps that count, by step of the chunk and action dim (H, A)."""
+
+    def __init__(self, horizon: int, size: int, mean: Sequence[float] | None) -> None:
+        self._absolute, self._squared, self._baseline = (np.zeros((horizon, size)) for _ in range(3))
+        self._count = np.zeros((horizon, 1))
+        self._mean = None if mean is None else np.asarray(mean, dtype=np.float64)
+
+    def add(self, predicted: Array, true: Array, counts: NDArray[np.bool_]) -> None:
+        """Chunks (B, H, A) with their mask (B, H), True where a step counts."""
+        weight = counts[..., None]
+        error = np.where(weight, predicted - true, 0.0)
+        self._absolute += np.abs(error).sum(0)
+        self._squared += np.square(error).sum(0)
+        self._count += weight.sum(0)
+        if self._mean is not None:
+            self._baseline += np.where(weight, np.abs(true - self._mean), 0.0).sum(0)
+
+    @property
+    def mae(self) -> Array:
+        return np.asarray(self._absolute.sum(0) / self._count.sum())
+
+    @property
+    def rmse(self) -> Array:
+        return np.asarray(np.sqrt(self._squared.sum(0) / self._count.sum()))
+
+    @property
+    def mae_by_step(self) -> Array:
+        return self._absolute / np.where(self._count > 0, self._count, np.nan)
+
+    @property
+    def rmse_by_step(self) -> Array:
+        return np.asarray(np.sqrt(self._squared / np.where(self._count > 0, self._count, np.nan)))
+
+    @property
+    def baseline_mae(self) -> Array | None:
+        return None if self._mean is None else np.asarray(self._baseline.sum(0) / self._count.sum())
+
+
+def _nullable(values: Array) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else float(value) for value in row] for row in values]

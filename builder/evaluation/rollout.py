@@ -1,0 +1,152 @@
+"""One episode, and the worker processes that run many.
+
+An episode depends on its seed alone, whichever process runs it: the environment restarts from the seed, the
+policy forgets the last episode, and torch's generator, from which stochastic heads draw, is seeded anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging as transformers_logging
+
+from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError
+from ..policy import BasePolicyModel
+from ..simulation.base import Environment, Image, Observation, make
+from .needs import IMAGES, Needs, Scene
+from .saved import SavedPolicy
+
+EnvironmentFactory = Callable[[int, bool], Environment]
+"""Makes an environment from the side of its images in pixels and whether it renders; a module-level function."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """How one rollout ended: `steps` are the actions taken, up to the first success or the limit."""
+
+    index: int
+    seed: int
+    success: bool
+    steps: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """An episode and, where it was filmed, what its first camera saw, uint8 (H, W, 3) each."""
+
+    episode: Episode
+    frames: list[Image]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs in order to begin."""
+
+    saved: SavedPolicy
+    needs: Needs
+    env: str | EnvironmentFactory
+    device: str
+    allow_imports: bool
+
+    def open(self) -> tuple[BasePolicyModel, Environment]:
+        """The policy on its device, and the environment."""
+        transformers_logging.disable_progress_bar()
+        try:
+            self.saved.run_imports(allowed=self.allow_imports)
+        except RecipeError as error:  # it holds more than its text and would not survive the way back
+            raise CheckpointError(str(error)) from None
+        size = self.needs.image_size
+        if isinstance(self.env, str):
+            environment = make(self.env, image_size=size or 96, render=size is not None)
+        else:
+            environment = self.env(size or 96, size is not None)
+        return self.saved.load(self.device), environment
+
+
+def roll_out(
+    policy: BasePolicyModel,
+    environment: Environment,
+    *,
+    index: int,
+    seed: int,
+    needs: Needs,
+    film_every: int | None = None,
+) -> Rollout:
+    """Drive the environment until the first success or its step limit.
+
+    `film_every` keeps every so many-th frame, and the last one; None keeps none.
+
+    Raises:
+        SimulatorError: the policy commands something that is not finite.
+    """
+    torch.manual_seed(seed)
+    policy.reset()
+    observation = environment.reset(seed)
+    frames: list[Image] = []
+    success, steps = False, 0
+    while not success and steps < environment.max_steps:
+        if film_every is not None and steps % film_every == 0:
+            frames.append(_view(observation, environment))
+        seen = {key: value for key, value in observation.items() if key in needs.keys}
+        action = policy.select_action(seen).float().numpy().astype(np.float32)
+        if not np.isfinite(action).all():
+            raise SimulatorError(
+                f"episode {index} (seed {seed}), step {steps}: the policy commands {action.tolist()}; "
+                "its weights or the statistics of its dataset are broken"
+            )
+        result = environment.step(action)
+        observation, success, steps = result.observation, result.success, steps + 1
+        if result.done:
+            break
+    if film_every is not None:
+        frames.append(_view(observation, environment))
+    return Rollout(Episode(index, seed, success, steps), frames)
+
+
+def _view(observation: Observation, environment: Environment) -> Image:
+    image = observation.get(f"{IMAGES}{environment.cameras[0]}") if environment.cameras else None
+    return environment.render() if image is None else np.ascontiguousarray(np.moveaxis(image, 0, -1))
+
+
+_job: Job | None = None
+_opened: tuple[BasePolicyModel, Environment] | None = None
+
+
+def begin(job: Job) -> None:
+    """Start of a worker process: one thread, so that results do not depend on how many workers there are."""
+    global _job
+    _job = job
+    torch.set_num_threads(1)
+
+
+def describe() -> Scene:
+    """In a worker: open policy and environment, and tell what the environment is."""
+    environment = _open()[1]
+    names: dict[str, Any] = {name: getattr(environment, name) for name in Scene.__dataclass_fields__}
+    return Scene(**{**names, "cameras": tuple(names["cameras"])})
+
+
+def run_episode(index: int, seed: int, film_every: int | None) -> Rollout:
+    """In a worker: one episode."""
+    assert _job is not None
+    policy, environment = _open()
+    return roll_out(policy, environment, index=index, seed=seed, needs=_job.needs, film_every=film_every)
+
+
+def _open() -> tuple[BasePolicyModel, Environment]:
+    global _opened
+    if _opened is None:
+        assert _job is not None
+        try:
+            _opened = _job.open()
+        except PolicysmithError:
+            raise
+        except Exception as error:
+            raise SimulatorError(
+                f"a rollout process cannot start: {type(error).__name__}: {error}"
+            ) from error
+    return _opened

@@ -1,0 +1,225 @@
+"""One evaluation of a policy, with everything it leaves behind: numbers, video, plots, and a report.
+
+    result = evaluate("runs/vit_mlp")
+    print("\\n".join(result.lines))
+
+Nothing is printed here; `progress` is told in a line now and then how far it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...schemas.errors import CheckpointError, DatasetError, SpecError
+from ..data.dataset import LeRobotDataset, inspect
+from ..data.splits import split_episodes
+from ..policy import BasePolicyModel
+from .closed_loop import ClosedLoopResult, evaluate_closed_loop
+from .control import blind, train_control
+from .needs import check_dataset
+from .open_loop import OpenLoopResult, evaluate_open_loop
+from .report import write_report
+from .result import EvaluationResult, summary_lines
+from .rollout import Episode
+from .saved import SavedPolicy, choose_device
+
+Progress = Callable[[str], None]
+Control = Literal["none", "blind"]
+
+OPEN_LOOP_EPISODES = 20
+"""Episodes judged open loop at most, evenly spaced over the split."""
+
+
+def evaluate(
+    run_or_checkpoint: str | Path,
+    *,
+    env: str | None = None,
+    episodes: int | None = None,
+    seed: int | None = None,
+    control: Control | None = None,
+    open_loop: bool = False,
+    output: Path | None = None,
+    device: str | None = None,
+    allow_imports: bool = False,
+    processes: int | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Judge the newest policy of a run, or the policy in a checkpoint.
+
+    What is not given comes from the `evaluation` section of its recipe. With `open_loop` no simulator runs. The
+    files go to `output`, by default `<run>/evaluation`; a blind control is trained once, in `<run>/control`.
+
+    Raises:
+        CheckpointError: there is no policy, or nothing to judge it on.
+        SpecError: the policy does not fit the environment or the dataset.
+        RecipeError, SimulatorError, TrainingError: as loading, simulating and training the control do.
+    """
+    tell = progress or (lambda message: None)
+    saved = SavedPolicy.find(run_or_checkpoint)
+    section: dict[str, Any] = saved.recipe.get("evaluation") or {}
+    plan = _Plan(
+        env=None if open_loop else env or section.get("env"),
+        episodes=episodes or section.get("episodes", 50),
+        seed=section.get("seed", 10_000) if seed is None else seed,
+        control=control or section.get("control", "none"),
+        open_loop=open_loop,
+        device=choose_device(device),
+        allow_imports=allow_imports,
+        processes=processes,
+    )
+    output = output or _output(saved)
+    saved.run_imports(allowed=allow_imports)
+    policy = saved.load(plan.device)
+    names = [name for name, _ in policy.named_parameters()]
+    if plan.env is not None and plan.control == "blind":
+        blind(saved.recipe, names)  # raises now, not after the rollouts
+    notes: list[str] = []
+    judged = _open_loop(saved, policy, notes, tell, required=plan.env is None)
+    del policy
+    closed = unseeing = None
+    if plan.env is not None:
+        closed = plan.closed_loop(saved.directory, "closed loop", tell, video=output / "rollouts.mp4")
+        if plan.control == "blind":
+            home = saved.run or output
+            trained = train_control(
+                saved, names, home / "control", device=device, allow_imports=allow_imports, tell=tell
+            )
+            unseeing = plan.closed_loop(trained, "blind control", tell)
+    if closed is None and judged is None:
+        raise CheckpointError(
+            f"there is nothing to judge {run_or_checkpoint} on: {' '.join(notes)} "
+            "Name an environment (`--env metaworld/drawer-open-v3`), or add an `evaluation` section to the recipe"
+        )
+    result = EvaluationResult(
+        saved.directory, output, plan.command(run_or_checkpoint), closed, unseeing, judged, tuple(notes)
+    )
+    new_goals = closed is not None and _goals_are_new(saved, closed)
+    result = replace(result, lines=tuple(summary_lines(result, new_goals=new_goals)))
+    write_report(result, saved)
+    return result
+
+
+@dataclass(frozen=True)
+class _Plan:
+    env: str | None
+    episodes: int
+    seed: int
+    control: Control
+    open_loop: bool
+    device: str
+    allow_imports: bool
+    processes: int | None
+
+    def closed_loop(
+        self, policy: Path, title: str, tell: Progress, video: Path | None = None
+    ) -> ClosedLoopResult:
+        assert self.env is not None
+        tell(f"{title}: {self.episodes} rollouts in {self.env}")
+        successes, done = 0, 0
+
+        def watch(episode: Episode) -> None:
+            nonlocal successes, done
+            successes, done = successes + episode.success, done + 1
+            if done % max(1, self.episodes // 5) == 0 and done < self.episodes:
+                tell(f"{title}: {successes} of {done} succeeded")
+
+        return evaluate_closed_loop(
+            policy,
+            env=self.env,
+            episodes=self.episodes,
+            seed=self.seed,
+            processes=self.processes,
+            device=self.device,
+            video=video,
+            strip=video.with_name("strip.png") if video is not None else None,
+            allow_imports=self.allow_imports,
+            watch=watch,
+        )
+
+    def command(self, source: str | Path) -> str:
+        words = ["policysmith evaluate", str(source)]
+        if self.open_loop:
+            words.append("--open-loop")
+        elif self.env is not None:
+            words += [f"--env {self.env}", f"--episodes {self.episodes}", f"--seed {self.seed}"]
+            words.append(f"--control {self.control}")
+        words.append(f"--device {self.device}")
+        return " ".join([*words, "--allow-imports"] if self.allow_imports else words)
+
+
+def _output(saved: SavedPolicy) -> Path:
+    if saved.run is None:
+        return saved.directory / "evaluation"
+    home = saved.run / "evaluation"
+    return home if saved.is_newest else home / saved.directory.name
+
+
+def _open_loop(
+    saved: SavedPolicy, policy: BasePolicyModel, notes: list[str], tell: Progress, *, required: bool
+) -> OpenLoopResult | None:
+    """Open-loop errors, or None and a note that says why not."""
+    section = saved.recipe["data"]
+    path = _dataset_path(saved)
+    try:
+        info = inspect(path)
+        check_dataset(saved, info, section["path"])
+    except (DatasetError, SpecError) as error:
+        if required and isinstance(error, SpecError):
+            raise
+        notes.append(f"No open-loop error: {str(error).rstrip('.')}.")
+        return None
+    held = section.get("episodes") or info.episodes
+    training, validation = split_episodes(
+        [episode for episode in held if episode in info.episodes],
+        validation_fraction=section["validation"],
+        seed=section["split_seed"],
+    )
+    split, chosen = ("validation", validation) if validation else ("training", training)
+    some = _spaced(chosen, OPEN_LOOP_EPISODES)
+    tell(f"open loop: {len(some)} {split} episodes")
+    windows: dict[str, Any] = {
+        "cameras": section.get("cameras"),
+        "observation_indices": policy.observation_steps(),
+        "action_indices": list(policy.config.transform()[2]),
+    }
+    before = saved.fingerprint()
+    if before is not None and LeRobotDataset(path, **windows, episodes=training).fingerprint != before:
+        notes.append(f"The dataset {section['path']} has changed since the policy was trained on it.")
+    return evaluate_open_loop(
+        policy,
+        LeRobotDataset(path, **windows, episodes=some),
+        split=split,
+        available=len(chosen),
+        action_names=info.action_names,
+        statistics=saved.content["statistics"],
+    )
+
+
+def _spaced(episodes: tuple[int, ...], count: int) -> tuple[int, ...]:
+    if len(episodes) <= count:
+        return episodes
+    return tuple(episodes[i * len(episodes) // count] for i in range(count))
+
+
+def _dataset_path(saved: SavedPolicy) -> Path:
+    """Where the demonstrations were when the policy was trained, or where the recipe has them."""
+    recorded = Path(saved.description.get("data", ""))
+    if recorded.is_absolute() and recorded.is_dir():
+        return recorded
+    return saved.recipe_directory / str(saved.recipe["data"]["path"])
+
+
+def _goals_are_new(saved: SavedPolicy, closed: ClosedLoopResult) -> bool:
+    """Whether it is known that no rollout begins like a demonstration: the dataset lists the seeds it was made with."""
+    path = _dataset_path(saved) / "meta" / "recording.json"
+    if not path.is_file():
+        return False
+    recording = json.loads(path.read_text())
+    used = {episode.seed for episode in closed.episodes}
+    return recording.get("environment") == closed.env and used.isdisjoint(
+        recording.get("episode_seeds", used)
+    )

@@ -1,0 +1,139 @@
+"""A trained policy on disk, known before any of its weights is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModel
+
+from ...schemas.document import from_mapping
+from ...schemas.errors import CheckpointError, RecipeError, TrainingError
+from ...schemas.specs import Spec
+from ..imports import run_imports
+from ..policy import BasePolicyModel
+from ..policy.composed import MODEL_TYPE
+from ..policy.pipeline import KEY
+from ..policy.registry import policies
+from ..policy.saving import read_json
+from ..training.checkpoint import STATE, latest
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """A checkpoint, and the run it belongs to where there is one. Plain values: it travels to other processes."""
+
+    directory: Path
+    model_type: str
+    content: Mapping[str, Any] = field(repr=False)
+    """What the config holds of its making: `recipe`, `specs`, `statistics`, `provenance`, and `facts` of its parts."""
+    run: Path | None = None
+
+    @classmethod
+    def find(cls, path: str | Path) -> SavedPolicy:
+        """The policy in a checkpoint directory, or the newest of a run directory.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or it was not made from a recipe.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is no directory; name a run or a checkpoint")
+        if (path / "config.json").exists():
+            directory = path.resolve()
+        elif (newest := latest(path)) is not None:
+            directory = (path / "policy" if (path / "policy").exists() else newest).resolve()
+        else:
+            raise CheckpointError(
+                f"{path} holds neither a run (checkpoints/) nor a policy (config.json); "
+                "train one with `build-and-train RECIPE`"
+            )
+        config = read_json(directory / "config.json")
+        handwritten = config.get("model_type") != MODEL_TYPE
+        content = config.get(KEY) if handwritten else config
+        if not isinstance(content, dict) or not content.get("recipe") or not content.get("specs"):
+            raise CheckpointError(
+                f"{directory} holds a `{config.get('model_type')}` that was not made from a recipe: it does not say "
+                "what it observes; train it with `build-and-train`"
+            )
+        run = directory.parents[1] if directory.parent.name == "checkpoints" else None
+        return cls(directory, config["model_type"], content, run)
+
+    @property
+    def handwritten(self) -> bool:
+        return self.model_type != MODEL_TYPE
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe."""
+        recipe: dict[str, Any] = self.content["recipe"]
+        return recipe
+
+    @cached_property
+    def specs(self) -> dict[str, Spec]:
+        """What the dataset gave, by key."""
+        return {key: Spec.from_json(spec) for key, spec in self.content["specs"].items()}
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The run's `run.json`; empty where there is none."""
+        path = self.run / "run.json" if self.run is not None else None
+        return dict(read_json(path)) if path is not None and path.exists() else {}
+
+    @property
+    def recipe_directory(self) -> Path:
+        """What relative paths of the recipe start from."""
+        return Path(self.description.get("recipe_directory", "."))
+
+    @property
+    def is_newest(self) -> bool:
+        """Whether its run holds no later checkpoint."""
+        newest = latest(self.run) if self.run is not None else None
+        return newest is None or newest.resolve() == self.directory
+
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the dataset it was trained on, where the checkpoint can still be resumed from."""
+        path = self.directory / STATE
+        if not path.exists():
+            return None
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return cast("str", state["identity"]["data"])
+
+    def run_imports(self, *, allowed: bool) -> None:
+        """Run the files under `imports:` of its recipe, which register its class.
+
+        Raises:
+            CheckpointError: they are not allowed, or afterwards the policy's class is still unknown.
+            RecipeError: one of them failed.
+        """
+        entries = self.recipe.get("imports") or []
+        if entries and not allowed:
+            raise CheckpointError(
+                f"{self.directory} needs {', '.join(f'`{entry}`' for entry in entries)}, which its recipe imports: no "
+                "code runs unless it is told to; read it, then add `--allow-imports` (Python: `allow_imports=True`)"
+            )
+        name = str(self.directory / "config.json")
+        if found := run_imports(from_mapping({"imports": entries}, name, directory=self.recipe_directory)):
+            raise RecipeError(found)
+        if self.handwritten and self.model_type not in policies():
+            raise CheckpointError(
+                f"{self.directory} holds a hand-written policy, `{self.model_type}`, that nothing registers; "
+                "name its file under `imports:` of its recipe"
+            )
+
+    def load(self, device: str = "cpu") -> BasePolicyModel:
+        """The policy in evaluation mode. Its imports must have run. Raises CheckpointError, WeightsError."""
+        policy: Any = AutoModel.from_pretrained(self.directory)
+        loaded: BasePolicyModel = policy.to(device).eval()
+        return loaded
+
+
+def choose_device(device: str | None) -> str:
+    """`cpu` or `cuda`; None is the best there is. Raises TrainingError for a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("no CUDA device is to be seen; use `--device cpu`")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")

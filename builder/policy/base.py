@@ -1,0 +1,294 @@
+"""`BasePolicyModel`: a `PreTrainedModel` that drives a robot. The only module that subclasses `PreTrainedModel`.
+
+A hand-written policy subclasses it, sets `config_class`, implements `forward` and `inference`, and is registered:
+
+    @BasePolicyModel.register("custom_model")
+    class CustomPolicy(BasePolicyModel):
+        config_class = CustomPolicyConfig
+
+What transformers leaves to chance is settled here: `post_init` runs once and last whatever a subclass does,
+weights set in a constructor survive it, a constructor may load pretrained weights, a loaded policy has every
+weight of the checkpoint and every buffer, and a save is complete or not there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ...components.features import chunk_size
+from ...schemas.errors import CheckpointError, SpecError, WeightsError
+from . import registry, saving, sharing
+from .pipeline import KEY, SamplePipeline, way_of_samples
+
+P = TypeVar("P", bound="type[BasePolicyModel]")
+_UPLOAD = (
+    "repo_id",
+    "token",
+    "private",
+    "commit_message",
+    "commit_description",
+    "revision",
+    "create_pr",
+    "tags",
+)
+
+
+class PolicyMeta(type):
+    """Runs `post_init` after the outermost constructor, so that no subclass can forget it or run it too early."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        policy = super().__call__(*args, **kwargs)
+        policy.post_init()
+        return policy
+
+
+class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
+    """Base of composed and hand-written policies.
+
+    `forward(batch)` takes one collated batch and gives `{"loss", "prediction", ...}`; `inference(batch)` gives an
+    action chunk (B, H, A); `select_action(observation)` gives the next action (A,) in the robot's units.
+    """
+
+    main_input_name = "batch"
+    base_model_prefix = ""
+    builds_on_meta: ClassVar[bool] = False
+    """Whether the constructor can run on the meta device; hand-written ones may load weights in it, so they may not."""
+
+    def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
+        registry.pin_class_attributes(config)
+        super().__init__(config)
+        self._queue: deque[Tensor] = deque()
+        self._history: deque[Mapping[str, Any]] = deque()
+        self._pipeline: SamplePipeline | None = None
+
+    @classmethod
+    def register(cls, name: str) -> Callable[[P], P]:
+        """Class decorator: make a hand-written policy known as `policy: {type: <name>}` and to the Auto classes.
+
+        Raises RegistryError where the name is taken, or the class or its config breaks the contract.
+        """
+
+        def decorate(policy: P) -> P:
+            registry.register_policy(name, policy)
+            return policy
+
+        return decorate
+
+    def forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement forward(batch) -> {{'loss', 'prediction'}}"
+        )
+
+    def inference(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must implement inference(batch) -> (B, H, A)")
+
+    def observation_steps(self) -> list[int]:
+        """Time steps of the observations, relative to now; the latest is 0."""
+        return way_of_samples(self.config)[1]
+
+    def chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
+        """Action chunk (H, A) in the robot's units for one observation with its history, each value (T, ...).
+
+        Goes through the recipe's transforms and the registered collator. A collator may ask for the `action` that
+        only training has: it gets NaN, so that a policy that looked at it would show.
+        """
+        pipeline = self._sample_pipeline()
+        horizon, dim = chunk_size(pipeline.specs)
+        unknown = {
+            "action": torch.full((horizon, dim), float("nan")),
+            "action_is_pad": torch.zeros(horizon).bool(),
+        }
+        batch = registry.DataCollatorRegistry.get(self.config.model_type)(
+            [pipeline({**observation, **unknown}, "eval")]
+        )
+        on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        actions = self.inference(on_device, **({} if generator is None else {"generator": generator}))
+        actions = actions if actions.ndim == 3 else actions.unsqueeze(0)
+        if actions.shape != (1, horizon, dim):
+            raise SpecError(
+                f"{type(self).__name__}.inference gives {tuple(actions.shape)} for one observation; "
+                f"the chunk must be (1, {horizon}, {dim})"
+            )
+        return pipeline.inverse(actions)[0].cpu()
+
+    def _sample_pipeline(self) -> SamplePipeline:
+        if self._pipeline is None:
+            if not hasattr(self.config, KEY):
+                raise CheckpointError(
+                    f"{type(self).__name__} was not built from a recipe: it knows no dataset and no transforms, "
+                    "so it cannot take raw observations; call `inference(batch)`"
+                )
+            self._pipeline = SamplePipeline(self.config)
+        return self._pipeline
+
+    @property
+    def execute(self) -> int | None:
+        """Actions run from each chunk; None for all of them."""
+        return cast(
+            "int | None",
+            getattr(self.config, KEY, {"recipe": {"policy": {}}})["recipe"]["policy"].get("execute"),
+        )
+
+    def eval(self) -> Self:
+        """Evaluation mode; gives the policy itself."""
+        super().eval()  # type: ignore[no-untyped-call]
+        return self
+
+    def reset(self) -> None:
+        """Forget the running chunk and the observation history: a new episode begins."""
+        self._queue.clear()
+        self._history.clear()
+
+    @torch.no_grad()
+    def select_action(
+        self, observation: Mapping[str, Any], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Next action (A,) in the robot's units.
+
+        `observation` is one time step: `observation.images.<camera>` (3, H, W) uint8, `observation.state` (S,),
+        `task` str. Looks at the scene once every `execute` steps and runs the chunk in between.
+        """
+        if self.training:
+            raise RuntimeError("the policy is in training mode; call `policy.eval()` before `select_action`")
+        steps = self.observation_steps()
+        self._history.append(observation)
+        while len(self._history) > 1 - min(steps):
+            self._history.popleft()
+        if not self._queue:
+            chunk = self.chunk(self._window(steps), generator=generator)
+            self._queue.extend(chunk[: self.execute])
+        return self._queue.popleft()
+
+    def _window(self, steps: list[int]) -> dict[str, Any]:
+        now = len(self._history) - 1
+        frames = [self._history[max(now + step, 0)] for step in steps]
+        return {
+            key: value
+            if isinstance(value, str)
+            else torch.stack([torch.as_tensor(frame[key]) for frame in frames])
+            for key, value in frames[-1].items()
+        }
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every part initialises its own weights, and pretrained ones must survive `post_init`."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: `save_pretrained` writes an import shim, never a copy of the source."""
+
+    @classmethod
+    def get_init_context(cls, *args: Any, **kwargs: Any) -> Any:
+        contexts = super().get_init_context(*args, **kwargs)
+        if cls.builds_on_meta:
+            return contexts
+        return [
+            context
+            for context in contexts
+            if not (isinstance(context, torch.device) and context.type == "meta")
+        ]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', but a missing, unexpected or misshapen weight is a WeightsError, and every buffer is right.
+
+        Raises CheckpointError for a directory that holds no complete checkpoint.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # they are reported below, with the other complaints
+        saving.check_directory(pretrained_model_name_or_path)
+        try:
+            load: Callable[..., Any] = super().from_pretrained
+            policy, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path}: the weights are damaged ({error}); use another checkpoint of the run"
+            ) from error
+        complaints = [
+            f"{problem}: {_some(info[key])}"
+            for key, problem in (
+                ("missing_keys", "not in the checkpoint"),
+                ("unexpected_keys", "not in the model"),
+                ("mismatched_keys", "of another shape"),
+            )
+            if info[key]
+        ]
+        if complaints:
+            raise WeightsError(
+                f"{pretrained_model_name_or_path} does not fit {cls.__name__}; {'; '.join(complaints)}; "
+                "load it by the class and the version of its parts that it was saved with"
+            )
+        policy.repair_buffers()
+        _align(policy)
+        return (policy, info) if wants_info else policy
+
+    def repair_buffers(self) -> None:
+        """Recompute the buffers that a checkpoint does not hold, from a twin built on the CPU.
+
+        transformers leaves them as uninitialised memory after loading (huggingface/transformers#48892).
+        """
+        owners = {name for name, _ in _unsaved_buffers(self)}
+        if not owners:
+            return
+        twin = dict(_unsaved_buffers(type(self)(copy.deepcopy(self.config))))
+        for name, buffer in _unsaved_buffers(self):
+            buffer.data.copy_(twin[name])
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """`{target: source}` of all weights declared as tied, by the policy and by any module in it."""
+        tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
+        return {**tied, **sharing.declared(self)}
+
+    def save_pretrained(
+        self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """As transformers', but written aside, read back, and then moved into place. One process of many writes.
+
+        With `push_to_hub`, `repo_id`, `token`, `private` and the like are those of `push_to_hub()`. Raises
+        CheckpointError where what was written cannot be read back.
+        """
+        upload = {key: kwargs.pop(key) for key in _UPLOAD if key in kwargs}
+        if not kwargs.get("is_main_process", True):
+            return
+        with saving.staged(Path(save_directory)) as directory:
+            super().save_pretrained(directory, *args, **kwargs)
+            self.save_assets(directory)
+            saving.verify(directory)
+        if push_to_hub:
+            self.push_to_hub(**{"repo_id": Path(save_directory).name, **upload})
+
+    def save_assets(self, directory: Path) -> None:
+        """Write what belongs beside config and weights."""
+
+
+def _some(keys: Iterable[Any]) -> str:
+    names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _align(model: nn.Module) -> None:
+    """Move tensors that lie in the weights file as it was mapped, at any byte, to where torch itself puts them.
+
+    CPU kernels sum in another order at odd addresses: without this a loaded policy differs in the last bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+
+
+def _unsaved_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        (f"{prefix}.{name}" if prefix else name, buffer)
+        for prefix, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+    ]

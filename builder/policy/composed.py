@@ -1,0 +1,242 @@
+"""`RecipePolicy`: the policy that a recipe describes, as an ordinary transformers model.
+
+One static pair carries every composed policy: `config.json` holds the resolved recipe, the dataset's specs and
+statistics, and what the parts looked up, so a checkpoint rebuilds itself without the recipe, the dataset or a hub.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from ruamel.yaml import YAML
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from ...components.base import ActionHead, Backbone, Batch, Collator, Feature, Transform
+from ...schemas.errors import CheckpointError
+from ...schemas.specs import Spec, Specs
+from ..wiring import Parts, Site, Wiring, wire, with_statistics
+from .base import BasePolicyModel
+
+MODEL_TYPE = "policysmith_policy"
+_SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
+
+try:
+    from policysmith.builder.policy import RecipeConfig, RecipePolicy
+except ImportError as error:
+    raise ImportError("this policy needs policysmith: run `pip install policysmith`") from error
+
+__all__ = ["RecipeConfig", "RecipePolicy"]
+'''
+
+
+class RecipeConfig(PretrainedConfig):
+    """All that a composed policy is rebuilt from. Values are plain JSON."""
+
+    model_type = MODEL_TYPE
+
+    recipe: dict[str, Any] | None = None
+    """The resolved recipe: every default filled in."""
+    specs: dict[str, Any] | None = None
+    """Specs of what the dataset gives."""
+    facts: dict[str, Any] | None = None
+    """What the parts looked up outside the recipe, by part."""
+    statistics: dict[str, Any] | None = None
+    """Statistics of the training episodes, by key."""
+    provenance: dict[str, Any] | None = None
+    """Hashes of recipe and dataset, versions of the packages."""
+
+    def transform(self) -> tuple[None, list[int], list[int]]:
+        """Observation and action time steps; a composed policy runs its transforms itself."""
+        data = (self.recipe or {})["data"]
+        return None, list(range(1 - data["observation_steps"], 1)), list(range(data["horizon"]))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: a checkpoint holds an import shim, never a copy of the source."""
+
+    def to_dict(self) -> dict[str, Any]:
+        auto_map = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
+        static = {"model_type": MODEL_TYPE, "architectures": ["RecipePolicy"], "auto_map": auto_map}
+        return {**super().to_dict(), **static}
+
+
+class RecipePolicy(BasePolicyModel):
+    """Transforms, backbones and action head of a recipe, wired."""
+
+    config_class = RecipeConfig
+    builds_on_meta = True
+    accepts_loss_kwargs = False
+    recipe_text: str | None = None
+    """The recipe as it was written, comments included."""
+    directory: Path | None = None
+    """Where relative files of the recipe lie, for a policy that was just built; a loaded one needs none of them."""
+
+    def __init__(self, config: RecipeConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config)
+        recipe = config.recipe
+        if not recipe or not config.specs:
+            raise CheckpointError(
+                "the config holds no recipe, so there is nothing to build; build a policy by "
+                "`policysmith.builder.Builder`, or load one that was saved whole"
+            )
+        self._assets: Path | None = None
+        self._parts = Parts.from_resolved(recipe)
+        specs = {key: Spec.from_json(spec) for key, spec in config.specs.items()}
+        facts = with_statistics(config.facts or {}, self._parts.transforms, config.statistics or {})
+        self._wiring: Wiring = wire(self._parts, specs, facts)
+        self._collator: Collator | None = None
+        self.transforms = nn.ModuleList(
+            cast(Transform, self._make(site, self._wiring.into(index)))
+            for index, site in enumerate(self._parts.transforms)
+        )
+        self.backbones = nn.ModuleDict(
+            {name: self._make(site, self._wiring.reads[name]) for name, site in self._parts.backbones.items()}
+        )
+        action = self._wiring.into(len(self.transforms))["action"]
+        self.head = cast(
+            ActionHead, self._make(self._parts.head, {**self._wiring.features, "action": action})
+        )
+        self.frozen = freeze(self, recipe["policy"]["freeze"])
+
+    def _make(self, site: Site, inputs: Specs) -> nn.Module:
+        part = cast(Any, site.part)
+        return cast(nn.Module, part(site.config, inputs, self._wiring.facts.get(site.key, {})))
+
+    @property
+    def execute(self) -> int | None:
+        """Actions run from each chunk; None for all of them."""
+        return cast("int | None", self.config.recipe["policy"]["execute"])
+
+    @property
+    def collator(self) -> Collator:
+        """Turns samples into the batches this policy reads."""
+        if self._collator is None:
+            site = self._parts.collator
+            facts = self._wiring.facts.get(site.key, {})
+            make = cast(type[Collator], site.part)
+            self._collator = make(site.opened(self.directory), facts, self._assets)
+        return self._collator
+
+    def train(self, mode: bool = True) -> RecipePolicy:
+        """Training mode for what trains; frozen modules stay in evaluation mode, so that their statistics rest."""
+        super().train(mode)
+        for module in self.modules() if mode else ():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.train(False)
+        return self
+
+    def load_pretrained(self, name: str) -> None:
+        """Fill the weights that a backbone takes from elsewhere. For a new policy only: a checkpoint holds them."""
+        backbone = cast(Backbone, self.backbones[name])
+        backbone.config = self._parts.backbones[name].opened(self.directory)
+        try:
+            backbone.load_pretrained()
+        finally:
+            backbone.config = self._parts.backbones[name].config
+
+    def forward(self, batch: Batch | None = None, **kwargs: Any) -> dict[str, Tensor]:
+        """`{"loss", terms}` for a batch with actions; also `"prediction"` (B, H, A) in evaluation mode.
+
+        In evaluation mode a batch without actions gives the prediction alone. `transformers.Trainer` passes the
+        batch as keyword arguments, which mean the same.
+        """
+        transformed = self.transform(kwargs if batch is None else batch)
+        features = self.features(transformed)
+        output: dict[str, Tensor] = {}
+        if "action" in transformed:
+            actions = transformed["action"]
+            output |= self.head.loss(features, actions, transformed["action_is_pad"])
+        if not self.training:
+            output["prediction"] = self._actions(features, transformed, None)
+        return output
+
+    @torch.no_grad()
+    def inference(self, batch: Batch, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
+        """Action chunk (B, H, A), float32, in the robot's units. Runs in evaluation mode."""
+        was_training = self.training
+        self.eval()
+        try:
+            transformed = self.transform({k: v for k, v in batch.items() if not k.startswith("action")})
+            return self._actions(self.features(transformed), transformed, generator)
+        finally:
+            self.train(was_training)
+
+    def chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
+        batch = self.collator([observation])
+        on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return self.inference(on_device, generator)[0].cpu()
+
+    def transform(self, batch: Batch) -> dict[str, Any]:
+        """The batch as the backbones read it."""
+        current = dict(batch)
+        for transform in self.transforms:
+            current = transform(current)
+        return current
+
+    def features(self, batch: Batch) -> dict[str, Feature]:
+        """What the head reads, by `<backbone>.<output>`."""
+        features: dict[str, Feature] = {}
+        for name in self.backbones:
+            features |= self.encode(name, batch)
+        return {key: features[key] for key in self._wiring.features}
+
+    def encode(self, name: str, batch: Batch) -> dict[str, Feature]:
+        """What the head reads of one backbone, by `<backbone>.<output>`."""
+        backbone, outputs, dtype = self.backbones[name], self._wiring.outputs[name], self.dtype
+        observations = {
+            key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for key, value in batch.items()
+            if not key.startswith("action")
+        }
+        trains = any(parameter.requires_grad for parameter in backbone.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            published = backbone(observations, outputs)
+        return {f"{name}.{output}": published[output] for output in outputs}
+
+    def _actions(
+        self, features: Mapping[str, Feature], batch: Batch, generator: torch.Generator | None
+    ) -> Tensor:
+        current: dict[str, Any] = {**batch, "action": self.head.sample(features, generator).float()}
+        for transform in reversed(self.transforms):
+            current = cast(Transform, transform).inverse(current)
+        return cast(Tensor, current["action"])
+
+    def save_assets(self, directory: Path) -> None:
+        (directory / "policy_shim.py").write_text(_SHIM)
+        with (directory / "recipe.lock.yaml").open("w") as stream:
+            YAML().dump(self.config.recipe, stream)
+        if self.recipe_text is not None:
+            (directory / "recipe.yaml").write_text(self.recipe_text)
+        assets = directory / "collator"
+        assets.mkdir(exist_ok=True)
+        self.collator.save_assets(assets)
+        if not any(assets.iterdir()):
+            assets.rmdir()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        policy = loaded[0] if isinstance(loaded, tuple) else loaded
+        freeze(policy, policy.config.recipe["policy"]["freeze"])
+        home = Path(str(pretrained_model_name_or_path)).resolve()
+        text, assets = home / "recipe.yaml", home / "collator"
+        policy.recipe_text = text.read_text() if text.is_file() else None
+        policy._assets = assets if assets.is_dir() else None
+        return loaded
+
+
+def freeze(policy: nn.Module, patterns: list[str]) -> dict[str, int]:
+    """Stop the gradient of every parameter that matches a glob pattern; gives the values frozen by each pattern."""
+    frozen = {}
+    for pattern in patterns:
+        matched = [p for name, p in policy.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
+        for parameter in matched:
+            parameter.requires_grad_(False)
+        frozen[pattern] = sum(parameter.numel() for parameter in matched)
+    return frozen

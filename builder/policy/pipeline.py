@@ -1,0 +1,112 @@
+"""The road of one sample into a hand-written policy: the recipe's transforms, then those of its config.
+
+A composed policy runs its transforms on whole batches inside the model. A hand-written one has a collator of its own,
+so its samples are transformed one by one, before it; the actions it predicts are brought back the same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PretrainedConfig
+
+from ...components.base import Transform
+from ...components.registry import TRANSFORMS
+from ...schemas.errors import SpecError
+from ...schemas.specs import Spec
+
+KEY = "policysmith"
+"""Attribute of a hand-written config that holds recipe, specs, statistics and provenance."""
+
+SampleTransform = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+class SamplePipeline:
+    """Transforms of a sample, and their inverse for actions."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        content: Mapping[str, Any] = getattr(config, KEY)
+        self.specs = {key: Spec.from_json(spec) for key, spec in content["specs"].items()}
+        self._transforms: list[Transform] = []
+        specs = dict(self.specs)
+        for position, raw in enumerate(content["recipe"]["transforms"]):
+            part = TRANSFORMS.get(raw["type"])
+            options = part.Config.model_validate(raw)
+            held = content.get("facts", {}).get(f"transforms.{position}", {})
+            facts = {**held, "statistics": content["statistics"]}
+            self._transforms.append(part(options, specs, facts))
+            specs = part.specs(options, specs, facts)
+        self._own, _, _ = way_of_samples(config)
+
+    def __call__(self, sample: Mapping[str, Any], mode: str) -> dict[str, Any]:
+        """A sample (T, ...) transformed, in `train` or `eval` mode."""
+        batch = {k: v.unsqueeze(0) if isinstance(v, Tensor) else [v] for k, v in sample.items()}
+        for transform in self._transforms:
+            batch = transform.train(mode == "train")(batch)
+        current: Mapping[str, Any] = {k: v[0] for k, v in batch.items()}
+        for own in self._own:
+            current = own(current)
+        return dict(current)
+
+    def inverse(self, actions: Tensor) -> Tensor:
+        """Predicted actions (B, H, A) in the robot's units."""
+        batch: dict[str, Any] = {"action": actions.float()}
+        for transform in reversed(self._transforms):
+            batch = transform.inverse(batch)
+        restored: Tensor = batch["action"]
+        return restored
+
+
+def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], list[int], list[int]]:
+    """What a hand-written config's `transform()` gives, checked: transforms (from none, one, or a list), the time steps
+    of the observations relative to the latest of them, and those of the actions relative to it. Raises SpecError.
+    """
+    result = config.transform()
+    called = f"{type(config).__name__}.transform()"
+    if not (isinstance(result, tuple) and len(result) == 3):
+        raise SpecError(
+            f"{called} must give (transforms, observation indices, action indices), it gives {result!r}"
+        )
+    transforms, observations, actions = result
+    if transforms is None:
+        transforms = []
+    elif not isinstance(transforms, list | tuple):
+        transforms = [transforms]
+    if not all(callable(transform) for transform in transforms):
+        raise SpecError(f"{called} must give None, one transform or a list of them, it gives {result[0]!r}")
+    for name, indices in (("observation", observations), ("action", actions)):
+        if not isinstance(indices, Sequence) or not indices or not all(type(i) is int for i in indices):
+            raise SpecError(
+                f"{called} must give a list of {name} indices, at least one, it gives {indices!r}"
+            )
+    if min(actions) < 0:
+        raise SpecError(f"{called} gives the action index {min(actions)}; actions start at 0, which is now")
+    latest = max(observations)
+    return list(transforms), [step - latest for step in observations], list(actions)
+
+
+class TransformedDataset(Dataset[dict[str, Any]]):
+    """A dataset whose samples went through a pipeline. Indexed by `index`, or by `(index, step)` for training:
+
+    augmentation is then drawn from (seed, step, index), so that a resumed run draws the same.
+    """
+
+    def __init__(self, dataset: Dataset[dict[str, Any]], pipeline: SamplePipeline, seed: int) -> None:
+        self.source, self._pipeline, self._seed = dataset, pipeline, seed
+
+    def __len__(self) -> int:
+        return len(self.source)  # type: ignore[arg-type]
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        if not isinstance(item, tuple):
+            return self._pipeline(self.source[item], "eval")
+        index, step = item
+        digest = hashlib.blake2b(repr((self._seed, step, index)).encode(), digest_size=8).digest()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(digest, "big") >> 1)
+            return self._pipeline(self.source[index], "train")

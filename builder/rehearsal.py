@@ -1,0 +1,199 @@
+"""Runs a policy once on the meta device, before any weight exists, and holds every shape against the wiring."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..components.base import Feature
+from ..schemas.diagnostics import Diagnostic, in_order
+from ..schemas.document import KeyPath
+from ..schemas.errors import PolicysmithError, RecipeError, SpecError
+from ..schemas.specs import Kind, Spec
+from .assembly import Summary, content
+from .plan import DataPlan, PolicyPlan
+from .policy import RecipeConfig, RecipePolicy
+from .policy.dynamic import refusal
+from .policy.sharing import undeclared
+from .recipe import LoadedRecipe
+from .wiring import Site
+
+_SIZES = {"B": 2, "L": 5}
+
+
+def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
+    """Sizes of the policy. Weights files in reach are read, and nothing is kept.
+
+    Raises RecipeError for a name that is taken, a part that does otherwise than it published, weights that do not
+    fit, and patterns that match nothing.
+    """
+    if reason := refusal(loaded.recipe.name):
+        raise RecipeError([loaded.diagnostic(("name",), reason, code="E007 invalid-value")])
+    with torch.device("meta"):
+        policy = RecipePolicy(RecipeConfig(**content(loaded, data, plan)))
+    policy.directory = loaded.directory
+    _run(loaded, policy, plan)
+    problems = [
+        *_weights(loaded, policy, plan),
+        *shared(loaded, policy, ("policy",)),
+        *unmatched(loaded, policy, loaded.resolved()["policy"]["freeze"]),
+    ]
+    parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
+    parts["head"] = policy.head
+    count = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
+    total = sum(p.numel() for p in policy.parameters())
+    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    if not trainable:
+        label, help = "nothing is left to train", "narrow the patterns"
+        error = SpecError("every parameter is frozen", label=label, help=help)
+        problems.append(loaded.diagnostic(("policy", "freeze"), error))
+    if problems:
+        raise RecipeError(in_order(problems))
+    return Summary(
+        loaded.recipe.name, total, trainable, policy.frozen, count, plan.wiring.features, plan.wiring.action
+    )
+
+
+def shared(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]:
+    """Findings for tensors that share memory without a declaration, which no checkpoint could hold."""
+    return [
+        loaded.diagnostic(
+            path,
+            SpecError(
+                f"`{first}` and `{second}` share memory, but are not declared as tied",
+                label="a defect of this part",
+                help='declare it on their module, `_tied_weights_keys = {"<target>": "<source>"}`, or copy the tensor',
+            ),
+        )
+        for first, second in undeclared(policy)
+    ]
+
+
+def unmatched(loaded: LoadedRecipe, policy: nn.Module, freeze: Iterable[str] = ()) -> list[Diagnostic]:
+    """Findings for patterns of the recipe that match no parameter."""
+    names = [name for name, _ in policy.named_parameters()]
+    patterns: list[tuple[KeyPath, str]] = [(("policy", "freeze", i), p) for i, p in enumerate(freeze)]
+    patterns += [(("training", "optimizer", "groups", p), p) for p in loaded.recipe.training.optimizer.groups]
+    return [
+        loaded.diagnostic(
+            path,
+            SpecError(
+                f"no parameter matches `{pattern}`",
+                label="matches nothing",
+                help=f"parameters are named like {', '.join(_examples(names))}",
+            ),
+            code="E007 invalid-value",
+        )
+        for path, pattern in patterns
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    ]
+
+
+def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> None:
+    """One training step's forward pass and one sample. Raises RecipeError for the part that fails."""
+    parts, wiring = plan.parts, plan.wiring
+    batch = {k: v for key, spec in wiring.collated.items() for k, v in _blank(key, spec).items()}
+    policy.train()
+    features: dict[str, Feature] = {}
+    site = parts.head
+    try:
+        for index, (site, transform) in enumerate(zip(parts.transforms, policy.transforms, strict=True)):
+            batch = transform(batch)
+            shapes = {key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)}
+            _compare(site, wiring.into(index + 1), shapes)
+        for name, site in parts.backbones.items():
+            found = policy.encode(name, batch)
+            features |= found
+            expected = {key: spec for key, spec in wiring.features.items() if key in found}
+            _compare(site, expected, {key: feature.values.shape for key, feature in found.items()})
+            _compare_masks(found)
+        site = parts.head
+        ordered = {key: features[key] for key in wiring.features}
+        losses = policy.head.loss(ordered, batch["action"], batch["action_is_pad"])
+        if "loss" not in losses or any(value.ndim for value in losses.values()):
+            raise SpecError('gives no scalar "loss"', label="a defect of this part")
+        _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})
+    except SpecError as error:
+        raise RecipeError([loaded.diagnostic(site.path, error)]) from error
+    except Exception as error:
+        message = (
+            f"`{site.config.type}` fails on inputs of the published shapes: {type(error).__name__}: {error}"
+        )
+        defect = SpecError(message, label="a defect of this part", help="the recipe is not at fault")
+        raise RecipeError([loaded.diagnostic(site.path, defect)]) from error
+
+
+def _compare(site: Site, published: Mapping[str, Spec], given: Mapping[str, torch.Size]) -> None:
+    for key, spec in published.items():
+        if spec.kind is Kind.TEXT or (key in given and _agrees(spec, given[key])):
+            continue
+        shape = tuple(given[key]) if key in given else "nothing"
+        raise SpecError(
+            f"part `{site.config.type}` published {spec} for `{key}` but gives {shape}",
+            label="a defect of this part",
+            help="mend `specs` or `forward` of the part; the recipe is not at fault",
+        )
+
+
+def _compare_masks(features: Mapping[str, Feature]) -> None:
+    for key, feature in features.items():
+        if feature.mask is not None and feature.mask.shape != feature.values.shape[:2]:
+            raise SpecError(
+                f"`{key}` is {tuple(feature.values.shape)}, but its mask is {tuple(feature.mask.shape)}",
+                label="a defect of this part",
+            )
+
+
+def _agrees(spec: Spec, shape: torch.Size) -> bool:
+    """Whether a shape is one of the spec's; a symbol stands for one size throughout."""
+    known = [_SIZES.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.dims]
+    return len(known) == len(shape) and all(
+        isinstance(d, str) or d == s for d, s in zip(known, shape, strict=True)
+    )
+
+
+def _blank(key: str, spec: Spec) -> dict[str, Any]:
+    """Values of a spec for a batch of two, on the meta device."""
+    if spec.kind is Kind.TEXT:
+        return {key: ["", ""]}
+    shape = [dim if isinstance(dim, int) else _SIZES[dim] for dim in spec.dims]
+    if spec.kind is Kind.TOKEN_IDS:
+        ids = torch.zeros(shape, dtype=torch.int64, device="meta")
+        return {key: ids, key.removesuffix("input_ids") + "attention_mask": torch.ones_like(ids)}
+    dtype = torch.uint8 if spec.kind is Kind.IMAGE else torch.float32
+    value = torch.zeros(shape, dtype=dtype, device="meta")
+    if spec.kind is Kind.ACTION:
+        return {key: value, "action_is_pad": torch.zeros(value.shape[:2], dtype=torch.bool, device="meta")}
+    return {key: value}
+
+
+def _weights(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> list[Diagnostic]:
+    """Findings for weights on this machine that cannot be read or do not fit; a hub is not asked."""
+    found = []
+    for name, site in plan.parts.backbones.items():
+        source = getattr(site.opened(loaded.directory), "pretrained", None)
+        if not isinstance(source, str) or not (source.startswith("package://") or Path(source).exists()):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of weights copied to meta, which keeps nothing
+                policy.load_pretrained(name)
+        except PolicysmithError as error:
+            found.append(loaded.diagnostic(site.location, str(error), code="E024 bad-weights"))
+    return found
+
+
+def _examples(names: list[str]) -> list[str]:
+    by_part: dict[str, str] = {}
+    for name in names:
+        by_part.setdefault(".".join(name.split(".")[:2]), f"`{name}`")
+    return list(by_part.values())[:4]
+
+
+__all__ = ["rehearse", "shared", "unmatched"]

@@ -1,0 +1,155 @@
+"""The JSON Schema of recipes, generated from the pydantic models that validate them.
+
+`policysmith schema --write` puts it where the command line and editors read it: `schemas/recipe.v1.json`. A choice by
+`type` becomes an `enum` plus one `if`/`then` each, because editors and validators explain those well and `oneOf` badly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
+
+from ..components.registry import REGISTRIES
+from ..schemas.recipe import Recipe
+from ..schemas.tree import SCHEMA_FILE
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class _Generator(GenerateJsonSchema):
+    """Also shows defaults that are made by a factory."""
+
+    def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
+        factory = schema.get("default_factory")
+        if factory is not None and not schema.get("default_factory_takes_data"):
+            return factory()  # type: ignore[call-arg]
+        return super().get_default_value(schema)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of recipes with every part that is registered here."""
+    root = model_schema(Recipe)
+    definitions: dict[str, Any] = {}
+    for kind, registry in sorted(REGISTRIES.items()):
+        types = {name: registry.get(name).Config for name in registry.names()}
+        definitions[kind] = _choice(list(types), lambda name, kind=kind: {"$ref": f"#/$defs/{kind}.{name}"})
+        definitions |= {f"{kind}.{name}": model_schema(config) for name, config in types.items()}
+    sorted_root: dict[str, Any] = _sorted({**root, "$defs": definitions})
+    return {
+        "$schema": _DIALECT,
+        "$id": "urn:policysmith:recipe:v1",
+        "title": "policysmith recipe",
+    } | sorted_root
+
+
+def model_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of one section or of one part's `Config`, without references except to kinds of parts."""
+    raw = model.model_json_schema(schema_generator=_Generator)
+    return _tidy(raw, raw.pop("$defs", {}))
+
+
+def schema_text() -> str:
+    """The exact content of `schemas/recipe.v1.json`."""
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def write_schema(path: Path = SCHEMA_FILE) -> bool:
+    """Write the schema; tells whether that changed anything."""
+    text = schema_text()
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.write_text(text, encoding="utf-8")
+    return True
+
+
+def _tidy(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """One schema, its references inlined, its titles dropped, its unions in a form that is easy to explain."""
+    schema = dict(schema)
+    if (reference := schema.pop("$ref", None)) is not None:
+        schema = {**definitions[reference.removeprefix("#/$defs/")], **schema}
+    schema.pop("title", None)
+    if (kind := schema.pop("x-part", None)) is not None:
+        kept: dict[str, Any] = {key: schema[key] for key in ("description", "default") if key in schema}
+        return {"$ref": f"#/$defs/{kind}", **kept}
+    if "properties" in schema:
+        schema["properties"] = {
+            name: _tidy(child, definitions) for name, child in schema["properties"].items()
+        }
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), Mapping):
+            schema[key] = _tidy(schema[key], definitions)
+    if (patterns := schema.pop("patternProperties", None)) is not None:
+        ((pattern, child),) = patterns.items()
+        schema |= {"additionalProperties": _tidy(child, definitions), "propertyNames": {"pattern": pattern}}
+    if schema.get("additionalProperties") is True:
+        del schema["additionalProperties"]
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            members = [_tidy(member, definitions) for member in schema.pop(key)]
+            schema.pop("discriminator", None)
+            schema = {**_union(members), **schema}
+    return schema
+
+
+def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
+    """Either of several schemas, without `oneOf`, and without `anyOf` where types alone tell them apart."""
+    tags = [member.get("properties", {}).get("type", {}).get("const") for member in members]
+    if (
+        len(members) == 2
+        and tags[0] is not None
+        and tags[1] is None
+        and "type" in members[1].get("properties", {})
+    ):
+        return {
+            "type": "object",
+            "if": {"properties": {"type": {"const": tags[0]}}},
+            "then": members[0],
+            "else": members[1],
+        }
+    if all(tag is not None for tag in tags):
+        by_tag = dict(zip(tags, members, strict=True))
+        return _choice(list(by_tag), by_tag.__getitem__)
+    types: list[str] = []
+    merged: dict[str, Any] = {}
+    for member in members:
+        own = member.get("type")
+        rest = {key: value for key, value in member.items() if key != "type"}
+        names = [own] if isinstance(own, str) else list(own or ())
+        if not names or set(names) & set(types) or rest.keys() & merged.keys():
+            return {"anyOf": members}
+        if names == ["null"] and merged.keys() & {"enum", "const"}:
+            values = merged.pop("enum", None) or [merged.pop("const")]
+            merged["enum"] = [*values, None]
+        elif merged.keys() & {"enum", "const"} or (types and rest.keys() & {"enum", "const"}):
+            return {"anyOf": members}
+        types += names
+        merged |= rest
+    return {"type": types, **merged}
+
+
+def _choice(names: list[str], schema_of: Any) -> dict[str, Any]:
+    """A mapping whose `type` decides about its other keys."""
+    return {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"type": "string", "enum": names}},
+        "allOf": [
+            {
+                "if": {"required": ["type"], "properties": {"type": {"const": name}}},
+                "then": schema_of(name),
+            }
+            for name in names
+        ],
+    }
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value

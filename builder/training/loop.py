@@ -1,0 +1,281 @@
+"""The training loop, on accelerate: one process or many, CPU or GPU, from the first step or from a checkpoint.
+
+Everything random in step s comes from (seed, s, rank): order of the data, augmentation, dropout, noise. So a
+resumed run takes the very steps that the uninterrupted one would have taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ...schemas.errors import TrainingError
+from ...schemas.recipe import TrainingSection
+from ..data.sampler import ResumableSampler
+from ..policy import BasePolicyModel
+from . import checkpoint
+from .checkpoint import Identity
+from .ema import WeightAverage
+from .logs import Reporter
+from .optimization import adamw, learning_rate
+from .watch import Health, Meter
+
+Collate = Callable[[Sequence[Any]], Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run is made of."""
+
+    policy: BasePolicyModel
+    dataset: Dataset[Any]
+    collate: Collate
+    section: TrainingSection
+    directory: Path
+    recipe: dict[str, Any]
+    """The resolved recipe, for the identity of the run."""
+    fingerprint: str
+    """Of the dataset as it is used."""
+    validation: Dataset[Any] | None = None
+    keyed: bool = False
+    """Whether the dataset is indexed by `(index, step)`, to draw its augmentation from both."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where training ended."""
+
+    policy: BasePolicyModel
+    checkpoint: Path
+    steps: int
+    loss: float
+    """Mean over the last log interval; NaN where no step was left to take."""
+    samples_per_second: float
+
+
+def make_accelerator(section: TrainingSection, device: str | None) -> Accelerator:
+    """An accelerator for the section's precision on a device (`cpu`, `cuda`, or None for the best there is).
+
+    Raises TrainingError where the device is not there or cannot do the precision asked for.
+    """
+    on_gpu = torch.cuda.is_available() if device is None else device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise TrainingError("no CUDA device is to be seen; use `--device cpu`")
+    bf16 = section.precision == "bf16" or (
+        section.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    if section.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise TrainingError("this GPU has no bf16 arithmetic; set `training.precision: fp32`")
+    return Accelerator(
+        cpu=not on_gpu,
+        mixed_precision="bf16" if bf16 else "no",
+        gradient_accumulation_steps=section.accumulate,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def train(
+    job: Job, accelerator: Accelerator, reporters: Sequence[Reporter], *, resume: bool = False
+) -> Result:
+    """Run the job to its last step, from its newest checkpoint where `resume` asks for that.
+
+    Raises TrainingError for a loss that is not finite, after saving the weights before it, and CheckpointError for a
+    checkpoint of another run.
+    """
+    run = _Run(job, accelerator, reporters)
+    if resume and (found := checkpoint.latest(job.directory)) is not None:
+        run.restore(found)
+    return run.finish()
+
+
+class _Run:
+    """The state of a run, and what happens to it step by step."""
+
+    def __init__(self, job: Job, accelerator: Accelerator, reporters: Sequence[Reporter]) -> None:
+        self.job, self.accelerator, self.reporters = job, accelerator, reporters
+        self.section, self.policy = job.section, job.policy
+        self.policy.to(accelerator.device)
+        self.optimizer = adamw(self.policy, self.section.optimizer)
+        self.average = WeightAverage(self.policy, self.section.ema) if self.section.ema is not None else None
+        self.identity = Identity(job.recipe, job.fingerprint, accelerator.num_processes)
+        self.health = Health(self.optimizer, accelerator.device)
+        self.meter = Meter(self.section.batch_size * self.section.accumulate * accelerator.num_processes)
+        self.step, self.rate, self.loss = 0, 0.0, float("nan")
+        self.saved = job.directory / "policy"
+
+    def restore(self, found: Path) -> None:
+        """Take up where a checkpoint left off."""
+        self.step = checkpoint.restore(found, self.policy, self.optimizer, self.average, self.identity)
+        self.saved = found
+
+    def finish(self) -> Result:
+        """Take all steps that are left."""
+        self.sampler = ResumableSampler(
+            len(self.job.dataset),  # type: ignore[arg-type]
+            batch_size=self.section.batch_size,
+            seed=self.section.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            start_step=self.step * self.section.accumulate,
+        )
+        self.batches = _batches(self.job, self.sampler, self.accelerator)
+        self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
+        self.model.train()
+        for reporter in self.reporters:
+            reporter.start(self.step, self.section.steps)
+            reporter.note(_setting(self.accelerator))
+        while self.step < self.section.steps:
+            self._update()
+            self._after_step()
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.average is not None:
+            self.average.apply()
+        self.policy.eval()
+        return Result(self.policy, self.saved, self.step, self.loss, self.meter.overall)
+
+    def _update(self) -> None:
+        """One update of the weights, from `accumulate` batches."""
+        section, accelerator = self.section, self.accelerator
+        self.rate = learning_rate(self.step, section.steps, section.optimizer.lr, section.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * group["lr_scale"]
+        for micro in range(section.accumulate):
+            batch = self.meter.waiting(lambda: next(self.batches))
+            torch.manual_seed(_mix(section.seed, self.step, micro, accelerator.process_index))
+            with accelerator.accumulate(self.model):
+                output = self.model(batch)
+                accelerator.backward(output["loss"])
+                self.health.see(output["loss"], self.step)
+                self.meter.add(output)
+                if accelerator.sync_gradients:
+                    norm = _clip(self.policy, section.clip_norm)
+                    self.health.see(norm, self.step)
+                    self.meter.stepped(norm)
+                    self.prepared.step()
+                    self.prepared.zero_grad(set_to_none=True)
+
+    def _after_step(self) -> None:
+        """Check, average, log and save, as far as they are due."""
+        done = self.step + 1
+        last = done == self.section.steps
+        logs = last or done % self.section.log_every == 0
+        saves = last or (self.section.save_every is not None and done % self.section.save_every == 0)
+        if logs or saves or self.accelerator.device.type == "cpu":
+            self._stop_if_not_finite()
+        self.step = done
+        if self.average is not None:
+            self.average.update(done)
+        values = {**self.meter.read(), "lr": self.rate} if logs else {}
+        self.loss = values.get("loss", self.loss)
+        if saves and self.job.validation is not None:
+            values |= _validate(self.job, self.accelerator, self.average)
+        for reporter in self.reporters:
+            reporter.advance(done)
+            if values:
+                reporter.log(done, values)
+        if saves:
+            self._save(done)
+            for reporter in self.reporters:
+                reporter.note(f"checkpoint {self.saved}")
+
+    def _stop_if_not_finite(self) -> None:
+        step = self.health.first_bad_step()
+        if step is None:
+            return
+        self._save(step)
+        samples = self.sampler.batch(step * self.section.accumulate)
+        raise TrainingError(
+            f"the loss or its gradient is not finite at step {step} (samples {samples[:8]}"
+            f"{', ...' if len(samples) > 8 else ''}); the weights before it are in {self.saved}. "
+            "Lower `training.optimizer.lr`, add `training.schedule.warmup`, set `training.precision: fp32`, "
+            "or look at these samples"
+        )
+
+    def _save(self, step: int) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.saved = checkpoint.save(
+                self.job.directory, step, self.policy, self.optimizer, self.average, self.identity
+            )
+            checkpoint.prune(self.job.directory, self.section.keep)
+        self.accelerator.wait_for_everyone()
+
+
+def _setting(accelerator: Accelerator) -> str:
+    """What a run really runs on."""
+    world = accelerator.num_processes
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    kind = accelerator.distributed_type.value.lower().replace("_", " ")
+    spread = f"{world} processes ({kind})" if world > 1 else "1 process"
+    return f"{spread} on {accelerator.device.type}, {precision}"
+
+
+def _batches(job: Job, sampler: ResumableSampler, accelerator: Accelerator) -> Iterator[Any]:
+    on_gpu = accelerator.device.type == "cuda"
+    loader = DataLoader(
+        job.dataset,
+        batch_sampler=_Keyed(sampler) if job.keyed else sampler,
+        collate_fn=job.collate,
+        num_workers=job.section.workers,
+        pin_memory=on_gpu,
+        persistent_workers=job.section.workers > 0,
+    )
+    for batch in loader:
+        yield to_device(batch, accelerator.device)
+
+
+class _Keyed(Sampler[Any]):
+    """The sampler's batches as `(index, step)` pairs."""
+
+    def __init__(self, sampler: ResumableSampler) -> None:
+        self._sampler = sampler
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step, indices in enumerate(self._sampler, self._sampler.start_step):
+            yield [(index, step) for index in indices]
+
+
+def to_device(batch: Any, device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on a device, copied without waiting."""
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _clip(policy: BasePolicyModel, limit: float | None) -> Tensor:
+    """Global norm of the gradients, which are scaled down to `limit` where it is larger."""
+    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(policy.parameters(), limit, norm)
+    return norm
+
+
+@torch.no_grad()
+def _validate(job: Job, accelerator: Accelerator, average: WeightAverage | None) -> dict[str, float]:
+    """Mean losses over the held-out episodes, with the weights that are saved."""
+    loader = DataLoader(job.validation, batch_size=job.section.batch_size, collate_fn=job.collate)  # type: ignore[arg-type]
+    job.policy.eval()
+    sums: dict[str, float] = {}
+    count = 0
+    with average.applied() if average is not None else torch.no_grad(), accelerator.autocast():
+        for index, batch in enumerate(loader):
+            torch.manual_seed(_mix(job.section.seed, 0, index, 0))
+            output = job.policy(to_device(batch, accelerator.device))
+            for name, value in output.items():
+                if value.ndim == 0:
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            count += 1
+    job.policy.train()
+    return {f"validation/{name}": value / count for name, value in sums.items()}
+
+
+def _mix(*values: int) -> int:
+    """One 63-bit seed from several numbers."""
+    return int.from_bytes(hashlib.blake2b(repr(values).encode(), digest_size=8).digest(), "big") >> 1

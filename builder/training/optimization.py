@@ -1,0 +1,80 @@
+"""AdamW with its parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...schemas.recipe import OptimizerSection, ScheduleSection
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _BatchNorm)
+_POSITIONS = ("pos_embed", "position_embeddings", "cls_token", "reg_token", "mask_token")
+
+
+def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to norms, biases, embeddings, class tokens, or anything that is one vector."""
+    if isinstance(module, (*_NORMS, nn.Embedding)) or name.endswith(_POSITIONS):
+        return False
+    return parameter.ndim > 1 and parameter.numel() > parameter.shape[-1]
+
+
+def parameter_groups(model: nn.Module, section: OptimizerSection) -> list[dict[str, object]]:
+    """Groups of trainable parameters, by first matching pattern and by decay; each has its `lr_scale`."""
+    groups: dict[tuple[str, bool], dict[str, object]] = {}
+    for module, name, parameter in _parameters(model):
+        if not parameter.requires_grad:
+            continue
+        pattern = next((p for p in section.groups if fnmatch.fnmatchcase(name, p)), "")
+        settings = section.groups.get(pattern)
+        decay = decays(module, name, parameter)
+        weight_decay = section.weight_decay
+        if settings is not None and settings.weight_decay is not None:
+            weight_decay = settings.weight_decay
+        group = groups.setdefault(
+            (pattern, decay),
+            {
+                "params": [],
+                "names": [],
+                "weight_decay": weight_decay if decay else 0.0,
+                "lr_scale": settings.lr_scale if settings is not None else 1.0,
+            },
+        )
+        group["params"].append(parameter)  # type: ignore[attr-defined]
+        group["names"].append(name)  # type: ignore[attr-defined]
+    return list(groups.values())
+
+
+def adamw(model: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
+    """Fused AdamW (Loshchilov & Hutter, 2019) over the trainable parameters."""
+    beta1, beta2 = section.betas
+    return torch.optim.AdamW(
+        parameter_groups(model, section), lr=section.lr, betas=(beta1, beta2), eps=section.eps, fused=True
+    )
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection) -> float:
+    """Rate of the update that follows `step` earlier ones, before any `lr_scale`.
+
+    Rises linearly over `warmup` steps, then stays (`constant`) or falls to `final * peak` at the last of `steps`.
+    """
+    if step < schedule.warmup:
+        return peak * (step + 1) / schedule.warmup
+    if schedule.type == "constant":
+        return peak
+    progress = min((step - schedule.warmup) / max(steps - 1 - schedule.warmup, 1), 1.0)
+    falling = 1.0 - progress if schedule.type == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak * (schedule.final + (1.0 - schedule.final) * falling)
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    seen: set[nn.Parameter] = set()
+    for prefix, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield module, f"{prefix}.{leaf}" if prefix else leaf, parameter

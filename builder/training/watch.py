@@ -1,0 +1,76 @@
+"""What a run watches while it trains, without making the device wait for the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Health:
+    """Notices the first loss or gradient that is not finite, on the device, and stops all updates from there on."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._bad = torch.zeros((), device=device)
+        self._step = torch.full((), -1.0, device=device)
+        optimizer.found_inf = self._bad  # type: ignore[attr-defined]
+        optimizer.grad_scale = torch.ones((), device=device)  # type: ignore[attr-defined]
+
+    def see(self, value: Tensor, step: int) -> None:
+        bad = (~torch.isfinite(value.detach())).float()
+        self._step.copy_(torch.where((self._bad == 0) & (bad > 0), float(step), self._step))
+        self._bad.copy_(torch.maximum(self._bad, bad))
+
+    def first_bad_step(self) -> int | None:
+        step = int(self._step)
+        return step if step >= 0 else None
+
+
+class Meter:
+    """Means of the losses and the speed since the last reading; nothing is read from the device in between."""
+
+    def __init__(self, samples_per_step: int) -> None:
+        self._samples_per_step = samples_per_step
+        self._begin = self._since = time.perf_counter()
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._wait, self._steps, self._total = 0.0, 0, 0
+
+    @property
+    def overall(self) -> float:
+        """Samples per second from the first step on."""
+        return self._total * self._samples_per_step / max(time.perf_counter() - self._begin, 1e-9)
+
+    def waiting(self, fetch: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        value = fetch()
+        self._wait += time.perf_counter() - start
+        return value
+
+    def add(self, output: dict[str, Tensor]) -> None:
+        """The scalars of a forward pass."""
+        self._take({name: value for name, value in output.items() if value.ndim == 0})
+
+    def stepped(self, norm: Tensor) -> None:
+        """An update was made, from gradients of this norm."""
+        self._take({"grad_norm": norm})
+        self._steps += 1
+        self._total += 1
+
+    def read(self) -> dict[str, float]:
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        means["samples_per_second"] = self._steps * self._samples_per_step / elapsed
+        means["data_wait"] = self._wait / elapsed
+        self._sums, self._counts = {}, {}
+        self._wait, self._steps, self._since = 0.0, 0, time.perf_counter()
+        return means
+
+    def _take(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            known = self._sums.get(name)
+            self._sums[name] = value.detach().clone() if known is None else known + value.detach()
+            self._counts[name] = self._counts.get(name, 0) + 1

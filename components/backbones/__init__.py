@@ -1,0 +1,1 @@
+"""Encoders of observations, one a file, named like the `type` of a recipe."""

@@ -1,0 +1,90 @@
+"""A multi-layer perceptron for the robot's state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...schemas.errors import SpecError
+from ...schemas.part import BackboneConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import Backbone, Batch, Facts, Feature
+from ..layers import Activation, mlp
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class MlpBackbone(Backbone):
+    """Encodes each observation step of the state (B, T, S) by the same layers.
+
+    Publishes one token a step, `tokens` (B, T, D), and their concatenation, `pooled` (B, T * D). Several states are
+    concatenated first.
+    """
+
+    kind = Kind.STATE
+
+    class Config(BackboneConfig):
+        """A multi-layer perceptron for the robot's state."""
+
+        type: Literal["mlp"]
+        """Encode the state by a multi-layer perceptron."""
+        width: Width = 64
+        """Size D of what comes out for each observation step."""
+        hidden: list[Width] = Field(default_factory=lambda: [256])
+        """Sizes of the hidden layers."""
+        activation: Activation = "gelu"
+        """Activation after each hidden layer."""
+        dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+        """Dropout rate after each hidden layer."""
+        in_dim: Width | None = None
+        """Expected size of the state; by default that of the data. A different size is an error."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        size = sum(inputs[key].width for key in self.keys)
+        self.layers = mlp([size, *config.hidden, config.width], config.activation, config.dropout)
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`pooled` and `tokens`; raises SpecError for a state of another size than `in_dim`."""
+        states = cls.reads(config, inputs)
+        size = sum(spec.width for spec in states.values())
+        source, first = next(iter(states.items()))
+        if config.in_dim is not None and config.in_dim != size:
+            raise SpecError(
+                f"expects a state of {config.in_dim} values, but the data has {size}",
+                field="in_dim",
+                source=source,
+                label=f"the data has {size}",
+                help=" + ".join(f"{spec.width} ({key})" for key, spec in states.items())
+                + "; leave `in_dim` out to use whatever the data has",
+            )
+        for key, spec in states.items():
+            if spec.dims[1] != first.dims[1]:
+                raise SpecError(
+                    f"`{key}` is {spec} and `{source}` is {first}; their steps differ", source=key
+                )
+        steps = first.dims[1]
+        assert isinstance(steps, int)
+        why = f"{steps} step{'s' if steps > 1 else ''} of {', '.join(states)} x width {config.width}"
+        return {
+            "pooled": Spec(Kind.POOLED, ("B", steps * config.width), why),
+            "tokens": Spec(Kind.TOKENS, ("B", steps, config.width), why),
+        }
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="mlp", width=8, hidden=[16])
+
+    def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
+        """`pooled` (B, T * D) and `tokens` (B, T, D)."""
+        weight = next(self.parameters())
+        state = torch.cat([observations[key] for key in self.keys], dim=-1).to(weight.dtype)
+        tokens: Tensor = self.layers(state)
+        features = {"pooled": Feature(tokens.flatten(1)), "tokens": Feature(tokens)}
+        return {name: features[name] for name in features if name in outputs}

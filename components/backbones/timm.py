@@ -1,0 +1,173 @@
+"""Any image model of timm."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Collection
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import timm
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...schemas.errors import SpecError
+from ...schemas.part import BackboneConfig
+from ...schemas.specs import Kind, Spec, Specs
+from .. import weights
+from ..base import Backbone, Batch, Facts, Feature
+from ..images import fold, frame_size, frames, image_features, unfold
+
+
+class Timm(Backbone):
+    """Encodes every image by a model of timm (Wightman, 2019), without its classifier.
+
+    `pooled` (B, T * V * D) holds what the classifier would read, `tokens` (B, T * V * N, D) the last feature map or
+    sequence, row by row, of all T steps of V cameras. Modules that timm compiles statistics in (BatchNorm) follow
+    `train()` and `eval()`; a frozen backbone runs in `eval()`.
+    """
+
+    kind = Kind.IMAGE
+
+    class Config(BackboneConfig):
+        """Any image model of timm."""
+
+        type: Literal["timm"]
+        """Encode images by a model of timm."""
+        name: str
+        """Architecture, such as `resnet18` or `tf_efficientnet_lite0`; `timm.list_models()` lists them."""
+        pretrained: str | None = Field(default=None, min_length=1)
+        """Weights: a model on the hub (`timm/resnet18.a1_in1k`), a file, a directory, or `package://<package>/<file>`."""
+        prefix_tokens: Literal["drop", "keep"] = "drop"
+        """Whether `tokens` holds the class and register tokens of a transformer, before the patches."""
+        drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+        """Rate at which whole layers are left out while training (stochastic depth)."""
+        positions: Literal["fixed", "interpolate"] = "fixed"
+        """What images of another size than pretrained weights meet in a model of fixed size: an error, or interpolation."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._cameras = self.reads(config, inputs)
+        self._frames = frames(self._cameras)
+        self.model: Any = _create(config.name, frame_size(self._cameras), config.drop_path)
+
+    @classmethod
+    def facts(cls, config: Config) -> dict[str, Any]:
+        """Nothing; raises WeightsError where a local weights file is missing."""
+        if config.pretrained is not None:
+            weights.find(config.pretrained)
+        return {}
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`pooled` and `tokens`; raises SpecError for an unknown model or images that it cannot read."""
+        if not timm.is_model(config.name):
+            near = difflib.get_close_matches(config.name, timm.list_models(), n=1)
+            raise SpecError(
+                f"timm has no model `{config.name}`",
+                field="name",
+                label="unknown model",
+                help=f"did you mean `{near[0]}`?" if near else "`timm.list_models()` lists the models",
+            )
+        cameras = cls.reads(config, inputs)
+        size, source = frame_size(cameras), next(iter(cameras))
+        defaults = timm.get_pretrained_cfg(config.name)
+        native = (
+            tuple(defaults.input_size[1:]) if defaults is not None and defaults.fixed_input_size else size
+        )
+        if config.pretrained is not None and config.positions == "fixed" and size != native:
+            raise SpecError(
+                f"`{config.name}` was trained on images of {native[0]} x {native[1]}, not {size[0]} x {size[1]}",
+                field="name",
+                source=source,
+                label=f"the images are {size[0]} x {size[1]}",
+                help=f"add `{{type: resize, size: {native[0] if native[0] == native[1] else list(native)}}}` "
+                "to the transforms, or set `positions: interpolate`",
+            )
+        try:
+            tokens, width, pooled = _probe(config.name, size, config.prefix_tokens)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise SpecError(
+                f"`{config.name}` cannot read images of {size[0]} x {size[1]}: {error}",
+                field="name",
+                source=source,
+                label=f"the images are {size[0]} x {size[1]}",
+                help=f"add `{{type: resize, size: {native[0]}}}` to the transforms" if native != size else "",
+            ) from error
+        return image_features(cameras, tokens, width, pooled)
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="timm", name="test_efficientnet")
+
+    def load_pretrained(self) -> None:
+        """Fill in the weights that `pretrained` names; raises WeightsError where they do not fit."""
+        config = self.config
+        if config.pretrained is None:
+            return
+        path = weights.fetch(config.pretrained)
+        with torch.device("meta"):
+            whole: Any = timm.create_model(config.name)
+        classifier = whole.pretrained_cfg.get("classifier") or ()
+        names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        convert = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
+        state = weights.fit(
+            weights.read(path),
+            self.model.state_dict(),
+            whole.state_dict(),
+            tuple(f"{name}." for name in names),
+            None if convert is None else partial(_converted, convert, self.model),
+            str(path),
+        )
+        self.model.load_state_dict(state)
+
+    def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
+        """`pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalised float images."""
+        images = fold(observations, self._cameras, next(self.model.parameters()).dtype)
+        maps = self.model.forward_features(images)
+        pooled = self.model.forward_head(maps) if "pooled" in outputs else None
+        tokens = _tokens(self.model, maps, self.config.prefix_tokens) if "tokens" in outputs else None
+        return unfold(pooled, tokens, self._frames)
+
+
+def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
+    """The model without classifier, built for images of `size` where it must know."""
+    options: dict[str, Any] = {"num_classes": 0}
+    defaults = timm.get_pretrained_cfg(name)
+    if defaults is not None and defaults.fixed_input_size:
+        options["img_size"] = size
+    if drop_path > 0.0:
+        options["drop_path_rate"] = drop_path
+    model: nn.Module = timm.create_model(name, **options)
+    return model
+
+
+def _converted(convert: Any, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    converted: dict[str, Tensor] = convert(state, model)
+    return converted
+
+
+def _tokens(model: Any, maps: Tensor, prefix: str) -> Tensor:
+    """(B, D, H, W), (B, H, W, D) or (B, N, D) -> (B, N, D)."""
+    if maps.ndim == 4:
+        if getattr(model, "output_fmt", "NCHW") == "NHWC":
+            return maps.flatten(1, 2)
+        return maps.flatten(2).transpose(1, 2)
+    return maps[:, getattr(model, "num_prefix_tokens", 0) :] if prefix == "drop" else maps
+
+
+@lru_cache(maxsize=64)
+def _probe(name: str, size: tuple[int, int], prefix: str) -> tuple[int, int, int]:
+    """Tokens of one image, their width, and the width of the pooled vector, found on the meta device."""
+    with torch.device("meta"), torch.no_grad():
+        model: Any = _create(name, size, 0.0).eval()
+        maps = model.forward_features(torch.zeros(1, 3, *size))
+        if not isinstance(maps, Tensor) or maps.ndim not in (3, 4):
+            raise ValueError("it has no single feature map or sequence of tokens")
+        tokens = _tokens(model, maps, prefix)
+        if tokens.shape[2] != model.num_features:
+            raise ValueError(f"its feature map has {tokens.shape[2]} channels, not {model.num_features}")
+        return tokens.shape[1], tokens.shape[2], model.forward_head(maps).shape[1]

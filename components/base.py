@@ -1,0 +1,170 @@
+"""The contracts of the four kinds of parts.
+
+A part is one class with a nested pydantic `Config`, in a file named like its `type`. Its life:
+
+1. `facts(config)` looks up what the config only points at (a hub id, a local directory): plain JSON values that
+   are saved with the policy, so that a checkpoint is rebuilt without them.
+2. `specs(config, inputs, facts)` tells what comes out for what goes in. It is pure and allocates nothing.
+   What does not fit raises `SpecError`, which names the option at fault and the cure.
+3. `__init__(config, inputs, facts)` allocates, from these alone: no download, no `.item()`, no plain tensor
+   attributes, because it also runs on the meta device.
+4. `load_pretrained()` fills weights, after allocation, only when a policy is first made.
+
+Options called `pretrained` or `tokenizer` may name files relative to the recipe; `facts` and `load_pretrained` get
+them spelled out. Weights that modules of a part share are declared, `_tied_weights_keys = {"target": "source"}`.
+
+Batches use LeRobot's flat keys: `observation.images.<camera>` (B, T, 3, H, W), `observation.state` (B, T, S),
+`task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). No part changes a batch it was given.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..schemas.errors import SpecError
+from ..schemas.part import BackboneConfig, HeadConfig, PartConfig
+from ..schemas.specs import Kind, Spec, Specs
+
+Batch = Mapping[str, Any]
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a backbone publishes: pooled values (B, D), or tokens (B, N, D) with a mask (B, N), True where valid."""
+
+    values: Tensor
+    mask: Tensor | None = None
+
+
+class Part(ABC):
+    """What all parts share."""
+
+    Config: ClassVar[type[PartConfig]]
+
+    @classmethod
+    def facts(cls, config: Any) -> dict[str, Any]:
+        """JSON values that the config points at but does not hold. Raises WeightsError where they cannot be read."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def specs(cls, config: Any, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """Specs of the outputs for specs of the inputs; raises SpecError where they do not fit."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, directory: Path) -> Any:
+        """A config small enough for a test on a CPU; files it points at are written into `directory`."""
+
+
+class Backbone(nn.Module, Part):
+    """Encodes observations. Publishes `pooled` (B, D), `tokens` (B, N, D) or both."""
+
+    Config: ClassVar[type[BackboneConfig]]
+    kind: ClassVar[Kind]
+    """Kind of the inputs it reads when the recipe does not say."""
+
+    def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
+        super().__init__()
+        self.config = config
+        self.keys = tuple(self.reads(config, inputs))
+        """The observations it reads."""
+
+    @classmethod
+    def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
+        """The inputs it reads among those available; raises SpecError for an unknown key or a wrong kind."""
+        if config.reads is None:
+            found = {key: spec for key, spec in available.items() if spec.kind is cls.kind}
+            if not found:
+                raise SpecError(
+                    f"`{config.type}` reads {cls.kind} inputs, and there are none",
+                    label=f"no {cls.kind} input",
+                    help=f"inputs are: {_listing(available)}",
+                )
+            return found
+        for position, key in enumerate(config.reads):
+            spec = available.get(key)
+            if spec is None or spec.kind is not cls.kind:
+                problem = "is not an input" if spec is None else f"is {spec}"
+                raise SpecError(
+                    f"`{key}` {problem}; `{config.type}` reads {cls.kind} inputs",
+                    field=f"reads.{position}",
+                    label=problem,
+                    help=f"inputs are: {_listing(available)}",
+                )
+        return {key: available[key] for key in config.reads}
+
+    @abstractmethod
+    def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
+        """The named outputs, and only those."""
+
+    def load_pretrained(self) -> None:
+        """Fill the weights that the config names; nothing by default. Raises WeightsError."""
+
+
+class ActionHead(nn.Module, Part):
+    """Predicts action chunks from features, in normalised units."""
+
+    Config: ClassVar[type[HeadConfig]]
+    accepts: ClassVar[tuple[str, ...]]
+    """Outputs of a backbone that it can read, best first: `pooled`, `tokens`."""
+
+    def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
+        """`inputs` holds the features by name (`vision.tokens`) and `action` (B, H, A)."""
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """`{"loss": scalar, "<term>": scalar, ...}` for actions (B, H, A); steps where is_pad (B, H) do not count."""
+
+    @abstractmethod
+    def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
+        """An action chunk (B, H, A)."""
+
+
+class Transform(nn.Module, Part):
+    """Acts on a whole batch, on the device it lives on. Random in `train()` mode, deterministic in `eval()`.
+
+    Randomness comes from torch's default generator, which the trainer seeds by (seed, step, rank).
+    """
+
+    def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
+        """`facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}`."""
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """A new batch; keys that are absent (actions, at deployment) are passed over."""
+
+    def inverse(self, batch: Batch) -> dict[str, Any]:
+        """Undo what `forward` did to `action` (and to the state, where it can be undone)."""
+        return dict(batch)
+
+
+class Collator(Part):
+    """Turns a list of samples into a batch, in the loader."""
+
+    def __init__(self, config: Any, facts: Facts, assets: Path | None = None) -> None:
+        """`assets` is where `save_assets` wrote, when a saved policy is loaded."""
+        self.config = config
+
+    @abstractmethod
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Samples (T, ...) -> batch (B, T, ...)."""
+
+    def save_assets(self, directory: Path) -> None:
+        """Write what the collator needs beside its config, such as a tokenizer's files."""
+
+
+def _listing(specs: Specs) -> str:
+    return ", ".join(f"{key} ({spec.kind})" for key, spec in specs.items()) or "none"

@@ -1,0 +1,1 @@
+"""Collators, one a file, named like the `type` of a recipe."""

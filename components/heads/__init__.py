@@ -1,0 +1,1 @@
+"""Action heads, one a file, named like the `type` of a recipe."""

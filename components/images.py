@@ -1,0 +1,151 @@
+"""Cameras: one tensor (B, T, 3, H, W) under each key, read together by backbones and one by one by transforms."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..schemas.errors import SpecError
+from ..schemas.part import PartConfig
+from ..schemas.specs import Kind, Spec, Specs
+from .base import Batch, Facts, Feature, Transform
+
+Side = Annotated[int, Field(ge=1)]
+Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+
+
+def height_width(size: int | list[int]) -> tuple[int, int]:
+    """`96` or `[96, 128]` as (height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def frame_size(cameras: Specs) -> tuple[int, int]:
+    """Height and width that all cameras share; raises SpecError where they differ or are not RGB."""
+    first, *others = cameras.items()
+    for key, spec in cameras.items():
+        if spec.dims[2] != 3:
+            raise SpecError(
+                f"`{key}` has {spec.dims[2]} channels; images have 3", source=key, label="not RGB"
+            )
+    for key, spec in others:
+        if spec.dims[1:] != first[1].dims[1:]:
+            raise SpecError(
+                f"`{key}` is {spec} and `{first[0]}` is {first[1]}; one backbone reads cameras of one size",
+                source=key,
+                label="cameras differ in size",
+                help=f"add `{{type: resize, size: {list(first[1].dims[3:])}}}` to the transforms, "
+                "or give each camera its own backbone with `reads`",
+            )
+    _, _, _, height, width = first[1].dims
+    assert isinstance(height, int)
+    assert isinstance(width, int)
+    return height, width
+
+
+def frames(cameras: Specs) -> int:
+    """Frames of one sample: observation steps times cameras."""
+    count = 0
+    for spec in cameras.values():
+        assert isinstance(spec.dims[1], int)
+        count += spec.dims[1]
+    return count
+
+
+def image_features(cameras: Specs, tokens: int, width: int, pooled: int | None = None) -> dict[str, Spec]:
+    """Specs of `pooled` and `tokens` for `tokens` tokens of `width` (and `pooled` values) a frame."""
+    count, pooled = frames(cameras), pooled or width
+    names = ", ".join(key.rpartition(".")[2] for key in cameras)
+    steps = count // len(cameras)
+    why = f"camera{'s' if len(cameras) > 1 else ''} {names} x {steps} step{'s' if steps > 1 else ''}"
+    return {
+        "pooled": Spec(Kind.POOLED, ("B", count * pooled), f"{why} x {pooled}"),
+        "tokens": Spec(Kind.TOKENS, ("B", count * tokens, width), f"{why} x {tokens} tokens"),
+    }
+
+
+def fold(observations: Batch, cameras: Specs, dtype: torch.dtype) -> Tensor:
+    """All frames as one batch (B * T * V, 3, H, W) in `dtype`; raises SpecError where images are still bytes."""
+    images = torch.stack([observations[key] for key in cameras], dim=2)  # (B, T, V, 3, H, W)
+    if not images.is_floating_point():
+        raise SpecError(
+            f"images reach the backbone as {images.dtype}, not as normalised floats",
+            label="not normalised",
+            help="add `{type: normalize_image}` to the transforms",
+        )
+    return images.flatten(0, 2).to(dtype)
+
+
+def unfold(pooled: Tensor | None, tokens: Tensor | None, frames: int) -> dict[str, Feature]:
+    """Features a frame, (B * F, P) and (B * F, N, D), as features a sample, (B, F * P) and (B, F * N, D)."""
+    features = {}
+    if pooled is not None:
+        features["pooled"] = Feature(pooled.reshape(-1, frames * pooled.shape[-1]))
+    if tokens is not None:
+        features["tokens"] = Feature(tokens.reshape(-1, frames * tokens.shape[1], tokens.shape[2]))
+    return features
+
+
+def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pixels (B, T, 3, h, w) of `images` (B, T, 3, H, W) at `rows` (B, h) and `columns` (B, w) of each sample."""
+    index = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).flatten(1)  # (B, h * w)
+    flat = images.flatten(3).flatten(1, 2)  # (B, T * 3, H * W)
+    picked = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
+    return picked.reshape(*images.shape[:3], rows.shape[1], columns.shape[1])
+
+
+class ImageTransformConfig(PartConfig):
+    """Options that every transform of images has."""
+
+    keys: list[str] | None = Field(default=None, min_length=1)
+    """Images to change, such as `observation.images.wrist`; by default all of them."""
+
+
+class ImageTransform(Transform):
+    """Changes one camera at a time, with the same random draw for all its steps."""
+
+    Config: ClassVar[type[PartConfig]] = ImageTransformConfig
+
+    def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self.keys: Sequence[str] = tuple(self.cameras(config, inputs))
+
+    @staticmethod
+    def cameras(config: Any, inputs: Specs) -> dict[str, Spec]:
+        """Specs of the images to change; raises SpecError for an unknown key."""
+        found = {key: spec for key, spec in inputs.items() if spec.kind is Kind.IMAGE}
+        for position, key in enumerate(config.keys or ()):
+            if key not in found:
+                raise SpecError(
+                    f"`{key}` is no image",
+                    field=f"keys.{position}",
+                    label="no such image",
+                    help=f"images are: {', '.join(found) or 'none'}",
+                )
+        return found if config.keys is None else {key: found[key] for key in config.keys}
+
+    @classmethod
+    def resized(cls, config: Any, inputs: Specs, size: tuple[int, int], why: str) -> dict[str, Spec]:
+        """Specs of all inputs, with the images at a new height and width."""
+        changed = {
+            key: Spec(Kind.IMAGE, (*spec.dims[:3], *size), f"{spec.why}, {why}".removeprefix(", "))
+            for key, spec in cls.cameras(config, inputs).items()
+        }
+        return {**inputs, **changed}
+
+    @classmethod
+    def specs(cls, config: Any, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        cls.cameras(config, inputs)
+        return dict(inputs)
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """A new batch with the images changed."""
+        return {**batch, **{key: self.apply_to(batch[key]) for key in self.keys if key in batch}}
+
+    @abstractmethod
+    def apply_to(self, images: Tensor) -> Tensor:
+        """Change the images (B, T, 3, H, W) of one camera."""

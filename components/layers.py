@@ -1,0 +1,69 @@
+"""Small layers that several parts share."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["relu", "gelu", "silu", "tanh"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers through `sizes`, with the activation (and dropout) between them and none after the last."""
+    layers: list[nn.Module] = []
+    for width, following in itertools.pairwise(sizes):
+        if layers:
+            layers.append(_ACTIVATIONS[activation]())
+            if dropout > 0.0:
+                layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(width, following))
+    return nn.Sequential(*layers)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `queries` over `context` (over themselves where there is none)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """queries (B, N, D), context (B, M, D), mask (B, M) True where valid -> (B, N, D)."""
+        query = self._split(self.query(queries))
+        key, value = (self._split(half) for half in self.key_value(context).chunk(2, dim=-1))
+        allowed = None if mask is None else mask[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=allowed
+        )  # (B, heads, N, D / heads)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def _split(self, values: Tensor) -> Tensor:
+        return values.reshape(*values.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def sinusoids(times: Tensor, width: int, scale: float = 1000.0, longest: float = 10_000.0) -> Tensor:
+    """Times (B,) in [0, 1] as float32 (B, width): sines and cosines of `scale * t` with periods up to `longest` * 2 pi.
+
+    The embedding of diffusion models (Ho et al., 2020); `width` must be even.
+    """
+    half = width // 2
+    steps = torch.arange(half, device=times.device, dtype=torch.float32)
+    angles = scale * times.float()[:, None] * torch.exp(-math.log(longest) / half * steps)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,84 @@
+"""Pretrained models of transformers: their configs as plain JSON, and their weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..schemas.errors import WeightsError
+
+_LEFT_OUT = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id")
+_OFFLINE = "check the name, or download it where there is a network and give the directory"
+
+
+def read_config(
+    source: str, types: tuple[str, ...], otherwise: str, part: str | None = None
+) -> dict[str, Any]:
+    """Config of a model on the hub or in a directory; raises WeightsError unless its `model_type` is among `types`.
+
+    Of a model made of several, such as CLIP, the config of one `part` is taken.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"cannot read the config of `{source}`: {_first_line(error)} ({_OFFLINE})"
+        ) from error
+    if part is not None and config.model_type not in types:
+        config = getattr(config, part, config)
+    if config.model_type not in types:
+        raise WeightsError(
+            f"`{source}` is a `{config.model_type}` model, expected one of {', '.join(types)}; {otherwise}"
+        )
+    held = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in held.items() if key not in _LEFT_OUT}
+
+
+def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> None:
+    """Copy weights of `source` into `model`; raises WeightsError where any is missing or of another shape."""
+    try:
+        loader: Any = type(model)
+        with _quiet():
+            loaded, report = loader.from_pretrained(
+                source,
+                config=model.config,
+                output_loading_info=True,
+                dtype="float32",
+                trust_remote_code=False,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(
+            f"cannot load the weights of `{source}`: {_first_line(error)} ({_OFFLINE})"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise WeightsError(
+            f"`{source}` lacks {len(missing)} tensors of {type(model).__name__}, the first is `{missing[0]}`; "
+            "it is not a checkpoint of this model"
+        )
+    model.load_state_dict(loaded.state_dict())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar, and no table of the tensors that are not wanted."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

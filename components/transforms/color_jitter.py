@@ -1,0 +1,97 @@
+"""Random changes of colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..images import ImageTransform, ImageTransformConfig
+
+Strength = Annotated[float, Field(ge=0.0)]
+
+_GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
+
+
+class ColorJitter(ImageTransform):
+    """Changes brightness, contrast, saturation and hue at random, in that order, in training only.
+
+    Factors are drawn evenly from `1 - strength` (at least 0) to `1 + strength`, once for all steps of one camera of
+    one sample. Works on bytes, or on floats in [0, 1]: put it before `normalize_image`.
+    """
+
+    class Config(ImageTransformConfig):
+        """Random changes of colour."""
+
+        type: Literal["color_jitter"]
+        """Change colours at random while training; before `normalize_image`."""
+        brightness: Strength = 0.3
+        """Strength of the change in brightness."""
+        contrast: Strength = 0.3
+        """Strength of the change in contrast."""
+        saturation: Strength = 0.3
+        """Strength of the change in saturation."""
+        hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
+        """Largest turn of the hue, as a fraction of the colour circle."""
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="color_jitter")
+
+    def apply_to(self, images: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> the same size and dtype."""
+        if not self.training:
+            return images
+        config, dtype = self.config, images.dtype
+        values = images.float() / 255.0 if dtype == torch.uint8 else images.float()
+        if config.brightness > 0.0:
+            values = (values * _factors(values, config.brightness)).clamp_(0.0, 1.0)
+        if config.contrast > 0.0:
+            values = _blend(values, _grey(values).mean(dim=(2, 3, 4), keepdim=True), config.contrast)
+        if config.saturation > 0.0:
+            values = _blend(values, _grey(values), config.saturation)
+        if config.hue > 0.0:
+            turn = torch.empty(len(values), 1, 1, 1, device=values.device).uniform_(-config.hue, config.hue)
+            values = turn_hue(values, turn)
+        return values.mul_(255.0).round_().to(dtype) if dtype == torch.uint8 else values.to(dtype)
+
+
+def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue of RGB images (B, T, 3, H, W) in [0, 1] by `turn`, in whole circles; HSV value and saturation stay.
+
+    In HSV with value V and chroma C, channel n of (5, 3, 1) is `V - C max(0, min(k, 4 - k, 1))` at
+    `k = (n + 6 hue) mod 6`.
+    """
+    red, green, blue = images.unbind(2)  # (B, T, H, W) each
+    value, lowest = images.amax(2), images.amin(2)
+    chroma = value - lowest
+    safe = torch.where(chroma > 0.0, chroma, 1.0)
+    sector = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2.0, (red - green) / safe + 4.0),
+    )
+    sector = sector + 6.0 * turn
+    channels = []
+    for offset in (5.0, 3.0, 1.0):
+        k = (sector + offset).remainder(6.0)
+        channels.append(value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0))
+    return torch.stack(channels, dim=2)
+
+
+def _factors(images: Tensor, strength: float) -> Tensor:
+    shape = (len(images), 1, 1, 1, 1)
+    return torch.empty(shape, device=images.device).uniform_(max(0.0, 1.0 - strength), 1.0 + strength)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """(B, T, 3, H, W) -> (B, T, 1, H, W)."""
+    red, green, blue = images.unbind(2)
+    return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue).unsqueeze(2)
+
+
+def _blend(images: Tensor, base: Tensor, strength: float) -> Tensor:
+    return (base + (images - base) * _factors(images, strength)).clamp_(0.0, 1.0)

@@ -1,0 +1,79 @@
+"""Crop images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...schemas.errors import SpecError
+from ...schemas.specs import Spec, Specs
+from ..base import Facts
+from ..images import ImageTransform, ImageTransformConfig, Size, height_width, take
+
+Offset = Annotated[int, Field(ge=0)]
+
+
+class Crop(ImageTransform):
+    """Cuts a window out of every image: at random in training and from the centre in evaluation, or at a fixed place.
+
+    All steps of one camera of one sample are cut at the same place.
+    """
+
+    class Config(ImageTransformConfig):
+        """Crop images."""
+
+        type: Literal["crop"]
+        """Crop images: at random while training, at the centre otherwise."""
+        size: Size
+        """Size in pixels: one number for a square, or `[height, width]`."""
+        corner: Annotated[list[Offset], Field(min_length=2, max_length=2)] | None = None
+        """A fixed place: `[top, left]` in pixels, in training too; for a camera that sees more than the work area."""
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """All inputs, with the images cropped; raises SpecError for a window larger than the image."""
+        height, width = height_width(config.size)
+        for key, spec in cls.cameras(config, inputs).items():
+            _, _, _, full_height, full_width = spec.dims
+            assert isinstance(full_height, int)
+            assert isinstance(full_width, int)
+            if height > full_height or width > full_width:
+                raise SpecError(
+                    f"a window of {height} x {width} is larger than `{key}`, which is {full_height} x {full_width}",
+                    field="size",
+                    source=key,
+                    label=f"the image is {full_height} x {full_width}",
+                    help="choose a smaller `size`, or resize the images first",
+                )
+            top, left = config.corner or (0, 0)
+            if top + height > full_height or left + width > full_width:
+                raise SpecError(
+                    f"a window of {height} x {width} at [{top}, {left}] reaches outside `{key}`",
+                    field="corner",
+                    source=key,
+                    label=f"the image is {full_height} x {full_width}",
+                    help=f"choose a corner up to [{full_height - height}, {full_width - width}]",
+                )
+        return cls.resized(config, inputs, (height, width), f"cropped to {height} x {width}")
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="crop", size=[12, 10])
+
+    def apply_to(self, images: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> (B, T, 3, h, w)."""
+        height, width = height_width(self.config.size)
+        spare = (images.shape[-2] - height, images.shape[-1] - width)
+        if self.config.corner is not None or not self.training:
+            top, left = self.config.corner or (spare[0] // 2, spare[1] // 2)
+            return images[..., top : top + height, left : left + width].contiguous()
+        batch, device = images.shape[0], images.device
+        tops = torch.randint(0, spare[0] + 1, (batch, 1), device=device)
+        lefts = torch.randint(0, spare[1] + 1, (batch, 1), device=device)
+        rows = tops + torch.arange(height, device=device)  # (B, h)
+        columns = lefts + torch.arange(width, device=device)  # (B, w)
+        return take(images, rows, columns)

@@ -1,0 +1,69 @@
+"""Bring images to the range that a vision backbone expects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...schemas.errors import SpecError
+from ...schemas.specs import Spec, Specs
+from ..base import Facts
+from ..images import ImageTransform, ImageTransformConfig
+
+_STATS = {
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "zero_one": ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+}
+
+Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
+PositiveRgb = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=3, max_length=3)]
+
+
+class NormalizeImage(ImageTransform):
+    """Maps images to `(x - mean) / std`, where x is in [0, 1]: bytes are divided by 255, floats are taken as they are."""
+
+    class Config(ImageTransformConfig):
+        """Bring images to the range that a vision backbone expects."""
+
+        type: Literal["normalize_image"]
+        """Turn images into normalised floats."""
+        stats: Literal["imagenet", "half", "zero_one"] = "imagenet"
+        """`imagenet` is the mean and deviation of ImageNet, `half` maps to [-1, 1], `zero_one` to [0, 1]."""
+        mean: Rgb | None = None
+        """Mean of each channel, for images in [0, 1], instead of `stats`."""
+        std: PositiveRgb | None = None
+        """Standard deviation of each channel, for images in [0, 1], instead of `stats`."""
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """All inputs as they are; raises SpecError for a mean without a deviation."""
+        if (config.mean is None) != (config.std is None):
+            given, missing = ("mean", "std") if config.std is None else ("std", "mean")
+            raise SpecError(
+                f"`{given}` is given without `{missing}`",
+                field=given,
+                label=f"`{missing}` is missing",
+                help="give both",
+            )
+        return super().specs(config, inputs, facts)
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="normalize_image")
+
+    def apply_to(self, images: Tensor) -> Tensor:
+        """(B, T, 3, H, W) bytes, or floats in [0, 1], -> normalised floats."""
+        mean, std = _STATS[self.config.stats]
+        if self.config.mean is not None:
+            mean, std = self.config.mean, self.config.std
+        unit = 255.0 if images.dtype == torch.uint8 else 1.0
+        dtype = images.dtype if images.is_floating_point() else torch.float32
+        out = images.to(dtype, copy=True)
+        for channel in range(3):
+            out[:, :, channel].sub_(mean[channel] * unit).div_(std[channel] * unit)
+        return out

@@ -1,0 +1,43 @@
+"""Random shifts, the augmentation of DrQ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..images import ImageTransform, ImageTransformConfig, take
+
+
+class RandomShift(ImageTransform):
+    """Moves every image by up to `pixels` in each direction, in training only; edge pixels fill the gap.
+
+    The same as padding with edge pixels and cropping at random (Kostrikov et al., "Image Augmentation Is All You
+    Need", 2020). All steps of one camera of one sample move together.
+    """
+
+    class Config(ImageTransformConfig):
+        """Random shifts, the augmentation of DrQ."""
+
+        type: Literal["random_shift"]
+        """Shift images at random while training."""
+        pixels: int = Field(default=4, ge=1)
+        """Largest shift in each direction, in pixels."""
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="random_shift", pixels=2)
+
+    def apply_to(self, images: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> the same size and dtype."""
+        if not self.training:
+            return images
+        batch, pixels, device = images.shape[0], self.config.pixels, images.device
+        shift = torch.randint(-pixels, pixels + 1, (2, batch, 1), device=device)
+        height, width = images.shape[-2:]
+        rows = (torch.arange(height, device=device) + shift[0]).clamp_(0, height - 1)  # (B, H)
+        columns = (torch.arange(width, device=device) + shift[1]).clamp_(0, width - 1)  # (B, W)
+        return take(images, rows, columns)

@@ -1,0 +1,52 @@
+"""Resize images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...schemas.specs import Spec, Specs
+from ..base import Facts
+from ..images import ImageTransform, ImageTransformConfig, Size, height_width
+
+
+class Resize(ImageTransform):
+    """Resizes images bilinearly, averaging over the pixels that fall together (antialiasing).
+
+    Bytes stay bytes, rounded to the nearest level; the last level may differ between a CPU and a GPU.
+    """
+
+    class Config(ImageTransformConfig):
+        """Resize images."""
+
+        type: Literal["resize"]
+        """Resize images bilinearly, with antialiasing."""
+        size: Size
+        """Size in pixels: one number for a square, or `[height, width]`; the aspect ratio is not kept."""
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """All inputs, with the images resized."""
+        height, width = height_width(config.size)
+        return cls.resized(config, inputs, (height, width), f"resized to {height} x {width}")
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="resize", size=[12, 20])
+
+    def apply_to(self, images: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> (B, T, 3, h, w)."""
+        size = height_width(self.config.size)
+        if images.shape[-2:] == size:
+            return images
+        flat = images.flatten(0, 1)
+        if images.dtype == torch.uint8 and images.device.type != "cpu":
+            resized = F.interpolate(flat.float(), size, mode="bilinear", antialias=True)
+            resized = resized.round_().clamp_(0.0, 255.0).to(torch.uint8)
+        else:  # the CPU has its own, several times faster, kernel for bytes
+            resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
+        return resized.reshape(*images.shape[:3], *size)

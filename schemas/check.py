@@ -1,0 +1,236 @@
+"""A recipe against its JSON Schema, without torch and without pydantic: what makes a typo cost a fraction of a second.
+
+    for diagnostic in check(document):
+        print(diagnostic.render())
+
+Numbers are as strict as in the pydantic stage: `1.0` is no integer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.validators import extend
+
+from . import phrases
+from .diagnostics import Diagnostic, ErrorCode, in_order
+from .document import Document, KeyPath
+from .known import KINDS, unlisted_types
+from .phrases import near, quoted, where
+from .tree import SchemaTree, shipped_schema
+
+
+def check(document: Document, *, allow_imports: bool = False) -> list[Diagnostic]:
+    """Every finding of the schema, sorted by position.
+
+    Types that are not in the schema but exist here (a new file, a plugin) or may come to exist (`imports`) are passed
+    over. `imports` themselves are a finding, unless allowed.
+    """
+    checker = _Checker(document, SchemaTree(shipped_schema()), ())
+    refused = () if allow_imports else checker.imports_refused()
+    return in_order([*checker.findings(), *checker.misspelt_policy(), *refused])
+
+
+def check_against(document: Document, path: KeyPath, schema: Mapping[str, Any]) -> list[Diagnostic]:
+    """Every finding of one schema about the value at `path`, sorted by position."""
+    return in_order(list(_Checker(document, SchemaTree(schema), path).findings()))
+
+
+def _value(document: Document, path: KeyPath) -> Any:
+    value: Any = document.value
+    for step in path:
+        value = value[step]
+    return value
+
+
+def _pattern(validator: Any, pattern: str, instance: object, schema: object) -> Iterator[ValidationError]:
+    ending = r"\Z" if pattern.endswith("$") else ""
+    if isinstance(instance, str) and not re.search(pattern.removesuffix("$") + ending, instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+_Validator: Any = extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator,
+    {"pattern": _pattern},
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int),
+)
+
+
+class _Checker:
+    """Judges the value at `base` of a document, of which `tree` holds the schema."""
+
+    def __init__(self, document: Document, tree: SchemaTree, base: KeyPath) -> None:
+        self.document, self.tree, self.base = document, tree, base
+        self.imports = bool(document.value.get("imports"))
+        self.value = _value(document, base)
+
+    def findings(self) -> Iterator[Diagnostic]:
+        errors = list(_Validator(self.tree.root).iter_errors(self.value))
+        of_wrong_type = {tuple(error.absolute_path) for error in errors if error.validator == "type"}
+        for error in errors:
+            if error.validator == "type" or tuple(error.absolute_path) not in of_wrong_type:
+                yield from self._explain(error)
+
+    def misspelt_policy(self) -> Iterator[Diagnostic]:
+        """A `policy.type` that is nearly `composed`; others may be registered by hand, which is seen later."""
+        policy = self.value.get("policy")
+        kind = policy.get("type") if isinstance(policy, dict) else None
+        if (
+            isinstance(kind, str)
+            and kind != "composed"
+            and not self.imports
+            and near(kind, ["composed"], 0.75)
+        ):
+            message = f"no policy is called `{kind}`"
+            yield self._at("E006 unknown-type", message, ("policy", "type"), "did you mean `composed`?")
+
+    def imports_refused(self) -> Iterator[Diagnostic]:
+        """Each entry of `imports`: a recipe runs no code by itself."""
+        entries = self.value.get("imports")
+        for position, entry in enumerate(entries if isinstance(entries, list) else ()):
+            message = f"`{entry}` is not imported: a recipe runs no code unless it is told to"
+            help = "read it, then add `--allow-imports` (Python: `allow_imports=True`)"
+            yield self._at(
+                "E011 import-refused", message, ("imports", position), "this would run code", help=help
+            )
+
+    def _explain(self, error: Any) -> Iterator[Diagnostic]:
+        keyword, value, wanted = str(error.validator), error.instance, error.validator_value
+        path: KeyPath = (*self.base, *error.absolute_path)
+        if "propertyNames" in error.absolute_schema_path:
+            message = f"`{value}` is no name: use lower-case letters, digits and `_`, and begin with a letter"
+            yield self._at("E007 invalid-value", message, (*path, value), "not a name", key=True)
+        elif keyword == "additionalProperties":
+            yield from (
+                self._unknown_key(path, key) for key in value if key not in error.schema["properties"]
+            )
+        elif keyword == "required":
+            yield from (self._missing_key(path, key) for key in wanted if key not in value)
+        elif keyword == "type":
+            yield self._wrong_type(path, value, wanted)
+        elif keyword in ("enum", "const"):
+            yield from self._not_among(path, value, [wanted] if keyword == "const" else wanted)
+        elif keyword == "anyOf":
+            yield from self._no_alternative(path, value, error)
+        else:
+            yield self._invalid(path, value, error)
+
+    def _unknown_key(self, path: KeyPath, key: str) -> Diagnostic:
+        keys = sorted(self._schema(path).get("properties", ()))
+        places = [(*self.base, *place) for place in self.tree.places(self.value, key)]
+        places = [place for place in places if place[:-1] != path][:2]
+        meant = near(key, keys, 0.8) or (None if places else near(key, keys))
+        if meant is not None:
+            label = f"did you mean `{meant}`?"
+        elif places:
+            label = f"`{key}` exists at {phrases.either(map(where, places))}"
+        else:
+            label = "unknown key"
+        part = self._part(path)
+        name = f"`{part.partition('.')[2]}`" if part else where(path)
+        notes = (f"{name} accepts: {', '.join(keys)}",) if keys else ()
+        help = f"run `policysmith explain {part}`" if part else ""
+        message = f"{where(path)} has no key `{key}`"
+        found = self._at("E003 unknown-key", message, (*path, key), label, key=True, notes=notes, help=help)
+        chosen = self.document.span((*path, "type"))
+        if part and chosen.source is not found.span.source:
+            return replace(found, related=((chosen, f"`{part.partition('.')[2]}` is chosen here"),))
+        return found
+
+    def _missing_key(self, path: KeyPath, key: str) -> Diagnostic:
+        wanted = self._schema(path).get("properties", {}).get(key, {})
+        kind = next((kind for kind in self.tree.kinds() if wanted.get("enum") == self.tree.types(kind)), None)
+        notes = (f"{kind}: {', '.join(self._types(kind))}",) if kind else phrases.about(key, wanted)
+        message = f"{where(path)} needs the key `{key}`"
+        return self._at("E004 missing-key", message, path, f"`{key}` is missing", key=True, notes=notes)
+
+    def _wrong_type(self, path: KeyPath, value: object, types: Any) -> Diagnostic:
+        text = "" if isinstance(value, (dict, list)) else self.document.span(path).text
+        message = f"{where(path)} must be {phrases.expected(types)}, found {phrases.found(value)}"
+        return self._at(
+            "E005 wrong-type", message, path, phrases.cure(value, types, text), notes=self._about(path)
+        )
+
+    def _not_among(self, path: KeyPath, value: object, choices: list[Any]) -> Iterator[Diagnostic]:
+        kinds = [
+            kind for kind in self.tree.kinds() if path[-1:] == ("type",) and choices == self.tree.types(kind)
+        ]
+        if kinds:
+            yield from self._unknown_type(path, str(value), kinds[0])
+            return
+        words = phrases.either(
+            f"`{choice}`" if isinstance(choice, str) else quoted(choice) for choice in choices
+        )
+        meant = near(str(value), [choice for choice in choices if isinstance(choice, str)])
+        label = f"did you mean `{meant}`?" if meant else f"expected {words}"
+        message = f"{where(path)} must be {words}, found {phrases.found(value)}"
+        yield self._at("E007 invalid-value", message, path, label, notes=self._about(path))
+
+    def _unknown_type(self, path: KeyPath, name: str, kind: str) -> Iterator[Diagnostic]:
+        known = self._types(kind)
+        if name in known or self.imports:
+            return
+        noun = KINDS[kind]
+        meant = near(name, known)
+        other = next((KINDS[other] for other in self.tree.kinds() if name in self.tree.types(other)), None)
+        label = (
+            f"`{name}` is a {other}" if other else f"did you mean `{meant}`?" if meant else f"unknown {noun}"
+        )
+        notes = (f"{kind}: {', '.join(known)}",)
+        yield self._at("E006 unknown-type", f"no {noun} is called `{name}`", path, label, notes=notes)
+
+    def _no_alternative(self, path: KeyPath, value: object, error: Any) -> Iterator[Diagnostic]:
+        branches: dict[int, list[Any]] = {}
+        for inner in error.context:
+            branches.setdefault(inner.schema_path[0], []).append(inner)
+        fitting = [
+            inner
+            for inner in branches.values()
+            if not any(e.validator in ("type", "const", "enum") and not e.path for e in inner)
+        ]
+        if len(fitting) == 1:
+            for inner in fitting[0]:
+                yield from self._explain(inner)
+            return
+        words = phrases.either(phrases.alternatives(error.validator_value))
+        message = f"{where(path)} must be {words}, found {phrases.found(value)}"
+        yield self._at("E005 wrong-type", message, path, f"expected {words}", notes=self._about(path))
+
+    def _invalid(self, path: KeyPath, value: Any, error: Any) -> Diagnostic:
+        must, label = phrases.limit(str(error.validator), error.validator_value, value)
+        message = f"{where(path)} must {must or f'be valid: {error.message}'}"
+        return self._at("E007 invalid-value", message, path, label, notes=self._about(path))
+
+    def _about(self, path: KeyPath) -> tuple[str, ...]:
+        """What the schema says about the last key of a path."""
+        length = next((i + 1 for i in reversed(range(len(path))) if isinstance(path[i], str)), 0)
+        return phrases.about(str(path[length - 1]), self._schema(path[:length])) if length else ()
+
+    def _schema(self, path: KeyPath) -> dict[str, Any]:
+        return self.tree.at(self.value, path[len(self.base) :])
+
+    def _types(self, kind: str) -> list[str]:
+        return sorted({*self.tree.types(kind), *unlisted_types(kind)})
+
+    def _part(self, path: KeyPath) -> str:
+        """`heads.mlp` for a path at which a part stands, and an empty string elsewhere."""
+        kind, name = self._schema(path).get("x-part", ("", ""))
+        return f"{kind}.{name}" if kind else ""
+
+    def _at(
+        self,
+        code: ErrorCode,
+        message: str,
+        path: KeyPath,
+        label: str,
+        *,
+        key: bool = False,
+        notes: tuple[str, ...] = (),
+        help: str = "",
+    ) -> Diagnostic:
+        span = self.document.span(path, "key" if key else "value")
+        return Diagnostic(code, message, span, label, notes=notes, help=help)

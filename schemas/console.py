@@ -1,0 +1,87 @@
+"""The command line: `build-and-train` and `policysmith`.
+
+It stands here, below everything it starts, so that a recipe is judged before torch is imported: a mistake is told in
+a fraction of a second. Only then is `policysmith.builder.cli` imported, by name, which keeps the import direction
+`builder -> components -> schemas` for everything else. This module is the composition root.
+
+Exit codes: 0 done, 2 wrong usage, 3 invalid recipe, 4 the policy or its data cannot be built, 5 training failed,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import arguments
+from .diagnostics import Diagnostic
+from .errors import PolicysmithError, RecipeError, SimulatorError, TrainingError
+
+OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, INTERRUPTED = 0, 2, 3, 4, 5, 130
+
+
+def build_and_train(argv: Sequence[str] | None = None) -> int:
+    """`build-and-train RECIPE`: check, build and train. Returns the exit code."""
+    return _run(arguments.build_and_train(), argv)
+
+
+def policysmith(argv: Sequence[str] | None = None) -> int:
+    """`policysmith VERB`: everything else. Returns the exit code."""
+    return _run(arguments.policysmith(), argv)
+
+
+def _run(parser: ArgumentParser, argv: Sequence[str] | None) -> int:
+    args = parser.parse_args(argv)
+    try:
+        if "recipe" in args:
+            _judge(args)
+        function: Callable[[Namespace], int] = getattr(
+            importlib.import_module("policysmith.builder.cli"), args.function
+        )
+        return function(args)
+    except RecipeError as error:
+        report(error.diagnostics, as_json=getattr(args, "format", "text") == "json")
+        return INVALID_RECIPE
+    except PolicysmithError as error:
+        sys.stderr.write(f"{_paint('error')}: {error}\n")
+        return TRAINING_FAILED if isinstance(error, (TrainingError, SimulatorError)) else BUILD_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+
+
+def _judge(args: Namespace) -> None:
+    """Raises RecipeError with everything that can be told without torch."""
+    from .check import check
+    from .document import read
+    from .overrides import apply
+
+    document = apply(read(Path(args.recipe)), args.override)
+    found = check(document, allow_imports=args.allow_imports)
+    if found:
+        raise RecipeError(found)
+
+
+def report(diagnostics: Sequence[Diagnostic], *, as_json: bool = False) -> None:
+    """Write findings: text to stderr, in colour on a terminal unless NO_COLOR is set, or JSON to stdout."""
+    if as_json:
+        sys.stdout.write(json.dumps([diagnostic.to_json() for diagnostic in diagnostics], indent=1) + "\n")
+        return
+    color = _color()
+    for diagnostic in diagnostics:
+        sys.stderr.write(diagnostic.render(color=color) + "\n\n")
+    count = len(diagnostics)
+    sys.stderr.write(f"{_paint('error')}: the recipe has {count} mistake{'s' * (count != 1)}\n")
+
+
+def _color() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _paint(text: str) -> str:
+    return f"\x1b[1;31m{text}\x1b[0m" if _color() else text

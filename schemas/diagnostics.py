@@ -1,0 +1,205 @@
+"""What is wrong with a recipe, where, and what to do about it.
+
+    error[E003 unknown-key]: `policy.backbones.vision` has no key `imagesize`
+      --> recipes/vit_mlp.yaml:16:5
+       |
+    16 |     imagesize: 96
+       |     ^^^^^^^^^ did you mean `image_size`?
+       = help: run `policysmith explain backbones.vit`
+
+A code keeps its meaning for ever: a new kind of mistake takes a new number.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+ErrorCode = Literal[
+    "E001 invalid-yaml",
+    "E002 duplicate-key",
+    "E003 unknown-key",
+    "E004 missing-key",
+    "E005 wrong-type",
+    "E006 unknown-type",
+    "E007 invalid-value",
+    "E008 refused-yaml",
+    "E009 unreadable-file",
+    "E010 bad-override",
+    "E011 import-refused",
+    "E012 import-failed",
+    "E020 bad-wiring",
+    "E021 dim-mismatch",
+    "E022 missing-input",
+    "E023 bad-dataset",
+    "E024 bad-weights",
+]
+
+_RED, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
+_TAB = "    "
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where text came from. `text` is None for values that were never text: a dict given to the Python API."""
+
+    name: str
+    text: str | None = None
+
+    @cached_property
+    def lines(self) -> list[str]:
+        return [] if self.text is None else self.text.split("\n")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of a source, 1-based, the end exclusive. Line 0 means the source as a whole.
+
+    `path` is the dotted path of keys, shown in place of line and column where the source has no text.
+    """
+
+    source: Source
+    line: int = 0
+    column: int = 0
+    end_line: int = 0
+    end_column: int = 0
+    path: str = ""
+
+    @property
+    def text(self) -> str:
+        """The source text it covers; empty where there is none."""
+        if not self.line or self.source.text is None:
+            return ""
+        lines = self.source.lines[self.line - 1 : self.end_line]
+        lines[-1] = lines[-1][: self.end_column - 1]
+        lines[0] = lines[0][self.column - 1 :]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        if self.line:
+            return f"{self.source.name}:{self.line}:{self.column}"
+        return f"{self.source.name}: {self.path}" if self.path else self.source.name
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source.name,
+            "line": self.line,
+            "column": self.column,
+            "end_line": self.end_line,
+            "end_column": self.end_column,
+            "path": self.path,
+        }
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One finding.
+
+    `label` stands under the caret, `related` holds further places with a label each, `notes` say what is known,
+    `help` is the cure.
+    """
+
+    code: ErrorCode
+    message: str
+    span: Span
+    label: str = ""
+    related: tuple[tuple[Span, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    help: str = ""
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """Sort key: the file from top to bottom, then whatever has no line of its own."""
+        return (0 if self.span.line else 1, self.span.line, self.span.column)
+
+    def render(self, color: bool = False) -> str:
+        """The finding as several lines of text, without a final newline."""
+        spans = [self.span, *(span for span, _ in self.related)]
+        paint = _Paint(color, margin=len(str(max(span.line for span in spans))))
+        lines = [paint.red(f"error[{self.code}]") + paint.bold(f": {self.message}")]
+        lines += paint.place("-->", self.span, "^", self.label)
+        for span, label in self.related:
+            lines += paint.place(":::", span, "-", label)
+        lines += [paint.remark("note", note) for note in self.notes]
+        if self.help:
+            lines.append(paint.remark("help", self.help))
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--format json`."""
+        code, name = self.code.split(" ")
+        return {
+            "code": code,
+            "name": name,
+            "message": self.message,
+            "span": self.span.to_json(),
+            "label": self.label,
+            "related": [{"span": span.to_json(), "label": label} for span, label in self.related],
+            "notes": list(self.notes),
+            "help": self.help,
+        }
+
+
+def in_order(diagnostics: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """Sorted by position, each said once."""
+    return sorted(dict.fromkeys(diagnostics), key=lambda diagnostic: diagnostic.position)
+
+
+@dataclass(frozen=True)
+class _Paint:
+    color: bool
+    margin: int
+
+    def red(self, text: str) -> str:
+        return f"{_RED}{text}{_RESET}" if self.color else text
+
+    def blue(self, text: str) -> str:
+        return f"{_BLUE}{text}{_RESET}" if self.color else text
+
+    def bold(self, text: str) -> str:
+        return f"{_BOLD}{text}{_RESET}" if self.color else text
+
+    def remark(self, kind: str, text: str) -> str:
+        first, *rest = text.split("\n")
+        indent = " " * (self.margin + len(f" = {kind}: "))
+        return "\n".join(
+            [f"{self._gutter('=')} {self.bold(f'{kind}:')} {first}", *(indent + line for line in rest)]
+        )
+
+    def place(self, arrow: str, span: Span, mark: str, label: str) -> list[str]:
+        lines = [f"{' ' * self.margin}{self.blue(arrow)} {span}"]
+        if not span.line or span.source.text is None:
+            return [*lines, f"{self._gutter('|')} {label}"] if label else lines
+        excerpt = _printable(span.source.lines[span.line - 1])
+        end = span.end_column - 1 if span.end_line == span.line else len(excerpt.rstrip())
+        offset = _width(excerpt[: span.column - 1])
+        carets = mark * max(1, _width(excerpt[span.column - 1 : end]))
+        underline = f"{carets} {label}".rstrip()
+        painted = self.red(underline) if mark == "^" else self.blue(underline)
+        number = self.blue(f"{span.line:>{self.margin}} |")
+        return [
+            *lines,
+            self._gutter("|"),
+            f"{number} {excerpt.rstrip().replace(chr(9), _TAB)}".rstrip(),
+            f"{self._gutter('|')} {' ' * offset}{painted}",
+        ]
+
+    def _gutter(self, sign: str) -> str:
+        return self.blue(f"{' ' * self.margin} {sign}")
+
+
+def _printable(text: str) -> str:
+    """Control characters, which could steer the terminal, replaced one by one."""
+    return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
+
+
+def _width(text: str) -> int:
+    """Terminal columns that a text takes."""
+    if text.isascii():
+        return len(text.replace("\t", _TAB))
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    combining = sum(bool(unicodedata.combining(character)) for character in text)
+    return len(text.replace("\t", _TAB)) + wide - combining

@@ -1,0 +1,195 @@
+"""A recipe as plain values, every one of which knows the place it was written.
+
+    document = read(Path("recipes/vit_mlp.yaml"))
+    document.value["policy"]["head"]["hidden"]           # [512, 512]
+    document.span(("policy", "head", "hidden", 1))       # recipes/vit_mlp.yaml:20:35
+
+Documents are immutable; an override makes a new one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from .diagnostics import Diagnostic, Source, Span
+from .errors import RecipeError
+from .scalars import Scalar
+
+Key = str | int
+KeyPath = tuple[Key, ...]
+
+MAX_DEPTH = 40
+MAX_NODES = 100_000
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and where it stands. `size` counts it and everything below it, aliases written out; `depth` likewise."""
+
+    span: Span
+    content: Scalar | tuple[Node, ...] | dict[str, Entry]
+
+    @cached_property
+    def children(self) -> tuple[Node, ...]:
+        if isinstance(self.content, dict):
+            return tuple(entry.node for entry in self.content.values())
+        return self.content if isinstance(self.content, tuple) else ()
+
+    @cached_property
+    def size(self) -> int:
+        return 1 + sum(child.size for child in self.children)
+
+    @cached_property
+    def depth(self) -> int:
+        return 1 + max((child.depth for child in self.children), default=0)
+
+    def plain(self) -> Any:
+        """The value as dicts, lists and scalars, none of them shared."""
+        if isinstance(self.content, dict):
+            return {key: entry.node.plain() for key, entry in self.content.items()}
+        if isinstance(self.content, tuple):
+            return [item.plain() for item in self.content]
+        return self.content
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key's place and its value."""
+
+    key: Span
+    node: Node
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole recipe; `directory` is what its relative paths start from."""
+
+    root: Node
+    directory: Path
+
+    @cached_property
+    def value(self) -> dict[str, Any]:
+        return dict(self.root.plain())
+
+    def span(self, path: Sequence[Key], part: Literal["key", "value"] = "value") -> Span:
+        """Place of the value at `path`, or of its key; of the nearest ancestor that exists where it does not."""
+        node, key = self.root, Span(self.root.span.source)
+        for step in path:
+            if isinstance(node.content, dict) and step in node.content:
+                entry = node.content[str(step)]
+                node, key = entry.node, entry.key
+            elif isinstance(node.content, tuple) and isinstance(step, int) and 0 <= step < len(node.content):
+                node = node.content[step]
+                key = node.span
+            else:
+                return key
+        return key if part == "key" else node.span
+
+    def replaced(self, path: Sequence[Key], entry: Entry) -> Document:
+        """The same document with another value at `path`, whose parents exist."""
+        return replace(self, root=_replaced(self.root, tuple(path), entry))
+
+
+def _replaced(node: Node, path: KeyPath, entry: Entry) -> Node:
+    if not path:
+        return entry.node
+    step, rest = path[0], path[1:]
+    if isinstance(node.content, tuple):
+        items = list(node.content)
+        items[int(step)] = _replaced(items[int(step)], rest, entry)
+        return Node(node.span, tuple(items))
+    entries = dict(node.content) if isinstance(node.content, dict) else {}
+    old = entries.get(str(step))
+    if not rest:
+        entries[str(step)] = entry
+    elif old is not None:
+        entries[str(step)] = Entry(old.key, _replaced(old.node, rest, entry))
+    else:
+        raise KeyError(step)
+    return Node(node.span, entries)
+
+
+def dotted(path: Sequence[Key]) -> str:
+    """`policy.head.hidden[1]`; keys that hold a dot are quoted."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            text += ("." if text else "") + (f'"{step}"' if "." in step else step)
+    return text
+
+
+def read(path: Path) -> Document:
+    """Parse a recipe file. Raises RecipeError, also where the file cannot be read."""
+    source = Source(os.fspath(path))
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise RecipeError(
+            [Diagnostic("E009 unreadable-file", f"cannot read the recipe: {reason}", Span(source))]
+        ) from error
+    except UnicodeDecodeError as error:
+        message = f"the recipe is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise RecipeError([Diagnostic("E009 unreadable-file", message, Span(source))]) from error
+    return parse(text, source.name, directory=path.parent)
+
+
+def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -> Document:
+    """Parse a recipe's text. Raises RecipeError with every finding."""
+    from .parser import Parser
+
+    source = Source(name, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
+    return Document(Parser(source).recipe(), directory if directory is not None else Path())
+
+
+def from_mapping(
+    value: Mapping[str, Any], name: str = "recipe", *, directory: Path | None = None
+) -> Document:
+    """A document of plain Python values. Raises RecipeError for values that no recipe can hold."""
+    root = plain_node(value, Source(name), ())
+    return Document(root, directory if directory is not None else Path())
+
+
+def plain_node(value: object, source: Source, path: KeyPath) -> Node:
+    """A node of a plain Python value; tuples become lists and paths strings. Raises RecipeError otherwise."""
+    span = Span(source, path=dotted(path))
+    if len(path) > MAX_DEPTH:
+        raise RecipeError(
+            [Diagnostic("E008 refused-yaml", f"more than {MAX_DEPTH} levels deep, or endless", span)]
+        )
+    if isinstance(value, Mapping):
+        if strange := [key for key in value if not isinstance(key, str)]:
+            message = f"keys must be strings, found {strange[0]!r}"
+            raise RecipeError([Diagnostic("E005 wrong-type", message, span)])
+        return Node(span, {str(k): _plain_entry(v, source, (*path, str(k))) for k, v in value.items()})
+    if isinstance(value, (list, tuple)):
+        return Node(span, tuple(plain_node(item, source, (*path, i)) for i, item in enumerate(value)))
+    if isinstance(value, os.PathLike):
+        return Node(span, os.fspath(value))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(
+            [Diagnostic("E007 invalid-value", f"`{span.path}` must be finite, found {value}", span)]
+        )
+    for plain in (str, bool, int, float):
+        if isinstance(value, plain):
+            return Node(span, plain(value))
+    if value is None:
+        return Node(span, None)
+    message = (
+        f"`{span.path}` holds a {type(value).__module__}.{type(value).__qualname__}, which no recipe can say"
+    )
+    raise RecipeError(
+        [Diagnostic("E005 wrong-type", message, span, help="convert it to a plain Python value")]
+    )
+
+
+def _plain_entry(value: object, source: Source, path: KeyPath) -> Entry:
+    return Entry(Span(source, path=dotted(path)), plain_node(value, source, path))

@@ -1,0 +1,193 @@
+"""The sections of a recipe, version 1. Parts stay raw mappings here: each part's own `Config` judges its options."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from .part import Section
+
+RawPart = dict[str, Any]
+RawBackbone = Annotated[RawPart, Field(json_schema_extra={"x-part": "backbones"})]
+RawHead = Annotated[RawPart, Field(json_schema_extra={"x-part": "heads"})]
+RawTransform = Annotated[RawPart, Field(json_schema_extra={"x-part": "transforms"})]
+RawCollator = Annotated[RawPart, Field(json_schema_extra={"x-part": "collators"})]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class DataSection(Section):
+    """Demonstrations and the window cut from them."""
+
+    path: str = Field(min_length=1)
+    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0); relative to the recipe's own directory."""
+    horizon: int = Field(default=16, ge=1)
+    """Actions predicted at once (the action chunk)."""
+    observation_steps: int = Field(default=1, ge=1)
+    """Most recent observations given to the policy."""
+    cameras: list[str] | None = Field(default=None, min_length=1)
+    """Cameras to use, without the `observation.images.` prefix; by default all of them."""
+    episodes: list[int] | None = Field(default=None, min_length=1)
+    """Episodes to use; by default all of them."""
+    validation: Fraction = 0.0
+    """Fraction of the episodes held out for validation."""
+    split_seed: int = 0
+    """Seed of the split into training and validation episodes."""
+
+
+class ComposedPolicySection(Section):
+    """A policy made of registered parts."""
+
+    type: Literal["composed"] = "composed"
+    """`composed`, or the name of a registered hand-written policy."""
+    backbones: dict[Name, RawBackbone] = Field(min_length=1)
+    """Encoders of the observations, by names of your choice."""
+    head: RawHead
+    """The action head."""
+    freeze: list[str] = Field(default_factory=list)
+    """Glob patterns of parameters that do not train, such as `backbones.vision.*`."""
+    execute: int | None = Field(default=None, ge=1)
+    """Actions run from each chunk before the policy looks again; by default the whole chunk."""
+
+
+class CustomPolicySection(Section):
+    """A hand-written policy, registered with `@BasePolicyModel.register(type)`; its config class judges the other keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    """Name the policy is registered under."""
+    execute: int | None = Field(default=None, ge=1)
+    """Actions run from each chunk before the policy looks again; by default the whole chunk."""
+
+
+class GroupSection(Section):
+    """Optimiser settings of the parameters that match a pattern."""
+
+    lr_scale: float = Field(default=1.0, gt=0.0)
+    """Factor on the learning rate."""
+    weight_decay: float | None = Field(default=None, ge=0.0)
+    """Weight decay of these parameters; by default the optimiser's."""
+
+
+class OptimizerSection(Section):
+    """AdamW. Norms, biases, embeddings of position and other vectors do not decay."""
+
+    lr: float = Field(default=3e-4, gt=0.0)
+    """Peak learning rate."""
+    betas: list[Fraction] = Field(default_factory=lambda: [0.9, 0.999], min_length=2, max_length=2)
+    """Decay rates of the two moments."""
+    eps: float = Field(default=1e-8, gt=0.0)
+    """Term added to the denominator."""
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    """Decoupled weight decay."""
+    groups: dict[str, GroupSection] = Field(default_factory=dict)
+    """Settings by glob pattern over parameter names; the first pattern that matches decides."""
+
+
+class ScheduleSection(Section):
+    """Course of the learning rate."""
+
+    type: Literal["constant", "cosine", "linear"] = "cosine"
+    """Shape after warm-up."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the rate rises linearly from zero."""
+    final: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Rate at the last step, as a fraction of the peak (not for `constant`)."""
+
+
+class TrainingSection(Section):
+    """How the policy is trained."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(default=32, ge=1)
+    """Samples per process and forward pass."""
+    accumulate: int = Field(default=1, ge=1)
+    """Forward passes per optimiser step."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of initial weights, data order, augmentation and noise."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    """AdamW settings."""
+    schedule: ScheduleSection = Field(default_factory=ScheduleSection)
+    """Learning-rate schedule."""
+    clip_norm: float | None = Field(default=1.0, gt=0.0)
+    """Largest global gradient norm; null for none."""
+    ema: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Decay of the exponential moving average of the weights that is saved as the policy; null for none."""
+    workers: int = Field(default=0, ge=0)
+    """Loader processes; 0 loads in the training process."""
+    log_every: int = Field(default=50, ge=1)
+    """Steps between log lines."""
+    save_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; by default only the last step."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept, newest first."""
+
+
+class EvaluationSection(Section):
+    """Closed-loop evaluation in simulation."""
+
+    env: str
+    """Environment, such as `metaworld/drawer-open-v3`."""
+    episodes: int = Field(default=50, ge=1)
+    """Rollouts, each from a goal of its own."""
+    seed: int = Field(default=10_000, ge=0)
+    """Seed of the first rollout; demonstrations were recorded with seeds far from it."""
+    control: Literal["none", "blind"] = "none"
+    """`blind` also trains and evaluates the same recipe without cameras, for comparison."""
+
+
+def _policy_kind(value: Any) -> str:
+    kind = value.get("type", "composed") if isinstance(value, dict) else getattr(value, "type", "composed")
+    return "composed" if kind == "composed" else "custom"
+
+
+PolicySection = Annotated[
+    Annotated[ComposedPolicySection, Tag("composed")] | Annotated[CustomPolicySection, Tag("custom")],
+    Discriminator(_policy_kind),
+]
+
+
+def _whole(version: object) -> object:
+    if type(version) is not int:
+        raise ValueError("must be a whole number")
+    return version
+
+
+def _unique(names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError("names a module twice")
+    return names
+
+
+class Recipe(Section):
+    """One policy, from data to evaluation."""
+
+    recipe: Annotated[Literal[1], BeforeValidator(_whole)]  # True and 1.0 equal 1
+    """Version of the recipe language."""
+    name: Name
+    """Name of the policy; `AutoConfig` and `AutoModel` know it by this name."""
+    imports: Annotated[list[str], AfterValidator(_unique)] = Field(
+        default_factory=list, json_schema_extra={"uniqueItems": True}
+    )
+    """Python files (relative to the recipe) or modules that register parts of your own; needs `--allow-imports`."""
+    data: DataSection
+    """Demonstrations."""
+    policy: PolicySection
+    """The network."""
+    transforms: list[RawTransform] = Field(default_factory=list)
+    """Transforms of the batch, in order; inverted for the actions that come out."""
+    collator: RawCollator = Field(default_factory=lambda: {"type": "default"})
+    """Turns samples into a batch."""
+    training: TrainingSection
+    """Training."""
+    evaluation: EvaluationSection | None = None
+    """Closed-loop evaluation."""
+    output: str | None = None
+    """Directory of the run; by default `runs/<name>`."""
+    meta: dict[str, Any] = Field(default_factory=dict)
+    """Free-form notes, ignored by the builder."""

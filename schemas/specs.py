@@ -1,0 +1,61 @@
+"""Named shapes: what flows along every edge of a policy, known before any weight exists.
+
+    Spec(Kind.IMAGE, ("B", 1, 3, 96, 96), why="camera corner2 of datasets/drawer_open")
+
+A dim is an int, or a symbol for what only the batch decides: `B` (batch) and `L` (text length).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+Dim = int | str
+
+
+class Kind(StrEnum):
+    """What a tensor means; a part reads kinds, never shapes alone."""
+
+    IMAGE = "image"  # (B, T, 3, H, W)
+    STATE = "state"  # (B, T, S)
+    TEXT = "text"  # B strings
+    TOKEN_IDS = "token_ids"  # (B, L) int64, with `<key minus .input_ids>.attention_mask` beside it
+    ACTION = "action"  # (B, H, A)
+    TOKENS = "tokens"  # (B, N, D)
+    POOLED = "pooled"  # (B, D)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Kind and dims of one tensor; `why` says where its size comes from, in a phrase.
+
+    `vocab` is the number of different token ids (TOKEN_IDS only; None where it is not known).
+    """
+
+    kind: Kind
+    dims: tuple[Dim, ...]
+    why: str = ""
+    vocab: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Size of the last dim, which is always known."""
+        last = self.dims[-1]
+        if not isinstance(last, int):
+            raise TypeError(f"{self} has no width")
+        return last
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({', '.join(str(dim) for dim in self.dims)})"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "dims": list(self.dims)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Spec:
+        return cls(Kind(value["kind"]), tuple(value["dims"]), value.get("why", ""), value.get("vocab"))
+
+
+Specs = Mapping[str, Spec]

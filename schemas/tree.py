@@ -1,0 +1,109 @@
+"""The JSON Schema of recipes, followed along an actual recipe: which keys stand where, given the types chosen.
+
+Conditions in the schema have one form only, `if: {properties: {type: {const: ...}}}`, so no validator is needed here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .document import Key, KeyPath
+
+Schema = Mapping[str, Any]
+SCHEMA_FILE = Path(__file__).with_name("recipe.v1.json")
+
+
+@cache
+def shipped_schema() -> dict[str, Any]:
+    """The JSON Schema of recipes that ships with this version."""
+    return dict(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+
+
+class SchemaTree:
+    """A schema with its `$defs`."""
+
+    def __init__(self, root: Schema) -> None:
+        self.root = root
+        self._definitions: Schema = root.get("$defs", {})
+
+    def expand(self, schema: Schema, value: object) -> dict[str, Any]:
+        """The schema with references and those conditions resolved that `value` meets.
+
+        Where a part stands, `x-part` holds its kind and type, such as `("heads", "mlp")`.
+        """
+        result = dict(schema)
+        branches: list[Schema] = []
+        if (reference := result.pop("$ref", None)) is not None:
+            name = reference.removeprefix("#/$defs/")
+            branches.append(self._definitions[name])
+            if "." in name:
+                result["x-part"] = tuple(name.split(".", 1))
+        for condition in (*result.pop("allOf", ()), result):
+            if "if" in condition:
+                branch = condition.get("then" if _holds(condition["if"], value) else "else")
+                branches += [branch] if branch is not None else []
+        for key in ("if", "then", "else"):
+            result.pop(key, None)
+        for branch in branches:
+            inner = self.expand(branch, value)
+            properties = {**result.get("properties", {}), **inner.get("properties", {})}
+            result = {**inner, **result, **({"properties": properties} if properties else {})}
+        return result
+
+    def below(self, schema: Schema, value: object) -> Iterator[tuple[Key, Schema, Any]]:
+        """Children that the schema names, or that the value has: step, schema, value (None where absent)."""
+        expanded = self.expand(schema, value)
+        if isinstance(value, list):
+            for position, item in enumerate(value):
+                yield position, expanded.get("items", {}), item
+            return
+        mapping = value if isinstance(value, dict) else {}
+        properties = expanded.get("properties", {})
+        for key, child in properties.items():
+            yield key, child, mapping.get(key)
+        other = expanded.get("additionalProperties")
+        for key in mapping:
+            if key not in properties and isinstance(other, Mapping):
+                yield key, other, mapping[key]
+
+    def at(self, value: object, path: KeyPath) -> dict[str, Any]:
+        """The expanded schema at a path of a recipe; empty where the schema says nothing."""
+        schema = self.root
+        for step in path:
+            found = next(((s, v) for key, s, v in self.below(schema, value) if key == step), None)
+            if found is None:
+                return {}
+            schema, value = found
+        return self.expand(schema, value)
+
+    def places(self, value: object, name: str) -> list[KeyPath]:
+        """Paths at which the schema has a key called `name`, for the parts this recipe is made of."""
+        found: list[KeyPath] = []
+
+        def walk(schema: Schema, inner: object, path: KeyPath) -> None:
+            for key, child, item in self.below(schema, inner):
+                if key == name:
+                    found.append((*path, key))
+                walk(child, item, (*path, key))
+
+        walk(self.root, value, ())
+        return found
+
+    def types(self, kind: str) -> list[str]:
+        """Types of one kind of part, such as `heads`, that the schema knows."""
+        return list(self._definitions.get(kind, {}).get("properties", {}).get("type", {}).get("enum", ()))
+
+    def kinds(self) -> list[str]:
+        """Kinds of parts."""
+        return [name for name in self._definitions if "." not in name]
+
+
+def _holds(condition: Schema, value: object) -> bool:
+    wanted = condition["properties"]["type"]["const"]
+    if not isinstance(value, dict) or "type" not in value:
+        return "required" not in condition
+    return bool(value["type"] == wanted)

@@ -1,0 +1,244 @@
+"""The frame cache is decoded once, written whole or not at all, and rebuilt when damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policysmith.builder.data import cache, digests
+from policysmith.builder.data.cache import cache_root
+from policysmith.builder.data.dataset import LeRobotDataset
+from policysmith.builder.data.decoding import FrameSource, decode
+from policysmith.builder.data.digests import file_digest
+from policysmith.schemas.errors import DatasetError
+
+from .synthetic import picture, read_code, write_dataset
+
+
+def codes(root: Path, camera: str = "top") -> list[int]:
+    dataset = LeRobotDataset(root, cameras=[camera])
+    return [read_code(dataset[i][f"observation.images.{camera}"][0].numpy()) for i in range(len(dataset))]
+
+
+def entries(cache_directory: Path) -> list[Path]:
+    return sorted(path.parent for path in cache_directory.glob("*/index.json"))
+
+
+def test_the_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLICYSMITH_CACHE", "~/frames")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_root() == tmp_path / "frames"
+    monkeypatch.delenv("POLICYSMITH_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg/policysmith/frames"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_root() == tmp_path / ".cache/policysmith/frames"
+
+
+def test_each_file_is_decoded_once(
+    tmp_path: Path, frame_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_dataset(tmp_path / "set", "v3.0").root
+    assert codes(root) == list(range(30))
+    assert len(entries(frame_cache)) == 2
+    monkeypatch.setattr(cache, "decode", lambda source: pytest.fail("decoded again"))
+    assert codes(root) == list(range(30))
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    assert codes(copy) == list(range(30))
+
+
+def drop_a_byte(entry: Path) -> None:
+    path = entry / "frames.u8"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def zero_the_frames(entry: Path) -> None:
+    path = entry / "frames.u8"
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def remove_the_frames(entry: Path) -> None:
+    (entry / "frames.u8").unlink()
+
+
+def empty_the_index(entry: Path) -> None:
+    (entry / "index.json").write_text("")
+
+
+def change_the_index(entry: Path) -> None:
+    path = entry / "index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "frames": index["frames"] - 1}))
+
+
+def strip_the_index(entry: Path) -> None:
+    (entry / "index.json").write_text("[]")
+
+
+def shorten_the_times(entry: Path) -> None:
+    np.save(entry / "timestamps.npy", np.zeros(2))
+
+
+def empty_the_times(entry: Path) -> None:
+    (entry / "timestamps.npy").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        drop_a_byte,
+        zero_the_frames,
+        remove_the_frames,
+        empty_the_index,
+        change_the_index,
+        strip_the_index,
+        shorten_the_times,
+        empty_the_times,
+    ],
+)
+def test_a_damaged_entry_is_rebuilt_loudly(
+    tmp_path: Path, frame_cache: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    root = write_dataset(tmp_path / "set", "v3.0").root
+    assert codes(root) == list(range(30))
+    damage(entries(frame_cache)[0])
+    with caplog.at_level(logging.WARNING):
+        assert codes(root) == list(range(30))
+    assert len(caplog.records) == 1
+    assert "are damaged" in caplog.text
+    assert ".mp4" in caplog.text
+    caplog.clear()
+    assert codes(root) == list(range(30))
+    assert not caplog.records
+
+
+def test_an_interrupted_build_leaves_no_entry(
+    tmp_path: Path, frame_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root
+
+    def interrupted(source: object) -> object:
+        yield picture(0), 0.0
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "decode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            codes(root)
+    assert entries(frame_cache) == []
+    assert not list(frame_cache.glob("*.tmp"))
+    assert codes(root) == list(range(4))
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, frame_cache: Path) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root
+    codes(root)
+    entry = entries(frame_cache)[0]
+    abandoned = entry.with_name(f"{entry.name}.abc.tmp")
+    entry.rename(abandoned)
+    assert codes(root) == list(range(4))
+    assert not abandoned.exists()
+
+
+def test_too_little_space_says_how_much_is_needed(
+    tmp_path: Path, frame_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_dataset(tmp_path / "set", "v3.0").root
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(1, 1, 1000))
+    with pytest.raises(
+        DatasetError, match=r"4 files needs 0.000369 GB in .*, which has 1e-06 GB free.*POLICYSMITH_CACHE"
+    ):
+        LeRobotDataset(root)
+    assert entries(frame_cache) == []
+
+
+def test_a_disk_that_fills_up_meanwhile(
+    tmp_path: Path, frame_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    with pytest.raises(DatasetError, match=r"cannot be written to .* \(No space left on device\)"):
+        codes(root)
+    assert not list(frame_cache.glob("*.tmp"))
+
+
+def test_a_cache_that_cannot_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("POLICYSMITH_CACHE", str(tmp_path / "file/cache"))
+    with pytest.raises(DatasetError, match=r"cannot be created \(.*\). Set POLICYSMITH_CACHE"):
+        codes(root)
+
+
+def test_a_cache_that_vanishes_while_in_use(tmp_path: Path, frame_cache: Path) -> None:
+    dataset = LeRobotDataset(write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root)
+    shutil.rmtree(frame_cache)
+    with pytest.raises(DatasetError, match=r"are gone or damaged"):
+        dataset[0]
+
+
+def test_those_who_start_together_decode_once(
+    tmp_path: Path, frame_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock belongs to an open file, so threads contend for it exactly as processes do."""
+    root = write_dataset(tmp_path / "set", "v3.0").root
+    decoded: list[Path] = []
+
+    def slowly(source: FrameSource) -> Iterator[tuple[np.ndarray, float]]:
+        decoded.append(source.path)
+        for frame in decode(source):
+            time.sleep(0.002)
+            yield frame
+
+    monkeypatch.setattr(cache, "decode", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(codes, [root] * 4)) == [list(range(30))] * 4
+    assert len(decoded) == len(set(decoded)) == len(entries(frame_cache)) == 2
+    assert not list(frame_cache.glob("*.tmp"))
+
+
+def test_without_locks_the_first_result_stays(
+    tmp_path: Path, frame_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_dataset(tmp_path / "set", "v3.0").root
+
+    def unsupported(file: object, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(cache.fcntl, "flock", unsupported)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(codes, [root] * 4)) == [list(range(30))] * 4
+    assert not list(frame_cache.glob("*.tmp"))
+
+
+def test_digests_are_remembered_only_for_settled_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, memory = tmp_path / "file", tmp_path / "memory"
+    path.write_text("one")
+    first = file_digest(path, memory=memory)
+    assert not memory.exists()
+    monkeypatch.setattr(digests, "_SETTLED_SECONDS", -1.0)
+    assert file_digest(path, memory=memory) == first
+    (note,) = memory.iterdir()
+    note.write_text(note.read_text().replace(first, "remembered"))
+    assert file_digest(path, memory=memory) == "remembered"
+    path.write_text("other")
+    assert file_digest(path, memory=memory) not in (first, "remembered")
+    note.write_text("broken")
+    assert len(file_digest(path, memory=memory)) == 64

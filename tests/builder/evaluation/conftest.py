@@ -1,0 +1,73 @@
+"""A light world and a policy made for it, saved as any policy is saved."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policysmith.builder.imports import run_imports
+from policysmith.builder.policy.pipeline import KEY
+from policysmith.builder.policy.registry import policies
+from policysmith.schemas.document import from_mapping
+
+SCRIPTED = Path(__file__).with_name("scripted.py")
+ROOT = str(Path(__file__).parents[3])
+
+SavePolicy = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def importable_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spawned processes find the test modules by the path of this one."""
+    monkeypatch.setattr(sys, "path", [*sys.path, ROOT])
+
+
+def content(*, side: int | None = 16, execute: int | None = None, imports: bool = True) -> dict[str, Any]:
+    """What a scripted policy's config holds of its making."""
+    specs: dict[str, Any] = {
+        "observation.state": {"kind": "state", "dims": ["B", 1, 4]},
+        "task": {"kind": "text", "dims": ["B"]},
+        "action": {"kind": "action", "dims": ["B", 4, 2]},
+    }
+    if side is not None:
+        specs["observation.images.top"] = {"kind": "image", "dims": ["B", 1, 3, side, side]}
+    recipe = {
+        "name": "reacher",
+        "imports": [str(SCRIPTED)] if imports else [],
+        "data": {"path": "nowhere", "validation": 0.0, "split_seed": 0},
+        "policy": {"type": "scripted", "execute": execute},
+        "transforms": [],
+        "training": {"seed": 0},
+        "evaluation": None,
+    }
+    return {"recipe": recipe, "specs": specs, "statistics": {}, "provenance": {}}
+
+
+@pytest.fixture
+def make_policy() -> Callable[..., Any]:
+    """`make_policy(behaviour, noise=0.0, **content)` gives a scripted policy."""
+    run_imports(from_mapping({"imports": [str(SCRIPTED)]}))
+
+    def make(behaviour: str, noise: float = 0.0, **options: Any) -> Any:
+        policy: Any = policies()["scripted"]
+        config = policy.config_class(behaviour=behaviour, noise=noise)
+        setattr(config, KEY, content(**options))
+        return policy(config).eval()
+
+    return make
+
+
+@pytest.fixture
+def save_policy(make_policy: Callable[..., Any], tmp_path: Path) -> SavePolicy:
+    """The same, saved; gives its directory."""
+
+    def save(behaviour: str, **options: Any) -> Path:
+        directory = tmp_path / f"policy-{behaviour}-{len(list(tmp_path.iterdir()))}"
+        make_policy(behaviour, **options).save_pretrained(directory)
+        return directory
+
+    return save

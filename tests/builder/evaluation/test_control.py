@@ -1,0 +1,143 @@
+"""The blind control: what is taken out of a recipe, and when it is trained anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policysmith.builder import Builder
+from policysmith.builder.evaluation import blind
+from policysmith.builder.evaluation.control import train_control
+from policysmith.builder.evaluation.needs import needs_of
+from policysmith.builder.evaluation.saved import SavedPolicy
+from policysmith.schemas.errors import CheckpointError, SpecError
+
+VISION = {"type": "vit", "patch_size": 16, "width": 16, "depth": 1, "heads": 2}
+WRIST = {**VISION, "reads": ["observation.images.corner2"]}
+PROPRIO = {"type": "mlp", "hidden": [8], "width": 8}
+
+
+def resolved(recipe: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return Builder.from_recipe(recipe).override(changes).recipe.resolved()
+
+
+def test_exactly_the_camera_parts_go(tiny: dict[str, Any]) -> None:
+    tiny["evaluation"] = {"env": "metaworld/drawer-open-v3", "control": "blind"}
+    before = resolved(tiny)
+    after = blind(before)
+    assert after["name"] == "tiny_blind"
+    assert list(after["policy"]["backbones"]) == ["proprio"]
+    assert [raw["type"] for raw in after["transforms"]] == ["normalize"]
+    assert after["evaluation"]["control"] == "none"
+    expected = {**before, "name": "tiny_blind", "transforms": before["transforms"][-1:]}
+    expected["evaluation"] = {**before["evaluation"], "control": "none"}
+    expected["policy"] = {
+        **before["policy"],
+        "backbones": {"proprio": before["policy"]["backbones"]["proprio"]},
+    }
+    assert after == expected
+    assert before == resolved(tiny)
+    assert Builder.from_recipe(after).check().summary.parts.keys() == {"backbones.proprio", "head"}  # type: ignore[union-attr]
+
+
+def test_several_backbones_their_patterns_and_sizes(tiny: dict[str, Any]) -> None:
+    changes: dict[str, Any] = {
+        "policy.backbones": {"vision": VISION, "wrist": WRIST, "proprio": PROPRIO, "second": PROPRIO},
+        "policy.head": {
+            "type": "mlp",
+            "reads": ["second", "vision.tokens", "proprio.tokens", "wrist.pooled"],
+            "in_dim": 16 * 4 + 16 + 8 + 8,
+        },
+        "policy.freeze": ["backbones.vision.*", "backbones.*.model.*", "backbones.second.*"],
+        "training.optimizer": {
+            "groups": {"backbones.wrist.*": {"lr_scale": 0.1}, "*.layers.*": {"lr_scale": 0.5}}
+        },
+    }
+    before = resolved(tiny, **changes)
+    names = [name for name, _ in Builder.from_recipe(before).build("meta").named_parameters()]
+    after = blind(before, names)
+    assert list(after["policy"]["backbones"]) == ["proprio", "second"]
+    assert after["policy"]["head"]["reads"] == ["second", "proprio.tokens"]
+    assert after["policy"]["head"]["in_dim"] is None
+    assert after["policy"]["freeze"] == ["backbones.second.*"]
+    assert list(after["training"]["optimizer"]["groups"]) == ["*.layers.*"]
+    Builder.from_recipe(after).check()
+    unnamed = blind(before)
+    assert unnamed["policy"]["freeze"] == ["backbones.*.model.*", "backbones.second.*"]
+
+
+def test_transforms_of_named_images_go_and_of_states_stay(tiny: dict[str, Any]) -> None:
+    image = {"type": "resize", "size": 32, "keys": ["observation.images.corner2"]}
+    state = {"type": "normalize", "keys": ["observation.state", "action"]}
+    after = blind(resolved(tiny, transforms=[image, {"type": "normalize_image"}, state]))
+    assert [raw["keys"] for raw in after["transforms"]] == [["observation.state", "action"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy.backbones": {"vision": VISION}}, "nothing is left for the head"),
+        ({"policy.backbones": {"proprio": PROPRIO}}, "sees no image"),
+    ],
+)
+def test_policies_without_a_control_are_told_apart(
+    tiny: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    recipe = resolved(tiny)
+    recipe["policy"]["backbones"] = {
+        name: raw
+        for name, raw in recipe["policy"]["backbones"].items()
+        if name in changes["policy.backbones"]
+    }
+    with pytest.raises(SpecError, match=message):
+        blind(recipe)
+
+
+def test_a_hand_written_policy_has_no_control(tiny: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="`custom` is hand-written"):
+        blind({**tiny, "policy": {"type": "custom"}})
+
+
+def test_a_control_is_trained_once_and_again_when_the_recipe_changes(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    builder = Builder.from_recipe(tiny).override({"training.steps": 1, "data.episodes": [0]})
+    policy = builder.train(output=run).policy
+    names = [name for name, _ in policy.named_parameters()]
+    told: list[str] = []
+
+    def control(saved: SavedPolicy) -> SavedPolicy:
+        told.clear()
+        directory = train_control(
+            saved, names, run / "control", device="cpu", allow_imports=False, tell=told.append
+        )
+        return SavedPolicy.find(directory)
+
+    saved = SavedPolicy.find(run)
+    first = control(saved)
+    assert first.recipe["name"] == "tiny_blind"
+    assert told[0].startswith("training the blind control: 1 steps")
+    assert needs_of(first).cameras == {}
+    assert needs_of(first).keys == {"observation.state", "task"}
+    weights = first.directory / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    assert control(saved).directory == first.directory
+    assert told == ["the blind control is trained already"]
+    assert weights.stat().st_mtime_ns == written
+    changed = {**saved.recipe, "training": {**saved.recipe["training"], "seed": 7}}
+    other = SavedPolicy(saved.directory, saved.model_type, {**saved.content, "recipe": changed}, saved.run)
+    assert control(other).recipe["training"]["seed"] == 7
+
+
+def test_a_run_that_is_no_control_is_left_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override({"training.steps": 1, "data.episodes": [0]})
+    builder.train(output=tmp_path / "control")
+    saved = SavedPolicy.find(tmp_path / "control")
+    with pytest.raises(CheckpointError, match="is no blind control"):
+        train_control(
+            saved, [], tmp_path / "control", device="cpu", allow_imports=False, tell=lambda text: None
+        )
+    assert (tmp_path / "control" / "policy" / "config.json").exists()

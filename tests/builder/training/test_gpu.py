@@ -1,0 +1,84 @@
+"""Training on a GPU in bf16: it learns, stops at NaN, resumes, and its checkpoint works on a CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from policysmith.builder import Builder
+from policysmith.builder.training import checkpoint
+from policysmith.schemas.errors import TrainingError
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_bf16_training_learns_and_loads_on_a_cpu(tiny: dict[str, Any], tmp_path: Path) -> None:
+    settings = {
+        "training.steps": 200,
+        "training.batch_size": 32,
+        "training.optimizer.lr": 1e-2,
+        "training.ema": 0.9,
+    }
+    result = Builder.from_recipe(tiny).override(settings).train(output=tmp_path / "run", device="cuda")
+    notes = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "on cuda, bf16" in notes
+    found = losses(tmp_path / "run")
+    assert sum(found[-20:]) < 0.8 * sum(found[:20])
+    assert all(parameter.dtype == torch.float32 for parameter in result.policy.parameters())
+    torch.manual_seed(0)
+    observation = {
+        "observation.images.corner2": torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8),
+        "observation.state": torch.rand(4),
+        "task": "open the drawer",
+    }
+    on_cpu = AutoModel.from_pretrained(result.checkpoint).select_action(observation)
+    on_gpu = result.policy.select_action(observation)
+    torch.testing.assert_close(on_cpu, on_gpu, rtol=0, atol=1e-3)
+
+
+def test_nan_on_the_gpu_keeps_the_last_good_weights(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policysmith.components.heads.mlp import MlpHead
+
+    builder = Builder.from_recipe(tiny).override({"training.steps": 20, "training.log_every": 10})
+    builder.build()
+    good, calls = MlpHead.loss, {"count": 0}
+
+    def broken(self: MlpHead, *args: Any) -> dict[str, torch.Tensor]:
+        calls["count"] += 1
+        terms = good(self, *args)
+        return {"loss": terms["loss"] * float("nan")} if calls["count"] == 4 else terms
+
+    monkeypatch.setattr(MlpHead, "loss", broken)
+    with pytest.raises(TrainingError, match="not finite at step 3"):
+        builder.train(output=tmp_path / "run", device="cuda")
+    saved = checkpoint.checkpoints(tmp_path / "run")[-1]
+    assert saved.name == "step-00000003"
+    assert all(torch.isfinite(p).all() for p in AutoModel.from_pretrained(saved).parameters())
+
+
+def test_resuming_on_the_gpu_goes_on_where_it_stopped(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override(
+        {"training.steps": 20, "training.save_every": 10, "training.keep": 5, "training.ema": 0.9}
+    )
+    whole = builder.train(output=tmp_path / "run", device="cuda").checkpoint
+    expected = AutoModel.from_pretrained(whole).state_dict()
+    shutil.rmtree(whole)
+    again = builder.train(output=tmp_path / "run", resume=True, device="cuda").checkpoint
+    for name, weight in AutoModel.from_pretrained(again).state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)

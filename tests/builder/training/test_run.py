@@ -1,0 +1,206 @@
+"""Runs: resuming to the bit, checkpoints that are whole, logs, and failures that lose nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModel
+
+from policysmith.builder import Builder, forget
+from policysmith.builder.training import checkpoint
+from policysmith.schemas.errors import CheckpointError, TrainingError
+
+RICH = {
+    "training.steps": 6,
+    "training.accumulate": 2,
+    "training.ema": 0.9,
+    "training.schedule": {"type": "cosine", "warmup": 2},
+    "training.optimizer.lr": 3e-3,
+    "training.optimizer.groups": {"head.*": {"lr_scale": 0.5}},
+    "training.save_every": 2,
+    "training.keep": 10,
+}
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+def state(path: Path) -> dict[str, Any]:
+    return torch.load(path / "training.pt", weights_only=True)
+
+
+def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override(RICH)
+    whole = builder.train(output=tmp_path / "whole", device="cpu").checkpoint
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
+    for late in ("step-00000006", "step-00000004"):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / late)
+    resumed = builder.train(output=tmp_path / "cut", resume=True, device="cpu").checkpoint
+    assert resumed.name == whole.name
+    one, two = weights(whole), weights(resumed)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    for key in ("weights", "average"):
+        assert all(torch.equal(state(whole)[key][n], state(resumed)[key][n]) for n in state(whole)[key])
+    moments = [state(path)["optimizer"]["state"] for path in (whole, resumed)]
+    assert all(torch.equal(moments[0][i][k], moments[1][i][k]) for i in moments[0] for k in moments[0][i])
+
+
+def test_training_changes_every_trainable_weight_and_the_loss_falls(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    builder = Builder.from_recipe(tiny).override(
+        {"training.steps": 60, "training.batch_size": 32, "training.optimizer.lr": 1e-2}
+    )
+    before = {name: weight.clone() for name, weight in builder.build().named_parameters()}
+    result = builder.train(output=tmp_path / "run", device="cpu")
+    after = dict(result.policy.named_parameters())
+    # The class token of the last layer feeds nothing: the head reads patches.
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed >= {name for name in before if name.startswith(("head.", "backbones.proprio"))}
+    losses = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in losses if "loss" in line]
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_the_saved_policy_holds_the_averaged_weights(tiny: dict[str, Any], tmp_path: Path) -> None:
+    result = (
+        Builder.from_recipe(tiny).override({"training.ema": 0.5}).train(output=tmp_path / "run", device="cpu")
+    )
+    saved, training = AutoModel.from_pretrained(result.checkpoint).state_dict(), state(result.checkpoint)
+    assert all(torch.equal(saved[name], value) for name, value in training["average"].items())
+    assert any(not torch.equal(saved[name], value) for name, value in training["weights"].items())
+    assert all(torch.equal(saved[name], weight) for name, weight in result.policy.state_dict().items())
+
+
+def test_a_run_leaves_what_it_promises(tiny: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    Builder.from_recipe(tiny).override({"training.save_every": 1, "training.keep": 2}).train(
+        output=run, device="cpu"
+    )
+    assert [path.name for path in checkpoint.checkpoints(run)] == ["step-00000003", "step-00000004"]
+    assert (run / "policy").resolve().name == "step-00000004"
+    policy = AutoModel.from_pretrained(run / "policy")
+    assert type(policy).__name__ == "RecipePolicy"
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert all({"grad_norm", "samples_per_second", "data_wait", "lr"} <= line.keys() for line in steps)
+    assert list((run / "tensorboard").iterdir())
+    assert json.loads((run / "run.json").read_text())["versions"]["torch"]
+
+
+def test_validation_loss_is_that_of_the_held_out_episodes(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override({"data.validation": 0.25})
+    result = builder.train(output=tmp_path / "run", device="cpu")
+    last = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    logged = next(line["validation/loss"] for line in last if "validation/loss" in line)
+    _, held_out = builder.datasets()
+    assert held_out is not None
+    collate = builder.collate(result.policy)
+    size = 4
+    batches = [
+        collate([held_out[i] for i in range(start, min(start + size, len(held_out)))])
+        for start in range(0, len(held_out), size)
+    ]
+    expected = sum(float(result.policy(batch)["loss"].detach()) for batch in batches) / len(batches)
+    assert logged == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policysmith.components.heads.mlp import MlpHead
+
+    good = MlpHead.loss
+    calls = {"count": 0}
+
+    def broken(self: MlpHead, *args: Any) -> dict[str, Tensor]:
+        calls["count"] += 1
+        terms = good(self, *args)
+        return {"loss": terms["loss"] * float("nan")} if calls["count"] == 3 + offset else terms
+
+    builder = Builder.from_recipe(tiny).override(
+        {"training.steps": 2, "training.schedule": {"type": "constant"}}
+    )
+    two_steps = builder.train(output=tmp_path / "good", device="cpu")
+    calls["count"], offset = 0, 0
+    monkeypatch.setattr(MlpHead, "loss", broken)
+    longer = builder.override({"training.steps": 10})
+    policy = longer.check()
+    offset = calls["count"]
+    with pytest.raises(TrainingError, match=r"not finite at step 2 .*step-00000002"):
+        policy.train(output=tmp_path / "bad", device="cpu")
+    saved = weights(checkpoint.checkpoints(tmp_path / "bad")[-1])
+    reference = weights(two_steps.checkpoint)
+    assert all(torch.equal(saved[key], reference[key]) for key in reference)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training.optimizer.lr": 0.5}, r"`training\.optimizer\.lr` was 0\.0003 and is 0\.5"),
+        ({"training.steps": 40}, r"`training\.steps` was 4 and is 40"),
+        ({"policy.head.hidden": [8]}, r"policy\.head\.hidden"),
+        ({"data.episodes": [0, 1, 2]}, "other data"),
+    ],
+)
+def test_resume_refuses_another_run(
+    tiny: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    Builder.from_recipe(tiny).train(output=tmp_path / "run", device="cpu")
+    forget("tiny")
+    other = Builder.from_recipe(tiny).override(change)
+    with pytest.raises(CheckpointError, match=message):
+        other.train(output=tmp_path / "run", resume=True, device="cpu")
+
+
+def test_resume_goes_further_under_a_constant_rate(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override({"training.schedule": {"type": "constant"}})
+    whole = builder.override({"training.steps": 6}).train(output=tmp_path / "whole", device="cpu")
+    builder.train(output=tmp_path / "run", device="cpu")
+    more = builder.override({"training.steps": 6}).train(output=tmp_path / "run", resume=True, device="cpu")
+    one, two = weights(whole.checkpoint), weights(more.checkpoint)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_run_is_not_overwritten_unasked(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny)
+    builder.train(output=tmp_path / "run", device="cpu")
+    with pytest.raises(CheckpointError, match="--resume"):
+        builder.train(output=tmp_path / "run", device="cpu")
+
+
+def test_damaged_training_state_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny)
+    path = builder.train(output=tmp_path / "run", device="cpu").checkpoint / "training.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"training\.pt is damaged"):
+        builder.train(output=tmp_path / "run", resume=True, device="cpu")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"training\.pt is missing"):
+        builder.train(output=tmp_path / "run", resume=True, device="cpu")
+
+
+def test_no_cuda_device_is_said(tiny: dict[str, Any], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(TrainingError, match="--device cpu"):
+        Builder.from_recipe(tiny).train(output=tmp_path / "run", device="cuda")
+
+
+def test_a_batch_larger_than_the_data_is_said(tiny: dict[str, Any], tmp_path: Path) -> None:
+    from policysmith.schemas.errors import DatasetError
+
+    with pytest.raises(DatasetError, match="Lower the batch size"):
+        Builder.from_recipe(tiny).override({"training.batch_size": 100_000}).train(
+            output=tmp_path / "run", device="cpu"
+        )

@@ -1,0 +1,526 @@
+"""What every registered part keeps. A new file in the four folders is tested here unasked."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import shutil
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from policysmith.components.base import Feature
+from policysmith.components.registry import BACKBONES, COLLATORS, HEADS, REGISTRIES, TRANSFORMS
+from policysmith.schemas.errors import SpecError
+
+PARTS = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
+MODULES = [(kind, name) for kind, name in PARTS if kind != "collators"]
+NETWORKS = [(kind, name) for kind, name in PARTS if kind in ("backbones", "heads")]
+
+
+class Built:
+    """A part built from its own tiny config, in the small world."""
+
+    def __init__(self, kind: str, name: str, world: Any, directory: Path) -> None:
+        self.kind, self.name, self.world = kind, name, world
+        self.cls = REGISTRIES[kind].get(name)
+        self.config = self.cls.tiny(directory)
+        self.facts = {**self.cls.facts(self.config), **(world.facts if kind == "transforms" else {})}
+        self.inputs = world.feature_specs if kind == "heads" else world.specs
+
+    def make(self, device: str = "cpu", seed: int = 0) -> Any:
+        torch.manual_seed(seed)
+        with torch.device(device):
+            if self.kind == "collators":
+                return self.cls(self.config, self.facts)
+            return self.cls(self.config, self.inputs, self.facts)
+
+    def specs(self) -> dict[str, Any]:
+        return self.cls.specs(self.config, self.inputs, self.facts)  # type: ignore[no-any-return]
+
+    def run(self, part: Any, size: int = 3, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+        """Everything that the part computes, in tensors by name."""
+        torch.manual_seed(seed)
+        if self.kind == "backbones":
+            batch = self.world.batch(size, device, floats=True)
+            found = part(batch, tuple(self.specs()))
+            return {key: feature.values for key, feature in found.items()}
+        if self.kind == "heads":
+            dtype = next(part.parameters()).dtype
+            features, batch = self.world.features(size, device, dtype=dtype), self.world.batch(size, device)
+            losses = part.loss(features, batch["action"], batch["action_is_pad"])
+            return {**losses, "action": part.sample(features, torch.Generator().manual_seed(seed))}
+        found = part(self.world.batch(size, device))
+        return {key: value for key, value in found.items() if isinstance(value, Tensor)}
+
+
+@pytest.fixture
+def built(request: pytest.FixtureRequest, world: Any, tmp_path: Path) -> Built:
+    kind, name = request.param
+    return Built(kind, name, world, tmp_path)
+
+
+def every(parts: list[tuple[str, str]]) -> Any:
+    return pytest.mark.parametrize(
+        "built", parts, indirect=True, ids=[f"{kind}-{name}" for kind, name in parts]
+    )
+
+
+def of(registry: Any) -> Any:
+    return every([(registry.kind, name) for name in registry.names()])
+
+
+def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert value.dtype == second[key].dtype, key
+        assert torch.equal(value, second[key]), key
+
+
+def randomise(module: nn.Module) -> None:
+    """Move every parameter off its initial value: zero gates let no gradient through."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+# --- configs -----------------------------------------------------------------------------------------------------
+
+
+@every(PARTS)
+def test_config_is_closed_strict_and_frozen(built: Built) -> None:
+    held = built.config.model_dump(mode="json")
+    assert built.cls.Config.model_validate(held) == built.config
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        built.cls.Config.model_validate({**held, "no_such_option": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        built.config.type = "other"
+    for name, field in built.cls.Config.model_fields.items():
+        if field.annotation in (int, float, bool):
+            with pytest.raises(ValidationError):
+                built.cls.Config.model_validate({**held, name: "1"})
+
+
+@every(PARTS)
+def test_config_documents_every_option_and_requires_its_type(built: Built) -> None:
+    fields = built.cls.Config.model_fields
+    assert typing.get_args(fields["type"].annotation) == (built.name,)
+    assert fields["type"].is_required()
+    assert [name for name, field in fields.items() if not field.description] == []
+    assert built.cls.Config.__doc__
+    assert json.loads(json.dumps(built.cls.Config.model_json_schema()))["additionalProperties"] is False
+    assert built.cls.__doc__
+
+
+@every(PARTS)
+def test_facts_are_json_and_replace_what_they_came_from(built: Built, tmp_path: Path) -> None:
+    assert json.loads(json.dumps(built.facts)) == built.facts
+    if built.kind == "collators":
+        return  # a collator is rebuilt from its assets
+    first = built.run(built.make().eval())
+    shutil.rmtree(tmp_path)
+    built.facts = json.loads(json.dumps(built.facts))
+    assert_equal(first, built.run(built.make().eval()))
+
+
+# --- networks ----------------------------------------------------------------------------------------------------
+
+
+@every(NETWORKS)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_published_specs_are_the_real_shapes(
+    built: Built, device: str, dtype: torch.dtype, size: int
+) -> None:
+    part = built.make(device).to(dtype)
+    with torch.device(device):
+        outputs = built.run(part, size, device)
+    for key, spec in built.specs().items():
+        assert tuple(outputs[key].shape) == tuple({"B": size}.get(dim, dim) for dim in spec.dims), key
+        assert device == "meta" or outputs[key].isfinite().all(), key
+
+
+def skip_without_weights(part: nn.Module) -> None:
+    if not list(part.parameters()):
+        pytest.skip("the part has no weights")
+
+
+@every(NETWORKS)
+def test_gradients_reach_every_parameter(built: Built) -> None:
+    part = built.make()
+    skip_without_weights(part)
+    randomise(part)
+    outputs = built.run(part)
+    total = outputs["loss"] if built.kind == "heads" else sum((v**2).mean() for v in outputs.values())
+    total.backward()  # type: ignore[union-attr]
+    dead = [name for name, p in part.named_parameters() if p.grad is None or not (p.grad != 0).any()]
+    # the key's bias adds the same to every score, so that softmax does not see it
+    assert [name for name in dead if not name.endswith(("key.bias", "k_proj.bias"))] == []
+
+
+@every(NETWORKS)
+def test_reloaded_state_gives_the_same_bits(built: Built, tmp_path: Path) -> None:
+    first, second = built.make(seed=0), built.make(seed=1)
+    skip_without_weights(first)
+    randomise(first)
+    first, second = first.eval(), second.eval()
+    expected = built.run(first)
+    assert any(not torch.equal(value, built.run(second)[key]) for key, value in expected.items())
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=True)
+    assert_equal(expected, built.run(second))
+
+
+@every(MODULES)
+def test_built_on_meta_it_is_made_whole_by_its_state(built: Built) -> None:
+    reference, empty = built.make().eval(), built.make("meta").eval()
+    for module in empty.modules():
+        plain = [key for key, value in vars(module).items() if isinstance(value, Tensor)]
+        assert plain == [], f"{type(module).__name__} holds tensors that are no buffers"
+    assert all(value.is_meta for value in (*empty.parameters(), *empty.buffers()))
+    whole = empty.to_empty(device="cpu")
+    whole.load_state_dict(reference.state_dict(), strict=True)
+    kept = dict(reference.named_buffers())
+    for (
+        prefix,
+        module,
+    ) in whole.named_modules():  # libraries keep some outside the state; the policy restores those
+        own = type(module).__module__.startswith("policysmith")
+        for name in module._non_persistent_buffers_set:
+            assert not own, f"{name} is not saved"
+            module._buffers[name].copy_(kept[f"{prefix}.{name}".removeprefix(".")])
+    assert_equal(built.run(reference), built.run(whole))
+
+
+@every(MODULES)
+def test_copies_and_pickles_behave_the_same(built: Built) -> None:
+    part = built.make()
+    part.eval()
+    expected = built.run(part)
+    assert_equal(expected, built.run(copy.deepcopy(part)))
+    assert_equal(expected, built.run(pickle.loads(pickle.dumps(part))))
+
+
+@every(MODULES)
+def test_samples_of_a_batch_do_not_meet(built: Built) -> None:
+    if built.kind == "heads":
+        part = built.make().eval()
+        randomise(part)
+        features = built.world.features(3)
+        one = {
+            k: Feature(f.values[:1], None if f.mask is None else f.mask[:1])
+            for k, f in built.world.features(3).items()
+        }
+        changed = {
+            k: Feature(torch.cat([f.values[:1], f.values[1:] + 1.0]), f.mask) for k, f in features.items()
+        }
+        draws = [part.sample(f, torch.Generator().manual_seed(0))[:1] for f in (features, changed, one)]
+        torch.testing.assert_close(draws[0], draws[1])
+        return
+    part, batch = built.make().eval(), built.world.batch(3, floats=built.kind == "backbones")
+    one = {key: value[:1] for key, value in batch.items()}
+    outputs = (tuple(built.specs()),) if built.kind == "backbones" else ()
+    alone, together = part(one, *outputs), part(batch, *outputs)
+    for key, value in alone.items():
+        both = (value.values, together[key].values) if isinstance(value, Feature) else (value, together[key])
+        torch.testing.assert_close(both[0], both[1][:1], atol=1e-5, rtol=1e-5) if isinstance(
+            both[0], Tensor
+        ) else None
+
+
+@every(PARTS)
+def test_what_comes_in_is_never_changed(built: Built) -> None:
+    part = built.make()
+    if built.kind == "collators":
+        samples = samples_of(built)
+        before = copy.deepcopy(samples)
+        part(samples)
+        for sample, kept in zip(samples, before, strict=True):
+            assert_same_batch(sample, kept)
+        return
+    part.train()
+    batch, features = built.world.batch(floats=built.kind == "backbones"), built.world.features()
+    before = copy.deepcopy((batch, features))
+    if built.kind == "backbones":
+        part(batch, ("pooled", "tokens"))
+    elif built.kind == "heads":
+        part.loss(features, batch["action"], batch["action_is_pad"])
+        part.sample(features)
+    else:
+        changed = part(batch)
+        part.inverse(changed)
+        for value in changed.values():  # and what comes out may be written to, where it is new
+            if isinstance(value, Tensor) and not any(value is old for old in batch.values()):
+                value.zero_()
+    assert_same_batch(batch, before[0])
+    for key, feature in features.items():
+        assert torch.equal(feature.values, before[1][key].values)
+
+
+def assert_same_batch(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]) if isinstance(value, Tensor) else value == second[key], key
+
+
+# --- backbones ---------------------------------------------------------------------------------------------------
+
+
+@of(BACKBONES)
+def test_backbone_computes_only_what_is_asked_for(built: Built) -> None:
+    part, batch = built.make().eval(), built.world.batch(floats=True)
+    published = tuple(built.specs())
+    whole = part(batch, published)
+    for name in published:
+        alone = part(batch, (name,))
+        assert tuple(alone) == (name,)
+        assert torch.equal(alone[name].values, whole[name].values)
+    for name, feature in whole.items():
+        assert feature.mask is None or feature.mask.shape == feature.values.shape[:2], name
+        assert feature.mask is None or feature.mask.dtype == torch.bool, name
+
+
+@of(BACKBONES)
+def test_backbone_says_which_input_is_missing(built: Built) -> None:
+    config = built.config.model_copy(update={"reads": ["observation.nothing"]})
+    with pytest.raises(SpecError, match=r"observation\.nothing") as caught:
+        built.cls.specs(config, built.inputs, built.facts)
+    assert caught.value.field == "reads.0"
+    with pytest.raises(SpecError):
+        built.cls.specs(built.config, {"action": built.inputs["action"]}, built.facts)
+
+
+@of(BACKBONES)
+def test_backbone_reads_what_it_says_and_nothing_else(built: Built) -> None:
+    read = built.cls.reads(built.config, built.inputs)
+    part, batch = built.make().eval(), built.world.batch(floats=True)
+    needed = {key: value for key, value in batch.items() if key in read or key == "task.attention_mask"}
+    for key, feature in part(needed, tuple(built.specs())).items():
+        assert torch.equal(feature.values, part(batch, tuple(built.specs()))[key].values)
+
+
+# --- heads -------------------------------------------------------------------------------------------------------
+
+
+@of(HEADS)
+def test_head_reads_each_output_that_it_accepts(built: Built) -> None:
+    assert set(built.cls.accepts) <= {"pooled", "tokens"}
+    for key in ("vision.tokens", "state.pooled"):
+        if key.partition(".")[2] in built.cls.accepts:
+            built.inputs = {name: built.world.feature_specs[name] for name in (key, "action")}
+            assert built.run(built.make())["action"].shape == (3, 4, 3)
+
+
+@of(HEADS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_padded_actions_have_no_influence(built: Built, dtype: torch.dtype) -> None:
+    part = built.make().to(dtype)
+    randomise(part)
+    features, batch = built.world.features(dtype=dtype), built.world.batch()
+    is_pad = batch["action_is_pad"]
+    assert is_pad.any()
+    results = []
+    for actions in (
+        batch["action"],
+        torch.where(is_pad[..., None], 1e4, batch["action"]),
+        torch.where(is_pad[..., None], torch.nan, batch["action"]),
+        batch["action"] + 1.0,
+    ):
+        torch.manual_seed(5)
+        part.zero_grad()
+        loss = part.loss(features, actions, is_pad)["loss"]
+        loss.backward()
+        results.append((loss, [p.grad.clone() for p in part.parameters()]))
+    for loss, grads in results[1:3]:
+        assert torch.equal(loss, results[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1], strict=True))
+    assert not torch.equal(results[3][0], results[0][0])
+
+
+@of(HEADS)
+def test_a_batch_of_padding_costs_nothing(built: Built) -> None:
+    part = built.make()
+    randomise(part)
+    batch = built.world.batch()
+    loss = part.loss(built.world.features(), batch["action"], torch.ones_like(batch["action_is_pad"]))["loss"]
+    loss.backward()
+    assert loss == 0.0
+    assert all((p.grad == 0.0).all() for p in part.parameters())
+
+
+@of(HEADS)
+def test_masked_tokens_have_no_influence(built: Built) -> None:
+    part = built.make()
+    randomise(part)
+    batch, features = built.world.batch(), built.world.features()
+    tokens = features["vision.tokens"]
+    hidden = ~tokens.mask[..., None]
+    assert hidden.any()
+    variants = []
+    for values in (
+        tokens.values,
+        torch.where(hidden, 50.0, tokens.values),
+        torch.where(hidden, 0.5, 2 * tokens.values),
+    ):
+        torch.manual_seed(5)
+        changed = {**features, "vision.tokens": Feature(values, tokens.mask)}
+        loss = part.loss(changed, batch["action"], batch["action_is_pad"])["loss"]
+        variants.append((loss, part.sample(changed, torch.Generator().manual_seed(0))))
+    assert torch.equal(variants[0][0], variants[1][0])
+    assert torch.equal(variants[0][1], variants[1][1])
+    assert not torch.equal(variants[0][1], variants[2][1])
+
+
+@of(HEADS)
+def test_a_sample_without_a_valid_token_is_finite(built: Built) -> None:
+    part = built.make()
+    randomise(part)
+    batch, features = built.world.batch(), built.world.features()
+    tokens = features["vision.tokens"]
+    features["vision.tokens"] = Feature(tokens.values, tokens.mask & (torch.arange(3) > 0)[:, None])
+    loss = part.loss(features, batch["action"], batch["action_is_pad"])["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in part.parameters())
+
+
+@of(HEADS)
+def test_samples_are_reproducible_by_generator(built: Built) -> None:
+    part, features = built.make(), built.world.features()
+    randomise(part)
+    part.eval()
+    first = part.sample(features, torch.Generator().manual_seed(1))
+    torch.manual_seed(99)
+    assert torch.equal(first, part.sample(features, torch.Generator().manual_seed(1)))
+    assert part.sample(features).shape == first.shape
+
+
+@of(HEADS)
+def test_one_batch_is_learned_by_heart(built: Built) -> None:
+    part, features, batch = built.make(), built.world.features(), built.world.batch()
+    is_pad = torch.zeros_like(batch["action_is_pad"])
+    optimizer = torch.optim.Adam(part.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+    losses = []
+    for _ in range(400):
+        loss = part.loss(features, batch["action"], is_pad)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    assert sum(losses[-20:]) / 20 < 0.1 * losses[0]
+    with torch.no_grad():
+        error = (
+            (part.eval().sample(features, torch.Generator().manual_seed(0)) - batch["action"]).abs().mean()
+        )
+    assert error < 0.1
+
+
+# --- transforms --------------------------------------------------------------------------------------------------
+
+
+@of(TRANSFORMS)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_transform_publishes_real_shapes(built: Built, device: str, training: bool) -> None:
+    part = built.make(device).train(training)
+    specs = built.specs()
+    assert specs.keys() == built.inputs.keys()
+    outputs = built.run(part, 3, device)
+    for key, value in outputs.items():
+        if key in specs:
+            assert tuple(value.shape) == (3, *specs[key].dims[1:]), key
+            assert value.device.type == device
+
+
+@of(TRANSFORMS)
+def test_transform_is_deterministic_in_eval_and_seeded_in_train(built: Built) -> None:
+    part = built.make()
+    assert_equal(built.run(part.eval(), seed=1), built.run(part.eval(), seed=2))
+    assert_equal(built.run(part.train(), seed=1), built.run(part.train(), seed=1))
+
+
+@of(TRANSFORMS)
+def test_transform_treats_all_steps_of_a_camera_alike(built: Built) -> None:
+    part, batch = built.make().train(), built.world.batch()
+    for key, value in batch.items():
+        if key.startswith("observation.images."):
+            batch[key] = value[:, :1].expand(-1, value.shape[1], -1, -1, -1)
+    for key, value in part(batch).items():
+        if key.startswith("observation.images."):
+            assert torch.equal(value[:, 0], value[:, 1])
+
+
+@of(TRANSFORMS)
+def test_transform_passes_over_absent_keys_and_carries_others(built: Built) -> None:
+    part = built.make()
+    assert part({}) == {}
+    extra = object()
+    assert part({"meta": extra})["meta"] is extra
+    batch = built.world.batch()
+    assert part(batch).keys() == batch.keys()
+    assert part({"observation.state": batch["observation.state"]}).keys() == {"observation.state"}
+
+
+@of(TRANSFORMS)
+def test_transform_is_undone_for_actions(built: Built) -> None:
+    part, batch = built.make().train(), built.world.batch()
+    back = part.inverse(part(batch))
+    torch.testing.assert_close(back["action"], batch["action"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(back["observation.state"], batch["observation.state"], atol=1e-5, rtol=1e-5)
+
+
+@of(TRANSFORMS)
+def test_transform_does_not_follow_the_models_dtype(built: Built) -> None:
+    part = built.make().eval()
+    expected = built.run(part)
+    assert_equal(expected, built.run(part.to(torch.bfloat16)))
+
+
+# --- collators ---------------------------------------------------------------------------------------------------
+
+
+def samples_of(built: Built) -> list[dict[str, Any]]:
+    batch = built.world.batch()
+    keys = [key for key in batch if not key.startswith("task.")]
+    return [{key: batch[key][index] for key in keys} for index in range(3)]
+
+
+@of(COLLATORS)
+def test_collator_publishes_real_shapes(built: Built) -> None:
+    inputs = {key: spec for key, spec in built.inputs.items() if key != "task.input_ids"}
+    specs = built.cls.specs(built.config, inputs, built.facts)
+    assert inputs.items() <= specs.items()
+    batch = built.make()(samples_of(built))
+    for key, spec in specs.items():
+        shape = (len(batch[key]),) if isinstance(batch[key], list) else tuple(batch[key].shape)
+        assert shape == (3, *spec.dims[1:]), key
+    expected = built.world.batch()
+    for key in inputs:
+        assert (
+            torch.equal(batch[key], expected[key])
+            if isinstance(batch[key], Tensor)
+            else batch[key] == expected[key]
+        )
+
+
+@of(COLLATORS)
+def test_collator_is_rebuilt_from_its_assets(built: Built, tmp_path: Path) -> None:
+    part, samples = built.make(), samples_of(built)
+    expected = part(samples)
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    part.save_assets(assets)
+    for path in tmp_path.iterdir():
+        if path != assets:
+            shutil.rmtree(path)
+    assert_same_batch(expected, built.cls(built.config, built.facts, assets)(samples))
+    assert_same_batch(expected, pickle.loads(pickle.dumps(part))(samples))

@@ -1,0 +1,106 @@
+"""The parts on a GPU: the same results as on a CPU, and nothing that only a CPU forgives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from policysmith.components.base import Feature
+from policysmith.components.heads.flow_matching import FlowMatching
+from policysmith.components.registry import BACKBONES, HEADS, TRANSFORMS
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("name", TRANSFORMS.names())
+def test_transforms_agree_with_the_cpu_in_evaluation(name: str, world: Any, tmp_path: Path) -> None:
+    part = TRANSFORMS.get(name)
+    transform: Any = part(part.tiny(tmp_path), world.specs, world.facts).eval()
+    ours, theirs = transform(world.batch(device="cuda")), transform(world.batch())
+    for key, value in theirs.items():
+        if isinstance(value, torch.Tensor):
+            assert ours[key].dtype == value.dtype
+            level = 1 if name == "resize" and value.dtype == torch.uint8 else 1e-5
+            torch.testing.assert_close(ours[key].cpu().float(), value.float(), atol=level, rtol=1e-5)
+    back = transform.inverse(ours)["action"]
+    torch.testing.assert_close(back.cpu(), world.batch()["action"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS.names())
+def test_transforms_never_wait_for_the_gpu(name: str, world: Any, tmp_path: Path) -> None:
+    part = TRANSFORMS.get(name)
+    transform: Any = part(part.tiny(tmp_path), world.specs, world.facts).train()
+    batch = world.batch(device="cuda")
+    transform(batch)  # the first call may move constants
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        transform.inverse(transform(batch))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", HEADS.names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_heads_train_and_sample_without_a_valid_token(
+    name: str, dtype: torch.dtype, world: Any, tmp_path: Path
+) -> None:
+    part = HEADS.get(name)
+    head: Any = part(part.tiny(tmp_path), world.feature_specs, {}).to("cuda", dtype)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    batch, features = world.batch(device="cuda"), world.features(device="cuda", dtype=dtype)
+    tokens = features["vision.tokens"]
+    mask = tokens.mask & (torch.arange(3, device="cuda") > 0)[:, None]
+    results = []
+    for values in (tokens.values, torch.where(mask[..., None], tokens.values, 9.0)):
+        torch.manual_seed(0)
+        head.zero_grad()
+        shown = {**features, "vision.tokens": Feature(values, mask)}
+        loss = head.loss(shown, batch["action"], batch["action_is_pad"])["loss"]
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in head.parameters())
+        results.append((loss, head.sample(shown, torch.Generator().manual_seed(0))))
+    assert results[0][0].isfinite()
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("name", HEADS.names())
+def test_losses_never_wait_for_the_gpu(name: str, world: Any, tmp_path: Path) -> None:
+    part = HEADS.get(name)
+    head: Any = part(part.tiny(tmp_path), world.feature_specs, {}).to("cuda")
+    batch, features = world.batch(device="cuda"), world.features(device="cuda")
+    head.loss(features, batch["action"], batch["action_is_pad"])["loss"].backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        head.loss(features, batch["action"], batch["action_is_pad"])["loss"].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", BACKBONES.names())
+def test_backbones_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> None:
+    part = BACKBONES.get(name)
+    config = part.tiny(tmp_path)
+    backbone: Any = part(config, world.specs, part.facts(config)).eval()
+    with torch.no_grad():
+        theirs = backbone(world.batch(floats=True), ("pooled", "tokens"))
+        ours = backbone.to("cuda")(world.batch(device="cuda", floats=True), ("pooled", "tokens"))
+        with torch.autocast("cuda", torch.bfloat16):
+            rough = backbone(world.batch(device="cuda", floats=True), ("pooled", "tokens"))
+    for key, feature in theirs.items():
+        torch.testing.assert_close(ours[key].values.cpu(), feature.values, atol=5e-3, rtol=5e-3)
+        assert rough[key].values.isfinite().all()
+
+
+def test_times_follow_the_beta_distribution(world: Any) -> None:
+    config = FlowMatching.Config(type="flow_matching", width=16, depth=1, heads=2)
+    head = FlowMatching(config, world.feature_specs, {}).to("cuda")
+    time, _ = head.draw(torch.zeros(100_000, 4, 3, device="cuda"))
+    drawn = 1.0 - time / 0.999
+    assert drawn.mean().item() == pytest.approx(0.6, abs=0.005)
+    assert drawn.std().item() == pytest.approx((1.5 / (2.5**2 * 3.5)) ** 0.5, abs=0.005)

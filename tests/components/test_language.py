@@ -1,0 +1,235 @@
+"""Text: the encoder against transformers' own, and the collators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextModel,
+    T5Config,
+    T5EncoderModel,
+)
+
+from policysmith.components.backbones.language import Language
+from policysmith.components.collators.default import DefaultCollator, stack
+from policysmith.components.collators.language import LanguageCollator
+from policysmith.schemas.errors import DatasetError, SpecError, WeightsError
+from policysmith.schemas.specs import Kind, Spec
+
+TASK = {"task": Spec(Kind.TEXT, ("B",))}
+
+
+def ids(length: int = 6, vocab: int | None = 30) -> dict[str, Spec]:
+    return {"task.input_ids": Spec(Kind.TOKEN_IDS, ("B", length), vocab=vocab)}
+
+
+def text_batch() -> dict[str, torch.Tensor]:
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+    return {"task.input_ids": torch.randint(3, 30, (2, 6)), "task.attention_mask": mask}
+
+
+def save(kind: str, directory: Path) -> Any:
+    """A tiny checkpoint, and what transformers makes of it."""
+    text = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
+    if kind == "bert":
+        BertModel(BertConfig(max_position_embeddings=8, **text)).save_pretrained(directory)
+        return BertModel.from_pretrained(directory).eval()
+    if kind == "t5":
+        T5EncoderModel(
+            T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+        ).save_pretrained(directory)
+        return T5EncoderModel.from_pretrained(directory).eval()
+    vision = {**text, "image_size": 16, "patch_size": 8}
+    vision.pop("vocab_size")
+    CLIPModel(
+        CLIPConfig(text_config={**text, "max_position_embeddings": 8}, vision_config=vision)
+    ).save_pretrained(directory)
+    return CLIPTextModel.from_pretrained(directory).eval()
+
+
+def build(directory: Path, inputs: dict[str, Spec] | None = None, **options: Any) -> Language:
+    config, inputs = Language.Config(type="language", pretrained=str(directory), **options), inputs or ids()
+    facts = Language.facts(config)
+    Language.specs(config, inputs, facts)
+    part = Language(config, inputs, facts)
+    part.load_pretrained()
+    return part.eval()
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "clip"])
+def test_encoder_gives_what_transformers_gives(kind: str, tmp_path: Path) -> None:
+    reference, part, batch = save(kind, tmp_path), build(tmp_path), text_batch()
+    assert [name for name, _ in part.named_parameters() if "pooler" in name] == []
+    out = part(batch, ("pooled", "tokens"))
+    hidden = reference(
+        input_ids=batch["task.input_ids"], attention_mask=batch["task.attention_mask"]
+    ).last_hidden_state
+    torch.testing.assert_close(out["tokens"].values, hidden)
+    assert torch.equal(out["tokens"].mask, batch["task.attention_mask"].bool())
+    expected = torch.stack([hidden[0, :3].mean(0), hidden[1].mean(0)])
+    torch.testing.assert_close(out["pooled"].values, expected)
+
+
+def test_pooling(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    batch = text_batch()
+    hidden = build(tmp_path)(batch, ("tokens",))["tokens"].values
+    first = build(tmp_path, pooling="first")(batch, ("pooled",))["pooled"].values
+    last = build(tmp_path, pooling="last")(batch, ("pooled",))["pooled"].values
+    torch.testing.assert_close(first, hidden[:, 0])
+    torch.testing.assert_close(last, torch.stack([hidden[0, 2], hidden[1, 5]]))
+
+
+def test_padding_has_no_influence(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    part, batch = build(tmp_path), text_batch()
+    changed = {
+        **batch,
+        "task.input_ids": torch.where(batch["task.attention_mask"] == 1, batch["task.input_ids"], 1),
+    }
+    assert not torch.equal(changed["task.input_ids"], batch["task.input_ids"])
+    torch.testing.assert_close(
+        part(batch, ("pooled",))["pooled"].values, part(changed, ("pooled",))["pooled"].values
+    )
+
+
+def test_tokenizer_must_not_be_larger_than_the_embedding(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    with pytest.raises(SpecError, match=r"tokenizer has 33 token ids, but .* has 32 embeddings") as caught:
+        build(tmp_path, ids(vocab=33))
+    assert (caught.value.field, caught.value.source) == ("pretrained", "task.input_ids")
+    build(tmp_path, ids(vocab=32))
+    build(tmp_path, ids(vocab=None))
+
+
+def test_instructions_must_not_be_longer_than_the_encoder_reads(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    with pytest.raises(SpecError, match=r"padded to 9 tokens, but .* reads at most 8") as caught:
+        build(tmp_path, ids(length=9))
+    assert "`max_length`" in caught.value.help
+
+
+def test_without_token_ids_the_collator_is_named(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    with pytest.raises(SpecError) as caught:
+        build(tmp_path, dict(TASK))
+    assert "collator: {type: language, tokenizer:" in caught.value.help
+
+
+def test_an_image_model_is_no_text_encoder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(WeightsError, match="is a `vit` model"):
+        Language.facts(Language.Config(type="language", pretrained=str(tmp_path)))
+
+
+# --- collators ---------------------------------------------------------------------------------------------------
+
+
+def make(tmp_path: Path, **options: Any) -> LanguageCollator:
+    config = LanguageCollator.tiny(tmp_path).model_copy(update=options)
+    return LanguageCollator(config, LanguageCollator.facts(config))
+
+
+def test_tokens_are_the_tokenizers(tmp_path: Path) -> None:
+    part = make(tmp_path, max_length=5)
+    texts = ["open the drawer", "close", "open the drawer"]
+    batch = part([{"task": text, "action": torch.ones(2)} for text in texts])
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "tokenizer"))
+    expected = tokenizer(texts, padding="max_length", max_length=5, return_tensors="pt")
+    assert torch.equal(batch["task.input_ids"], expected.input_ids)
+    assert torch.equal(batch["task.attention_mask"], expected.attention_mask)
+    assert batch["task.input_ids"].tolist()[0] == [2, 4, 5, 0, 0]
+    assert batch["task.input_ids"].dtype == torch.int64
+    assert batch["task"] == texts
+    assert batch["action"].shape == (3, 2)
+
+
+def test_each_instruction_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, calls = make(tmp_path), []
+    tokenizer = part._tokenizer
+    monkeypatch.setattr(part, "_tokenizer", lambda text, **k: calls.append(text) or tokenizer(text, **k))
+    part._tokenizer.pad_token_id = 0
+    for _ in range(3):
+        part([{"task": "open the door"}, {"task": "close the door"}])
+    assert calls == ["open the door", "close the door"]
+
+
+def test_long_instructions_are_an_error_or_cut(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"'open the drawer' has 3 tokens, more than `max_length: 2`"):
+        make(tmp_path, max_length=2)([{"task": "open the drawer"}])
+    batch = make(tmp_path, max_length=2, truncate="end")([{"task": "open the drawer"}])
+    assert batch["task.input_ids"].tolist() == [[2, 4]]
+
+
+def test_padding_to_the_longest(tmp_path: Path) -> None:
+    part = make(tmp_path, padding="longest")
+    batch = part([{"task": "open"}, {"task": "close the door"}])
+    assert batch["task.input_ids"].tolist() == [[2, 0, 0], [3, 4, 6]]
+    specs = part.specs(part.config, TASK, {"vocab_size": 7})
+    assert specs["task.input_ids"].dims == ("B", "L")
+    assert specs["task.input_ids"].vocab == 7
+
+
+def test_language_collator_needs_a_task(tmp_path: Path) -> None:
+    config = LanguageCollator.tiny(tmp_path)
+    with pytest.raises(SpecError, match="the data has none") as caught:
+        LanguageCollator.specs(config, {}, {"vocab_size": 7})
+    assert caught.value.source == "task"
+    with pytest.raises(DatasetError, match="the samples have none"):
+        make(tmp_path)([{"action": torch.ones(2)}])
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = LanguageCollator.Config(type="language", tokenizer=str(tmp_path / "empty"))
+    with pytest.raises(WeightsError, match="cannot read the tokenizer"):
+        LanguageCollator.facts(config)
+
+
+def test_default_collator_stacks_what_samples_hold() -> None:
+    samples = [
+        {
+            "action": torch.full((4, 3), float(i)),
+            "state": np.full(2, i, np.float32),
+            "index": i,
+            "done": i == 1,
+            "task": f"t{i}",
+        }
+        for i in range(3)
+    ]
+    config = DefaultCollator.Config(type="default")
+    batch = DefaultCollator(config, {})(samples)
+    assert batch["action"].shape == (3, 4, 3)
+    assert torch.equal(batch["state"], torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]))
+    assert batch["index"].tolist() == [0, 1, 2]
+    assert batch["done"].tolist() == [False, True, False]
+    assert batch["task"] == ["t0", "t1", "t2"]
+
+
+def test_samples_that_do_not_match_are_named() -> None:
+    good = {"action": torch.zeros(4, 3)}
+    with pytest.raises(
+        DatasetError, match=r"`action` of sample 2 of the batch is \(4, 2\).*of sample 0 it is \(4, 3\)"
+    ):
+        stack([good, good, {"action": torch.zeros(4, 2)}])
+    with pytest.raises(DatasetError, match=r"`action` of sample 1 .* torch.float64"):
+        stack([good, {"action": torch.zeros(4, 3, dtype=torch.float64)}])
+    with pytest.raises(DatasetError, match="sample 1 of the batch and sample 0 differ in keys: state"):
+        stack([good, {**good, "state": torch.zeros(2)}])
+    with pytest.raises(DatasetError, match="no samples"):
+        stack([])

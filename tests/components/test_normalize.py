@@ -1,0 +1,187 @@
+"""Normalisation of states and actions against numpy in double precision."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policysmith.components.transforms.normalize import Normalize
+from policysmith.schemas.errors import DatasetError, SpecError
+from policysmith.schemas.specs import Kind, Spec
+
+WIDTH = 3
+AFFINE = ("mean_std", "min_max", "q99")
+PAIRS = {
+    "mean_std": ("mean", "std"),
+    "min_max": ("min", "max"),
+    "q99": ("q01", "q99"),
+    "binary": ("min", "max"),
+}
+
+centres = st.lists(st.floats(-100, 100), min_size=WIDTH, max_size=WIDTH)
+spreads = st.lists(st.one_of(st.just(0.0), st.floats(0.01, 100)), min_size=WIDTH, max_size=WIDTH)
+
+
+def statistics(mode: str, centre: list[float], spread: list[float]) -> dict[str, list[float]]:
+    """Statistics whose centre and half width (deviation, for `mean_std`) are the given ones."""
+    first, second = PAIRS[mode]
+    if mode == "mean_std":
+        return {first: centre, second: spread}
+    return {
+        first: [c - s for c, s in zip(centre, spread, strict=True)],
+        second: [c + s for c, s in zip(centre, spread, strict=True)],
+    }
+
+
+def make(statistics: dict[str, Any], inputs: dict[str, Spec] | None = None, **options: Any) -> Normalize:
+    config = Normalize.Config(type="normalize", **options)
+    inputs = {"action": Spec(Kind.ACTION, ("B", 2, WIDTH))} if inputs is None else inputs
+    assert Normalize.specs(config, inputs, {"statistics": statistics}) == inputs
+    return Normalize(config, inputs, {"statistics": statistics})
+
+
+@settings(max_examples=150, deadline=None)
+@given(mode=st.sampled_from(AFFINE), centre=centres, spread=spreads, seed=st.integers(0, 1000))
+def test_forward_is_the_formula_and_inverse_undoes_it(
+    mode: str, centre: list[float], spread: list[float], seed: int
+) -> None:
+    part = make({"action": statistics(mode, centre, spread)}, mode=mode)
+    random = np.random.default_rng(seed)
+    varies = np.array(spread) > 0
+    units = random.uniform(-3, 3, (4, 2, WIDTH))  # beyond the range, too
+    values = np.array(centre) + units * np.array(spread)
+    batch = {"action": torch.tensor(values, dtype=torch.float32)}
+    normal = part(batch)["action"]
+    exact = np.where(varies, (values - np.array(centre)) / np.where(varies, spread, 1.0), 0.0)
+    size = (np.abs(values) + np.abs(centre)) / np.where(varies, spread, 1.0)
+    assert (np.abs(normal.numpy() - exact) <= 4e-7 * (size + 1.0) + 1e-6).all()
+    back = part.inverse({"action": normal})["action"].numpy()
+    assert (
+        np.abs(back - values) <= 1e-6 * (np.abs(values) + np.abs(centre) + np.array(spread)) + 1e-30
+    ).all()
+
+
+@pytest.mark.parametrize("mode", ["min_max", "q99"])
+def test_bounds_map_to_one(mode: str) -> None:
+    part = make({"action": statistics(mode, [1.0, -2.0, 0.0], [2.0, 0.5, 3.0])}, mode=mode)
+    low, high = torch.tensor([-1.0, -2.5, -3.0]), torch.tensor([3.0, -1.5, 3.0])
+    normal = part({"action": torch.stack([low, high])[None]})["action"]
+    assert torch.equal(normal, torch.stack([-torch.ones(3), torch.ones(3)])[None])
+
+
+def test_constants_map_to_zero_and_back_even_where_they_move() -> None:
+    part = make({"action": statistics("mean_std", [5.0, 1e6, 0.0], [0.0, 1e-3, 0.0])})
+    moved = part({"action": torch.full((1, 2, WIDTH), 7.0)})["action"]
+    assert torch.equal(moved, torch.zeros(1, 2, WIDTH))
+    back = part.inverse({"action": torch.randn(1, 2, WIDTH)})["action"]
+    assert torch.equal(back, torch.tensor([5.0, 1e6, 0.0]).expand(1, 2, WIDTH))
+
+
+def test_small_units_are_not_taken_for_constants() -> None:
+    part = make({"action": statistics("mean_std", [0.0, 1e-6, 1e-4], [1e-7, 1e-6, 1e-6])})
+    values = torch.tensor([[[1e-7, 3e-6, 1.02e-4]]])
+    torch.testing.assert_close(
+        part({"action": values})["action"], torch.tensor([[[1.0, 2.0, 2.0]]]), atol=1e-4, rtol=0
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(centre=centres, spread=spreads, bits=st.lists(st.booleans(), min_size=WIDTH, max_size=WIDTH))
+def test_binary_values_come_back(centre: list[float], spread: list[float], bits: list[bool]) -> None:
+    held = statistics("binary", centre, spread)
+    part = make({"action": held}, mode="binary")
+    values = torch.tensor([[held["max" if bit else "min"][i] for i, bit in enumerate(bits)]])[None]
+    normal = part({"action": values})["action"]
+    expected = [[(1.0 if bit else -1.0) if spread[i] > 0 else 0.0 for i, bit in enumerate(bits)]]
+    assert normal.tolist() == [expected]
+    torch.testing.assert_close(part.inverse({"action": normal})["action"], values, rtol=1e-5, atol=1e-4)
+
+
+def test_modes_of_single_keys() -> None:
+    inputs = {
+        "observation.state": Spec(Kind.STATE, ("B", 1, 1)),
+        "action": Spec(Kind.ACTION, ("B", 1, 1)),
+        "observation.images.a": Spec(Kind.IMAGE, ("B", 1, 3, 4, 4)),
+    }
+    held = {
+        key: {"mean": [1.0], "std": [2.0], "min": [0.0], "max": [4.0]}
+        for key in ("observation.state", "action")
+    }
+    batch = {"observation.state": torch.tensor([[[3.0]]]), "action": torch.tensor([[[3.0]]])}
+    changed = make(held, inputs, modes={"action": "min_max"})(batch)
+    assert (changed["observation.state"].item(), changed["action"].item()) == (1.0, 0.5)
+    changed = make(held, inputs, keys=["action"])(batch)
+    assert (changed["observation.state"].item(), changed["action"].item()) == (3.0, 1.0)
+    changed = make(held, inputs, mode="identity", modes={"action": "mean_std"})(batch)
+    assert (changed["observation.state"].item(), changed["action"].item()) == (3.0, 1.0)
+    make({}, inputs, mode="identity")  # needs no statistics
+
+
+def test_missing_statistics_name_the_cure() -> None:
+    held = {"action": {"mean": [0.0] * WIDTH, "std": [1.0] * WIDTH}}
+    with pytest.raises(SpecError, match="`q99` needs `q01` of `action`") as caught:
+        make(held, mode="q99")
+    assert (caught.value.field, caught.value.source) == ("mode", "action")
+    assert "mean_std" in caught.value.help
+    with pytest.raises(SpecError) as caught:
+        make(held, modes={"action": "min_max"})
+    assert caught.value.field == "modes.action"
+    with pytest.raises(SpecError, match="statistics of the dataset do not hold"):
+        make({})
+
+
+def test_statistics_of_another_width_are_refused() -> None:
+    with pytest.raises(SpecError, match="have 4 dimensions, its values have 3") as caught:
+        make({"action": {"mean": [0.0] * 4, "std": [1.0] * 4}})
+    assert caught.value.source == "action"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_damaged_statistics_are_refused(bad: float) -> None:
+    with pytest.raises(DatasetError, match="`action`"):
+        make({"action": {"mean": [0.0] * 3, "std": [1.0, bad, 1.0]}})
+    with pytest.raises(DatasetError, match="`action`"):
+        make({"action": {"min": [0.0] * 3, "max": [1.0, bad, 1.0]}}, mode="min_max")
+
+
+def test_unknown_keys_are_refused() -> None:
+    held = {"action": {"mean": [0.0] * 3, "std": [1.0] * 3}}
+    with pytest.raises(SpecError) as caught:
+        make(held, keys=["action", "observation.stat"])
+    assert caught.value.field == "keys.1"
+    with pytest.raises(SpecError) as caught:
+        make(held, modes={"actions": "min_max"})
+    assert caught.value.field == "modes.actions"
+
+
+def test_half_precision_values_are_normalised_in_float32() -> None:
+    part = make({"action": statistics("mean_std", [100.0, 0.0, 0.0], [0.01, 1.0, 1.0])})
+    normal = torch.tensor([[[1.0, 0.5, -0.25]]], dtype=torch.bfloat16)
+    back = part.inverse({"action": normal})["action"]
+    assert back.dtype == torch.float32
+    torch.testing.assert_close(back, torch.tensor([[[100.01, 0.5, -0.25]]]))
+
+
+def test_first_use_in_inference_mode_does_not_forbid_training() -> None:
+    part = make({"action": statistics("mean_std", [1.0, 2.0, 3.0], [2.0, 2.0, 2.0])})
+    values = torch.ones(1, 2, WIDTH)
+    with torch.inference_mode():
+        part({"action": values})
+    wanted = torch.ones(1, 2, WIDTH, requires_grad=True)
+    part.inverse({"action": wanted})["action"].sum().backward()
+    assert wanted.grad is not None
+    assert torch.equal(wanted.grad, torch.full((1, 2, WIDTH), 2.0))
+
+
+def test_no_tensors_are_pickled_or_saved() -> None:
+    part = make({"action": statistics("mean_std", [1.0, 2.0, 3.0], [2.0, 2.0, 2.0])})
+    part({"action": torch.ones(1, 2, WIDTH)})
+    assert part._tensors
+    assert pickle.loads(pickle.dumps(part))._tensors == {}
+    assert part.state_dict() == {}

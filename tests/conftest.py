@@ -1,0 +1,74 @@
+"""What all tests share: the bundled demonstrations, a frame cache of the test run's own, and a tiny recipe."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATASET = ROOT / "recipes" / "datasets" / "drawer_open"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keeps the user's own cache out of the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("POLICYSMITH_CACHE")
+    os.environ["POLICYSMITH_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["POLICYSMITH_CACHE"]
+    else:
+        os.environ["POLICYSMITH_CACHE"] = before
+
+
+TINY: dict[str, Any] = {
+    "recipe": 1,
+    "name": "tiny",
+    "data": {"path": str(DATASET), "horizon": 4, "episodes": [0, 1, 2, 3]},
+    "policy": {
+        "execute": 2,
+        "backbones": {
+            "vision": {"type": "vit", "patch_size": 16, "width": 16, "depth": 1, "heads": 2},
+            "proprio": {"type": "mlp", "hidden": [8], "width": 8},
+        },
+        "head": {"type": "mlp", "hidden": [16]},
+    },
+    "transforms": [
+        {"type": "random_shift", "pixels": 2},
+        {"type": "resize", "size": 32},
+        {"type": "normalize_image", "stats": "half"},
+        {"type": "normalize", "mode": "mean_std"},
+    ],
+    "training": {"steps": 4, "batch_size": 4, "log_every": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def make_tiny() -> Callable[[], dict[str, Any]]:
+    """`make_tiny()`: a recipe that trains in a second, for fixtures that outlive a test."""
+    return lambda: copy.deepcopy(TINY)
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """A recipe that trains in a second."""
+    return copy.deepcopy(TINY)
+
+
+@pytest.fixture(autouse=True)
+def fresh_names() -> Iterator[None]:
+    """Recipe names taken by one test are free for the next."""
+    yield
+    from policysmith.builder.policy import dynamic
+
+    for name in list(dynamic._PAIRS):
+        dynamic.forget(name)

@@ -1,0 +1,146 @@
+"""Every snippet and command of README and docs runs, in a folder that looks like a fresh clone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from policysmith.components.registry import REGISTRIES
+from policysmith.schemas import arguments, console
+
+ROOT = Path(__file__).parents[2]
+BINARIES = Path(sys.executable).parent
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def run(folder: Path, *command: str) -> str:
+    environment = {
+        **os.environ,
+        "PATH": f"{BINARIES}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{folder}:{folder}/.namespace",
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    return tmp_path
+
+
+def test_the_recipe_of_the_readme_is_good(clone: Path) -> None:
+    (recipe,) = blocks(ROOT / "README.md", "yaml")
+    (clone / "my_policy.yaml").write_text(recipe)
+    assert console.policysmith(["check", str(clone / "my_policy.yaml")]) == console.OK
+    assert len(recipe.splitlines()) <= 11
+
+
+def test_the_error_of_the_readme_is_what_is_said(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (recipe,) = blocks(ROOT / "README.md", "yaml")
+    (shown,) = blocks(ROOT / "README.md", "text")
+    wrong = recipe.replace(
+        "reads: [vision.tokens, proprio]}", "reads: [vision.tokens, proprio], hiden: [512]}"
+    )
+    (clone / "my_policy.yaml").write_text(wrong)
+    monkeypatch.chdir(clone)
+    assert console.policysmith(["check", "my_policy.yaml"]) == console.INVALID_RECIPE
+    assert shown.rstrip() in capsys.readouterr().err
+
+
+def test_the_python_of_the_readme_runs(clone: Path) -> None:
+    builder, loading, _ = blocks(ROOT / "README.md", "python")
+    (clone / "snippets.py").write_text(builder + loading + "print(tuple(action.shape))\n")
+    assert run(clone, sys.executable, "snippets.py").endswith("(4,)\n")
+    assert len(builder.strip().splitlines()) <= 8
+
+
+def test_the_part_of_the_readme_passes_the_contract_tests_unasked(clone: Path) -> None:
+    """As a stranger does it: one file, in a copy of the checkout, and nothing else."""
+    part = blocks(ROOT / "README.md", "python")[2]
+    for name in ("builder", "components", "schemas", "tests"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / ".namespace", clone / ".namespace", symlinks=True)
+    shutil.copy(ROOT / "pyproject.toml", clone)
+    (clone / "components" / "backbones" / "mean_color.py").write_text(part)
+    recipe = blocks(ROOT / "README.md", "yaml")[0].replace("vision.tokens", "vision")
+    (clone / "mine.yaml").write_text(re.sub(r"vision: \{.*\}", "vision: {type: mean_color}", recipe))
+    check = "from policysmith.schemas.console import policysmith as p; raise SystemExit(p(['check', 'mine.yaml']))"
+    assert "(B, 3)" in run(clone, sys.executable, "-c", check)
+    tests = (
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/components/test_contracts.py",
+        "-k",
+        "mean_color",
+    )
+    assert re.search(r"\b([5-9]|\d\d) passed", run(clone, sys.executable, *tests))
+
+
+def test_the_hand_written_policy_trains_and_acts(clone: Path) -> None:
+    page = ROOT / "docs" / "hand_written_policy.md"
+    module, use = blocks(page, "python")
+    (recipe,) = blocks(page, "yaml")
+    (command,) = blocks(page, "bash")
+    (clone / "color_policy.py").write_text(module)
+    (clone / "color_policy.yaml").write_text(recipe)
+    refused = subprocess.run(
+        [BINARIES / "build-and-train", "color_policy.yaml"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == console.INVALID_RECIPE
+    assert "--allow-imports" in refused.stderr
+    run(clone, *shlex.split(command))
+    act = (
+        "import torch\n"
+        "observation = {'observation.images.corner2': torch.zeros(3, 96, 96, dtype=torch.uint8),\n"
+        "               'observation.state': torch.zeros(4), 'task': 'open the drawer'}\n"
+        "print(policy.select_action(observation).isfinite().all().item(), policy.config.hidden_dim)\n"
+    )
+    (clone / "use.py").write_text(use + act)
+    assert run(clone, sys.executable, "use.py").endswith("True 64\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_links_of_a_page_exist(page: Path) -> None:
+    text = page.read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z-]+)`?", text):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+    for line in re.findall(r"^(?:policysmith|build-and-train) .*$", text, re.MULTILINE):
+        program, *rest = shlex.split(line, comments=True)
+        if not any(word.isupper() for word in rest):
+            parser = arguments.policysmith() if program == "policysmith" else arguments.build_and_train()
+            parser.parse_args(rest)
+
+
+def test_the_readme_names_parts_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    for kind, name in re.findall(r"explain (\w+)\.(\w+)", text):
+        assert name in REGISTRIES[kind].names()

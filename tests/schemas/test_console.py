@@ -1,0 +1,183 @@
+"""The command line: what it hands over, what it writes, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from policysmith.schemas import console, errors
+from policysmith.schemas.console import build_and_train, policysmith
+
+GOOD = """
+recipe: 1
+name: small
+data: {path: datasets/x}
+policy: {backbones: {proprio: {type: mlp}}, head: {type: mlp}}
+training: {steps: 10}
+"""
+CALLS = ("train", "check", "render", "listing", "explain", "schema", "evaluate", "data_record", "data_info")
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Namespace]]:
+    """Calls that reach `policysmith.builder.cli`, which is replaced."""
+    calls: list[tuple[str, Namespace]] = []
+
+    def record(name: str) -> Callable[[Namespace], int]:
+        return lambda args: calls.append((name, args)) or 0
+
+    monkeypatch.setitem(sys.modules, "policysmith.builder", SimpleNamespace(__path__=[]))
+    monkeypatch.setitem(
+        sys.modules, "policysmith.builder.cli", SimpleNamespace(**{name: record(name) for name in CALLS})
+    )
+    return calls
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "r.yaml"
+    path.write_text(GOOD)
+    return str(path)
+
+
+def test_train(called: list[tuple[str, Namespace]], recipe: str) -> None:
+    arguments = [
+        recipe,
+        "-o",
+        "training.steps=1",
+        "-o",
+        "name=x",
+        "--output",
+        "d",
+        "--resume",
+        "--device",
+        "cpu",
+    ]
+    assert build_and_train(arguments) == 0
+    ((name, args),) = called
+    assert name == "train"
+    assert vars(args) | {"function": ""} == {
+        "function": "",
+        "recipe": recipe,
+        "override": ["training.steps=1", "name=x"],
+        "output": "d",
+        "resume": True,
+        "allow_imports": False,
+        "device": "cpu",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "function", "values"),
+    [
+        (["list"], "listing", {"kind": None}),
+        (["list", "heads"], "listing", {"kind": "heads"}),
+        (["explain", "backbones.vit"], "explain", {"topic": "backbones.vit"}),
+        (["schema", "--write"], "schema", {"write": True}),
+        (
+            ["evaluate", "runs/x", "--episodes", "3", "--control", "blind", "--open-loop"],
+            "evaluate",
+            {
+                "checkpoint": "runs/x",
+                "episodes": 3,
+                "control": "blind",
+                "open_loop": True,
+                "env": None,
+                "seed": None,
+            },
+        ),
+        (
+            ["data", "record", "--env", "metaworld/x", "--output", "d", "--noise", "0.1"],
+            "data_record",
+            {"env": "metaworld/x", "output": "d", "noise": 0.1, "episodes": 50, "image_size": 96, "seed": 0},
+        ),
+        (["data", "info", "d"], "data_info", {"path": "d"}),
+    ],
+)
+def test_verbs(
+    called: list[tuple[str, Namespace]], words: list[str], function: str, values: dict[str, Any]
+) -> None:
+    assert policysmith(words) == 0
+    ((name, args),) = called
+    assert name == function
+    assert {key: getattr(args, key) for key in values} == values
+
+
+@pytest.mark.parametrize("verb", ["check", "render"])
+def test_recipes_are_judged_before_anything_is_imported(
+    called: list[tuple[str, Namespace]], recipe: str, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert policysmith([verb, recipe]) == 0
+    assert policysmith([verb, recipe, "-o", "training.steps=0"]) == console.INVALID_RECIPE
+    assert [name for name, _ in called] == [verb]
+    assert "-o training.steps=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["paint"], ["list", "wheels"], ["evaluate", "x", "--episodes", "0"], ["check"], ["data", "record"]],
+    ids=" ".join,
+)
+def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        policysmith(words)
+    assert caught.value.code == console.USAGE
+    assert "usage: policysmith" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.DatasetError("no such dataset"), console.BUILD_FAILED),
+        (errors.WeightsError("no such weights"), console.BUILD_FAILED),
+        (errors.SimulatorError("no graphics"), console.TRAINING_FAILED),
+        (errors.TrainingError("the loss is NaN"), console.TRAINING_FAILED),
+        (errors.RecipeError([]), console.INVALID_RECIPE),
+        (KeyboardInterrupt(), console.INTERRUPTED),
+    ],
+)
+def test_later_errors_are_one_clean_message(
+    called: list[tuple[str, Namespace]],
+    recipe: str,
+    error: BaseException,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(args: Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(sys.modules["policysmith.builder.cli"], "train", fail)
+    assert build_and_train([recipe]) == code
+    written = capsys.readouterr().err
+    assert "Traceback" not in written
+    if code in (console.BUILD_FAILED, console.TRAINING_FAILED):
+        assert written == f"error: {error}\n"
+
+
+def test_json(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        policysmith(["check", recipe, "--format", "json", "-o", "data.horizon=0"]) == console.INVALID_RECIPE
+    )
+    captured = capsys.readouterr()
+    (found,) = json.loads(captured.out)
+    assert (found["code"], found["span"]["source"], captured.err) == ("E007", "<command line>", "")
+
+
+def test_color_is_for_terminals(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    policysmith(["check", recipe, "-o", "name=1"])
+    assert "\x1b[1;31merror" in capsys.readouterr().err
+    monkeypatch.setenv("NO_COLOR", "1")
+    policysmith(["check", recipe, "-o", "name=1"])
+    assert "\x1b" not in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""The rules of the house that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("builder", "components", "schemas")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+WRITES_TO_THE_TERMINAL = {"builder/cli.py", "builder/display.py", "schemas/console.py"}
+
+
+def names(path: Path) -> set[str]:
+    """Every dotted name and attribute chain in a file."""
+    return {
+        ast.unparse(n)
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.Attribute | ast.Name)
+    }
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {
+        "policysmith." + str(path.parent.relative_to(ROOT)).replace("/", ".")
+        for package in (*PACKAGES, "recipes")
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert listed == found
+
+
+def test_links_for_static_tools_point_at_the_folders() -> None:
+    for package in (*PACKAGES, "recipes"):
+        assert (ROOT / ".namespace" / "policysmith" / package).resolve() == ROOT / package
+
+
+def test_one_module_subclasses_pretrained_model() -> None:
+    owners = [
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith("PreTrainedModel") for base in node.bases)
+    ]
+    assert owners == ["builder/policy/base.py"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_terminal_and_unsafe_loading_stay_where_they_belong(path: Path) -> None:
+    used = names(path)
+    if str(path.relative_to(ROOT)) not in WRITES_TO_THE_TERMINAL:
+        assert not used & {"print", "sys.stdout.write", "sys.stderr.write", "Console"}
+    assert not used & {"eval", "exec", "pickle.load", "pickle.loads"} - {"pickle"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_have_one_job(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_every_torch_load_is_restricted_to_tensors() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert arguments.get("weights_only") == "True", path
+
+
+def test_public_names() -> None:
+    from policysmith import builder
+
+    assert sorted(builder.__all__) == [
+        "BasePolicyModel", "Builder", "DataCollatorRegistry", "RecipeConfig", "RecipePolicy", "forget",
+    ]  # fmt: skip
+    assert all(hasattr(builder, name) for name in builder.__all__)
