@@ -7,6 +7,7 @@ resumed run takes the very steps that the uninterrupted one would have taken.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -74,6 +76,9 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
     )
     if section.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TrainingError("this GPU has no bf16 arithmetic; set `training.precision: fp32`")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # accelerate keeps device and precision of the process's first run otherwise
+        AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         cpu=not on_gpu,
         mixed_precision="bf16" if bf16 else "no",

@@ -239,5 +239,5 @@ def test_models_without_a_single_map_are_refused() -> None:
 
 
 def test_sizes_that_a_model_cannot_read() -> None:
-    with pytest.raises(SpecError, match="`test_maxvit` cannot read images of 50 x 50"):
-        build("test_maxvit", camera(50, 50))
+    with pytest.raises(SpecError, match="`maxvit_pico_rw_256` cannot read images of 50 x 50"):
+        build("maxvit_pico_rw_256", camera(50, 50))

@@ -29,7 +29,7 @@ def run(folder: Path, *command: str) -> str:
     environment = {
         **os.environ,
         "PATH": f"{BINARIES}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{folder}:{folder}/.namespace",
+        "PYTHONPATH": f"{folder}:{folder}/.namespace:{os.environ.get('PYTHONPATH', '')}",
     }
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False

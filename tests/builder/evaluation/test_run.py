@@ -60,7 +60,8 @@ def test_open_loop_alone_needs_no_simulator(run: Path) -> None:
     assert held["versions"]["torch"]
     assert result.lines[0].startswith("open loop      mean absolute error ")
     assert result.lines[0].endswith("(1 of 1 validation episodes)")
-    assert result.lines[-1] == f"report         {result.report}"
+    assert result.lines[-2] == f"report         {result.report}"
+    assert result.lines[-1] == f"checkpoint     {result.checkpoint}"
 
 
 def test_an_older_checkpoint_has_a_report_of_its_own(run: Path) -> None:

@@ -33,7 +33,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny: dict[str, Any], tmp_
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
         binaries / "build-and-train", path, "--output", tmp_path / "two", "--device", "cpu",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [str(part) for part in command],
         env=environment,

@@ -204,3 +204,12 @@ def test_a_batch_larger_than_the_data_is_said(tiny: dict[str, Any], tmp_path: Pa
         Builder.from_recipe(tiny).override({"training.batch_size": 100_000}).train(
             output=tmp_path / "run", device="cpu"
         )
+
+
+def test_one_process_trains_in_one_precision_and_then_in_another(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    for precision in ("bf16", "fp32"):
+        builder = Builder.from_recipe(tiny).override({"training.precision": precision, "training.steps": 1})
+        builder.train(output=tmp_path / precision, device="cpu")
+        assert f"on cpu, {precision}" in (tmp_path / precision / "log.jsonl").read_text()
