@@ -9,7 +9,7 @@ RUN := runs/vit_mlp
 .DEFAULT_GOAL := test
 
 demo: $(STAMP) graphics
-	$(BIN)/build-and-train recipes/vit_mlp.yaml --output $(RUN)
+	$(BIN)/build-and-train recipes/vit_mlp.yaml --output $(RUN) --resume
 	$(BIN)/policysmith evaluate $(RUN)
 
 test: lint graphics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from ..schemas.errors import PolicysmithError, RecipeError
 from ..schemas.specs import Spec, Specs
 from .plan import DataPlan, PolicyPlan, specs_to_json
-from .policy import RecipePolicy
+from .policy import BasePolicyModel, RecipePolicy
 from .policy.dynamic import pair
 from .recipe import LoadedRecipe
 
@@ -31,6 +31,8 @@ class Summary:
     """Parameters by part."""
     features: Specs
     action: Spec
+    unused: dict[str, int]
+    """Parameters that feed nothing, by pattern; they are frozen too."""
 
     @property
     def training_bytes(self) -> int:
@@ -50,14 +52,37 @@ def content(loaded: LoadedRecipe, data: DataPlan, policy: PolicyPlan) -> dict[st
 
 
 def provenance(loaded: LoadedRecipe) -> dict[str, Any]:
-    """What made a policy: hash of its recipe and versions of the packages."""
-    return {"recipe_sha256": loaded.sha256, "versions": {name: _version(name) for name in _PACKAGES}}
+    """What made a policy: hash of its recipe and versions of the packages, those that own its parts included."""
+    versions = {name: _version(name) for name in _PACKAGES}
+    return {"recipe_sha256": loaded.sha256, "versions": versions | _plugins(loaded)}
+
+
+def record_data(policy: BasePolicyModel, fingerprint: str) -> None:
+    """Note in a policy's config the fingerprint of the data it is trained on."""
+    policy.content["provenance"]["dataset"] = fingerprint
+
+
+def _plugins(loaded: LoadedRecipe) -> dict[str, str]:
+    """Versions of the distributions whose entry points give the recipe's parts."""
+    parts = {
+        "collators": [loaded.collator],
+        "transforms": loaded.transforms,
+        "backbones": loaded.backbones.values(),
+        "heads": [] if loaded.head is None else [loaded.head],
+    }
+    points = [
+        point
+        for kind, pairs in parts.items()
+        for point in entry_points(group=f"policysmith.{kind}")
+        if point.name in {config.type for _, config in pairs}
+    ]
+    return {point.dist.name: point.dist.version for point in points if point.dist is not None}
 
 
 def assemble(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan, device: str) -> RecipePolicy:
     """The policy with its initial weights, in evaluation mode; on `meta`, without any.
 
-    Raises RecipeError for pretrained weights that do not fit, RegistryError where the name stands for another recipe.
+    Raises RecipeError for pretrained weights that do not fit, RegistryError where the name belongs to something else.
     """
     config, model = pair(content(loaded, data, plan))
     torch.manual_seed(loaded.recipe.training.seed)
@@ -82,4 +107,4 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-__all__ = ["Summary", "assemble", "content", "provenance"]
+__all__ = ["Summary", "assemble", "content", "provenance", "record_data"]

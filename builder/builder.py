@@ -10,7 +10,6 @@ result = builder.train()             # trains, saves, and gives the trained poli
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +20,13 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import PretrainedConfig
 
-from ..schemas.document import parse
+from ..schemas.document import Document, parse
 from ..schemas.errors import CheckpointError
 from . import assembly, handwritten, plan, rehearsal
 from .data.dataset import LeRobotDataset
 from .plan import DataPlan, PolicyPlan, Windows
 from .policy import BasePolicyModel, RecipePolicy
+from .policy.composed import freeze
 from .policy.pipeline import SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
@@ -38,13 +38,15 @@ from .training.logs import FileLog, Reporter
 class Builder:
     """A recipe on its way to a policy. Immutable: `override` gives a new one."""
 
-    source: str | Path | Mapping[str, Any]
+    source: str | Path | Mapping[str, Any] | Document
     overrides: tuple[Mapping[str, Any] | Sequence[str], ...] = ()
     allow_imports: bool = False
 
     @classmethod
-    def from_recipe(cls, source: str | Path | Mapping[str, Any], *, allow_imports: bool = False) -> Builder:
-        """A builder for a recipe: a path, a mapping, or YAML text (recognised by its line breaks).
+    def from_recipe(
+        cls, source: str | Path | Mapping[str, Any] | Document, *, allow_imports: bool = False
+    ) -> Builder:
+        """A builder for a recipe: a path, a mapping, a parsed document, or YAML text (recognised by its line breaks).
 
         `allow_imports` lets the files under `imports:` run.
         """
@@ -88,7 +90,9 @@ class Builder:
         """
         self.check()
         if self._composed is not None:
-            return assembly.assemble(self.recipe, self._data, self._composed, device)
+            policy = assembly.assemble(self.recipe, self._data, self._composed, device)
+            freeze(policy, list(self.summary.unused if self.summary is not None else ()))
+            return policy
         assert self._config is not None
         return handwritten.assemble(self.recipe, self._config, self._data, device)
 
@@ -116,6 +120,8 @@ class Builder:
         with accelerator.main_process_first():
             training, validation = self.datasets()
         policy = self.build()
+        fingerprint = _source(training).fingerprint
+        assembly.record_data(policy, fingerprint)
         job = loop.Job(
             policy=policy,
             dataset=training,
@@ -123,14 +129,13 @@ class Builder:
             section=section,
             directory=directory,
             recipe=self.recipe.resolved(),
-            fingerprint=_source(training).fingerprint,
+            fingerprint=fingerprint,
             validation=validation,
             keyed=isinstance(training, TransformedDataset),
         )
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)
-        self._describe_run(directory)
-        log = FileLog(directory)
+        log = FileLog(directory, self._description(), self.recipe.document.root.span.source.text)
         try:
             return loop.train(job, accelerator, (log, *reporters), resume=resume)
         finally:
@@ -183,17 +188,13 @@ class Builder:
     def _composed(self) -> PolicyPlan | None:
         return plan.plan_policy(self.recipe, self._data) if self._config is None else None
 
-    def _describe_run(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        if (text := self.recipe.document.root.span.source.text) is not None:
-            (directory / "recipe.yaml").write_text(text)
-        description = {
+    def _description(self) -> dict[str, Any]:
+        return {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.directory.resolve()),
             "data": str(self._data.path.resolve()),
             **assembly.provenance(self.recipe),
         }
-        (directory / "run.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def _source(dataset: Any) -> LeRobotDataset:

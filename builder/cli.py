@@ -9,6 +9,7 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import get_args
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..components.registry import REGISTRIES
 from ..schemas.errors import RegistryError
+from ..schemas.part import PartConfig
 from ..schemas.recipe import Recipe
 from .builder import Builder
 from .display import TerminalProgress, show_summary, shown
@@ -52,7 +54,8 @@ def train(args: Namespace) -> int:
         progress.close()
     if is_main_process:
         run = builder.run_directory(args.output)
-        console.print(f"trained {result.steps} steps at {result.samples_per_second:,.0f} samples/s")
+        speed = f" at {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else " before"
+        console.print(f"trained {result.steps} steps{speed}")
         console.print(f"policy  {shown(run)}/policy  ->  AutoModel.from_pretrained")
         if builder.recipe.recipe.evaluation is not None:
             console.print(f"next    policysmith evaluate {shown(run)}")
@@ -94,30 +97,39 @@ def listing(args: Namespace) -> int:
 
 def explain(args: Namespace) -> int:
     """`policysmith explain`."""
-    kind, _, name = args.topic.partition(".")
-    if kind in REGISTRIES:
-        part = REGISTRIES[kind].get(name)
-        console.print(inspect.getdoc(part) or "", markup=False)
-        _show_options(part.Config)
-        return 0
-    section: type[BaseModel] = Recipe
-    for step in args.topic.split("."):
-        field = section.model_fields.get(step)
-        if field is None:
-            known = ", ".join([*section.model_fields, *(REGISTRIES if section is Recipe else ())])
-            raise RegistryError(f"there is nothing called `{args.topic}` to explain; here are: {known}")
-        models = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_model(a)]
-        if not models:
-            console.print(field.description or "", markup=False)
-            return 0
-        section = models[0]
-    console.print(inspect.getdoc(section) or "", markup=False)
-    _show_options(section)
+    first, *steps = args.topic.split(".")
+    seen: list[str] = []
+    text, sections = "", list[type[BaseModel]]([Recipe])
+    if first not in REGISTRIES:
+        steps = [first, *steps]
+    elif not steps:
+        known = ", ".join(f"{first}.{name}" for name in REGISTRIES[first].names())
+        raise RegistryError(f"`{first}` is a kind of part; explain one of {known}")
+    else:
+        part = REGISTRIES[first].get(steps[0])
+        seen, steps = [first, steps[0]], steps[1:]
+        text, sections = inspect.getdoc(part) or "", [part.Config]
+    for step in steps:
+        fields = {name: field for section in sections for name, field in section.model_fields.items()}
+        if step not in fields:
+            here = f"`{'.'.join(seen)}` has" if seen else "here are"
+            known = ", ".join([*fields, *(() if seen else REGISTRIES)]) or "no options"
+            raise RegistryError(f"there is nothing called `{args.topic}` to explain; {here}: {known}")
+        seen.append(step)
+        text, sections = fields[step].description or "", _models(fields[step].annotation)
+    console.print(text, markup=False)
+    for section in sections:
+        if not issubclass(section, PartConfig):
+            console.print(f"\n{inspect.getdoc(section) or ''}", markup=False)
+        _show_options(section)
     return 0
 
 
-def _is_model(annotation: object) -> bool:
-    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+def _models(annotation: object) -> list[type[BaseModel]]:
+    """The sections that an annotation allows, out of unions, lists and `Annotated`."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
 def _show_options(section: type[BaseModel]) -> None:

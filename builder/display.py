@@ -74,6 +74,9 @@ def show_summary(console: Console, summary: Summary) -> None:
     )
     for pattern, count in summary.frozen.items():
         console.print(f"freeze {pattern}: {count:,} parameters", highlight=False)
+    if summary.unused:
+        count, names = sum(summary.unused.values()), ", ".join(summary.unused)
+        console.print(f"unused: {count:,} parameters feed nothing and are frozen: {names}", highlight=False)
 
 
 def _dims(dims: tuple[int | str, ...]) -> str:

@@ -6,6 +6,7 @@ always means.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import traceback
@@ -22,7 +23,7 @@ from .assembly import provenance
 from .plan import DataPlan, Windows, check_execute, locate, specs_to_json, transform_sites
 from .policy import BasePolicyModel
 from .policy.pipeline import KEY, way_of_samples
-from .policy.registry import DataCollatorRegistry, obstacle, options, policies
+from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, policies
 from .recipe import LoadedRecipe
 from .rehearsal import shared, unmatched
 from .wiring import WiringError, look_up, wire_samples, with_statistics
@@ -111,8 +112,14 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
         wire_samples(transforms, data.specs, with_statistics(facts, transforms, data.statistics))
     except WiringError as error:
         raise RecipeError(in_order([locate(loaded, problem) for problem in error.problems])) from error
+    recipe = loaded.resolved()
+    del recipe["collator"]  # it has its own; as saved, the recipe must load again
+    recipe["data"] |= {
+        "horizon": len(data.windows.actions),
+        "observation_steps": len(data.windows.observations),
+    }
     content: dict[str, Any] = {
-        "recipe": loaded.resolved(),
+        "recipe": recipe,
         "specs": specs_to_json(data.specs),
         "facts": facts,
         "statistics": data.statistics,
@@ -127,12 +134,12 @@ def assemble(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan, dev
 
     Raises RecipeError where its constructor fails, its tensors share memory undeclared, or a pattern matches nothing.
     """
-    attach(loaded, config, data)
+    own = attach(loaded, copy.deepcopy(config), data)
     torch.manual_seed(loaded.recipe.training.seed)
-    model = policies()[config.model_type]
+    model = model_of(config)
     try:
         with torch.device(device):
-            policy: BasePolicyModel = model(config)
+            policy: BasePolicyModel = model(own)
     except Exception as error:
         raise _failed(loaded, f"{model.__name__} cannot be built", error) from error
     problems = [*shared(loaded, policy, ("policy", "type")), *unmatched(loaded, policy)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from ..schemas.diagnostics import Diagnostic, ErrorCode, in_order
 from ..schemas.errors import DatasetError, RecipeError, SpecError
 from ..schemas.recipe import ComposedPolicySection
-from ..schemas.specs import Kind, Spec
+from ..schemas.specs import Kind, Range, Spec, Specs
 from .data.dataset import inspect
 from .data.info import DatasetInfo
 from .data.layout import read_layout
@@ -53,6 +53,13 @@ class PolicyPlan:
     parts: Parts
     facts: dict[str, dict[str, Any]]
     wiring: Wiring
+
+    def sites(self) -> Iterator[tuple[Site, Specs]]:
+        """Every part with weights or a transform to run, and its inputs."""
+        parts, wiring = self.parts, self.wiring
+        yield from ((site, wiring.into(index)) for index, site in enumerate(parts.transforms))
+        yield from ((site, wiring.reads[name]) for name, site in parts.backbones.items())
+        yield parts.head, {**wiring.features, "action": wiring.into(len(parts.transforms))["action"]}
 
 
 def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
@@ -104,6 +111,14 @@ def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
         statistics = compute_statistics(read_table(layout, layout.choose_episodes(training)))
     except DatasetError as error:
         raise RecipeError([loaded.diagnostic(("data",), str(error), code="E023 bad-dataset")]) from error
+    samples, batch = sum(lengths[episode] for episode in training), loaded.recipe.training.batch_size
+    if batch > samples:
+        fault = SpecError(
+            f"a batch of {batch} samples is more than the {samples} of the training episodes",
+            label=f"{samples} frames in {len(training)} of {len(info.episodes)} episodes",
+            help=f"set `training.batch_size` to {samples} or less, or train on more episodes",
+        )
+        raise RecipeError([loaded.diagnostic(("training", "batch_size"), fault, code="E023 bad-dataset")])
     cameras = tuple(section.cameras or info.cameras)
     specs = _specs(info, cameras, windows, section.path)
     return DataPlan(path, info, windows, cameras, training, validation, dict(statistics), specs)
@@ -167,7 +182,10 @@ def _specs(info: DatasetInfo, cameras: Sequence[str], windows: Windows, name: st
     for camera in cameras:
         height, width = info.cameras[camera]
         specs[f"{IMAGES}{camera}"] = Spec(
-            Kind.IMAGE, ("B", steps, 3, height, width), f"camera `{camera}` of {name}"
+            Kind.IMAGE,
+            ("B", steps, 3, height, width),
+            f"camera `{camera}` of {name}",
+            range=Range.BYTES,
         )
     for key, dim in info.vectors.items():
         specs[key] = Spec(Kind.STATE, ("B", steps, dim), f"`{key}` of {name}")

@@ -22,6 +22,7 @@ from .policy import RecipeConfig, RecipePolicy
 from .policy.dynamic import refusal
 from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
+from .unused import unused
 from .wiring import Site
 
 _SIZES = {"B": 2, "L": 5}
@@ -35,10 +36,9 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
     """
     if reason := refusal(loaded.recipe.name):
         raise RecipeError([loaded.diagnostic(("name",), reason, code="E007 invalid-value")])
-    with torch.device("meta"):
-        policy = RecipePolicy(RecipeConfig(**content(loaded, data, plan)))
+    policy = _construct(loaded, data, plan)
     policy.directory = loaded.directory
-    _run(loaded, policy, plan)
+    idle = unused(policy, _run(loaded, policy, plan))
     problems = [
         *_weights(loaded, policy, plan),
         *shared(loaded, policy, ("policy",)),
@@ -48,16 +48,15 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
     parts["head"] = policy.head
     count = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
     total = sum(p.numel() for p in policy.parameters())
-    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad) - sum(idle.values())
     if not trainable:
         label, help = "nothing is left to train", "narrow the patterns"
         error = SpecError("every parameter is frozen", label=label, help=help)
         problems.append(loaded.diagnostic(("policy", "freeze"), error))
     if problems:
         raise RecipeError(in_order(problems))
-    return Summary(
-        loaded.recipe.name, total, trainable, policy.frozen, count, plan.wiring.features, plan.wiring.action
-    )
+    features, action = plan.wiring.features, plan.wiring.action
+    return Summary(loaded.recipe.name, total, trainable, policy.frozen, count, features, action, idle)
 
 
 def shared(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]:
@@ -79,7 +78,8 @@ def unmatched(loaded: LoadedRecipe, policy: nn.Module, freeze: Iterable[str] = (
     """Findings for patterns of the recipe that match no parameter."""
     names = [name for name, _ in policy.named_parameters()]
     patterns: list[tuple[KeyPath, str]] = [(("policy", "freeze", i), p) for i, p in enumerate(freeze)]
-    patterns += [(("training", "optimizer", "groups", p), p) for p in loaded.recipe.training.optimizer.groups]
+    groups = loaded.recipe.training.optimizer.groups
+    patterns += [(("training", "optimizer", "groups", i, "match"), g.match) for i, g in enumerate(groups)]
     return [
         loaded.diagnostic(
             path,
@@ -95,8 +95,44 @@ def unmatched(loaded: LoadedRecipe, policy: nn.Module, freeze: Iterable[str] = (
     ]
 
 
-def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> None:
-    """One training step's forward pass and one sample. Raises RecipeError for the part that fails."""
+def _construct(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> RecipePolicy:
+    """The policy on the meta device. Raises RecipeError for the part that fails."""
+    config = RecipeConfig(**content(loaded, data, plan))
+    try:
+        with torch.device("meta"):
+            return RecipePolicy(config)
+    except Exception as error:
+        site = _culprit(plan)
+        path = site.path if site is not None else ("policy",)
+        raise RecipeError([_defect(loaded, path, site, "cannot be built", error)]) from error
+
+
+def _culprit(plan: PolicyPlan) -> Site | None:
+    """The part that cannot be built by itself."""
+    for site, inputs in plan.sites():
+        part: Any = site.part
+        try:
+            with torch.device("meta"):
+                part(site.config, inputs, plan.wiring.facts.get(site.key, {}))
+        except Exception:  # noqa: BLE001  (whatever it was is reported by the caller)
+            return site
+    return None
+
+
+def _defect(
+    loaded: LoadedRecipe, path: KeyPath, site: Site | None, what: str, error: Exception
+) -> Diagnostic:
+    """An error of a part's own code; a SpecError speaks for itself."""
+    if isinstance(error, SpecError):
+        return loaded.diagnostic(path, error)
+    name = f"`{site.config.type}`" if site is not None else "the policy"
+    message = f"{name} {what}: {type(error).__name__}: {error}"
+    defect = SpecError(message, label="a defect of this part", help="the recipe is not at fault")
+    return loaded.diagnostic(path, defect)
+
+
+def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.Tensor:
+    """The loss of one training step, and one sample. Raises RecipeError for the part that fails."""
     parts, wiring = plan.parts, plan.wiring
     batch = {k: v for key, spec in wiring.collated.items() for k, v in _blank(key, spec).items()}
     policy.train()
@@ -119,14 +155,11 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> None:
         if "loss" not in losses or any(value.ndim for value in losses.values()):
             raise SpecError('gives no scalar "loss"', label="a defect of this part")
         _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})
-    except SpecError as error:
-        raise RecipeError([loaded.diagnostic(site.path, error)]) from error
     except Exception as error:
-        message = (
-            f"`{site.config.type}` fails on inputs of the published shapes: {type(error).__name__}: {error}"
-        )
-        defect = SpecError(message, label="a defect of this part", help="the recipe is not at fault")
-        raise RecipeError([loaded.diagnostic(site.path, defect)]) from error
+        what = "fails on inputs of the published shapes"
+        raise RecipeError([_defect(loaded, site.path, site, what, error)]) from error
+    loss: torch.Tensor = losses["loss"]
+    return loss
 
 
 def _compare(site: Site, published: Mapping[str, Spec], given: Mapping[str, torch.Size]) -> None:

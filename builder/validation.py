@@ -64,7 +64,9 @@ def validate_part(
         part = REGISTRIES[kind].get(name)
     except RegistryError as error:
         known = any(other.span == span for other in heard)
-        return None, [] if known else [Diagnostic("E006 unknown-type", str(error), span)]
+        own = f"register it with `@{kind.upper()}.register` in a file under `imports:`"
+        help = own if document.value.get("imports") else ""
+        return None, [] if known else [Diagnostic("E006 unknown-type", str(error), span, help=help)]
     except (ImportError, SyntaxError) as error:
         message = f"the part `{kind}.{name}` cannot be imported: {error}"
         return None, [Diagnostic("E012 import-failed", message, span)]

@@ -7,7 +7,6 @@ policy when it is loaded. Problems are collected, each with the recipe path of t
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any, cast
 from ..components.base import ActionHead, Backbone, Facts, Part
 from ..components.registry import BACKBONES, COLLATORS, HEADS, TRANSFORMS
 from ..schemas.diagnostics import ErrorCode
-from ..schemas.document import KeyPath
-from ..schemas.errors import PolicysmithError, SpecError, WeightsError
+from ..schemas.document import KeyPath, dotted
+from ..schemas.errors import PolicysmithError, RegistryError, SpecError, WeightsError
 from ..schemas.part import BackboneConfig, HeadConfig, PartConfig
 from ..schemas.specs import Spec, Specs
 
@@ -70,10 +69,15 @@ class Parts:
 
     @classmethod
     def from_resolved(cls, recipe: Mapping[str, Any]) -> Parts:
-        """The parts of a resolved recipe, as a checkpoint holds it."""
+        """The parts of a resolved recipe, as a checkpoint holds it. Raises RegistryError for one nothing provides."""
 
         def site(registry: Any, path: KeyPath, raw: Mapping[str, Any]) -> Site:
-            part = registry.get(raw["type"])
+            try:
+                part = registry.get(raw["type"])
+            except RegistryError as error:
+                files = ", ".join(recipe.get("imports") or ())
+                cure = f"import `{files}` first, as its recipe does" if files else "install what provides it"
+                raise RegistryError(f"`{dotted(path)}` cannot be made: {error}; {cure}") from error
             return Site(path, part, part.Config.model_validate(raw))
 
         policy = recipe["policy"]
@@ -189,9 +193,8 @@ def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wirin
             (parts.backbones[key.split(".")[0]].path, f"{key} is {spec}{_because(spec)}")
             for key, spec in features.items()
         ]
-        raise WiringError(
-            [Problem(parts.head.path, _as_spec_error(error), also, "E021 dim-mismatch")]
-        ) from error
+        problem = Problem(parts.head.path, _as_spec_error(error), also, "E021 dim-mismatch")
+        raise WiringError([problem]) from error
     asked = {
         name: [key.split(".")[1] for key in features if key.split(".")[0] == name] for name in parts.backbones
     }
@@ -275,9 +278,11 @@ def _problem(site: Site, error: PolicysmithError, stages: Sequence[Stage], code:
     if key is None or key not in stages[-1].specs:
         return Problem(site.path, found, code=code)
     spec = stages[-1].specs[key]
-    steps = itertools.pairwise(stages)
-    origin = [after.path for before, after in steps if before.specs.get(key) != after.specs.get(key)]
-    path = origin[-1] if origin else stages[0].path
+    traits = [getattr(stage.specs.get(key), found.trait, None) for stage in stages]
+    changed = [i for i in range(1, len(stages)) if traits[i] != traits[i - 1]]
+    path = stages[changed[-1] if changed else 0].path
+    if found.trait == "range":
+        return Problem(site.path, found, [(path, f"`{key}` is {spec.range} here")])
     return Problem(site.path, found, [(path, f"`{key}` is {spec}{_because(spec)}")], code)
 
 
@@ -290,6 +295,6 @@ def _as_spec_error(error: PolicysmithError) -> SpecError:
 
 
 __all__ = [
-    "LOCATIONS", "Parts", "Problem", "Site", "Stage", "Wiring", "WiringError", "look_up", "wire",
-    "wire_samples", "with_statistics",
+    "LOCATIONS", "Parts", "Problem", "Site", "Stage", "Wiring", "WiringError", "look_up", "wire", "wire_samples",
+    "with_statistics",
 ]  # fmt: skip

@@ -134,6 +134,7 @@ class ActionHead(nn.Module, Part):
 class Transform(nn.Module, Part):
     """Acts on a whole batch, on the device it lives on. Random in `train()` mode, deterministic in `eval()`.
 
+    Its `specs` mark the range of values that it leaves behind, and refuse one that it cannot work on.
     Randomness comes from torch's default generator, which the trainer seeds by (seed, step, rank).
     """
 

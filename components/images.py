@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -132,7 +133,7 @@ class ImageTransform(Transform):
     def resized(cls, config: Any, inputs: Specs, size: tuple[int, int], why: str) -> dict[str, Spec]:
         """Specs of all inputs, with the images at a new height and width."""
         changed = {
-            key: Spec(Kind.IMAGE, (*spec.dims[:3], *size), f"{spec.why}, {why}".removeprefix(", "))
+            key: replace(spec, dims=(*spec.dims[:3], *size), why=f"{spec.why}, {why}".removeprefix(", "))
             for key, spec in cls.cameras(config, inputs).items()
         }
         return {**inputs, **changed}

@@ -3,7 +3,11 @@
     HEADS.names()                 # lists files and entry points, imports nothing
     HEADS.get("flow_matching")    # imports that one file
 
-A part outside this package comes by an entry point of the group `policysmith.<kind>`, named like its type.
+A part outside this package comes by an entry point of the group `policysmith.<kind>`, named like its type, or from a
+file that is imported, such as those under `imports:` of a recipe:
+
+    @BACKBONES.register
+    class MyBackbone(Backbone): ...        # known by the `type` of its Config
 """
 
 from __future__ import annotations
@@ -11,15 +15,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import sys
 import typing
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..schemas.errors import RegistryError
+from ..schemas.part import PartConfig
 from .base import ActionHead, Backbone, Collator, Part, Transform
 
 P = TypeVar("P", bound=Part)
+Registered = TypeVar("Registered", bound=type[Part])
 _HOME = Path(__file__).parent
 
 
@@ -28,6 +35,31 @@ class Registry(Generic[P]):
 
     def __init__(self, kind: str, base: type[P]) -> None:
         self.kind, self._base = kind, base
+        self._registered: dict[str, tuple[str, type[P]]] = {}
+
+    def register(self, part: Registered) -> Registered:
+        """Make a part known by the `type` of its Config; a decorator.
+
+        A file that is imported again replaces what it registered before. Raises RegistryError for a name that is
+        taken, and for a class that is no part of this kind.
+        """
+        owner = _place(part)
+        name = str(next(iter(typing.get_args(_type_of(part))), "<name>"))
+        self._check(name, part, owner)
+        taken = self._registered[name][0] if name in self._registered else self._elsewhere(name)
+        if taken not in (None, owner, f"{part.__module__}:{part.__qualname__}"):
+            raise RegistryError(
+                f"two parts are called {self.kind} `{name}`: {taken} and {owner}; rename one of them"
+            )
+        self._registered[name] = (owner, typing.cast(type[P], part))
+        return part
+
+    def _elsewhere(self, name: str) -> str | None:
+        """The plugin or the file of our own that provides a name."""
+        if (plugin := self._plugins().get(name)) is not None:
+            return plugin.value
+        path = _HOME / self.kind / f"{name}.py"
+        return str(path) if path.exists() else None
 
     def _plugins(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
@@ -45,10 +77,12 @@ class Registry(Generic[P]):
     def names(self) -> list[str]:
         """Every known type, sorted."""
         own = {path.stem for path in (_HOME / self.kind).glob("[a-z]*.py")}
-        return sorted(own | set(self._plugins()))
+        return sorted(own | set(self._plugins()) | set(self._registered))
 
     def get(self, name: str) -> type[P]:
         """The class behind `type: <name>`; raises RegistryError with what exists and what was probably meant."""
+        if name in self._registered:
+            return self._registered[name][1]
         plugin = self._plugins().get(name)
         if plugin is not None:
             part = plugin.load()
@@ -78,11 +112,21 @@ class Registry(Generic[P]):
     def _check(self, name: str, part: object, place: str) -> None:
         if not (inspect.isclass(part) and issubclass(part, self._base)):
             raise RegistryError(f"{place} is no {self._base.__name__}")
-        field = part.Config.model_fields["type"]
-        if typing.get_args(field.annotation) != (name,) or not field.is_required():
+        if typing.get_args(_type_of(part)) != (name,) or not part.Config.model_fields["type"].is_required():
             raise RegistryError(
                 f'{place}: its Config must declare `type: Literal["{name}"]`, without a default'
             )
+
+
+def _type_of(part: type[Part]) -> object:
+    """Annotation of the `type` of a part's Config."""
+    return getattr(part, "Config", PartConfig).model_fields["type"].annotation
+
+
+def _place(part: type[Part]) -> str:
+    """File and name of a class, the same however often the file is imported."""
+    file = getattr(sys.modules.get(part.__module__), "__file__", None)
+    return f"{file or part.__module__}:{part.__qualname__}"
 
 
 def _owner(point: EntryPoint) -> str:

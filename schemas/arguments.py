@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
@@ -77,7 +78,7 @@ def policysmith() -> ArgumentParser:
     record.add_argument("--image-size", type=_positive, default=96, help="pixels a side (default: 96)")
     record.add_argument("--seed", type=_count, default=0, help="seed of the first episode (default: 0)")
     record.add_argument(
-        "--noise", type=float, default=0.0, help="spread of the noise on actions (default: 0)"
+        "--noise", type=_spread, default=0.0, help="spread of the noise on actions (default: 0)"
     )
     record.add_argument("--workers", type=_positive, default=1, help="processes that simulate (default: 1)")
     info = _verb(data_verbs, "info", "data_info", "describe a dataset")
@@ -119,4 +120,14 @@ def _count(text: str) -> int:
 def _positive(text: str) -> int:
     if (number := _count(text)) < 1:
         raise ArgumentTypeError(f"{text!r} is not at least 1")
+    return number
+
+
+def _spread(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return number

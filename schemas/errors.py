@@ -15,7 +15,7 @@ Each says what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +39,8 @@ class SpecError(PolicysmithError, ValueError):
     """A part cannot be wired as asked.
 
     `field` names the option of the part at fault (dotted, relative to the part), or is None for the part as
-    a whole. `source` names the input whose size or kind does not fit. `label` is the short text under the
-    caret, `help` the cure.
+    a whole. `source` names the input whose size or kind does not fit, or with `trait="range"` the one whose values
+    do not. `label` is the short text under the caret, `help` the cure.
     """
 
     def __init__(
@@ -49,10 +49,12 @@ class SpecError(PolicysmithError, ValueError):
         *,
         field: str | None = None,
         source: str | None = None,
+        trait: Literal["dims", "range"] = "dims",
         label: str = "",
         help: str = "",
     ) -> None:
-        self.message, self.field, self.source, self.label, self.help = message, field, source, label, help
+        self.message, self.field, self.source, self.trait = message, field, source, trait
+        self.label, self.help = label, help
         super().__init__(message + (f" ({help})" if help else ""))
 
 

@@ -1,8 +1,8 @@
 """Changes to a recipe from outside: `-o training.steps=10` on the command line, `Builder.override({...})` in Python.
 
 A value is YAML, so `-o policy.head.hidden=[64, 64]` is a list. List items go by number: `transforms.0.size=64`. Keys
-that hold a dot are quoted: `training.optimizer.groups."backbones.*".lr_scale=0.1`. Missing parents are created, and
-the schema judges the result, so that a misspelt path is reported like a misspelt key, at its place in the override.
+that hold a dot are quoted: `transforms.1.modes."observation.state"=q99`. Missing parents are created, and the schema
+judges the result, so that a misspelt path is reported like a misspelt key, at its place in the override.
 """
 
 from __future__ import annotations

@@ -8,11 +8,20 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator,
 
 from .part import Section
 
+
+def _distinct(items: list[Any]) -> list[Any]:
+    if len(set(items)) != len(items):
+        raise ValueError("must not name anything twice")
+    return items
+
+
 RawPart = dict[str, Any]
 RawBackbone = Annotated[RawPart, Field(json_schema_extra={"x-part": "backbones"})]
 RawHead = Annotated[RawPart, Field(json_schema_extra={"x-part": "heads"})]
 RawTransform = Annotated[RawPart, Field(json_schema_extra={"x-part": "transforms"})]
 RawCollator = Annotated[RawPart, Field(json_schema_extra={"x-part": "collators"})]
+Names = Annotated[list[str], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
+Numbers = Annotated[list[int], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -26,9 +35,9 @@ class DataSection(Section):
     """Actions predicted at once (the action chunk)."""
     observation_steps: int = Field(default=1, ge=1)
     """Most recent observations given to the policy."""
-    cameras: list[str] | None = Field(default=None, min_length=1)
+    cameras: Names | None = Field(default=None, min_length=1)
     """Cameras to use, without the `observation.images.` prefix; by default all of them."""
-    episodes: list[int] | None = Field(default=None, min_length=1)
+    episodes: Numbers | None = Field(default=None, min_length=1)
     """Episodes to use; by default all of them."""
     validation: Fraction = 0.0
     """Fraction of the episodes held out for validation."""
@@ -65,6 +74,8 @@ class CustomPolicySection(Section):
 class GroupSection(Section):
     """Optimiser settings of the parameters that match a pattern."""
 
+    match: str = Field(min_length=1)
+    """Glob pattern over parameter names, such as `backbones.vision.*`."""
     lr_scale: float = Field(default=1.0, gt=0.0)
     """Factor on the learning rate."""
     weight_decay: float | None = Field(default=None, ge=0.0)
@@ -82,8 +93,8 @@ class OptimizerSection(Section):
     """Term added to the denominator."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled weight decay."""
-    groups: dict[str, GroupSection] = Field(default_factory=dict)
-    """Settings by glob pattern over parameter names; the first pattern that matches decides."""
+    groups: list[GroupSection] = Field(default_factory=list)
+    """Settings of some parameters; the first group that matches decides."""
 
 
 class ScheduleSection(Section):
@@ -158,12 +169,6 @@ def _whole(version: object) -> object:
     return version
 
 
-def _unique(names: list[str]) -> list[str]:
-    if len(set(names)) != len(names):
-        raise ValueError("names a module twice")
-    return names
-
-
 class Recipe(Section):
     """One policy, from data to evaluation."""
 
@@ -171,9 +176,7 @@ class Recipe(Section):
     """Version of the recipe language."""
     name: Name
     """Name of the policy; `AutoConfig` and `AutoModel` know it by this name."""
-    imports: Annotated[list[str], AfterValidator(_unique)] = Field(
-        default_factory=list, json_schema_extra={"uniqueItems": True}
-    )
+    imports: Names = Field(default_factory=list)
     """Python files (relative to the recipe) or modules that register parts of your own; needs `--allow-imports`."""
     data: DataSection
     """Demonstrations."""

@@ -27,17 +27,27 @@ class Kind(StrEnum):
     POOLED = "pooled"  # (B, D)
 
 
+class Range(StrEnum):
+    """The values of an image, a state or an action, as far as transforms must know them."""
+
+    BYTES = "bytes"  # 0 to 255, uint8
+    UNIT = "unit"  # floats in [0, 1]
+    NORMALISED = "normalised"  # floats around zero
+
+
 @dataclass(frozen=True)
 class Spec:
     """Kind and dims of one tensor; `why` says where its size comes from, in a phrase.
 
-    `vocab` is the number of different token ids (TOKEN_IDS only; None where it is not known).
+    `vocab` is the number of different token ids (TOKEN_IDS only; None where it is not known). `range` is None where
+    nothing is known of the values, such as a robot's own units.
     """
 
     kind: Kind
     dims: tuple[Dim, ...]
     why: str = ""
     vocab: int | None = None
+    range: Range | None = None
 
     @property
     def width(self) -> int:
@@ -55,7 +65,14 @@ class Spec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
-        return cls(Kind(value["kind"]), tuple(value["dims"]), value.get("why", ""), value.get("vocab"))
+        held = value.get("range")
+        return cls(
+            Kind(value["kind"]),
+            tuple(value["dims"]),
+            value.get("why", ""),
+            value.get("vocab"),
+            None if held is None else Range(held),
+        )
 
 
 Specs = Mapping[str, Spec]

@@ -62,13 +62,3 @@ def make_tiny() -> Callable[[], dict[str, Any]]:
 def tiny() -> dict[str, Any]:
     """A recipe that trains in a second."""
     return copy.deepcopy(TINY)
-
-
-@pytest.fixture(autouse=True)
-def fresh_names() -> Iterator[None]:
-    """Recipe names taken by one test are free for the next."""
-    yield
-    from policysmith.builder.policy import dynamic
-
-    for name in list(dynamic._PAIRS):
-        dynamic.forget(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import tomllib
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def test_every_package_is_listed_for_the_wheel() -> None:
         for path in (ROOT / package).rglob("__init__.py")
     }
     assert listed == found
+
+
+def test_the_wheel_holds_no_ignored_data() -> None:
+    packed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = {path for pattern in packed["policysmith.recipes"] for path in (ROOT / "recipes").glob(pattern)}
+    assert ROOT / "recipes/datasets/drawer_open/meta/info.json" in found
+    named = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if "datasets" in line]
+    assert named
+    for pattern in packed["policysmith.recipes"]:
+        assert not any(fnmatch.fnmatch(f"{name}/meta/info.json", f"recipes/{pattern}") for name in named)
 
 
 def test_links_for_static_tools_point_at_the_folders() -> None:
@@ -74,6 +85,6 @@ def test_public_names() -> None:
     from policysmith import builder
 
     assert sorted(builder.__all__) == [
-        "BasePolicyModel", "Builder", "DataCollatorRegistry", "RecipeConfig", "RecipePolicy", "forget",
+        "BasePolicyModel", "Builder", "DataCollatorRegistry", "RecipeConfig", "RecipePolicy",
     ]  # fmt: skip
     assert all(hasattr(builder, name) for name in builder.__all__)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Creates the virtual environment and installs the project with everything its demo and tests use.
+# Creates the virtual environment and installs the project with everything its demo and tests use. Installs Debian's
+# venv module where it is missing and that is allowed.
 # usage: setup.sh PYTHON VENV
 set -euo pipefail
 python=$1 venv=$2
@@ -8,10 +9,23 @@ python=$1 venv=$2
     echo "policysmith needs Python 3.11 or newer; $python is $("$python" -V). Try: make PYTHON=python3.12" >&2
     exit 1
 }
-if [ ! -x "$venv/bin/python" ] && ! "$python" -m venv "$venv"; then
-    rm -rf "$venv"
-    echo "The venv module is missing. Run: sudo apt-get install -y python3-venv" >&2
-    exit 1
+
+has_venv() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
+
+if [ ! -x "$venv/bin/python" ]; then
+    if ! has_venv; then
+        package="python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
+        if [ "$(id -u)" = 0 ]; then
+            as_root=""
+        elif sudo -n true 2>/dev/null; then
+            as_root="sudo"
+        else
+            echo "Python's venv module is missing. Run: sudo apt-get install -y $package" >&2
+            exit 1
+        fi
+        $as_root apt-get update -qq && $as_root apt-get install -y -qq "$package" >/dev/null
+    fi
+    "$python" -m venv "$venv" || { rm -rf "$venv"; exit 1; }
 fi
 "$venv/bin/python" -m pip install --quiet --upgrade pip
 "$venv/bin/python" -m pip install --quiet --editable '.[sim,weights,dev]'

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schemas.errors import SimulatorError
+from ...schemas.errors import DatasetError, SimulatorError
 from ..simulation.base import Demonstrator, make
 from ..simulation.seeds import demonstration_seed
 from .writer import LeRobotWriter, require_empty
@@ -81,11 +81,13 @@ def record(
     Raises:
         SimulatorError: the environment is unknown, has no expert or cannot run, or the expert fails more
             often than it succeeds.
-        DatasetError: `output` is not empty, or the image size is odd.
-        ValueError: a number is out of range.
+        DatasetError: `output` is not empty, the image size is odd, or a number is out of range.
     """
-    if episodes < 1 or workers < 1 or not (np.isfinite(noise) and noise >= 0):
-        raise ValueError("episodes and workers must be at least 1, and noise finite and not negative")
+    if episodes < 1 or workers < 1 or seed < 0 or not (np.isfinite(noise) and noise >= 0):
+        raise DatasetError(
+            f"episodes={episodes} and workers={workers} must be at least 1, seed={seed} not negative, "
+            f"and noise={noise} finite and not negative"
+        )
     require_empty(output)
     with closing(_open(env_name, image_size)) as environment:
         kept: list[int] = []

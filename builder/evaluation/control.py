@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...components.images import ImageTransform
 from ...components.registry import BACKBONES, HEADS, TRANSFORMS
-from ...schemas.errors import CheckpointError, RegistryError, SpecError
+from ...schemas.document import from_mapping
+from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..builder import Builder
-from ..policy.dynamic import forget
 from ..training.checkpoint import checkpoints, latest
 from .needs import IMAGES
 from .saved import SavedPolicy
@@ -71,9 +73,7 @@ def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str
 
     policy["freeze"] = [pattern for pattern in policy["freeze"] if survives(pattern)]
     optimizer = unseeing["training"]["optimizer"]
-    optimizer["groups"] = {
-        pattern: group for pattern, group in optimizer["groups"].items() if survives(pattern)
-    }
+    optimizer["groups"] = [group for group in optimizer["groups"] if survives(group["match"])]
     unseeing["transforms"] = [
         left for raw in unseeing["transforms"] if (left := _without_images(raw)) is not None
     ]
@@ -118,64 +118,78 @@ class ControlReporter:
         """Nothing to end."""
 
 
-def train_control(
-    saved: SavedPolicy,
-    parameters: Iterable[str],
-    directory: Path,
-    *,
-    device: str | None,
-    allow_imports: bool,
-    tell: Callable[[str], None],
-) -> Path:
-    """A finished run of the blind recipe in `directory`: an earlier one of the same recipe and data, or a new one.
+@dataclass(frozen=True)
+class BlindControl:
+    """A control that can be trained, or is trained already."""
 
-    Raises:
-        SpecError: as `blind`.
-        CheckpointError: `directory` holds something that is no blind control.
-        RecipeError, TrainingError: the control cannot be built or trained.
-    """
-    recipe = blind(_absolute(saved), parameters)
-    builder = Builder.from_recipe(recipe, allow_imports=allow_imports)
-    newest = latest(directory) if directory.is_dir() else None
-    if newest is not None:
-        before = SavedPolicy.find(newest)
-        same_recipe = before.content.get("provenance", {}).get("recipe_sha256") == builder.recipe.sha256
-        if same_recipe and before.fingerprint() == saved.fingerprint():
-            if newest.name == f"step-{recipe['training']['steps']:08d}":
-                tell("the blind control is trained already")
-                return directory
-        else:
-            _discard(directory, before)
-            newest = None
-    tell(f"training the blind control: {recipe['training']['steps']} steps, once for this recipe")
-    try:
-        builder.train(
-            output=directory, resume=newest is not None, device=device, reporters=(ControlReporter(tell),)
+    builder: Builder
+    directory: Path
+    found: Path | None
+    """The newest checkpoint of an earlier training of the same recipe on the same data."""
+    stale: bool
+    """Whether the directory holds the control of another recipe or of other data."""
+
+    @classmethod
+    def plan(
+        cls, saved: SavedPolicy, parameters: Iterable[str], directory: Path, *, allow_imports: bool
+    ) -> BlindControl:
+        """The control of a policy, to be found or trained in `directory`. Everything is checked, nothing written.
+
+        Raises:
+            SpecError: as `blind`.
+            CheckpointError: `directory` holds something that is no blind control.
+            RecipeError: the control cannot be built.
+        """
+        recipe = blind(_with_dataset(saved), parameters)
+        document = from_mapping(recipe, "the blind control", directory=saved.recipe_directory)
+        builder = Builder.from_recipe(document, allow_imports=allow_imports)
+        newest = latest(directory) if directory.is_dir() else None
+        same = newest is not None and _is_same(SavedPolicy.find(newest), builder, saved)
+        if newest is not None and not same:
+            _require_control(directory, SavedPolicy.find(newest))
+        control = cls(builder, directory, newest if same else None, newest is not None and not same)
+        if not control.trained:
+            builder.check()
+        return control
+
+    @property
+    def trained(self) -> bool:
+        """Whether no step is left to take."""
+        return self.found is not None and self.found.name == f"step-{self._steps:08d}"
+
+    @property
+    def _steps(self) -> int:
+        return self.builder.recipe.recipe.training.steps
+
+    def train(self, device: str | None, tell: Callable[[str], None]) -> Path:
+        """The run of the control, trained. Raises as `Builder.train`."""
+        if self.trained:
+            tell("the blind control is trained already")
+            return self.directory
+        if self.stale:
+            shutil.rmtree(self.directory)
+        tell(f"training the blind control: {self._steps} steps, once for this recipe")
+        reporters = (ControlReporter(tell),)
+        self.builder.train(
+            output=self.directory, resume=self.found is not None, device=device, reporters=reporters
         )
-    finally:
-        _forget(recipe["name"])
-    return directory
+        return self.directory
 
 
-def _absolute(saved: SavedPolicy) -> dict[str, Any]:
-    """The recipe with its paths made independent of where it lay."""
+def _with_dataset(saved: SavedPolicy) -> dict[str, Any]:
+    """The recipe, its dataset named from the recipe's directory wherever it lies now."""
     recipe = copy.deepcopy(saved.recipe)
-    home = saved.recipe_directory.resolve()
-    recipe["data"]["path"] = saved.description.get("data") or str(home / recipe["data"]["path"])
-    recipe["imports"] = [
-        str(home / entry) if entry.endswith(".py") else entry for entry in recipe.get("imports") or []
-    ]
+    home, path = saved.recipe_directory.resolve(), saved.dataset_path.resolve()
+    if path != (home / recipe["data"]["path"]).resolve():
+        recipe["data"]["path"] = os.path.relpath(path, home)
     return recipe
 
 
-def _discard(directory: Path, before: SavedPolicy) -> None:
+def _is_same(before: SavedPolicy, builder: Builder, saved: SavedPolicy) -> bool:
+    recipe = before.content.get("provenance", {}).get("recipe_sha256")
+    return recipe == builder.recipe.sha256 and before.fingerprint() == saved.fingerprint()
+
+
+def _require_control(directory: Path, before: SavedPolicy) -> None:
     if not before.recipe["name"].endswith(SUFFIX) or not checkpoints(directory):
         raise CheckpointError(f"{directory} holds a run that is no blind control; move it elsewhere")
-    shutil.rmtree(directory)
-
-
-def _forget(name: str) -> None:
-    try:
-        forget(name)
-    except RegistryError:
-        return

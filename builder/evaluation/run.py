@@ -19,7 +19,7 @@ from ..data.dataset import LeRobotDataset, inspect
 from ..data.splits import split_episodes
 from ..policy import BasePolicyModel
 from .closed_loop import ClosedLoopResult, evaluate_closed_loop
-from .control import blind, train_control
+from .control import BlindControl
 from .needs import check_dataset
 from .open_loop import OpenLoopResult, evaluate_open_loop
 from .report import write_report
@@ -75,20 +75,18 @@ def evaluate(
     saved.run_imports(allowed=allow_imports)
     policy = saved.load(plan.device)
     names = [name for name, _ in policy.named_parameters()]
+    blind = None
     if plan.env is not None and plan.control == "blind":
-        blind(saved.recipe, names)  # raises now, not after the rollouts
+        home = saved.run or output
+        blind = BlindControl.plan(saved, names, home / "control", allow_imports=allow_imports)
     notes: list[str] = []
     judged = _open_loop(saved, policy, notes, tell, required=plan.env is None)
     del policy
     closed = unseeing = None
     if plan.env is not None:
         closed = plan.closed_loop(saved.directory, "closed loop", tell, video=output / "rollouts.mp4")
-        if plan.control == "blind":
-            home = saved.run or output
-            trained = train_control(
-                saved, names, home / "control", device=device, allow_imports=allow_imports, tell=tell
-            )
-            unseeing = plan.closed_loop(trained, "blind control", tell)
+        if blind is not None:
+            unseeing = plan.closed_loop(blind.train(device, tell), "blind control", tell)
     if closed is None and judged is None:
         raise CheckpointError(
             f"there is nothing to judge {run_or_checkpoint} on: {' '.join(notes)} "
@@ -163,7 +161,7 @@ def _open_loop(
 ) -> OpenLoopResult | None:
     """Open-loop errors, or None and a note that says why not."""
     section = saved.recipe["data"]
-    path = _dataset_path(saved)
+    path = saved.dataset_path
     try:
         info = inspect(path)
         check_dataset(saved, info, section["path"])
@@ -205,17 +203,9 @@ def _spaced(episodes: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(episodes[i * len(episodes) // count] for i in range(count))
 
 
-def _dataset_path(saved: SavedPolicy) -> Path:
-    """Where the demonstrations were when the policy was trained, or where the recipe has them."""
-    recorded = Path(saved.description.get("data", ""))
-    if recorded.is_absolute() and recorded.is_dir():
-        return recorded
-    return saved.recipe_directory / str(saved.recipe["data"]["path"])
-
-
 def _goals_are_new(saved: SavedPolicy, closed: ClosedLoopResult) -> bool:
     """Whether it is known that no rollout begins like a demonstration: the dataset lists the seeds it was made with."""
-    path = _dataset_path(saved) / "meta" / "recording.json"
+    path = saved.dataset_path / "meta" / "recording.json"
     if not path.is_file():
         return False
     recording = json.loads(path.read_text())

@@ -20,7 +20,7 @@ from ..policy.composed import MODEL_TYPE
 from ..policy.pipeline import KEY
 from ..policy.registry import policies
 from ..policy.saving import read_json
-from ..training.checkpoint import STATE, latest
+from ..training.checkpoint import STATE, latest, load_state
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,27 @@ class SavedPolicy:
         return Path(self.description.get("recipe_directory", "."))
 
     @property
+    def dataset_path(self) -> Path:
+        """Where the demonstrations were when the policy was trained, or where the recipe has them."""
+        recorded = Path(self.description.get("data", ""))
+        if recorded.is_absolute() and recorded.is_dir():
+            return recorded
+        return self.recipe_directory / str(self.recipe["data"]["path"])
+
+    @property
     def is_newest(self) -> bool:
         """Whether its run holds no later checkpoint."""
         newest = latest(self.run) if self.run is not None else None
         return newest is None or newest.resolve() == self.directory
 
     def fingerprint(self) -> str | None:
-        """Fingerprint of the dataset it was trained on, where the checkpoint can still be resumed from."""
-        path = self.directory / STATE
-        if not path.exists():
+        """Fingerprint of the dataset it was trained on, where the checkpoint can still be resumed from.
+
+        Raises CheckpointError for a damaged state of training.
+        """
+        if not (self.directory / STATE).exists():
             return None
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return cast("str", state["identity"]["data"])
+        return cast("str", load_state(self.directory)["identity"]["data"])
 
     def run_imports(self, *, allowed: bool) -> None:
         """Run the files under `imports:` of its recipe, which register its class.

@@ -2,9 +2,8 @@
 
 from .base import BasePolicyModel
 from .composed import MODEL_TYPE, RecipeConfig, RecipePolicy
-from .dynamic import forget
 from .registry import DataCollatorRegistry, register_pair
 
 register_pair(MODEL_TYPE, RecipeConfig, RecipePolicy)
 
-__all__ = ["BasePolicyModel", "DataCollatorRegistry", "RecipeConfig", "RecipePolicy", "forget"]
+__all__ = ["BasePolicyModel", "DataCollatorRegistry", "RecipeConfig", "RecipePolicy"]

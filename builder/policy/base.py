@@ -15,18 +15,21 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
+from ruamel.yaml import YAML
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...components.features import chunk_size
-from ...schemas.errors import CheckpointError, SpecError, WeightsError
-from . import registry, saving, sharing
+from ...schemas.errors import CheckpointError, SpecError
+from ...schemas.specs import Kind
+from . import loading, registry, saving, sharing
+from .observations import History, Observed
 from .pipeline import KEY, SamplePipeline, way_of_samples
 
 P = TypeVar("P", bound="type[BasePolicyModel]")
@@ -67,7 +70,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         registry.pin_class_attributes(config)
         super().__init__(config)
         self._queue: deque[Tensor] = deque()
-        self._history: deque[Mapping[str, Any]] = deque()
+        self._history = History()
         self._pipeline: SamplePipeline | None = None
 
     @classmethod
@@ -95,11 +98,29 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """Time steps of the observations, relative to now; the latest is 0."""
         return way_of_samples(self.config)[1]
 
+    @property
+    def observed(self) -> Observed:
+        """The observations it reads. What a hand-written policy reads is known only to its collator: all images and
+        states that it was trained with, and texts where they are given.
+        """
+        specs = self._sample_pipeline().specs
+        texts = {key: spec for key, spec in specs.items() if spec.kind is Kind.TEXT}
+        return Observed(
+            {k: s for k, s in specs.items() if k not in texts and s.kind is not Kind.ACTION}, texts
+        )
+
     def chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
         """Action chunk (H, A) in the robot's units for one observation with its history, each value (T, ...).
 
-        Goes through the recipe's transforms and the registered collator. A collator may ask for the `action` that
-        only training has: it gets NaN, so that a policy that looked at it would show.
+        Raises SpecError for an observation that is not like those the policy was trained on.
+        """
+        return self._predict(self.observed.admit(observation, windowed=True), generator)
+
+    def _predict(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
+        """The chunk for an admitted observation, by the recipe's transforms and the registered collator.
+
+        A collator may ask for the `action` that only training has: it gets NaN, so that a policy that looked at it
+        would show.
         """
         pipeline = self._sample_pipeline()
         horizon, dim = chunk_size(pipeline.specs)
@@ -107,9 +128,16 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
             "action": torch.full((horizon, dim), float("nan")),
             "action_is_pad": torch.zeros(horizon).bool(),
         }
-        batch = registry.DataCollatorRegistry.get(self.config.model_type)(
-            [pipeline({**observation, **unknown}, "eval")]
-        )
+        collate = registry.DataCollatorRegistry.get(self.config.model_type)
+        try:
+            batch = collate([pipeline({**observation, **unknown}, "eval")])
+        except KeyError as error:
+            if not (lacking := pipeline.specs.keys() & set(error.args)):
+                raise
+            raise SpecError(
+                f"the observation lacks `{lacking.pop()}`, which {type(self).__name__} reads",
+                help=f"given: {', '.join(f'`{key}`' for key in observation)}",
+            ) from error
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         actions = self.inference(on_device, **({} if generator is None else {"generator": generator}))
         actions = actions if actions.ndim == 3 else actions.unsqueeze(0)
@@ -133,10 +161,13 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
     @property
     def execute(self) -> int | None:
         """Actions run from each chunk; None for all of them."""
-        return cast(
-            "int | None",
-            getattr(self.config, KEY, {"recipe": {"policy": {}}})["recipe"]["policy"].get("execute"),
-        )
+        recipe = self.content.get("recipe") or {"policy": {}}
+        return cast("int | None", recipe["policy"].get("execute"))
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What its config holds of its making: `recipe`, `specs`, `facts`, `statistics`, `provenance`; or nothing."""
+        return cast("dict[str, Any]", getattr(self.config, KEY, {}))
 
     def eval(self) -> Self:
         """Evaluation mode; gives the policy itself."""
@@ -155,28 +186,17 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """Next action (A,) in the robot's units.
 
         `observation` is one time step: `observation.images.<camera>` (3, H, W) uint8, `observation.state` (S,),
-        `task` str. Looks at the scene once every `execute` steps and runs the chunk in between.
+        `task` str; more may be given than the policy reads. Looks at the scene once every `execute` steps and runs
+        the chunk in between. Raises SpecError for an observation that is not like those it was trained on.
         """
         if self.training:
             raise RuntimeError("the policy is in training mode; call `policy.eval()` before `select_action`")
         steps = self.observation_steps()
-        self._history.append(observation)
-        while len(self._history) > 1 - min(steps):
-            self._history.popleft()
+        self._history.add(self.observed.admit(observation), steps)
         if not self._queue:
-            chunk = self.chunk(self._window(steps), generator=generator)
+            chunk = self._predict(self._history.window(steps), generator)
             self._queue.extend(chunk[: self.execute])
         return self._queue.popleft()
-
-    def _window(self, steps: list[int]) -> dict[str, Any]:
-        now = len(self._history) - 1
-        frames = [self._history[max(now + step, 0)] for step in steps]
-        return {
-            key: value
-            if isinstance(value, str)
-            else torch.stack([torch.as_tensor(frame[key]) for frame in frames])
-            for key, value in frames[-1].items()
-        }
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every part initialises its own weights, and pretrained ones must survive `post_init`."""
@@ -204,7 +224,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # they are reported below, with the other complaints
-        saving.check_directory(pretrained_model_name_or_path)
+        saving.check_directory(pretrained_model_name_or_path, kwargs.get("subfolder"))
         try:
             load: Callable[..., Any] = super().from_pretrained
             policy, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -212,22 +232,9 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
             raise CheckpointError(
                 f"{pretrained_model_name_or_path}: the weights are damaged ({error}); use another checkpoint of the run"
             ) from error
-        complaints = [
-            f"{problem}: {_some(info[key])}"
-            for key, problem in (
-                ("missing_keys", "not in the checkpoint"),
-                ("unexpected_keys", "not in the model"),
-                ("mismatched_keys", "of another shape"),
-            )
-            if info[key]
-        ]
-        if complaints:
-            raise WeightsError(
-                f"{pretrained_model_name_or_path} does not fit {cls.__name__}; {'; '.join(complaints)}; "
-                "load it by the class and the version of its parts that it was saved with"
-            )
+        loading.refuse_misfits(pretrained_model_name_or_path, policy, info)
         policy.repair_buffers()
-        _align(policy)
+        loading.align(policy)
         return (policy, info) if wants_info else policy
 
     def repair_buffers(self) -> None:
@@ -235,11 +242,11 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
 
         transformers leaves them as uninitialised memory after loading (huggingface/transformers#48892).
         """
-        owners = {name for name, _ in _unsaved_buffers(self)}
-        if not owners:
+        missing = loading.unsaved_buffers(self)
+        if not missing:
             return
-        twin = dict(_unsaved_buffers(type(self)(copy.deepcopy(self.config))))
-        for name, buffer in _unsaved_buffers(self):
+        twin = loading.unsaved_buffers(type(self)(copy.deepcopy(self.config)))
+        for name, buffer in missing.items():
             buffer.data.copy_(twin[name])
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
@@ -266,29 +273,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
             self.push_to_hub(**{"repo_id": Path(save_directory).name, **upload})
 
     def save_assets(self, directory: Path) -> None:
-        """Write what belongs beside config and weights."""
-
-
-def _some(keys: Iterable[Any]) -> str:
-    names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
-
-
-def _align(model: nn.Module) -> None:
-    """Move tensors that lie in the weights file as it was mapped, at any byte, to where torch itself puts them.
-
-    CPU kernels sum in another order at odd addresses: without this a loaded policy differs in the last bit.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
-            tensor.data = tensor.data.clone()
-
-
-def _unsaved_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [
-        (f"{prefix}.{name}" if prefix else name, buffer)
-        for prefix, module in model.named_modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set
-    ]
+        """Write what belongs beside config and weights: the resolved recipe, where there is one."""
+        if self.content:
+            with (directory / "recipe.lock.yaml").open("w") as stream:
+                YAML().dump(self.content["recipe"], stream)

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from ruamel.yaml import YAML
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ...components.base import ActionHead, Backbone, Batch, Collator, Feature, Transform
-from ...schemas.errors import CheckpointError
-from ...schemas.specs import Spec, Specs
+from ...schemas.errors import CheckpointError, PolicysmithError
+from ...schemas.specs import Kind, Spec, Specs
 from ..wiring import Parts, Site, Wiring, wire, with_statistics
+from . import loading, saving
 from .base import BasePolicyModel
+from .observations import Observed
 
 MODEL_TYPE = "policysmith_policy"
+CONTENT = ("recipe", "specs", "facts", "statistics", "provenance")
+"""Fields of the config."""
 _SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
 
 try:
@@ -108,9 +112,29 @@ class RecipePolicy(BasePolicyModel):
         return cast(nn.Module, part(site.config, inputs, self._wiring.facts.get(site.key, {})))
 
     @property
-    def execute(self) -> int | None:
-        """Actions run from each chunk; None for all of them."""
-        return cast("int | None", self.config.recipe["policy"]["execute"])
+    def content(self) -> dict[str, Any]:
+        return {name: getattr(self.config, name) for name in CONTENT}
+
+    @cached_property
+    def observed(self) -> Observed:
+        """The observations that its backbones read, and those of which its collator and transforms make what they read.
+
+        A collator cannot do without an observation where its `specs` refuses the others, or makes less of them.
+        """
+        wiring, site = self._wiring, self._parts.collator
+        wanted = {key for inputs in wiring.reads.values() for key in inputs}
+        made = wanted - wiring.observations.keys()
+
+        def needed(key: str) -> bool:
+            others = {other: spec for other, spec in wiring.observations.items() if other != key}
+            try:
+                left = site.part.specs(site.config, others, wiring.facts.get(site.key, {}))
+            except PolicysmithError:
+                return True
+            return not made <= left.keys()
+
+        seen = {k: spec for k, spec in wiring.observations.items() if spec.kind is not Kind.ACTION}
+        return Observed({key: spec for key, spec in seen.items() if key in wanted or needed(key)})
 
     @property
     def collator(self) -> Collator:
@@ -167,7 +191,7 @@ class RecipePolicy(BasePolicyModel):
         finally:
             self.train(was_training)
 
-    def chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
+    def _predict(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         batch = self.collator([observation])
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         return self.inference(on_device, generator)[0].cpu()
@@ -208,12 +232,11 @@ class RecipePolicy(BasePolicyModel):
         return cast(Tensor, current["action"])
 
     def save_assets(self, directory: Path) -> None:
+        super().save_assets(directory)
         (directory / "policy_shim.py").write_text(_SHIM)
-        with (directory / "recipe.lock.yaml").open("w") as stream:
-            YAML().dump(self.config.recipe, stream)
         if self.recipe_text is not None:
-            (directory / "recipe.yaml").write_text(self.recipe_text)
-        assets = directory / "collator"
+            (directory / saving.RECIPE).write_text(self.recipe_text)
+        assets = directory / saving.ASSETS
         assets.mkdir(exist_ok=True)
         self.collator.save_assets(assets)
         if not any(assets.iterdir()):
@@ -224,8 +247,11 @@ class RecipePolicy(BasePolicyModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         policy = loaded[0] if isinstance(loaded, tuple) else loaded
         freeze(policy, policy.config.recipe["policy"]["freeze"])
-        home = Path(str(pretrained_model_name_or_path)).resolve()
-        text, assets = home / "recipe.yaml", home / "collator"
+        commit = getattr(policy.config, "_commit_hash", None)
+        home = loading.home(
+            pretrained_model_name_or_path, kwargs, commit, [saving.RECIPE, f"{saving.ASSETS}/*"]
+        )
+        text, assets = home / saving.RECIPE, home / saving.ASSETS
         policy.recipe_text = text.read_text() if text.is_file() else None
         policy._assets = assets if assets.is_dir() else None
         return loaded

@@ -2,6 +2,8 @@
 
 The pair only adds a name and defaults to `RecipeConfig` and `RecipePolicy`; checkpoints carry the static pair. The
 classes pickle by what they are made of, so instances reach spawned processes that never saw the recipe.
+
+A sweep builds many architectures under one name. The latest has the name; each keeps its classes.
 """
 
 from __future__ import annotations
@@ -9,18 +11,21 @@ from __future__ import annotations
 import copy
 import copyreg
 import json
+import logging
 from typing import Any
 
-from transformers import AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ...schemas.errors import RegistryError
 from ...schemas.specs import Spec
 from .base import PolicyMeta
 from .composed import MODEL_TYPE, RecipeConfig, RecipePolicy
 from .registry import obstacle, register_pair
 
-_PAIRS: dict[str, tuple[str, type[RecipeConfig], type[RecipePolicy]]] = {}
+log = logging.getLogger(__name__)
+Pair = tuple[type[RecipeConfig], type[RecipePolicy]]
+
+_PAIRS: dict[tuple[str, str], Pair] = {}
+"""By name and architecture."""
 
 
 class ConfigMeta(type(RecipeConfig)):  # type: ignore[misc]
@@ -31,57 +36,59 @@ class DynamicPolicyMeta(PolicyMeta):
     """Type of the dynamic policy classes."""
 
 
-def pair(content: dict[str, Any]) -> tuple[type[RecipeConfig], type[RecipePolicy]]:
+def pair(content: dict[str, Any]) -> Pair:
     """Classes for a recipe's content (the fields of `RecipeConfig`), registered under its name.
 
     Recipes of one name and one architecture share them, whatever their data and training; the latest content is
-    what `AutoConfig.for_model(name)` gives. Raises RegistryError where the name stands for something else.
+    what `AutoConfig.for_model(name)` gives. Another architecture takes the name over, and that is logged. Raises
+    RegistryError where the name belongs to something else than a recipe.
     """
     name = content["recipe"]["name"]
-    identity = _architecture(content)
-    known = _PAIRS.get(name)
-    if known is None:
-        config, policy = _classes(name)
-        register_pair(name, config, policy)
-        _PAIRS[name] = known = (identity, config, policy)
-    elif reason := obstacle(name, known[1]):
-        raise RegistryError(reason)
-    if known[0] != identity:
-        raise RegistryError(
-            f"`{name}` already stands for another recipe in this process; give this one a `name:` of its own, "
-            f'or forget the former with `policysmith.builder.forget("{name}")`'
+    former = _registered(name)
+    found = _pair(content)
+    register_pair(name, *found)
+    if former is not None and former is not found[0]:
+        before, now = _architecture(former.content), _architecture(content)
+        log.warning(
+            "`%s` stood for a recipe with another %s; AutoConfig and AutoModel give the latest from now on, and "
+            "policies built before stay as they are",
+            name,
+            " and ".join(part for part in now if before[part] != now[part]),
         )
-    known[1].content = copy.deepcopy(content)  # type: ignore[attr-defined]
-    return known[1], known[2]
+    found[0].content = copy.deepcopy(content)  # type: ignore[attr-defined]
+    return found
 
 
 def refusal(name: str) -> str | None:
     """Why no recipe can be called so, or None."""
-    known = _PAIRS.get(name)
-    return obstacle(name, None if known is None else known[1])
+    return obstacle(name, _registered(name))
 
 
-def forget(name: str) -> None:
-    """Free a recipe's name for another recipe. Policies already built keep working. Raises RegistryError."""
-    if name not in _PAIRS:
-        raise RegistryError(f"no recipe is registered as `{name}`; registered: {', '.join(_PAIRS) or 'none'}")
-    _, config, _ = _PAIRS.pop(name)
-    if CONFIG_MAPPING._extra_content.get(name) is config:
-        del CONFIG_MAPPING._extra_content[name]
-    AutoModel._model_mapping._extra_content.pop(config, None)
+def _registered(name: str) -> Any:
+    """The dynamic config class that has a name with `AutoConfig`."""
+    present = CONFIG_MAPPING._extra_content.get(name)
+    return present if isinstance(present, ConfigMeta) else None
 
 
-def _architecture(content: dict[str, Any]) -> str:
+def _architecture(content: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for two policies to be of one class."""
     recipe = content["recipe"]
-    parts = [
-        recipe["policy"]["backbones"],
-        recipe["policy"]["head"],
-        recipe["transforms"],
-        recipe["collator"],
-    ]
-    specs = {key: str(Spec.from_json(spec)) for key, spec in content["specs"].items()}
-    return json.dumps([parts, specs, content["facts"]], sort_keys=True)
+    return {
+        "policy.backbones": recipe["policy"]["backbones"],
+        "policy.head": recipe["policy"]["head"],
+        "transforms": recipe["transforms"],
+        "collator": recipe["collator"],
+        "data": {key: str(Spec.from_json(spec)) for key, spec in content["specs"].items()},
+        "weights and tokenizers": content["facts"],
+    }
+
+
+def _pair(content: dict[str, Any]) -> Pair:
+    key = content["recipe"]["name"], json.dumps(_architecture(content), sort_keys=True)
+    if key not in _PAIRS:
+        _PAIRS[key] = config, _ = _classes(key[0])
+        config.content = copy.deepcopy(content)  # type: ignore[attr-defined]
+    return _PAIRS[key]
 
 
 def _classes(name: str) -> tuple[type[RecipeConfig], type[RecipePolicy]]:
@@ -114,12 +121,18 @@ def _classes(name: str) -> tuple[type[RecipeConfig], type[RecipePolicy]]:
     return config, policy
 
 
+def _unpickled(content: dict[str, Any]) -> Pair:
+    """The classes of something that was pickled. They take a name that is free, and no other."""
+    name = content["recipe"]["name"]
+    return pair(content) if name not in CONFIG_MAPPING else _pair(content)
+
+
 def _config_class(content: dict[str, Any]) -> type[RecipeConfig]:
-    return pair(content)[0]
+    return _unpickled(content)[0]
 
 
 def _policy_class(content: dict[str, Any]) -> type[RecipePolicy]:
-    return pair(content)[1]
+    return _unpickled(content)[1]
 
 
 def _reduce_config(cls: Any) -> tuple[Any, ...]:

@@ -84,8 +84,13 @@ def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], lis
             raise SpecError(
                 f"{called} must give a list of {name} indices, at least one, it gives {indices!r}"
             )
-    if min(actions) < 0:
-        raise SpecError(f"{called} gives the action index {min(actions)}; actions start at 0, which is now")
+    if list(actions) != list(range(len(actions))):
+        raise SpecError(
+            f"{called} gives the action indices {list(actions)}, but a chunk is executed step by step from 0, which is "
+            "now",
+            label="actions that are not consecutive",
+            help=f"give `list(range({len(actions)}))`",
+        )
     latest = max(observations)
     return list(transforms), [step - latest for step in observations], list(actions)
 

@@ -9,7 +9,9 @@ import copy
 import dataclasses
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from transformers import AutoConfig, AutoModel, PretrainedConfig
@@ -30,6 +32,13 @@ _POLICIES: dict[str, type[BasePolicyModel]] = {}
 def policies() -> dict[str, type[BasePolicyModel]]:
     """Registered hand-written policies, by name."""
     return dict(sorted(_POLICIES.items()))
+
+
+def model_of(config: PretrainedConfig) -> type[BasePolicyModel]:
+    """The hand-written policy that a config belongs to, even where both were defined again since."""
+    models: Any = AutoModel._model_mapping
+    model: type[BasePolicyModel] = models[type(config)]
+    return model
 
 
 def register_policy(name: str, policy: type[BasePolicyModel]) -> None:
@@ -72,7 +81,7 @@ def obstacle(name: str, config: type[PretrainedConfig] | None) -> str | None:
             f"`{name}` is a model type of transformers itself; choose another name, such as `{name}_policy`"
         )
     present = CONFIG_MAPPING._extra_content.get(name)
-    if present is not None and (config is None or owner(present) != owner(config)):
+    if present is not None and (config is None or not same(present, config)):
         return f"`AutoConfig` knows `{name}` as {owner(present)}; choose another name"
     return None
 
@@ -81,7 +90,7 @@ def claim(name: str, thing: Any, table: dict[str, Any]) -> None:
     """Enter a thing under a name. Defining the same thing again replaces it; another one raises RegistryError."""
     present = table.get(name)
     if present is not None and present is not thing:
-        if owner(present) != owner(thing):
+        if not same(present, thing):
             raise RegistryError(f"`{name}` is registered twice: by {owner(present)} and by {owner(thing)}")
         log.warning("%s is defined again; the new definition replaces the old one", owner(thing))
     table[name] = thing
@@ -89,7 +98,24 @@ def claim(name: str, thing: Any, table: dict[str, Any]) -> None:
 
 def owner(thing: Any) -> str:
     """Module and name, for messages."""
-    return f"{thing.__module__}.{thing.__qualname__}"
+    return f"{thing.__module__}.{_name(thing)}"
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two things are one definition, run again in a notebook, or imported from one file by two names."""
+    if _name(one) != _name(other):
+        return False
+    first, second = _file(one), _file(other)
+    return first == second if first and second else one.__module__ == other.__module__
+
+
+def _name(thing: Any) -> str:
+    return getattr(thing, "__qualname__", type(thing).__qualname__)
+
+
+def _file(thing: Any) -> Path | None:
+    path = getattr(sys.modules.get(thing.__module__), "__file__", None)
+    return Path(path).resolve() if path is not None else None
 
 
 class DataCollatorRegistry:

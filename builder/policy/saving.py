@@ -1,4 +1,8 @@
-"""Directories that hold a whole policy or nothing."""
+"""Directories that hold a whole policy, or none that passes for one.
+
+A directory of its own is replaced in one step. In one that holds anything else, such as the working directory, files
+are replaced one by one, and config.json, without which there is no policy, goes first and comes last.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import ctypes
 import glob
 import json
+import logging
 import os
 import platform
 import re
@@ -21,43 +26,75 @@ from ...schemas.errors import CheckpointError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _CURE = "the checkpoint is not whole; use another one of the run, or save the policy again"
-_OWN = re.compile(
-    r"config\.json|model.*\.safetensors(\.index\.json)?|recipe(\.lock)?\.yaml|policy_shim\.py|collator"
-)
+CONFIG, RECIPE, ASSETS = "config.json", "recipe.yaml", "collator"
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+_OTHERS = {CONFIG, RECIPE, "recipe.lock.yaml", "policy_shim.py", ASSETS}
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A directory that takes the place of `target` in one step when the block ends well, and vanishes when not.
+    """A directory whose files take the place of those in `target` when the block ends well, and vanish when not.
 
-    Whatever else `target` holds stays; files of a former checkpoint go. Only a `target` whose parent cannot be
-    written to, such as a mounted volume, is filled file by file.
+    In one step where `target` is new, empty, or holds nothing but a former checkpoint. Otherwise, and where it is a
+    volume, the working directory, or in a directory that cannot be written to, file by file: what else it holds is
+    not touched, and as long as files are mixed there is no config.json.
     """
     if target.is_file():
         raise CheckpointError(f"{target} is a file; name a directory")
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    fixed = target.is_dir() and (target.is_mount() or not os.access(target.parent, os.W_OK))
-    staging = _staging(target / "checkpoint" if fixed else target)
+    replaced = not target.exists() or _replaceable(target)
+    staging = _staging(target if replaced else target / "checkpoint")
     staging.mkdir()
     try:
         yield staging
-        for path in sorted(staging.rglob("*")):
-            if path.is_file():
-                _sync(path)
-        if fixed:
-            for path in sorted(p for p in staging.rglob("*") if p.is_file()):
-                place = target / path.relative_to(staging)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(place)
+        for path in _files(staging):
+            _sync(path)
+        if not replaced:
+            _fill(target, staging)
         elif target.is_dir() and any(target.iterdir()):
-            _keep_others(target, staging)
             _exchange(staging, target)
         else:
             staging.rename(target)
         _sync(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replaceable(target: Path) -> bool:
+    """Whether nothing is lost, and nobody left in a directory that is gone, when another takes its place."""
+    with contextlib.suppress(FileNotFoundError):
+        if Path.cwd().is_relative_to(target):
+            return False
+    if target.is_mount() or not os.access(target.parent, os.W_OK):
+        return False
+    held = {path.name for path in target.iterdir()}
+    return not held or (CONFIG in held and all(n in _OTHERS or _WEIGHTS.fullmatch(n) for n in held))
+
+
+def _fill(target: Path, staging: Path) -> None:
+    """Replace a checkpoint file by file, around whatever else lies there."""
+    (target / CONFIG).unlink(missing_ok=True)
+    _sync(target)
+    for path in target.iterdir():
+        if _WEIGHTS.fullmatch(path.name):
+            path.unlink()
+    for path in (target / RECIPE, *_files(target / ASSETS)):
+        if path.is_file() and not (staging / path.relative_to(target)).exists():
+            log.warning("%s is not of the policy saved beside it, but will be loaded with it", path)
+    for path in sorted(_files(staging), key=lambda path: path == staging / CONFIG):
+        place = target / path.relative_to(staging)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path == staging / CONFIG:
+            _sync(target)
+        path.replace(place)
+    _sync(target)
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def _staging(target: Path) -> Path:
@@ -80,25 +117,6 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _keep_others(old: Path, new: Path) -> None:
-    """Link what a directory holds besides a checkpoint into its successor."""
-    for entry in old.iterdir():
-        place = new / entry.name
-        if _OWN.fullmatch(entry.name) or place.exists():
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, place, symlinks=True, copy_function=_link)
-        else:
-            _link(entry, place)
-
-
-def _link(source: str | Path, place: str | Path) -> None:
-    try:
-        os.link(source, place, follow_symlinks=False)
-    except OSError:  # a file system without links
-        shutil.copy2(source, place, follow_symlinks=False)
-
-
 def _exchange(staging: Path, target: Path) -> None:
     """Swap two directories: in one step on Linux, elsewhere in two, with the former one set aside between them."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
@@ -118,7 +136,7 @@ def _former(target: Path) -> Path:
 
 def verify(directory: Path) -> None:
     """Read back config and weights. Raises CheckpointError for what is missing, empty or cut short."""
-    read_json(directory / "config.json")
+    read_json(directory / CONFIG)
     index = directory / WEIGHTS[1]
     names = [WEIGHTS[0]]
     if not (directory / WEIGHTS[0]).exists() and index.exists():
@@ -137,12 +155,16 @@ def verify(directory: Path) -> None:
             raise CheckpointError(f"{path} is damaged ({error}); {_CURE}") from error
 
 
-def check_directory(path: Any) -> None:
+def check_directory(path: Any, subfolder: str | None = None) -> None:
     """Refuse a local directory that holds no whole checkpoint; a hub id passes. Raises CheckpointError."""
     directory = Path(str(path))
     if directory.is_dir():
-        if not (directory / "config.json").exists():
-            raise CheckpointError(f"{directory} holds no config.json; name the directory of a policy")
+        directory /= subfolder or ""
+        if not (directory / CONFIG).exists():
+            raise CheckpointError(
+                f"{directory} holds no config.json; name the directory of a policy, or save it again where saving "
+                "was interrupted"
+            )
         verify(directory)
     elif _former(directory).is_dir():
         raise CheckpointError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ def save(
     identity: Identity,
 ) -> Path:
     """Write the checkpoint after `step` updates and point `<run>/policy` at it."""
-    target = run / "checkpoints" / f"step-{step:08d}"
+    target = place(run, step)
     state: dict[str, Any] = {
         "step": step,
         "optimizer": optimizer.state_dict(),
@@ -58,8 +59,6 @@ def save(
         "weights": average.weights() if average is not None else None,
         "identity": {"recipe": identity.recipe, "data": identity.data, "world_size": identity.world_size},
     }
-    if target.exists():
-        shutil.rmtree(target)
     with saving.staged(target) as directory:
         with average.applied() if average is not None else contextlib.nullcontext():
             policy.save_pretrained(directory)
@@ -72,6 +71,11 @@ def save(
     return target
 
 
+def place(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` updates lies."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """The state of training in a checkpoint. Raises CheckpointError where it is missing or damaged."""
     path = checkpoint / STATE
@@ -79,7 +83,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing: {checkpoint} can be used, but not resumed from")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); remove {checkpoint} to resume from the one before"
         ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,10 @@ def train(
     checkpoint of another run.
     """
     run = _Run(job, accelerator, reporters)
-    if resume and (found := checkpoint.latest(job.directory)) is not None:
+    found = checkpoint.latest(job.directory) if resume else None
+    if found is not None:
         run.restore(found)
-    return run.finish()
+    return run.finish(beginning=resume and found is None)
 
 
 class _Run:
@@ -121,8 +122,8 @@ class _Run:
         self.step = checkpoint.restore(found, self.policy, self.optimizer, self.average, self.identity)
         self.saved = found
 
-    def finish(self) -> Result:
-        """Take all steps that are left."""
+    def finish(self, *, beginning: bool) -> Result:
+        """Take all steps that are left. `beginning` says that there was nothing to resume, which is worth a note."""
         self.sampler = ResumableSampler(
             len(self.job.dataset),  # type: ignore[arg-type]
             batch_size=self.section.batch_size,
@@ -137,6 +138,8 @@ class _Run:
         for reporter in self.reporters:
             reporter.start(self.step, self.section.steps)
             reporter.note(_setting(self.accelerator))
+            if beginning:
+                reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
         while self.step < self.section.steps:
             self._update()
             self._after_step()
@@ -156,7 +159,7 @@ class _Run:
             batch = self.meter.waiting(lambda: next(self.batches))
             torch.manual_seed(_mix(section.seed, self.step, micro, accelerator.process_index))
             with accelerator.accumulate(self.model):
-                output = self.model(batch)
+                output = self._checked(self.model(batch))
                 accelerator.backward(output["loss"])
                 self.health.see(output["loss"], self.step)
                 self.meter.add(output)
@@ -167,27 +170,39 @@ class _Run:
                     self.prepared.step()
                     self.prepared.zero_grad(set_to_none=True)
 
+    def _checked(self, output: Any) -> dict[str, Tensor]:
+        """A forward pass's result. Raises TrainingError where a hand-written policy breaks the contract."""
+        loss = output.get("loss") if isinstance(output, Mapping) else None
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            given = sorted(map(str, output)) if isinstance(output, Mapping) else type(output).__name__
+            raise TrainingError(
+                f"{type(self.policy).__name__}.forward must give a dict with a scalar tensor `loss`; it gives {given}"
+            )
+        return {name: value for name, value in output.items() if isinstance(value, Tensor)}
+
     def _after_step(self) -> None:
         """Check, average, log and save, as far as they are due."""
         done = self.step + 1
         last = done == self.section.steps
-        logs = last or done % self.section.log_every == 0
         saves = last or (self.section.save_every is not None and done % self.section.save_every == 0)
-        if logs or saves or self.accelerator.device.type == "cpu":
+        logs = saves or done % self.section.log_every == 0
+        if logs or self.accelerator.device.type == "cpu":
             self._stop_if_not_finite()
         self.step = done
         if self.average is not None:
             self.average.update(done)
-        values = {**self.meter.read(), "lr": self.rate} if logs else {}
-        self.loss = values.get("loss", self.loss)
-        if saves and self.job.validation is not None:
-            values |= _validate(self.job, self.accelerator, self.average)
-        for reporter in self.reporters:
-            reporter.advance(done)
-            if values:
-                reporter.log(done, values)
         if saves:
             self._save(done)
+        for reporter in self.reporters:
+            reporter.advance(done)
+        if logs:
+            values = {**self.meter.read(), "lr": self.rate}
+            self.loss = values["loss"]
+            if saves and self.job.validation is not None:
+                values |= _validate(self.job, self.accelerator, self.average)
+            for reporter in self.reporters:
+                reporter.log(done, values)
+        if saves:
             for reporter in self.reporters:
                 reporter.note(f"checkpoint {self.saved}")
 
@@ -195,13 +210,18 @@ class _Run:
         step = self.health.first_bad_step()
         if step is None:
             return
-        self._save(step)
+        broken = [name for name, buffer in self.policy.named_buffers() if not buffer.isfinite().all()]
+        if broken:
+            kept = f"statistics were lost with it ({', '.join(broken[:3])}), so the last checkpoint is {self.saved}"
+        else:
+            if not checkpoint.place(self.job.directory, step).exists():
+                self._save(step)
+            kept = f"the weights before it are in {self.saved}"
         samples = self.sampler.batch(step * self.section.accumulate)
         raise TrainingError(
             f"the loss or its gradient is not finite at step {step} (samples {samples[:8]}"
-            f"{', ...' if len(samples) > 8 else ''}); the weights before it are in {self.saved}. "
-            "Lower `training.optimizer.lr`, add `training.schedule.warmup`, set `training.precision: fp32`, "
-            "or look at these samples"
+            f"{', ...' if len(samples) > 8 else ''}); {kept}. Look at these samples, or start a new run with a lower "
+            "`training.optimizer.lr`, with `training.schedule.warmup`, or with `training.precision: fp32`"
         )
 
     def _save(self, step: int) -> None:
@@ -264,7 +284,7 @@ def _clip(policy: BasePolicyModel, limit: float | None) -> Tensor:
 
 @torch.no_grad()
 def _validate(job: Job, accelerator: Accelerator, average: WeightAverage | None) -> dict[str, float]:
-    """Mean losses over the held-out episodes, with the weights that are saved."""
+    """Mean losses over the samples of the held-out episodes, with the weights that are saved."""
     loader = DataLoader(job.validation, batch_size=job.section.batch_size, collate_fn=job.collate)  # type: ignore[arg-type]
     job.policy.eval()
     sums: dict[str, float] = {}
@@ -272,11 +292,12 @@ def _validate(job: Job, accelerator: Accelerator, average: WeightAverage | None)
     with average.applied() if average is not None else torch.no_grad(), accelerator.autocast():
         for index, batch in enumerate(loader):
             torch.manual_seed(_mix(job.section.seed, 0, index, 0))
+            size = min(job.section.batch_size, len(job.validation) - count)  # type: ignore[arg-type]
             output = job.policy(to_device(batch, accelerator.device))
             for name, value in output.items():
                 if value.ndim == 0:
-                    sums[name] = sums.get(name, 0.0) + float(value)
-            count += 1
+                    sums[name] = sums.get(name, 0.0) + float(value) * size
+            count += size
     job.policy.train()
     return {f"validation/{name}": value / count for name, value in sums.items()}
 

@@ -13,12 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...schemas.recipe import OptimizerSection, ScheduleSection
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _BatchNorm)
-_POSITIONS = ("pos_embed", "position_embeddings", "cls_token", "reg_token", "mask_token")
+_VECTORS = ("pos_embed", "position", "cls_token", "reg_token", "mask_token")
 
 
 def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to norms, biases, embeddings, class tokens, or anything that is one vector."""
-    if isinstance(module, (*_NORMS, nn.Embedding)) or name.endswith(_POSITIONS):
+    """Whether weight decay applies: not to norms, biases, embeddings, positions, class tokens, or a single vector."""
+    if isinstance(module, (*_NORMS, nn.Embedding)) or any(mark in name for mark in _VECTORS):
         return False
     return parameter.ndim > 1 and parameter.numel() > parameter.shape[-1]
 
@@ -29,8 +29,8 @@ def parameter_groups(model: nn.Module, section: OptimizerSection) -> list[dict[s
     for module, name, parameter in _parameters(model):
         if not parameter.requires_grad:
             continue
-        pattern = next((p for p in section.groups if fnmatch.fnmatchcase(name, p)), "")
-        settings = section.groups.get(pattern)
+        settings = next((g for g in section.groups if fnmatch.fnmatchcase(name, g.match)), None)
+        pattern = settings.match if settings is not None else ""
         decay = decays(module, name, parameter)
         weight_decay = section.weight_decay
         if settings is not None and settings.weight_decay is not None:

@@ -97,6 +97,13 @@ class Timm(Backbone):
                 label=f"the images are {size[0]} x {size[1]}",
                 help=f"add `{{type: resize, size: {native[0]}}}` to the transforms" if native != size else "",
             ) from error
+        if config.drop_path > 0.0 and not _drops_paths(config.name, size):
+            raise SpecError(
+                f"`{config.name}` has no stochastic depth",
+                field="drop_path",
+                label="takes none",
+                help="leave `drop_path` out, or choose another model",
+            )
         return image_features(cameras, tokens, width, pooled)
 
     @classmethod
@@ -157,6 +164,17 @@ def _tokens(model: Any, maps: Tensor, prefix: str) -> Tensor:
             return maps.flatten(1, 2)
         return maps.flatten(2).transpose(1, 2)
     return maps[:, getattr(model, "num_prefix_tokens", 0) :] if prefix == "drop" else maps
+
+
+@lru_cache(maxsize=64)
+def _drops_paths(name: str, size: tuple[int, int]) -> bool:
+    """Whether a model that can be made without `drop_path` can be made with it."""
+    try:
+        with torch.device("meta"):
+            _create(name, size, 0.1)
+    except (AssertionError, TypeError, ValueError):
+        return False
+    return True
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ...schemas.errors import SpecError
+from ...schemas.specs import Range, Spec, Specs
+from ..base import Facts
 from ..images import ImageTransform, ImageTransformConfig
 
 Strength = Annotated[float, Field(ge=0.0)]
@@ -36,6 +39,20 @@ class ColorJitter(ImageTransform):
         """Strength of the change in saturation."""
         hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
         """Largest turn of the hue, as a fraction of the colour circle."""
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """All inputs as they are; raises SpecError for images that are normalised already."""
+        for key, spec in cls.cameras(config, inputs).items():
+            if spec.range is Range.NORMALISED:
+                raise SpecError(
+                    f"`color_jitter` changes colours in [0, 1], but `{key}` is normalised",
+                    source=key,
+                    trait="range",
+                    label="too late",
+                    help="put it before `normalize_image`",
+                )
+        return dict(inputs)
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ...schemas.errors import DatasetError, SpecError
 from ...schemas.part import PartConfig
-from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.specs import Kind, Range, Spec, Specs
 from ..base import Batch, Facts, Transform
 
 Mode = Literal["mean_std", "min_max", "q99", "binary", "identity"]
@@ -62,9 +63,19 @@ class Normalize(Transform):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs as they are; raises SpecError where statistics are missing or do not fit."""
-        _ranges(config, inputs, facts)
-        return dict(inputs)
+        """All inputs, marked as normalised; raises SpecError where statistics are missing or do not fit, or done twice."""
+        changed = _ranges(config, inputs, facts)
+        for key in changed:
+            if inputs[key].range is Range.NORMALISED:
+                raise SpecError(
+                    f"`{key}` is normalised already",
+                    field=None if config.keys is None else f"keys.{config.keys.index(key)}",
+                    source=key,
+                    trait="range",
+                    label="again",
+                    help="remove one of the two, or give each its own values under `keys`",
+                )
+        return {**inputs, **{key: replace(inputs[key], range=Range.NORMALISED) for key in changed}}
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
@@ -112,10 +123,10 @@ def _inverse(values: Tensor, centre: Tensor, scale: Tensor, varies: Tensor, bina
     return torch.where(varies, normal * scale + centre, centre)
 
 
-Range = tuple[str, list[float], list[float]]
+Scaling = tuple[str, list[float], list[float]]
 
 
-def _ranges(config: Normalize.Config, inputs: Specs, facts: Facts) -> dict[str, Range]:
+def _ranges(config: Normalize.Config, inputs: Specs, facts: Facts) -> dict[str, Scaling]:
     """Mode, centre and scale of each key; the scale of a constant dimension is 0."""
     known = {key: spec for key, spec in inputs.items() if spec.kind in (Kind.STATE, Kind.ACTION)}
     wanted = list(known) if config.keys is None else config.keys
@@ -128,7 +139,7 @@ def _ranges(config: Normalize.Config, inputs: Specs, facts: Facts) -> dict[str, 
                     label="not normalised",
                     help=f"values are: {', '.join(choice) or 'none'}",
                 )
-    ranges: dict[str, Range] = {}
+    ranges: dict[str, Scaling] = {}
     for key in wanted:
         mode = config.modes.get(key, config.mode)
         if mode != "identity":

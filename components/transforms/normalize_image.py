@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.specs import Spec, Specs
+from ...schemas.specs import Range, Spec, Specs
 from ..base import Facts
 from ..images import ImageTransform, ImageTransformConfig
 
@@ -41,7 +42,7 @@ class NormalizeImage(ImageTransform):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs as they are; raises SpecError for a mean without a deviation."""
+        """All inputs, with the range of the images; raises SpecError for a mean without a deviation, and done twice."""
         if (config.mean is None) != (config.std is None):
             given, missing = ("mean", "std") if config.std is None else ("std", "mean")
             raise SpecError(
@@ -50,7 +51,18 @@ class NormalizeImage(ImageTransform):
                 label=f"`{missing}` is missing",
                 help="give both",
             )
-        return super().specs(config, inputs, facts)
+        images = cls.cameras(config, inputs)
+        for key, spec in images.items():
+            if spec.range is Range.NORMALISED:
+                raise SpecError(
+                    f"`{key}` is normalised already",
+                    source=key,
+                    trait="range",
+                    label="again",
+                    help="remove one of the two, or give each its own images under `keys`",
+                )
+        becomes = Range.UNIT if _constants(config) == _STATS["zero_one"] else Range.NORMALISED
+        return {**inputs, **{key: replace(spec, range=becomes) for key, spec in images.items()}}
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
@@ -58,12 +70,17 @@ class NormalizeImage(ImageTransform):
 
     def apply_to(self, images: Tensor) -> Tensor:
         """(B, T, 3, H, W) bytes, or floats in [0, 1], -> normalised floats."""
-        mean, std = _STATS[self.config.stats]
-        if self.config.mean is not None:
-            mean, std = self.config.mean, self.config.std
+        mean, std = _constants(self.config)
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
         dtype = images.dtype if images.is_floating_point() else torch.float32
         out = images.to(dtype, copy=True)
         for channel in range(3):
             out[:, :, channel].sub_(mean[channel] * unit).div_(std[channel] * unit)
         return out
+
+
+def _constants(config: NormalizeImage.Config) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel."""
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    return _STATS[config.stats]

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModel
 
-from policysmith.builder import Builder, RecipePolicy
+from policysmith.builder import Builder, RecipePolicy, assembly
 from policysmith.schemas.errors import CheckpointError, RecipeError
 
 Refused = Callable[[Callable[[], Any]], Any]
@@ -106,6 +107,47 @@ def test_train_gives_the_policy_that_it_saved(
     assert json.loads(Path("runs/tiny/run.json").read_text())["recipe_sha256"] == builder.recipe.sha256
     with pytest.raises(CheckpointError, match="already holds a run"):
         builder.train(device="cpu")
+
+
+def test_a_sweep_may_keep_the_recipes_name(tiny: dict[str, Any]) -> None:
+    builder = Builder.from_recipe(tiny)
+    for width in (8, 16, 8):
+        policy = builder.override({"policy.head.hidden": [width]}).check().build()
+        assert policy.config.recipe["policy"]["head"]["hidden"] == [width]
+
+
+def test_the_data_of_training_are_noted(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny)
+    result = builder.train(output=tmp_path / "run", device="cpu")
+    training, _ = builder.datasets()
+    held = json.loads((result.checkpoint / "config.json").read_text())["provenance"]
+    assert held["dataset"] == training.fingerprint  # type: ignore[attr-defined]
+
+
+def test_the_versions_of_plugins_that_own_parts_are_noted(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distribution(name: str, version: str) -> Any:
+        return SimpleNamespace(name=name, version=version)
+
+    def points(group: str) -> list[Any]:
+        found = {
+            "policysmith.heads": [
+                SimpleNamespace(name="mlp", dist=distribution("someones-heads", "1.5")),
+                SimpleNamespace(name="unused", dist=distribution("others-heads", "2.0")),
+            ],
+            "policysmith.backbones": [SimpleNamespace(name="vit", dist=None)],
+            "policysmith.transforms": [SimpleNamespace(name="resize", dist=distribution("sizes", "0.1"))],
+        }
+        return found.get(group, [])
+
+    loaded = Builder.from_recipe(tiny).recipe
+    monkeypatch.setattr(assembly, "entry_points", points)
+    versions = assembly.provenance(loaded)["versions"]
+    assert torch.__version__.startswith(versions["torch"])
+    assert versions["someones-heads"] == "1.5"
+    assert versions["sizes"] == "0.1"
+    assert "others-heads" not in versions
 
 
 def test_statistics_are_those_of_the_training_episodes(tiny: dict[str, Any]) -> None:

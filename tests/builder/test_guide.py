@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
 from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
+from policysmith.builder.assembly import record_data
 from policysmith.builder.policy import registry
 from policysmith.schemas.errors import SpecError
 
@@ -235,7 +236,10 @@ def test_transform_decides_the_time_steps(builder: Builder, monkeypatch: pytest.
         (("resize", [0], [0]), "must give None, one transform or a list"),
         ((None, [], [0]), "must give a list of observation indices"),
         ((None, [0], [0.5]), "must give a list of action indices"),
-        ((None, [0], [-1, 0]), "actions start at 0, which is now"),
+        ((None, [0], [-1, 0]), "gives the action indices [-1, 0]"),
+        ((None, [0], [0, 2, 4]), "a chunk is executed step by step from 0, which is now"),
+        ((None, [0], [1, 2]), "gives the action indices [1, 2]"),
+        ((None, [0], [1, 0]), "gives the action indices [1, 0]"),
     ],
 )
 def test_transform_must_give_three_things(
@@ -244,6 +248,13 @@ def test_transform_must_give_three_things(
     (finding,) = refused(_transform(builder, monkeypatch, result).check)
     assert complaint in finding.message
     assert finding.span.text == '"custom_model"'
+
+
+def test_action_indices_that_are_not_consecutive_name_the_cure(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    (finding,) = refused(_transform(builder, monkeypatch, (None, [0], [0, 2, 4])).check)
+    assert finding.help == "give `list(range(3))`"
 
 
 def test_a_recipe_may_not_contradict_transform(builder: Builder, refused: Refused) -> None:
@@ -262,6 +273,100 @@ def test_the_collator_is_any_callable(builder: Builder, monkeypatch: pytest.Monk
     policy = builder.build()
     monkeypatch.setitem(DataCollatorRegistry._collators, "custom_model", Collate())
     assert raw_batch(builder, policy)["count"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({CAMERA: torch.zeros(96, 96, 3, dtype=torch.uint8)}, "transpose it to channels first"),
+        ({CAMERA: torch.zeros(3, 96, 96)}, "give uint8"),
+        ({"observation.state": torch.zeros(1)}, "give 4 values"),
+        ({"observation.state": None}, "no array of numbers"),
+        ({"task": ["open"]}, "must be a str, it is list"),
+    ],
+)
+def test_observations_are_held_against_the_data(
+    change: dict[str, Any], complaint: str, builder: Builder, observation: dict[str, Any]
+) -> None:
+    policy = builder.build()
+    with pytest.raises(SpecError, match=complaint):
+        policy.select_action(observation | change)
+    with pytest.raises(SpecError, match=f"`{next(iter(change))}`"):
+        policy.select_action(
+            {k: v for k, v in observation.items() if k not in change} | {"more": 1, **change}
+        )
+
+
+def test_what_the_data_had_must_be_seen_and_texts_only_where_they_are_read(
+    builder: Builder, observation: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = builder.build()
+    mute = {key: value for key, value in observation.items() if key != "task"}
+    assert torch.equal(policy.select_action(mute), builder.build().select_action(observation))
+    with pytest.raises(SpecError, match=r"lacks `observation.state`.*float32 \(4,\).*given: `task`"):
+        policy.select_action({"task": "", CAMERA: observation[CAMERA]})
+    original = DataCollatorRegistry.get("custom_model")
+
+    def reading(samples: Any) -> Any:
+        assert all(sample["task"] for sample in samples)
+        return original(samples)
+
+    monkeypatch.setitem(DataCollatorRegistry._collators, "custom_model", reading)
+    policy.reset()
+    with pytest.raises(SpecError, match="lacks `task`, which CustomPolicyModel reads"):
+        policy.select_action(mute)
+
+
+def test_the_resolved_recipe_and_the_data_are_saved_with_it(home: Path, run: Any, builder: Builder) -> None:
+    lock = run.checkpoint / "recipe.lock.yaml"
+    shutil.copy(lock, home / "again.yaml")
+    again = Builder.from_recipe(home / "again.yaml", allow_imports=True).check()
+    assert again.recipe.recipe.policy == builder.recipe.recipe.policy
+    assert again.recipe.recipe.data.horizon == 4
+    held = json.loads((run.checkpoint / "config.json").read_text())["policysmith"]["provenance"]
+    training, _ = Builder.from_recipe(home / "recipe.yaml", allow_imports=True).datasets()
+    assert held["dataset"] == training.source.fingerprint  # type: ignore[attr-defined]
+
+
+def test_building_again_leaves_a_policy_its_own_config(builder: Builder) -> None:
+    first = builder.build()
+    record_data(first, "abc")
+    builder.build()
+    builder.datasets()
+    assert first.config.policysmith["provenance"]["dataset"] == "abc"
+
+
+def test_one_file_imported_by_the_recipe_and_by_the_user_is_one_definition(
+    home: Path, run: Any, fresh: Callable[..., Any]
+) -> None:
+    code = """
+        import sys
+        from policysmith.builder import Builder
+        builder = Builder.from_recipe(sys.argv[1] + "/recipe.yaml", allow_imports=True).check()
+        sys.path.insert(0, sys.argv[1])
+        import guide_policy
+        from transformers import AutoConfig, AutoModel
+        policy = AutoModel.from_pretrained(sys.argv[2])
+        assert type(policy) is guide_policy.CustomPolicyModel
+        assert type(policy.config) is type(AutoConfig.for_model("custom_model")) is guide_policy.CustomPolicyConfig
+        before = builder.build()  # its config was made by the first definition
+        assert isinstance(before.config, type(before).config_class)
+        assert Builder.from_recipe(sys.argv[1] + "/recipe.yaml", allow_imports=True).build().__class__ is type(policy)
+    """
+    done = fresh(code, home, run.checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert "is defined again" in done.stderr
+
+
+def test_two_files_of_one_name_are_two_definitions(
+    home: Path, tmp_path: Path, builder: Builder, refused: Refused
+) -> None:
+    builder.check()
+    shutil.copy(home / "guide_policy.py", tmp_path / "guide_policy.py")
+    recipe = json.loads((home / "recipe.yaml").read_text())
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe, indent=2))
+    (finding,) = refused(Builder.from_recipe(tmp_path / "recipe.yaml", allow_imports=True).check)
+    assert "`custom_model` is registered twice" in finding.message
 
 
 def test_a_missing_collator_is_named(
@@ -324,6 +429,6 @@ def test_errors_of_its_own_code_are_located(builder: Builder, refused: Refused) 
 
 
 def test_patterns_are_held_against_its_parameters(builder: Builder, refused: Refused) -> None:
-    (finding,) = refused(builder.override({"training.optimizer.groups": {"vitt.*": {}}}).build)
+    (finding,) = refused(builder.override({"training.optimizer.groups": [{"match": "vitt.*"}]}).build)
     assert "no parameter matches `vitt.*`" in finding.message
-    builder.override({"training.optimizer.groups": {"vit.*": {"lr_scale": 0.1}}}).build()
+    builder.override({"training.optimizer.groups": [{"match": "vit.*", "lr_scale": 0.1}]}).build()

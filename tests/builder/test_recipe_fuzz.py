@@ -32,7 +32,10 @@ GOOD: dict[str, Any] = {
     },
     "transforms": [{"type": "random_shift", "pixels": 4}, {"type": "normalize", "modes": {"action": "q99"}}],
     "collator": {"type": "default"},
-    "training": {"steps": 10, "optimizer": {"betas": [0.9, 0.95], "groups": {"head.*": {"lr_scale": 0.5}}}},
+    "training": {
+        "steps": 10,
+        "optimizer": {"betas": [0.9, 0.95], "groups": [{"match": "head.*", "lr_scale": 0.5}]},
+    },
     "evaluation": {"env": "metaworld/x", "control": "blind"},
     "meta": {"note": [1, None, {"deep": True}]},
 }

@@ -18,6 +18,7 @@ from policysmith.components.heads.flow_matching import FlowMatching
 from policysmith.components.heads.mlp import MlpHead
 from policysmith.components.registry import BACKBONES, COLLATORS
 from policysmith.schemas.diagnostics import Diagnostic
+from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
 
 OBSERVATIONS = {
@@ -131,6 +132,102 @@ def test_all_that_the_data_lacks_at_once(wrong: Wrong) -> None:
     assert "set `data.horizon` to" in found[0].help
 
 
+def test_a_camera_or_an_episode_twice(wrong: Wrong) -> None:
+    found = wrong({"data.cameras": ["corner2", "corner2"], "data.episodes": [0, 1, 0]})
+    assert {finding.message for finding in found} == {
+        "`data.cameras` must not name anything twice",
+        "`data.episodes` must not name anything twice",
+    }
+
+
+def test_a_batch_larger_than_the_training_split(wrong: Wrong) -> None:
+    (finding,) = wrong({"data.episodes": [0, 1], "data.validation": 0.5, "training.batch_size": 120})
+    assert (finding.code, finding.span.text) == ("E023 bad-dataset", "120")
+    assert "in 1 of 50 episodes" in finding.label
+    assert "set `training.batch_size` to" in finding.help
+
+
+def image(**options: Any) -> dict[str, Any]:
+    return {"type": "normalize_image", **options}
+
+
+@pytest.mark.parametrize(
+    ("transforms", "place", "message", "cure"),
+    [
+        ([image(), {"type": "color_jitter"}], '"color_jitter"', "`color_jitter` changes", "put it before"),
+        (
+            [image(), {"type": "resize", "size": 32}, {"type": "color_jitter"}],
+            '"color_jitter"',
+            "`color_jitter` changes",
+            "put it before",
+        ),
+        ([image(), image(stats="half")], '"half"', "corner2` is normalised already", "remove one of the two"),
+        (
+            [image(), {"type": "normalize"}, {"type": "normalize", "keys": ["action"]}],
+            '"action"',
+            "`action` is normalised already",
+            "remove one of the two",
+        ),
+    ],
+)
+def test_transforms_in_an_order_that_spoils_the_values(
+    transforms: list[dict[str, Any]], place: str, message: str, cure: str, wrong: Wrong
+) -> None:
+    (finding,) = wrong({"transforms": transforms})
+    assert finding.code == "E020 bad-wiring"
+    assert message in finding.message
+    assert cure in finding.help
+    lines = finding.span.source.lines
+    assert any(place in line for line in lines[finding.span.line - 1 : finding.span.line + 4])
+    ((span, label),) = finding.related
+    assert span.line < finding.span.line
+    assert label.endswith("is normalised here")
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [{"type": "color_jitter"}, image(stats="zero_one"), {"type": "color_jitter"}, image()],
+        [image(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0]), image(), {"type": "crop", "size": 32}],
+        [
+            image(),
+            {"type": "normalize", "modes": {"action": "identity"}},
+            {"type": "normalize", "keys": ["action"]},
+        ],
+    ],
+)
+def test_transforms_in_an_order_that_works(tiny: dict[str, Any], transforms: list[dict[str, Any]]) -> None:
+    Builder.from_recipe({**tiny, "transforms": transforms}).check()
+
+
+def test_a_size_that_clashes_after_normalising_still_points_at_the_resize(wrong: Wrong) -> None:
+    (finding,) = wrong({"transforms": [{"type": "resize", "size": 40}, image()]})
+    ((span, label),) = finding.related
+    assert '"resize"' in "".join(span.source.lines[span.line - 1 : span.line + 1])
+    assert "image (B, 1, 3, 40, 40)" in label
+
+
+def test_stochastic_depth_of_a_model_without_it(wrong: Wrong) -> None:
+    vgg = {"type": "timm", "name": "vgg11", "drop_path": 0.1}
+    (finding,) = wrong({"policy.backbones.vision": vgg, "transforms.1.size": 224})
+    assert "`vgg11` has no stochastic depth" in finding.message
+    assert (finding.span.text, finding.help[:22]) == ("0.1", "leave `drop_path` out,")
+
+
+@pytest.mark.parametrize("error", [TypeError("no such option"), SpecError("too small", help="enlarge it")])
+def test_a_part_that_cannot_be_built_is_named(
+    error: Exception, wrong: Wrong, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, config: Any, inputs: Any, facts: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(MlpBackbone, "__init__", fail)
+    (finding,) = wrong({})
+    assert finding.span.text.startswith('"proprio"')
+    assert finding.help == ("enlarge it" if isinstance(error, SpecError) else "the recipe is not at fault")
+    assert str(error).partition(" (")[0] in finding.message
+
+
 def test_more_executed_than_predicted(wrong: Wrong) -> None:
     (finding,) = wrong({"policy.execute": 5})
     assert finding.span.text == "5"
@@ -139,7 +236,10 @@ def test_more_executed_than_predicted(wrong: Wrong) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"policy.freeze": ["backbones.vison.*"]}, {"training.optimizer": {"groups": {"backbones.vison.*": {}}}}],
+    [
+        {"policy.freeze": ["backbones.vison.*"]},
+        {"training.optimizer": {"groups": [{"match": "backbones.vison.*"}]}},
+    ],
 )
 def test_a_pattern_that_matches_nothing(changes: dict[str, Any], wrong: Wrong) -> None:
     (finding,) = wrong(changes)

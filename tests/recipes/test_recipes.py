@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ OFFLINE: dict[str, dict[str, Any]] = {"vit_mlp_base": {"policy.backbones.vision"
 @pytest.fixture(scope="module")
 def push(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("data") / "push"
-    record("metaworld/push-v3", 1, output, image_size=128)
+    record("metaworld/push-v3", 2, output, image_size=128)
     return output
 
 
@@ -53,6 +54,20 @@ def test_the_base_model_is_vit_b16(tmp_path: Path) -> None:
     assert base.summary is not None
     assert base.summary.parts["backbones.vision"] == pytest.approx(86.4e6, rel=0.01)
     assert base.summary.frozen == {"backbones.vision.model.embeddings.*": 742_656}
+
+
+def test_its_header_says_how_to_train_the_same_network_from_scratch() -> None:
+    text = (RECIPES / "vit_mlp_base.yaml").read_text()
+    header = " ".join(
+        line.removeprefix("#").strip().rstrip("\\") for line in text.partition("recipe: 1")[0].splitlines()
+    )
+    words = shlex.split(header[header.rindex("build-and-train") :])
+    overrides = [words[index + 1] for index, word in enumerate(words) if word == "-o"]
+    builder = Builder(RECIPES / "vit_mlp_base.yaml", (overrides,))
+    assert builder.summary is not None
+    assert builder.summary.parts["backbones.vision"] == pytest.approx(86.4e6, rel=0.01)
+    assert builder.summary.trainable == builder.summary.parameters
+    assert builder.recipe.recipe.training.optimizer.groups == []
 
 
 @pytest.mark.sim

@@ -122,7 +122,17 @@ def test_recipes_are_judged_before_anything_is_imported(
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["paint"], ["list", "wheels"], ["evaluate", "x", "--episodes", "0"], ["check"], ["data", "record"]],
+    [
+        [],
+        ["paint"],
+        ["list", "wheels"],
+        ["evaluate", "x", "--episodes", "0"],
+        ["check"],
+        ["data", "record"],
+        ["data", "record", "--env", "e", "--output", "d", "--noise", "-1"],
+        ["data", "record", "--env", "e", "--output", "d", "--noise", "inf"],
+        ["data", "record", "--env", "e", "--output", "d", "--noise", "loud"],
+    ],
     ids=" ".join,
 )
 def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:

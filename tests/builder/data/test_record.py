@@ -157,9 +157,11 @@ def test_a_full_folder_is_refused_before_anything_runs(toy: Toy, tmp_path: Path)
     assert toy.seeds == []
 
 
-@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"workers": 0}, {"noise": -1.0}, {"noise": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"episodes": 0}, {"workers": 0}, {"seed": -1}, {"noise": -1.0}, {"noise": float("nan")}]
+)
 def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(DatasetError, match="at least 1"):
         record(**({"env_name": DRAWER, "episodes": 1, "output": tmp_path / "set"} | wrong))
 
 

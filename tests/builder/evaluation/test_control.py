@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,12 @@ import pytest
 
 from policysmith.builder import Builder
 from policysmith.builder.evaluation import blind
-from policysmith.builder.evaluation.control import train_control
+from policysmith.builder.evaluation import run as evaluation
+from policysmith.builder.evaluation.control import BlindControl
 from policysmith.builder.evaluation.needs import needs_of
 from policysmith.builder.evaluation.saved import SavedPolicy
-from policysmith.schemas.errors import CheckpointError, SpecError
+from policysmith.components.registry import BACKBONES, COLLATORS
+from policysmith.schemas.errors import CheckpointError, RecipeError, SpecError
 
 VISION = {"type": "vit", "patch_size": 16, "width": 16, "depth": 1, "heads": 2}
 WRIST = {**VISION, "reads": ["observation.images.corner2"]}
@@ -52,7 +57,10 @@ def test_several_backbones_their_patterns_and_sizes(tiny: dict[str, Any]) -> Non
         },
         "policy.freeze": ["backbones.vision.*", "backbones.*.model.*", "backbones.second.*"],
         "training.optimizer": {
-            "groups": {"backbones.wrist.*": {"lr_scale": 0.1}, "*.layers.*": {"lr_scale": 0.5}}
+            "groups": [
+                {"match": "backbones.wrist.*", "lr_scale": 0.1},
+                {"match": "*.layers.*", "lr_scale": 0.5},
+            ]
         },
     }
     before = resolved(tiny, **changes)
@@ -62,7 +70,7 @@ def test_several_backbones_their_patterns_and_sizes(tiny: dict[str, Any]) -> Non
     assert after["policy"]["head"]["reads"] == ["second", "proprio.tokens"]
     assert after["policy"]["head"]["in_dim"] is None
     assert after["policy"]["freeze"] == ["backbones.second.*"]
-    assert list(after["training"]["optimizer"]["groups"]) == ["*.layers.*"]
+    assert [group["match"] for group in after["training"]["optimizer"]["groups"]] == ["*.layers.*"]
     Builder.from_recipe(after).check()
     unnamed = blind(before)
     assert unnamed["policy"]["freeze"] == ["backbones.*.model.*", "backbones.second.*"]
@@ -111,10 +119,8 @@ def test_a_control_is_trained_once_and_again_when_the_recipe_changes(
 
     def control(saved: SavedPolicy) -> SavedPolicy:
         told.clear()
-        directory = train_control(
-            saved, names, run / "control", device="cpu", allow_imports=False, tell=told.append
-        )
-        return SavedPolicy.find(directory)
+        planned = BlindControl.plan(saved, names, run / "control", allow_imports=False)
+        return SavedPolicy.find(planned.train("cpu", told.append))
 
     saved = SavedPolicy.find(run)
     first = control(saved)
@@ -137,7 +143,72 @@ def test_a_run_that_is_no_control_is_left_alone(tiny: dict[str, Any], tmp_path: 
     builder.train(output=tmp_path / "control")
     saved = SavedPolicy.find(tmp_path / "control")
     with pytest.raises(CheckpointError, match="is no blind control"):
-        train_control(
-            saved, [], tmp_path / "control", device="cpu", allow_imports=False, tell=lambda text: None
-        )
+        BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False)
     assert (tmp_path / "control" / "policy" / "config.json").exists()
+
+
+@pytest.fixture
+def home(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of a recipe whose dataset and tokenizer lie beside it, with a trained run elsewhere."""
+    home = tmp_path / "recipes"
+    home.mkdir()
+    shutil.copytree(tiny["data"]["path"], home / "demos")
+    tokenizer = COLLATORS.get("language").tiny(home).tokenizer
+    tiny["data"] = {"path": "demos", "horizon": 4, "episodes": [0]}
+    tiny["collator"] = {"type": "language", "tokenizer": Path(tokenizer).name}
+    language = BACKBONES.get("language").tiny(home)
+    tiny["policy"]["backbones"]["text"] = {"type": "language", "pretrained": Path(language.pretrained).name}
+    tiny["training"]["steps"] = 1
+    (home / "recipe.yaml").write_text(json.dumps(tiny))
+    Builder.from_recipe(home / "recipe.yaml").train(output=tmp_path / "run", device="cpu")
+    monkeypatch.chdir(tmp_path)
+    return home
+
+
+def test_paths_of_the_recipe_stay_relative_to_it(home: Path, tmp_path: Path) -> None:
+    saved = SavedPolicy.find(tmp_path / "run")
+    control = BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False)
+    trained = SavedPolicy.find(control.train("cpu", lambda text: None))
+    assert trained.recipe["data"]["path"] == "demos"
+    assert trained.recipe["collator"] == saved.recipe["collator"]
+    for name in ("config.json", "recipe.lock.yaml"):
+        assert str(tmp_path) not in (trained.directory / name).read_text()
+    assert BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False).trained
+
+
+def test_a_dataset_that_moved_is_taken_from_where_it_was_recorded_or_where_the_recipe_has_it(
+    home: Path, tmp_path: Path
+) -> None:
+    description = tmp_path / "run" / "run.json"
+    recorded = json.loads(description.read_text())
+    (tmp_path / "else").mkdir()
+    (home / "demos").rename(tmp_path / "else" / "demos")
+    with pytest.raises(RecipeError, match="there is no dataset directory"):
+        BlindControl.plan(SavedPolicy.find(tmp_path / "run"), [], tmp_path / "c", allow_imports=False)
+    description.write_text(json.dumps({**recorded, "data": str(tmp_path / "else" / "demos")}))
+    saved = SavedPolicy.find(tmp_path / "run")
+    control = BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False)
+    assert control.builder.recipe.recipe.data.path == os.path.join("..", "else", "demos")  # noqa: PTH118
+    shutil.copytree(home, tmp_path / "moved")
+    shutil.move(tmp_path / "else" / "demos", tmp_path / "moved" / "demos")
+    moved = {**recorded, "data": "/gone", "recipe_directory": str(tmp_path / "moved")}
+    description.write_text(json.dumps(moved))
+    saved = SavedPolicy.find(tmp_path / "run")
+    control = BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False)
+    assert control.builder.recipe.recipe.data.path == "demos"
+
+
+def test_what_keeps_a_control_from_training_is_said_before_any_rollout(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(home / "demos")
+    monkeypatch.setattr(evaluation, "evaluate_closed_loop", lambda *args, **kwargs: pytest.fail("a rollout"))
+    with pytest.raises(RecipeError, match="there is no dataset directory"):
+        evaluation.evaluate(tmp_path / "run", env="metaworld/drawer-open-v3", control="blind", device="cpu")
+
+
+def test_a_damaged_state_of_training_is_said(home: Path, tmp_path: Path) -> None:
+    saved = SavedPolicy.find(tmp_path / "run")
+    (saved.directory / "training.pt").write_bytes(b"no state")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        saved.fingerprint()

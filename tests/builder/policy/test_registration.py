@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry, forget
+from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
 from policysmith.builder.policy import registry
 from policysmith.schemas.errors import RegistryError
 
@@ -62,17 +64,31 @@ def test_training_anew_under_the_same_name_keeps_its_own_settings(tiny: dict[str
     assert AutoConfig.for_model("tiny").recipe == second.config.recipe
 
 
-def test_another_architecture_under_the_same_name_names_the_cure(tiny: dict[str, Any], batch: Any) -> None:
-    first = Builder.from_recipe(tiny).build()
-    other = Builder.from_recipe(tiny).override({"policy.head.hidden": [7]})
-    with pytest.raises(RegistryError, match=r"`name:`.*forget\(\"tiny\"\)"):
-        other.build()
-    forget("tiny")
+def test_a_sweep_under_one_name_gives_it_to_the_latest(
+    tiny: dict[str, Any], batch: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    builder = Builder.from_recipe(tiny)
+    first = builder.build()
+    caplog.clear()
+    other = builder.override({"policy.head.hidden": [7]}).check()
     second = other.build()
+    (record,) = caplog.records
+    assert "`tiny` stood for a recipe with another policy.head;" in record.getMessage()
     assert AutoConfig.for_model("tiny").recipe["policy"]["head"]["hidden"] == [7]
-    assert first.inference(batch()).shape == second.inference(batch()).shape
-    with pytest.raises(RegistryError, match="no recipe is registered as `nobody`"):
-        forget("nobody")
+    assert type(AutoModel.from_config(AutoConfig.for_model("tiny"))) is type(second) is not type(first)
+
+    expected = first.inference(batch())
+    copied = pickle.loads(pickle.dumps(first))
+    assert type(copied) is type(first)
+    assert type(AutoModel.from_config(first.config)) is type(first)
+    first.save_pretrained(tmp_path)
+    for again in (copied, AutoModel.from_pretrained(tmp_path), type(first).from_pretrained(tmp_path)):
+        assert torch.equal(again.inference(batch()), expected)
+    assert isinstance(AutoConfig.for_model("tiny"), type(second.config))  # pickles take no name over
+    assert len(caplog.records) == 1
+
+    assert type(builder.build()) is type(first)
+    assert isinstance(AutoConfig.for_model("tiny"), type(first.config))
 
 
 def test_a_name_that_somebody_else_took_is_noticed(tiny: dict[str, Any], refused: Refused) -> None:
@@ -87,8 +103,7 @@ def test_a_name_that_somebody_else_took_is_noticed(tiny: dict[str, Any], refused
     checked.__dict__["summary"] = None  # the name may be taken between check and build
     with pytest.raises(RegistryError, match="Stranger"):
         checked.build()
-    forget("tiny")
-    assert AutoConfig.for_model("tiny").__class__ is Stranger  # not ours to remove
+    assert AutoConfig.for_model("tiny").__class__ is Stranger
     registry.CONFIG_MAPPING._extra_content.pop("tiny")
 
 

@@ -71,7 +71,7 @@ def save_and_die(policy: RecipePolicy, directory: Path, at: int) -> bool:
     return not os.WIFSIGNALED(status)
 
 
-@pytest.mark.parametrize("former", ["none", "empty", "whole", "whole, no atomic exchange"])
+@pytest.mark.parametrize("former", ["none", "empty", "whole", "whole, no atomic exchange", "whole, others"])
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(
     former: str, policy: RecipePolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +81,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(
     target = home / "policy"
     if former.startswith("whole"):
         mark(policy, 1).save_pretrained(tmp_path / "before" / "policy")
-        (tmp_path / "before" / "policy" / "notes.txt").write_text("mine")
+        if former.endswith("others"):
+            (tmp_path / "before" / "policy" / "notes.txt").write_text("mine")
     mark(policy, 2)
     seen = set()
     for at in range(1000):
@@ -95,10 +96,14 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(
             with pytest.raises(CheckpointError, match=r"rename .*\.policy\.former to policy"):
                 saving.check_directory(target)
             (home / ".policy.former").rename(target)
+        if former.endswith("others"):
+            assert (target / "notes.txt").read_text() == "mine"
+            if not (target / "config.json").exists():
+                with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+                    saving.check_directory(target)
+                continue
         found = frozenset(marks(target)) if target.is_dir() and any(target.iterdir()) else frozenset()
         assert found in ({1}, {2}) if former.startswith("whole") else found in (frozenset(), {2})
-        if former.startswith("whole"):
-            assert (target / "notes.txt").read_text() == "mine"
         seen.add(found)
         if alive:
             break
@@ -129,6 +134,54 @@ def test_saving_into_a_directory_replaces_the_checkpoint_and_nothing_else(
     assert (target / "logs" / "train.jsonl").read_text() == "{}"
     assert (target / "link").readlink() == Path("logs")
     assert not (target / "model.safetensors.index.json").exists()
+    assert (target / "logs" / "train.jsonl").stat().st_nlink == 1
+
+
+def test_only_a_directory_of_its_own_is_replaced(policy: RecipePolicy, tmp_path: Path) -> None:
+    target = tmp_path / "policy"
+
+    def save() -> bool:
+        before = target.stat().st_ino
+        policy.save_pretrained(target)
+        assert saving.check_directory(target) is None  # type: ignore[func-returns-value]
+        return target.stat().st_ino != before
+
+    policy.save_pretrained(target)
+    assert save()
+    (target / "model_of_mine.safetensors").write_text("mine")
+    assert not save()
+    assert (target / "model_of_mine.safetensors").read_text() == "mine"
+    (target / "model_of_mine.safetensors").unlink()
+    assert save()
+    shutil.rmtree(target)
+    (target / "collator").mkdir(parents=True)
+    (target / "collator" / "code.py").write_text("mine")
+    assert not save()
+    assert (target / "collator" / "code.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_the_working_directory_stays_alive(
+    inside: str, policy: RecipePolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / inside).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / inside)
+    for number in (1, 2):
+        mark(policy, number).save_pretrained("." if not inside else "..")
+        assert marks(tmp_path) == {number}
+        assert Path.cwd().samefile(tmp_path / inside)
+    assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
+
+
+def test_files_of_another_policy_are_left_and_named(
+    policy: RecipePolicy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    policy.recipe_text = None
+    policy.save_pretrained(tmp_path)
+    assert (tmp_path / "recipe.yaml").read_text() == "mine"
+    assert f"{tmp_path / 'recipe.yaml'} is not of the policy" in caplog.text
 
 
 def test_a_sharded_checkpoint_takes_the_place_of_a_single_file(policy: RecipePolicy, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from policysmith.builder import Builder
 from policysmith.builder.training.ema import WeightAverage
 from policysmith.builder.training.optimization import adamw, learning_rate, parameter_groups
 from policysmith.schemas.recipe import GroupSection, OptimizerSection, ScheduleSection
@@ -26,12 +28,25 @@ def test_only_matrices_and_kernels_decay() -> None:
     assert {"pos_embed", "cls_token", "blocks.0.norm1.weight", "head.bias"} <= spared
 
 
+def test_positions_of_the_flow_head_do_not_decay(tiny: dict[str, Any]) -> None:
+    tiny["policy"]["head"] = {"type": "flow_matching", "width": 16, "depth": 1, "heads": 2}
+    policy = Builder.from_recipe(tiny).build(device="meta")
+    decayed = {
+        n for g in parameter_groups(policy, OptimizerSection()) if g["weight_decay"] for n in g["names"]
+    }
+    assert decayed
+    assert not [name for name in decayed if "position" in name]
+
+
 def test_first_matching_pattern_sets_rate_and_decay() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     section = OptimizerSection(
         lr=1e-2,
         weight_decay=0.5,
-        groups={"0.*": GroupSection(lr_scale=0.1, weight_decay=0.0), "*": GroupSection(lr_scale=2.0)},
+        groups=[
+            GroupSection(match="0.*", lr_scale=0.1, weight_decay=0.0),
+            GroupSection(match="*", lr_scale=2.0),
+        ],
     )
     by_name = {n: g for g in parameter_groups(model, section) for n in g["names"]}
     assert by_name["0.weight"]["lr_scale"] == 0.1

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel
 
-from policysmith.builder import Builder, forget
+from policysmith.builder import Builder
 from policysmith.builder.training import checkpoint
-from policysmith.schemas.errors import CheckpointError, TrainingError
+from policysmith.schemas.errors import CheckpointError, RecipeError, TrainingError
 
 RICH = {
     "training.steps": 6,
@@ -23,7 +23,7 @@ RICH = {
     "training.ema": 0.9,
     "training.schedule": {"type": "cosine", "warmup": 2},
     "training.optimizer.lr": 3e-3,
-    "training.optimizer.groups": {"head.*": {"lr_scale": 0.5}},
+    "training.optimizer.groups": [{"match": "head.*", "lr_scale": 0.5}],
     "training.save_every": 2,
     "training.keep": 10,
 }
@@ -99,46 +99,34 @@ def test_a_run_leaves_what_it_promises(tiny: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_validation_loss_is_that_of_the_held_out_episodes(tiny: dict[str, Any], tmp_path: Path) -> None:
-    builder = Builder.from_recipe(tiny).override({"data.validation": 0.25})
+    builder = Builder.from_recipe(tiny).override({"data.validation": 0.25, "training.batch_size": 5})
     result = builder.train(output=tmp_path / "run", device="cpu")
     last = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     logged = next(line["validation/loss"] for line in last if "validation/loss" in line)
     _, held_out = builder.datasets()
     assert held_out is not None
     collate = builder.collate(result.policy)
-    size = 4
+    size = 5
     batches = [
         collate([held_out[i] for i in range(start, min(start + size, len(held_out)))])
         for start in range(0, len(held_out), size)
     ]
-    expected = sum(float(result.policy(batch)["loss"].detach()) for batch in batches) / len(batches)
+    total = sum(float(result.policy(batch)["loss"].detach()) * len(batch["action"]) for batch in batches)
+    expected = total / len(held_out)
+    assert len(held_out) % size
     assert logged == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from policysmith.components.heads.mlp import MlpHead
-
-    good = MlpHead.loss
-    calls = {"count": 0}
-
-    def broken(self: MlpHead, *args: Any) -> dict[str, Tensor]:
-        calls["count"] += 1
-        terms = good(self, *args)
-        return {"loss": terms["loss"] * float("nan")} if calls["count"] == 3 + offset else terms
-
     builder = Builder.from_recipe(tiny).override(
         {"training.steps": 2, "training.schedule": {"type": "constant"}}
     )
     two_steps = builder.train(output=tmp_path / "good", device="cpu")
-    calls["count"], offset = 0, 0
-    monkeypatch.setattr(MlpHead, "loss", broken)
-    longer = builder.override({"training.steps": 10})
-    policy = longer.check()
-    offset = calls["count"]
+    break_loss(monkeypatch, at=3)
     with pytest.raises(TrainingError, match=r"not finite at step 2 .*step-00000002"):
-        policy.train(output=tmp_path / "bad", device="cpu")
+        builder.override({"training.steps": 10}).train(output=tmp_path / "bad", device="cpu")
     saved = weights(checkpoint.checkpoints(tmp_path / "bad")[-1])
     reference = weights(two_steps.checkpoint)
     assert all(torch.equal(saved[key], reference[key]) for key in reference)
@@ -157,10 +145,11 @@ def test_resume_refuses_another_run(
     tiny: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     Builder.from_recipe(tiny).train(output=tmp_path / "run", device="cpu")
-    forget("tiny")
     other = Builder.from_recipe(tiny).override(change)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match=message):
         other.train(output=tmp_path / "run", resume=True, device="cpu")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
 def test_resume_goes_further_under_a_constant_rate(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -182,9 +171,11 @@ def test_a_run_is_not_overwritten_unasked(tiny: dict[str, Any], tmp_path: Path) 
 def test_damaged_training_state_is_named(tiny: dict[str, Any], tmp_path: Path) -> None:
     builder = Builder.from_recipe(tiny)
     path = builder.train(output=tmp_path / "run", device="cpu").checkpoint / "training.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"training\.pt is damaged"):
-        builder.train(output=tmp_path / "run", resume=True, device="cpu")
+    whole = path.read_bytes()
+    for damaged in (whole[:1000], b"garbage", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"training\.pt is damaged"):
+            builder.train(output=tmp_path / "run", resume=True, device="cpu")
     path.unlink()
     with pytest.raises(CheckpointError, match=r"training\.pt is missing"):
         builder.train(output=tmp_path / "run", resume=True, device="cpu")
@@ -198,9 +189,7 @@ def test_no_cuda_device_is_said(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_batch_larger_than_the_data_is_said(tiny: dict[str, Any], tmp_path: Path) -> None:
-    from policysmith.schemas.errors import DatasetError
-
-    with pytest.raises(DatasetError, match="Lower the batch size"):
+    with pytest.raises(RecipeError, match=r"training\.batch_size"):
         Builder.from_recipe(tiny).override({"training.batch_size": 100_000}).train(
             output=tmp_path / "run", device="cpu"
         )
@@ -213,3 +202,85 @@ def test_one_process_trains_in_one_precision_and_then_in_another(
         builder = Builder.from_recipe(tiny).override({"training.precision": precision, "training.steps": 1})
         builder.train(output=tmp_path / precision, device="cpu")
         assert f"on cpu, {precision}" in (tmp_path / precision / "log.jsonl").read_text()
+
+
+def test_checkpoints_between_log_lines_are_logged_too(tiny: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"training.log_every": 3, "training.save_every": 2, "data.validation": 0.25}
+    Builder.from_recipe(tiny).override(changes).train(output=tmp_path, device="cpu")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    logged = {line["step"]: line.keys() for line in lines if "step" in line}
+    assert list(logged) == [2, 3, 4]
+    assert all("loss" in keys for keys in logged.values())
+    assert [step for step, keys in logged.items() if "validation/loss" in keys] == [2, 4]
+
+
+def test_nothing_to_resume_from_is_said(tiny: dict[str, Any], tmp_path: Path) -> None:
+    Builder.from_recipe(tiny).train(output=tmp_path, resume=True, device="cpu")
+    assert "no checkpoint in" in (tmp_path / "log.jsonl").read_text()
+
+
+def test_nan_right_after_a_checkpoint_leaves_it_alone(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = Builder.from_recipe(tiny).override({"training.save_every": 2})
+    builder.check()
+    break_loss(monkeypatch, at=3)
+    with pytest.raises(TrainingError, match=r"at step 2 .*the weights before it are in .*step-00000002"):
+        builder.train(output=tmp_path, device="cpu")
+    (kept,) = checkpoint.checkpoints(tmp_path)
+    assert state(kept)["step"] == 2
+    assert AutoModel.from_pretrained(tmp_path / "policy").dtype == torch.float32
+
+
+def test_statistics_that_nan_destroyed_are_not_saved(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policysmith.components.transforms.normalize_image import NormalizeImage
+
+    tiny["policy"]["backbones"]["vision"] = {"type": "timm", "name": "test_efficientnet"}
+    builder = Builder.from_recipe(tiny).override({"training.save_every": 1, "training.keep": 9})
+    builder.check()
+    normalised, calls = NormalizeImage.forward, {"count": 0}
+
+    def spoil(self: NormalizeImage, batch: Any) -> dict[str, Any]:
+        calls["count"] += 1
+        result = normalised(self, batch)
+        if calls["count"] == 3:
+            result["observation.images.corner2"] = result["observation.images.corner2"] * float("nan")
+        return result
+
+    monkeypatch.setattr(NormalizeImage, "forward", spoil)
+    with pytest.raises(
+        TrainingError, match=r"statistics were lost .* the last checkpoint is .*step-00000002"
+    ):
+        builder.train(output=tmp_path, device="cpu")
+    last = AutoModel.from_pretrained(checkpoint.checkpoints(tmp_path)[-1])
+    assert all(buffer.isfinite().all() for buffer in last.buffers())
+
+
+def test_a_forward_without_a_loss_is_named(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policysmith.builder import RecipePolicy
+
+    builder = Builder.from_recipe(tiny)
+    builder.check()
+    for given in ({"prediction": torch.zeros(1)}, {"loss": torch.zeros(2)}, 3.0):
+        monkeypatch.setattr(RecipePolicy, "forward", lambda self, batch, given=given: given)
+        with pytest.raises(TrainingError, match="must give a dict with a scalar tensor `loss`"):
+            builder.train(output=tmp_path, device="cpu")
+
+
+def break_loss(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
+    """The `at`-th loss from now on is NaN."""
+    from policysmith.components.heads.mlp import MlpHead
+
+    good, calls = MlpHead.loss, {"count": 0}
+
+    def broken(self: MlpHead, *args: Any) -> dict[str, Tensor]:
+        if not args[1].is_meta:
+            calls["count"] += 1
+        terms = good(self, *args)
+        return {"loss": terms["loss"] * float("nan")} if calls["count"] == at else terms
+
+    monkeypatch.setattr(MlpHead, "loss", broken)

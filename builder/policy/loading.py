@@ -1,0 +1,75 @@
+"""What must hold of a policy that was loaded: every weight of the checkpoint, every buffer, the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from torch import Tensor, nn
+
+from ...schemas.errors import WeightsError
+
+_HUB = ("cache_dir", "local_files_only", "revision", "token")
+
+
+def home(source: Any, options: Mapping[str, Any], commit: str | None, patterns: Iterable[str]) -> Path:
+    """The directory of a policy that was loaded with these options of `from_pretrained`.
+
+    For a policy of a hub it is the snapshot, of the same commit, with the files that match the patterns.
+    """
+    subfolder = options.get("subfolder") or ""
+    if Path(str(source)).is_dir():
+        return Path(str(source), subfolder).resolve()
+    known = {key: options[key] for key in _HUB if options.get(key) is not None}
+    known["local_files_only"] = bool(known.get("local_files_only")) or HF_HUB_OFFLINE
+    if commit is not None:
+        known["revision"] = commit
+    wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
+    return Path(snapshot_download(str(source), allow_patterns=wanted, **known), subfolder)
+
+
+def refuse_misfits(source: Any, policy: nn.Module, info: Mapping[str, Any]) -> None:
+    """Raises WeightsError for weights that the checkpoint lacks, that the model lacks, and of another shape."""
+    complaints = [
+        f"{problem}: {_some(info[key])}"
+        for key, problem in (
+            ("missing_keys", "not in the checkpoint"),
+            ("unexpected_keys", "not in the model"),
+            ("mismatched_keys", "of another shape"),
+        )
+        if info[key]
+    ]
+    if complaints:
+        raise WeightsError(
+            f"{source} does not fit {type(policy).__name__}; {'; '.join(complaints)}; "
+            "load it by the class and the version of its parts that it was saved with"
+        )
+
+
+def align(model: nn.Module) -> None:
+    """Move tensors that lie in the weights file as it was mapped, at any byte, to where torch itself puts them.
+
+    CPU kernels sum in another order at odd addresses: without this a loaded policy differs in the last bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+
+
+def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that no checkpoint holds, by name."""
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set
+    }
+
+
+def _some(keys: Iterable[Any]) -> str:
+    names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

@@ -1,0 +1,27 @@
+"""Specs survive JSON, as a checkpoint holds them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from policysmith.schemas.specs import Kind, Range, Spec
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Spec(Kind.IMAGE, ("B", 1, 3, 96, 96), "camera `top`", range=Range.BYTES),
+        Spec(Kind.STATE, ("B", 1, 4), range=Range.NORMALISED),
+        Spec(Kind.TOKEN_IDS, ("B", "L"), vocab=7),
+    ],
+)
+def test_round_trip(spec: Spec) -> None:
+    again = Spec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert again == spec
+    assert type(again.range) is type(spec.range)
+
+
+def test_specs_of_an_older_checkpoint_say_nothing_of_the_range() -> None:
+    assert Spec.from_json({"kind": "image", "dims": ["B", 1, 3, 8, 8]}).range is None
