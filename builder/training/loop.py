@@ -147,6 +147,8 @@ class _Run:
         if self.average is not None:
             self.average.apply()
         self.policy.eval()
+        if self.accelerator.num_processes > 1:
+            self.accelerator.end_training()
         return Result(self.policy, self.saved, self.step, self.loss, self.meter.overall)
 
     def _update(self) -> None:
@@ -191,12 +193,12 @@ class _Run:
         self.step = done
         if self.average is not None:
             self.average.update(done)
+        values = {**self.meter.read(), "lr": self.rate} if logs else {}
         if saves:
             self._save(done)
         for reporter in self.reporters:
             reporter.advance(done)
         if logs:
-            values = {**self.meter.read(), "lr": self.rate}
             self.loss = values["loss"]
             if saves and self.job.validation is not None:
                 values |= _validate(self.job, self.accelerator, self.average)
@@ -205,6 +207,7 @@ class _Run:
         if saves:
             for reporter in self.reporters:
                 reporter.note(f"checkpoint {self.saved}")
+            self.meter.rest()
 
     def _stop_if_not_finite(self) -> None:
         step = self.health.first_bad_step()

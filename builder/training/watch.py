@@ -69,6 +69,10 @@ class Meter:
         self._wait, self._steps, self._since = 0.0, 0, time.perf_counter()
         return means
 
+    def rest(self) -> None:
+        """What happened since the last reading, such as saving, was no training."""
+        self._since = time.perf_counter()
+
     def _take(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             known = self._sums.get(name)
