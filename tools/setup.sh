@@ -15,15 +15,7 @@ has_venv() { "$python" -c 'import ensurepip, venv' 2>/dev/null; }
 if [ ! -x "$venv/bin/python" ]; then
     if ! has_venv; then
         package="python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
-        if [ "$(id -u)" = 0 ]; then
-            as_root=""
-        elif sudo -n true 2>/dev/null; then
-            as_root="sudo"
-        else
-            echo "Python's venv module is missing. Run: sudo apt-get install -y $package" >&2
-            exit 1
-        fi
-        $as_root apt-get update -qq && $as_root apt-get install -y -qq "$package" >/dev/null
+        bash "$(dirname "$0")/apt.sh" "Python's venv module is missing." "$package"
     fi
     "$python" -m venv "$venv" || { rm -rf "$venv"; exit 1; }
 fi
