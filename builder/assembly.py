@@ -68,6 +68,7 @@ def _plugins(loaded: LoadedRecipe) -> dict[str, str]:
         "collators": [loaded.collator],
         "transforms": loaded.transforms,
         "backbones": loaded.backbones.values(),
+        "necks": loaded.necks.values(),
         "heads": [] if loaded.head is None else [loaded.head],
     }
     points = [

@@ -59,7 +59,8 @@ class PolicyPlan:
         parts, wiring = self.parts, self.wiring
         yield from ((site, wiring.into(index)) for index, site in enumerate(parts.transforms))
         yield from ((site, wiring.reads[name]) for name, site in parts.backbones.items())
-        yield parts.head, {**wiring.features, "action": wiring.into(len(parts.transforms))["action"]}
+        yield from ((parts.necks[name], inputs) for name, inputs in wiring.necks.items())
+        yield parts.head, {**wiring.features, **wiring.given}
 
 
 def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
@@ -134,6 +135,7 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
         backbones={
             name: Site(("policy", "backbones", name), *pair) for name, pair in loaded.backbones.items()
         },
+        necks={name: Site(("policy", "necks", name), *pair) for name, pair in loaded.necks.items()},
         head=Site(("policy", "head"), *loaded.head),
     )
     found = check_execute(loaded, len(data.windows.actions))

@@ -41,6 +41,7 @@ class LoadedRecipe:
     transforms: list[Pair] = field(default_factory=list)
     backbones: dict[str, Pair] = field(default_factory=dict)
     """Empty for a hand-written policy."""
+    necks: dict[str, Pair] = field(default_factory=dict)
     head: Pair | None = None
     """None for a hand-written policy."""
 
@@ -56,6 +57,7 @@ class LoadedRecipe:
         value["transforms"] = [_dump(pair) for pair in self.transforms]
         if self.head is not None:
             value["policy"]["backbones"] = {name: _dump(pair) for name, pair in self.backbones.items()}
+            value["policy"]["necks"] = {name: _dump(pair) for name, pair in self.necks.items()}
             value["policy"]["head"] = _dump(self.head)
         return value
 
@@ -109,9 +111,8 @@ def load_recipe(
         recipe,
         collator=parts[("collator",)],
         transforms=[parts[("transforms", position)] for position in range(len(recipe.transforms))],
-        backbones={
-            str(path[-1]): pair for path, pair in parts.items() if path[:2] == ("policy", "backbones")
-        },
+        backbones=_named(parts, "backbones"),
+        necks=_named(parts, "necks"),
         head=parts.get(("policy", "head")),
     )
 
@@ -127,6 +128,10 @@ def open_document(source: Source, overrides: Sequence[str] | Mapping[str, Any] =
     if isinstance(overrides, Mapping):
         return override.apply_mapping(document, overrides)
     return override.apply(document, overrides)
+
+
+def _named(parts: Mapping[KeyPath, Pair], kind: str) -> dict[str, Pair]:
+    return {str(path[-1]): pair for path, pair in parts.items() if path[:2] == ("policy", kind)}
 
 
 def _dump(pair: Pair) -> dict[str, Any]:

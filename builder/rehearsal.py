@@ -19,11 +19,12 @@ from ..schemas.specs import Kind, Spec
 from .assembly import Summary, content
 from .plan import DataPlan, PolicyPlan
 from .policy import RecipeConfig, RecipePolicy
+from .policy.composed import ROBOTS, padding
 from .policy.dynamic import refusal
 from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
 from .unused import unused
-from .wiring import Site
+from .wiring import Site, Wiring
 
 _SIZES = {"B": 2, "L": 5}
 
@@ -45,6 +46,7 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
         *unmatched(loaded, policy, loaded.resolved()["policy"]["freeze"]),
     ]
     parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
+    parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
     parts["head"] = policy.head
     count = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
     total = sum(p.numel() for p in policy.parameters())
@@ -144,14 +146,14 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
             shapes = {key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)}
             _compare(site, wiring.into(index + 1), shapes)
         for name, site in parts.backbones.items():
-            found = policy.encode(name, batch)
-            features |= found
-            expected = {key: spec for key, spec in wiring.features.items() if key in found}
-            _compare(site, expected, {key: feature.values.shape for key, feature in found.items()})
-            _compare_masks(found)
+            features |= _published(site, wiring, policy.encode(name, batch))
+        for name in wiring.necks:
+            site = parts.necks[name]
+            features |= _published(site, wiring, policy.pass_on(name, features))
         site = parts.head
         ordered = {key: features[key] for key in wiring.features}
-        losses = policy.head.loss(ordered, batch["action"], batch["action_is_pad"])
+        ordered |= {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        losses = policy.head.loss(ordered, batch["action"], padding(batch))
         if "loss" not in losses or any(value.ndim for value in losses.values()):
             raise SpecError('gives no scalar "loss"', label="a defect of this part")
         _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})
@@ -160,6 +162,15 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
         raise RecipeError([_defect(loaded, site.path, site, what, error)]) from error
     loss: torch.Tensor = losses["loss"]
     return loss
+
+
+def _published(site: Site, wiring: Wiring, found: dict[str, Feature]) -> dict[str, Feature]:
+    """The features of one part, held against what it published."""
+    read = [wiring.features, *wiring.necks.values()]
+    expected = {key: spec for specs in read for key, spec in specs.items() if key in found}
+    _compare(site, expected, {key: feature.values.shape for key, feature in found.items()})
+    _compare_masks(found)
+    return found
 
 
 def _compare(site: Site, published: Mapping[str, Spec], given: Mapping[str, torch.Size]) -> None:
@@ -176,9 +187,10 @@ def _compare(site: Site, published: Mapping[str, Spec], given: Mapping[str, torc
 
 def _compare_masks(features: Mapping[str, Feature]) -> None:
     for key, feature in features.items():
-        if feature.mask is not None and feature.mask.shape != feature.values.shape[:2]:
+        shape = tuple(feature.values.shape)
+        if feature.mask is not None and tuple(feature.mask.shape) != (shape[0], shape[-2]):
             raise SpecError(
-                f"`{key}` is {tuple(feature.values.shape)}, but its mask is {tuple(feature.mask.shape)}",
+                f"`{key}` is {shape}, but its mask is {tuple(feature.mask.shape)}",
                 label="a defect of this part",
             )
 
@@ -199,6 +211,8 @@ def _blank(key: str, spec: Spec) -> dict[str, Any]:
     if spec.kind is Kind.TOKEN_IDS:
         ids = torch.zeros(shape, dtype=torch.int64, device="meta")
         return {key: ids, key.removesuffix("input_ids") + "attention_mask": torch.ones_like(ids)}
+    if spec.kind is Kind.EMBODIMENT:
+        return {key: torch.zeros(shape, dtype=torch.int64, device="meta")}
     dtype = torch.uint8 if spec.kind is Kind.IMAGE else torch.float32
     value = torch.zeros(shape, dtype=dtype, device="meta")
     if spec.kind is Kind.ACTION:

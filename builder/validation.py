@@ -29,9 +29,10 @@ def part_sites(value: Mapping[str, Any]) -> Iterator[tuple[str, KeyPath, dict[st
     """Kind, path and raw options of every part of a raw recipe; skips what is no mapping."""
     policy = value.get("policy")
     if isinstance(policy, dict) and policy.get("type", "composed") == "composed":
-        backbones = policy.get("backbones")
-        for name, raw in backbones.items() if isinstance(backbones, dict) else ():
-            yield from _site("backbones", ("policy", "backbones", name), raw)
+        for kind in ("backbones", "necks"):
+            parts = policy.get(kind)
+            for name, raw in parts.items() if isinstance(parts, dict) else ():
+                yield from _site(kind, ("policy", kind, name), raw)
         yield from _site("heads", ("policy", "head"), policy.get("head"))
     transforms = value.get("transforms")
     for position, raw in enumerate(transforms if isinstance(transforms, list) else ()):

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from ..components.base import ActionHead, Backbone, Facts, Part
-from ..components.registry import BACKBONES, COLLATORS, HEADS, TRANSFORMS
+from ..components.base import ActionHead, Backbone, Facts, Neck, Part
+from ..components.features import named
+from ..components.registry import BACKBONES, COLLATORS, HEADS, NECKS, TRANSFORMS
 from ..schemas.diagnostics import ErrorCode
 from ..schemas.document import KeyPath, dotted
 from ..schemas.errors import PolicysmithError, RegistryError, SpecError, WeightsError
 from ..schemas.part import BackboneConfig, HeadConfig, PartConfig
-from ..schemas.specs import Spec, Specs
+from ..schemas.specs import Kind, Spec, Specs
 
 LOCATIONS = ("pretrained", "tokenizer")
 """Options of any part that name a model on the hub, a file or a directory; relative ones start at the recipe."""
@@ -57,15 +58,22 @@ class Site:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts a recipe names. Backbones are in the order of their names, because `config.json` sorts its keys."""
+    """The parts a recipe names. Backbones and necks are in the order of their names: `config.json` sorts its keys."""
 
     collator: Site
     transforms: Sequence[Site]
     backbones: Mapping[str, Site]
+    necks: Mapping[str, Site]
     head: Site
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "backbones", dict(sorted(self.backbones.items())))
+        for kind in ("backbones", "necks"):
+            object.__setattr__(self, kind, dict(sorted(getattr(self, kind).items())))
+
+    @property
+    def sources(self) -> dict[str, Site]:
+        """Backbones and necks, which publish features, by name."""
+        return {**self.backbones, **self.necks}
 
     @classmethod
     def from_resolved(cls, recipe: Mapping[str, Any]) -> Parts:
@@ -85,6 +93,7 @@ class Parts:
             site(COLLATORS, ("collator",), recipe["collator"]),
             [site(TRANSFORMS, ("transforms", i), raw) for i, raw in enumerate(recipe["transforms"])],
             {n: site(BACKBONES, ("policy", "backbones", n), raw) for n, raw in policy["backbones"].items()},
+            {n: site(NECKS, ("policy", "necks", n), raw) for n, raw in policy["necks"].items()},
             site(HEADS, ("policy", "head"), policy["head"]),
         )
 
@@ -92,6 +101,7 @@ class Parts:
         yield self.collator
         yield from self.transforms
         yield from self.backbones.values()
+        yield from self.necks.values()
         yield self.head
 
 
@@ -125,10 +135,14 @@ class Wiring:
     """The same after each transform."""
     reads: Mapping[str, Specs]
     """By backbone, what it reads."""
+    necks: Mapping[str, Specs]
+    """By neck, the features it reads; in an order in which all are there when they are read."""
     outputs: Mapping[str, Sequence[str]]
-    """By backbone, the outputs the head asks of it."""
+    """By backbone and neck, the outputs that are asked of it."""
     features: Specs
     """What the head reads, by `<backbone>.<output>`."""
+    given: Specs
+    """What the head knows besides: the size of the actions, and of the embodiments where there are several."""
     action: Spec
     """What the head gives."""
     facts: Mapping[str, Facts] = field(default_factory=dict)
@@ -182,24 +196,23 @@ def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wirin
         except PolicysmithError as error:
             problems.append(_problem(site, error, stages, code))
 
+    _check_names(parts, problems)
+    necks = _wire_necks(parts, published, facts, problems)
     features = _head_inputs(parts, published, problems)
     if problems:
         raise WiringError(problems)
+    given = {key: spec for key, spec in current.items() if spec.kind in (Kind.ACTION, Kind.EMBODIMENT)}
     try:
-        inputs = {**features, "action": current["action"]}
-        action = parts.head.part.specs(parts.head.config, inputs, facts.get(parts.head.key, {}))["action"]
+        head_facts = facts.get(parts.head.key, {})
+        action = parts.head.part.specs(parts.head.config, {**features, **given}, head_facts)["action"]
     except PolicysmithError as error:
-        also = [
-            (parts.backbones[key.split(".")[0]].path, f"{key} is {spec}{_because(spec)}")
-            for key, spec in features.items()
-        ]
+        also = _origins(parts, features)
         problem = Problem(parts.head.path, _as_spec_error(error), also, "E021 dim-mismatch")
         raise WiringError([problem]) from error
-    asked = {
-        name: [key.split(".")[1] for key in features if key.split(".")[0] == name] for name in parts.backbones
-    }
+    read = dict.fromkeys(key for specs in (*necks.values(), features) for key in specs)
+    asked = {name: [key.split(".")[1] for key in read if key.split(".")[0] == name] for name in parts.sources}
     collated, *after = [stage.specs for stage in stages[1:]]
-    return Wiring(observations, collated, after, reads, asked, features, action, facts)
+    return Wiring(observations, collated, after, reads, necks, asked, features, given, action, facts)
 
 
 @dataclass(frozen=True)
@@ -225,50 +238,130 @@ def wire_samples(sites: Sequence[Site], observations: Specs, facts: Mapping[str,
     return stages
 
 
+def _check_names(parts: Parts, problems: list[Problem]) -> None:
+    for name, site in parts.necks.items():
+        if name in parts.backbones:
+            label, help = "the name of a backbone", "rename one of the two"
+            error = SpecError(f"a backbone is called `{name}` too", label=label, help=help)
+            problems.append(Problem(site.path, error))
+
+
+def _wire_necks(
+    parts: Parts, published: dict[str, Specs], facts: Mapping[str, Facts], problems: list[Problem]
+) -> dict[str, Specs]:
+    """What each neck reads, each after those it reads from; adds what they publish to `published`."""
+    necks: dict[str, Specs] = {}
+    waiting = {
+        name: {entry.partition(".")[0] for _, entry, _ in _entries(site)}
+        for name, site in parts.necks.items()
+    }
+    while waiting:
+        name = next((name for name, sources in waiting.items() if not sources & waiting.keys()), None)
+        if name is None:
+            for name in waiting:
+                error = SpecError(
+                    f"neck `{name}` reads from itself, through {' and '.join(waiting)}", field="reads"
+                )
+                problems.append(Problem(parts.necks[name].path, error))
+            break
+        sources, site = waiting.pop(name), parts.necks[name]
+        before = len(problems)
+        features = _resolve(parts, site, _entries(site), published, problems)
+        if len(problems) > before or not sources <= published.keys():
+            continue
+        try:
+            published[name] = site.part.specs(site.config, features, facts.get(site.key, {}))
+            necks[name] = features
+        except PolicysmithError as error:
+            also = _origins(parts, features)
+            problems.append(Problem(site.path, _as_spec_error(error), also, "E021 dim-mismatch"))
+    return necks
+
+
+def _entries(site: Site) -> list[tuple[str, str, tuple[Kind, ...]]]:
+    """The features that a neck's options name: the option, the name, and the kinds it accepts there."""
+    neck = cast(type[Neck], site.part)
+    return [
+        (f"{role}.{position}", entry, kinds)
+        for role, kinds in neck.roles.items()
+        for position, entry in enumerate(getattr(site.config, role) or ())
+    ]
+
+
 def _head_inputs(parts: Parts, published: Mapping[str, Specs], problems: list[Problem]) -> dict[str, Spec]:
-    """What the head reads. `published` lacks the backbones that do not fit themselves; nothing is said of these."""
+    """What the head reads. `published` lacks the sources that do not fit themselves; nothing is said of these."""
     head = cast(type[ActionHead], parts.head.part)
     config = cast(HeadConfig, parts.head.config)
-    features: dict[str, Spec] = {}
-    read = set()
-    for position, entry in enumerate(config.reads if config.reads is not None else parts.backbones):
-        where = f"reads.{position}" if config.reads is not None else None
-        name, _, output = entry.partition(".")
-        if name not in parts.backbones:
-            near = difflib.get_close_matches(name, parts.backbones, n=1)
-            help = f"did you mean `{near[0]}`?" if near else f"backbones are: {', '.join(parts.backbones)}"
-            message = f"`{config.type}` reads `{entry}`, but no backbone is called `{name}`"
-            error = SpecError(message, field=where, label="no such backbone", help=help)
-            problems.append(Problem(parts.head.path, error, code="E022 missing-input"))
-            continue
-        read.add(name)
-        if name not in published:
-            continue
-        offered = published[name]
-        wanted = output or next((o for o in head.accepts if o in offered), "")
-        key = f"{name}.{wanted}"
-        if wanted not in offered or wanted not in head.accepts:
-            message = f"head `{config.type}` reads {' or '.join(head.accepts)}, "
-            message += f"but backbone `{name}` publishes {' and '.join(offered)}"
-            if output in offered:
-                message = f"head `{config.type}` cannot read `{output}`; it reads {' or '.join(head.accepts)}"
-            error = SpecError(message, field=where, label=f"`{entry}` does not fit")
-            also = [(parts.backbones[name].path, f"publishes {' and '.join(offered)}")]
-            problems.append(Problem(parts.head.path, error, also, "E022 missing-input"))
-        elif key in features:
-            error = SpecError(f"`{config.type}` reads `{key}` twice", field=where, label="again")
-            problems.append(Problem(parts.head.path, error))
-        else:
-            features[key] = offered[wanted]
-    for name, site in parts.backbones.items():
+    kinds = head.kinds(config)
+    passed_on = {entry.partition(".")[0] for site in parts.necks.values() for _, entry, _ in _entries(site)}
+    if config.reads is None:
+        wanted = [("", name, kinds) for name in sorted(parts.sources) if name not in passed_on]
+    else:
+        wanted = [(f"reads.{position}", entry, kinds) for position, entry in enumerate(config.reads)]
+    features = _resolve(parts, parts.head, wanted, published, problems)
+    read = passed_on | {entry.partition(".")[0] for _, entry, _ in wanted}
+    for name, site in parts.sources.items():
         if name not in read:
+            noun = "backbone" if name in parts.backbones else "neck"
             error = SpecError(
-                f"nothing reads backbone `{name}`",
+                f"nothing reads {noun} `{name}`",
                 label="computed for nothing",
-                help=f"add `{name}` to `policy.head.reads`, or remove the backbone",
+                help=f"add `{name}` to `policy.head.reads`, or remove the {noun}",
             )
             problems.append(Problem(site.path, error))
     return features
+
+
+def _resolve(
+    parts: Parts,
+    reader: Site,
+    entries: Sequence[tuple[str, str, tuple[Kind, ...]]],
+    published: Mapping[str, Specs],
+    problems: list[Problem],
+) -> dict[str, Spec]:
+    """The features that a head or a neck names, each entry with its option and the kinds accepted there."""
+    features: dict[str, Spec] = {}
+    taken: set[tuple[str, str]] = set()
+    kind, noun = reader.config.type, "head" if reader is parts.head else "neck"
+    for where, entry, kinds in entries:
+        field, (name, _, output) = where or None, entry.partition(".")
+        if name not in parts.sources:
+            near = difflib.get_close_matches(name, parts.sources, n=1)
+            nouns = "backbones are" if not parts.necks else "backbones and necks are"
+            help = f"did you mean `{near[0]}`?" if near else f"{nouns}: {', '.join(parts.sources)}"
+            thing = "backbone" if not parts.necks else "backbone or neck"
+            message = f"`{kind}` reads `{entry}`, but no {thing} is called `{name}`"
+            error = SpecError(message, field=field, label=f"no such {thing}", help=help)
+            problems.append(Problem(reader.path, error, code="E022 missing-input"))
+            continue
+        if name not in published:
+            continue
+        offered = published[name]
+        source = "backbone" if name in parts.backbones else "neck"
+        key = named(entry, {f"{name}.{o}": spec for o, spec in offered.items()}, kinds)
+        if key is None or offered[key.split(".")[1]].kind not in kinds:
+            message = f"{noun} `{kind}` reads {' or '.join(kinds)}, "
+            message += f"but {source} `{name}` publishes {' and '.join(offered)}"
+            if output in offered:
+                message = f"{noun} `{kind}` cannot read `{output}`; it reads {' or '.join(kinds)}"
+            error = SpecError(message, field=field, label=f"`{entry}` does not fit")
+            also = [(parts.sources[name].path, f"publishes {' and '.join(offered)}")]
+            problems.append(Problem(reader.path, error, also, "E022 missing-input"))
+        elif (role := (where.partition(".")[0], key)) in taken:
+            error = SpecError(f"`{kind}` reads `{key}` twice", field=field, label="again")
+            problems.append(Problem(reader.path, error))
+        else:
+            taken.add(role)
+            features[key] = offered[key.split(".")[1]]
+    return features
+
+
+def _origins(parts: Parts, features: Specs) -> list[tuple[KeyPath, str]]:
+    """The parts that publish some features, with what they publish."""
+    return [
+        (parts.sources[key.split(".")[0]].path, f"{key} is {spec}{_because(spec)}")
+        for key, spec in features.items()
+    ]
 
 
 def _problem(site: Site, error: PolicysmithError, stages: Sequence[Stage], code: ErrorCode) -> Problem:

@@ -1,4 +1,4 @@
-"""The contracts of the four kinds of parts.
+"""The contracts of the kinds of parts.
 
 A part is one class with a nested pydantic `Config`, in a file named like its `type`. Its life:
 
@@ -14,34 +14,62 @@ Options called `pretrained` or `tokenizer` may name files relative to the recipe
 them spelled out. Weights that modules of a part share are declared, `_tied_weights_keys = {"target": "source"}`.
 
 Batches use LeRobot's flat keys: `observation.images.<camera>` (B, T, 3, H, W), `observation.state` (B, T, S),
-`task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). No part changes a batch it was given.
+`task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). Where robots differ, `embodiment` (B,) numbers them
+and `action_dim_is_pad` (B, A) marks the dimensions that a robot does not have. No part changes a batch it was given.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..schemas.errors import SpecError
-from ..schemas.part import BackboneConfig, HeadConfig, PartConfig
+from ..schemas.part import BackboneConfig, HeadConfig, NeckConfig, NetworkConfig, PartConfig
 from ..schemas.specs import Kind, Spec, Specs
 
 Batch = Mapping[str, Any]
 Facts = Mapping[str, Any]
+Context = dict[str, Tensor]
+Chunks = tuple[Tensor, Tensor]
+"""Actions (N, H, A) as the head gets them, and is_pad (N, H, A)."""
+
+
+class Decoder(Protocol):
+    """A causal language model that goes on where a backbone stopped reading."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (B, M) as embeddings (B, M, D)."""
+        ...
+
+    def extend(self, past: Feature, embeddings: Tensor) -> tuple[Tensor, Feature]:
+        """Hidden states (B, M, D) of embeddings that follow `past`, its key_values feature, and the longer past.
+
+        Each attends to all valid tokens of the past, to those before it and to itself.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores (B, M, vocabulary) of the tokens that follow."""
+        ...
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What a backbone publishes: pooled values (B, D), or tokens (B, N, D) with a mask (B, N), True where valid."""
+    """What a backbone or a neck publishes, shaped as its Kind says, with a mask (B, N) of the tokens, True where valid.
+
+    Key_values also tell `end` (B,), the position that follows the last token, and may hold the `decoder` that made them.
+    """
 
     values: Tensor
     mask: Tensor | None = None
+    end: Tensor | None = None
+    decoder: Decoder | None = None
 
 
 class Part(ABC):
@@ -66,7 +94,7 @@ class Part(ABC):
 
 
 class Backbone(nn.Module, Part):
-    """Encodes observations. Publishes `pooled` (B, D), `tokens` (B, N, D) or both."""
+    """Encodes observations. Publishes `pooled` (B, D), `tokens` (B, N, D), or other outputs of the kinds in FEATURES."""
 
     Config: ClassVar[type[BackboneConfig]]
     kind: ClassVar[Kind]
@@ -110,25 +138,83 @@ class Backbone(nn.Module, Part):
         """Fill the weights that the config names; nothing by default. Raises WeightsError."""
 
 
-class ActionHead(nn.Module, Part):
-    """Predicts action chunks from features, in normalised units."""
+class Neck(nn.Module, Part):
+    """Turns features into other features: pools, resamples, mixes or modulates them. Publishes like a backbone.
 
-    Config: ClassVar[type[HeadConfig]]
-    accepts: ClassVar[tuple[str, ...]]
-    """Outputs of a backbone that it can read, best first: `pooled`, `tokens`."""
+    Options that name features are listed in `roles`; `components.features.select` finds these among the inputs.
+    """
+
+    Config: ClassVar[type[NeckConfig]]
+    roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"reads": (Kind.TOKENS, Kind.POOLED)}
+    """By option that names features: the kinds it accepts, best first."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """`inputs` holds the features by name (`vision.tokens`) and `action` (B, H, A)."""
+        """`inputs` holds all features that it reads, by name (`vision.tokens`)."""
         super().__init__()
         self.config = config
 
     @abstractmethod
+    def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
+        """The named outputs, and only those."""
+
+
+class ActionHead(nn.Module, Part):
+    """Predicts action chunks from features, in normalised units."""
+
+    Config: ClassVar[type[HeadConfig]]
+    accepts: ClassVar[tuple[Kind, ...]]
+    """Kinds of features that it can read, best first."""
+
+    def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
+        """`inputs` holds the features by name (`vision.tokens`), `action` (B, H, A), and `embodiment` where there is one."""
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def kinds(cls, config: Any) -> tuple[Kind, ...]:
+        """Kinds of features that it can read as configured, best first."""
+        return cls.accepts
+
+    @classmethod
+    def fit(cls, config: Any, inputs: Specs, facts: Facts, chunks: Callable[[], Chunks]) -> dict[str, Any]:
+        """More facts, learned from the training chunks, such as a vocabulary; nothing by default."""
+        return {}
+
+    @abstractmethod
     def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`{"loss": scalar, "<term>": scalar, ...}` for actions (B, H, A); steps where is_pad (B, H) do not count."""
+        """`{"loss": scalar, "<term>": scalar, ...}` for actions (B, H, A); values where is_pad (B, H, A) do not count.
+
+        Padded are steps after the end of an episode, and dimensions that a robot does not have. `features` also holds
+        `embodiment` (B,) and `action_dim_is_pad` (B, A) where the batch does.
+        """
 
     @abstractmethod
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """An action chunk (B, H, A)."""
+
+
+class Network(nn.Module, Part):
+    """The network of a head that denoises: predicts, at every step of a noisy chunk, what an objective asks for.
+
+    A head names it in the recipe, `network: {type: dit}`, and asks for `accepts` of it in place of its own.
+    """
+
+    Config: ClassVar[type[NetworkConfig]]
+    accepts: ClassVar[tuple[Kind, ...]]
+    """Kinds of features that it can read, best first."""
+
+    def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
+        """`inputs` are those of the head; `facts["time"]` is `unit` for times in [0, 1], `steps` for 0, 1, 2, ..."""
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def encode(self, features: Mapping[str, Feature]) -> Context:
+        """What depends on the features alone, computed once for all times; every tensor begins with B."""
+
+    @abstractmethod
+    def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
+        """Prediction (B, H, A), float32, at chunk (B, H, A) and time (B,), float32; steps where is_pad (B, H) are hidden."""
 
 
 class Transform(nn.Module, Part):
@@ -139,13 +225,28 @@ class Transform(nn.Module, Part):
     """
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """`facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}`."""
+        """`facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the dataset,
+        `facts["measured"]` the same of the keys in `measures` whose values earlier transforms change.
+        """
         super().__init__()
         self.config = config
 
+    @classmethod
+    def needs(cls, config: Any, inputs: Specs) -> Collection[str]:
+        """Observations that it cannot do without, whether a backbone reads them or not; by default none."""
+        return ()
+
+    @classmethod
+    def measures(cls, config: Any, inputs: Specs) -> Collection[str]:
+        """Keys whose statistics it reads; by default none."""
+        return ()
+
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch; keys that are absent (actions, at deployment) are passed over."""
+        """A new batch; keys that are absent (actions, at deployment) are passed over.
+
+        It may add `action_*` keys, such as what `inverse` must know.
+        """
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
         """Undo what `forward` did to `action` (and to the state, where it can be undone)."""

@@ -57,15 +57,25 @@ def frames(cameras: Specs) -> int:
     return count
 
 
-def image_features(cameras: Specs, tokens: int, width: int, pooled: int | None = None) -> dict[str, Spec]:
-    """Specs of `pooled` and `tokens` for `tokens` tokens of `width` (and `pooled` values) a frame."""
+def image_features(
+    cameras: Specs, tokens: int, width: int, pooled: int | None = None, grid: tuple[int, int] | None = None
+) -> dict[str, Spec]:
+    """Specs of `pooled` and `tokens` for `tokens` tokens of `width` (and `pooled` values) a frame.
+
+    `grid` is the height and width of the feature map whose places the tokens are, where they are.
+    """
     count, pooled = frames(cameras), pooled or width
     names = ", ".join(key.rpartition(".")[2] for key in cameras)
     steps = count // len(cameras)
     why = f"camera{'s' if len(cameras) > 1 else ''} {names} x {steps} step{'s' if steps > 1 else ''}"
     return {
         "pooled": Spec(Kind.POOLED, ("B", count * pooled), f"{why} x {pooled}"),
-        "tokens": Spec(Kind.TOKENS, ("B", count * tokens, width), f"{why} x {tokens} tokens"),
+        "tokens": Spec(
+            Kind.TOKENS,
+            ("B", count * tokens, width),
+            f"{why} x {tokens} tokens",
+            grid=None if grid is None else (count, *grid),
+        ),
     }
 
 

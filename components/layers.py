@@ -67,3 +67,18 @@ def sinusoids(times: Tensor, width: int, scale: float = 1000.0, longest: float =
     steps = torch.arange(half, device=times.device, dtype=torch.float32)
     angles = scale * times.float()[:, None] * torch.exp(-math.log(longest) / half * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def zero(layer: nn.Linear) -> nn.Linear:
+    """The layer, with weight and bias zero: what a branch that is added starts from."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def joined_mask(*parts: tuple[Tensor, Tensor | None]) -> Tensor | None:
+    """Mask (B, N) of several sequences of tokens, each with its own, end to end; None stands for all valid."""
+    if all(mask is None for _, mask in parts):
+        return None
+    masks = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if m is None else m for tokens, m in parts]
+    return torch.cat(masks, dim=1)

@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 
 from ..schemas.errors import RegistryError
 from ..schemas.part import PartConfig
-from .base import ActionHead, Backbone, Collator, Part, Transform
+from .base import ActionHead, Backbone, Collator, Neck, Network, Part, Transform
 
 P = TypeVar("P", bound=Part)
 Registered = TypeVar("Registered", bound=type[Part])
@@ -134,7 +134,11 @@ def _owner(point: EntryPoint) -> str:
 
 
 BACKBONES = Registry("backbones", Backbone)  # type: ignore[type-abstract]
+NECKS = Registry("necks", Neck)  # type: ignore[type-abstract]
 HEADS = Registry("heads", ActionHead)  # type: ignore[type-abstract]
+NETWORKS = Registry("networks", Network)  # type: ignore[type-abstract]
 TRANSFORMS = Registry("transforms", Transform)  # type: ignore[type-abstract]
 COLLATORS = Registry("collators", Collator)  # type: ignore[type-abstract]
-REGISTRIES: dict[str, Registry[typing.Any]] = {r.kind: r for r in (BACKBONES, HEADS, TRANSFORMS, COLLATORS)}
+REGISTRIES: dict[str, Registry[typing.Any]] = {
+    r.kind: r for r in (BACKBONES, NECKS, HEADS, NETWORKS, TRANSFORMS, COLLATORS)
+}

@@ -36,8 +36,9 @@ def check(document: Document, *, allow_imports: bool = False) -> list[Diagnostic
 
 
 def check_against(document: Document, path: KeyPath, schema: Mapping[str, Any]) -> list[Diagnostic]:
-    """Every finding of one schema about the value at `path`, sorted by position."""
-    return in_order(list(_Checker(document, SchemaTree(schema), path).findings()))
+    """Every finding of one schema about the value at `path`, sorted by position. It may refer to parts that ship."""
+    whole = {**schema, "$defs": shipped_schema()["$defs"]}
+    return in_order(list(_Checker(document, SchemaTree(whole), path).findings()))
 
 
 def _value(document: Document, path: KeyPath) -> Any:

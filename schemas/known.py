@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-KINDS = {"backbones": "backbone", "heads": "head", "transforms": "transform", "collators": "collator"}
+KINDS = {
+    "backbones": "backbone",
+    "necks": "neck",
+    "heads": "head",
+    "networks": "network",
+    "transforms": "transform",
+    "collators": "collator",
+}
 """Every kind of part, and what one of them is called."""
 
 _COMPONENTS = Path(__file__).parent.parent / "components"

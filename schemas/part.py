@@ -26,8 +26,19 @@ class BackboneConfig(PartConfig):
     """Observation keys to read, such as `observation.images.wrist`; by default every one of the right kind."""
 
 
+class NeckConfig(PartConfig):
+    """Options that every neck has."""
+
+    reads: list[str] = Field(min_length=1)
+    """Backbones or other necks to read, as `vision` or `vision.tokens`."""
+
+
+class NetworkConfig(PartConfig):
+    """Options of a network inside a head."""
+
+
 class HeadConfig(PartConfig):
     """Options that every action head has."""
 
     reads: list[str] | None = Field(default=None, min_length=1)
-    """Backbones to read, as `vision` or `vision.tokens`; by default all of them."""
+    """Backbones and necks to read, as `vision` or `vision.tokens`; by default all that no neck reads."""

@@ -17,6 +17,7 @@ def _distinct(items: list[Any]) -> list[Any]:
 
 RawPart = dict[str, Any]
 RawBackbone = Annotated[RawPart, Field(json_schema_extra={"x-part": "backbones"})]
+RawNeck = Annotated[RawPart, Field(json_schema_extra={"x-part": "necks"})]
 RawHead = Annotated[RawPart, Field(json_schema_extra={"x-part": "heads"})]
 RawTransform = Annotated[RawPart, Field(json_schema_extra={"x-part": "transforms"})]
 RawCollator = Annotated[RawPart, Field(json_schema_extra={"x-part": "collators"})]
@@ -52,6 +53,8 @@ class ComposedPolicySection(Section):
     """`composed`, or the name of a registered hand-written policy."""
     backbones: dict[Name, RawBackbone] = Field(min_length=1)
     """Encoders of the observations, by names of your choice."""
+    necks: dict[Name, RawNeck] = Field(default_factory=dict)
+    """What turns features into other features on their way to the head, by names of your choice."""
     head: RawHead
     """The action head."""
     freeze: list[str] = Field(default_factory=list)

@@ -23,8 +23,15 @@ class Kind(StrEnum):
     TEXT = "text"  # B strings
     TOKEN_IDS = "token_ids"  # (B, L) int64, with `<key minus .input_ids>.attention_mask` beside it
     ACTION = "action"  # (B, H, A)
+    EMBODIMENT = "embodiment"  # (B,) int64, the robot's number among those of the data
     TOKENS = "tokens"  # (B, N, D)
     POOLED = "pooled"  # (B, D)
+    LAYERS = "layers"  # (B, L, N, D), the hidden states of L layers
+    KEY_VALUES = "key_values"  # (B, L, 2, G, N, E), keys and values of L layers, G heads of size E
+
+
+FEATURES = (Kind.TOKENS, Kind.POOLED, Kind.LAYERS, Kind.KEY_VALUES)
+"""Kinds that backbones and necks publish."""
 
 
 class Range(StrEnum):
@@ -33,14 +40,16 @@ class Range(StrEnum):
     BYTES = "bytes"  # 0 to 255, uint8
     UNIT = "unit"  # floats in [0, 1]
     NORMALISED = "normalised"  # floats around zero
+    CHANGED = "changed"  # by a transform, so that the statistics of the dataset do not describe them
 
 
 @dataclass(frozen=True)
 class Spec:
     """Kind and dims of one tensor; `why` says where its size comes from, in a phrase.
 
-    `vocab` is the number of different token ids (TOKEN_IDS only; None where it is not known). `range` is None where
-    nothing is known of the values, such as a robot's own units.
+    `vocab` is the number of different token ids, or of robots (None where it is not known). `range` is None where
+    nothing is known of the values, such as a robot's own units. `grid` tells that tokens are the places of feature
+    maps: F frames of h x w places, row by row (N = F * h * w). `rope` is the base of the rotary embedding in keys.
     """
 
     kind: Kind
@@ -48,6 +57,8 @@ class Spec:
     why: str = ""
     vocab: int | None = None
     range: Range | None = None
+    grid: tuple[int, int, int] | None = None
+    rope: float | None = None
 
     @property
     def width(self) -> int:
@@ -61,17 +72,23 @@ class Spec:
         return f"{self.kind} ({', '.join(str(dim) for dim in self.dims)})"
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "dims": list(self.dims)}
+        return {
+            **asdict(self),
+            "dims": list(self.dims),
+            "grid": None if self.grid is None else list(self.grid),
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
-        held = value.get("range")
+        held, grid = value.get("range"), value.get("grid")
         return cls(
             Kind(value["kind"]),
             tuple(value["dims"]),
             value.get("why", ""),
             value.get("vocab"),
             None if held is None else Range(held),
+            None if grid is None else tuple(grid),
+            value.get("rope"),
         )
 
 

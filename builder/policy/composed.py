@@ -27,6 +27,8 @@ from .observations import Observed
 MODEL_TYPE = "policysmith_policy"
 CONTENT = ("recipe", "specs", "facts", "statistics", "provenance")
 """Fields of the config."""
+ROBOTS = ("embodiment", "action_dim_is_pad")
+"""Keys of a batch that tell robots apart; heads get them beside their features."""
 _SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
 
 try:
@@ -101,9 +103,11 @@ class RecipePolicy(BasePolicyModel):
         self.backbones = nn.ModuleDict(
             {name: self._make(site, self._wiring.reads[name]) for name, site in self._parts.backbones.items()}
         )
-        action = self._wiring.into(len(self.transforms))["action"]
+        self.necks = nn.ModuleDict(
+            {name: self._make(self._parts.necks[name], inputs) for name, inputs in self._wiring.necks.items()}
+        )
         self.head = cast(
-            ActionHead, self._make(self._parts.head, {**self._wiring.features, "action": action})
+            ActionHead, self._make(self._parts.head, {**self._wiring.features, **self._wiring.given})
         )
         self.frozen = freeze(self, recipe["policy"]["freeze"])
 
@@ -175,7 +179,7 @@ class RecipePolicy(BasePolicyModel):
         output: dict[str, Tensor] = {}
         if "action" in transformed:
             actions = transformed["action"]
-            output |= self.head.loss(features, actions, transformed["action_is_pad"])
+            output |= self.head.loss(features, actions, padding(transformed))
         if not self.training:
             output["prediction"] = self._actions(features, transformed, None)
         return output
@@ -204,14 +208,17 @@ class RecipePolicy(BasePolicyModel):
         return current
 
     def features(self, batch: Batch) -> dict[str, Feature]:
-        """What the head reads, by `<backbone>.<output>`."""
+        """What the head reads: features by `<backbone>.<output>` or `<neck>.<output>`, and what the batch says of robots."""
         features: dict[str, Feature] = {}
         for name in self.backbones:
             features |= self.encode(name, batch)
-        return {key: features[key] for key in self._wiring.features}
+        for name in self.necks:
+            features |= self.pass_on(name, features)
+        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        return {**{key: features[key] for key in self._wiring.features}, **robots}
 
     def encode(self, name: str, batch: Batch) -> dict[str, Feature]:
-        """What the head reads of one backbone, by `<backbone>.<output>`."""
+        """What necks and head read of one backbone, by `<backbone>.<output>`."""
         backbone, outputs, dtype = self.backbones[name], self._wiring.outputs[name], self.dtype
         observations = {
             key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -222,6 +229,12 @@ class RecipePolicy(BasePolicyModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             published = backbone(observations, outputs)
         return {f"{name}.{output}": published[output] for output in outputs}
+
+    def pass_on(self, name: str, features: Mapping[str, Feature]) -> dict[str, Feature]:
+        """What one neck makes of the features so far, by `<neck>.<output>`."""
+        read = {key: features[key] for key in self._wiring.necks[name]}
+        made = self.necks[name](read, self._wiring.outputs[name])
+        return {f"{name}.{output}": made[output] for output in self._wiring.outputs[name]}
 
     def _actions(
         self, features: Mapping[str, Feature], batch: Batch, generator: torch.Generator | None
@@ -255,6 +268,13 @@ class RecipePolicy(BasePolicyModel):
         policy.recipe_text = text.read_text() if text.is_file() else None
         policy._assets = assets if assets.is_dir() else None
         return loaded
+
+
+def padding(batch: Batch) -> Tensor:
+    """Which values of the actions do not count (B, H, A): steps after the end, and dimensions a robot does not have."""
+    steps: Tensor = batch["action_is_pad"][..., None]
+    dims = batch.get("action_dim_is_pad")
+    return steps.expand_as(batch["action"]) if dims is None else steps | dims[:, None]
 
 
 def freeze(policy: nn.Module, patterns: list[str]) -> dict[str, int]:

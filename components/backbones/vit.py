@@ -101,7 +101,8 @@ class Vit(Backbone):
                 label=f"does not divide {sizes.hidden_size}",
                 help="choose a `width` that is a multiple of `heads`",
             )
-        return image_features(cameras, (size[0] // patch) * (size[1] // patch), sizes.hidden_size)
+        grid = (size[0] // patch, size[1] // patch)
+        return image_features(cameras, grid[0] * grid[1], sizes.hidden_size, grid=grid)
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:

@@ -1,221 +1,128 @@
-"""Flow matching with a small diffusion transformer."""
+"""Flow matching: a network learns the velocity that carries noise to actions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.distributions import Beta
+from torch import Tensor
 
-from ...schemas.errors import SpecError
-from ...schemas.part import HeadConfig
+from ...schemas.part import HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
-from ..base import ActionHead, Facts, Feature
-from ..features import action_spec, chunk_size, features_of, masked_mean
-from ..layers import Attention, mlp, sinusoids
+from ..base import ActionHead, Context, Facts, Feature
+from ..denoising import build, check, default_network, zero_padded
+from ..features import chunk_size, masked_mean, padded_steps
+from ..nested import nested
+from ..noise_levels import BetaLevels, NoiseLevels
+from ..registry import NETWORKS
 
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0)]
 
 
 class FlowMatching(ActionHead):
-    """Learns the velocity that carries noise to actions (Lipman et al., 2023), and follows it to sample.
+    """Learns the velocity between noise and actions (Lipman et al., 2023), and follows it to sample.
 
-    Time runs from noise at t = 0 to actions at t = 1, as in GR00T (pi0 counts the other way):
+    With the noise level s, which is 1 for noise and 0 for the action:
 
-        x_t = (1 - t) eps + t a        v = a - eps        t = s (1 - u),  u ~ Beta(alpha, beta)
+        x_s = s eps + (1 - s) a        dx/ds = eps - a
 
-    With Beta(1.5, 1) small times, where the action is hardly known, are drawn more often. The network is a
-    transformer over the chunk with AdaLN-zero (Peebles & Xie, 2023). Time, noise and integration are float32.
+    A policy may count time either way. Where `noise_at` is 0 the network is told t = 1 - s and predicts dx/dt = a - eps,
+    as in GR00T; where it is 1, t = s and dx/dt = eps - a, as in pi0. Levels, noise and integration are float32.
     """
 
-    accepts = ("tokens", "pooled")
+    accepts = ()
 
     class Config(HeadConfig):
-        """Flow matching with a small diffusion transformer."""
+        """Flow matching: a network learns the velocity that carries noise to actions."""
 
         type: Literal["flow_matching"]
-        """Predict actions by flow matching, with a diffusion transformer."""
-        width: Count = 256
-        """Size of a token of the transformer."""
-        depth: Count = 4
-        """Layers of the transformer."""
-        heads: Count = 4
-        """Attention heads; they share `width`."""
-        mlp_ratio: Positive = 4.0
-        """Hidden size of the feed-forward layers, in token sizes."""
-        dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-        """Dropout rate in the feed-forward layers."""
-        conditioning: Literal["cross_attention", "in_context"] = "cross_attention"
-        """How actions see features: by attention of their own in every layer, or as tokens of the same sequence."""
-        alpha: Positive = 1.5
-        """First parameter of the Beta distribution of times."""
-        beta: Positive = 1.0
-        """Second parameter of the Beta distribution of times."""
-        scale: float = Field(default=0.999, gt=0.0, le=1.0)
-        """Largest time s that is trained."""
+        """Predict actions by flow matching."""
+        network: Annotated[NetworkConfig, *nested(NETWORKS)] = Field(default_factory=default_network)
+        """The network that predicts the velocity."""
+        noise_at: Literal[0, 1] = 0
+        """Time at which the network is told that it sees pure noise; 0 in GR00T, 1 in pi0."""
+        predicts: Literal["velocity", "action"] = "velocity"
+        """What the network predicts: dx/dt, or the action itself, as in X-VLA."""
+        levels: NoiseLevels = Field(default_factory=lambda: BetaLevels(type="beta"))
+        """Distribution of the noise levels that are trained."""
         repeats: Count = 1
-        """Noises and times drawn for each sample in training; the backbones run only once for all of them."""
+        """Noises and levels drawn for each sample in training; the backbones run only once for all of them."""
+        sampler: Literal["euler", "heun"] = "euler"
+        """How the velocity is integrated; `heun` evaluates it twice a step and errs less."""
         steps: Count = 10
-        """Euler steps when sampling."""
+        """Steps when sampling."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, self._action_dim = chunk_size(inputs)
-        features = features_of(inputs)
-        self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
-        width = config.width
-        self.project = nn.ModuleDict()
-        self.positions = nn.ParameterDict()
-        for key, spec in features.items():
-            name = self._keys[key]
-            self.project[name] = nn.Sequential(nn.LayerNorm(spec.width), nn.Linear(spec.width, width))
-            count = spec.dims[1] if spec.kind is Kind.TOKENS else 1
-            if isinstance(count, int):
-                self.positions[name] = nn.Parameter(torch.randn(1, count, width) * 0.02)
-        self.action_in = nn.Linear(self._action_dim, width)
-        self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.02)
-        self.time = mlp([width, width, width], "silu")
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = _zeros(nn.Linear(width, 2 * width))
-        self.action_out = _zeros(nn.Linear(width, self._action_dim))
+        self.network = build(config.network, inputs, "unit")
+
+    @classmethod
+    def kinds(cls, config: Config) -> tuple[Kind, ...]:
+        """Those of the network."""
+        return NETWORKS.get(config.network.type).accepts
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError where the heads cannot share the width."""
-        features_of(inputs)
-        if config.width % config.heads or config.width % 2:
-            raise SpecError(
-                f"a width of {config.width} cannot be shared by {config.heads} heads",
-                field="width",
-                label=f"not an even multiple of {config.heads}",
-                help="choose an even `width` that is a multiple of `heads`",
-            )
-        return {"action": action_spec(inputs)}
+        """`action` (B, H, A); raises the SpecError of the network."""
+        return check(config.network, inputs, "unit")
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        return cls.Config(type="flow_matching", width=32, depth=2, heads=2, steps=4)
+        network = NETWORKS.get("dit").tiny(directory)
+        return cls.Config(type="flow_matching", network=network, steps=4)
 
     def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """Mean squared error of the velocity over the dimensions of all steps that are no padding."""
-        context, mask = self._context(features)
-        actions = actions.float()
-        if self.config.repeats > 1:
-            repeats = self.config.repeats
-            context = context.repeat_interleave(repeats, 0)
-            mask = None if mask is None else mask.repeat_interleave(repeats, 0)
+        """Mean squared error of the prediction over the values that are no padding."""
+        context = self.network.encode(features)
+        actions = actions.float().masked_fill(is_pad, 0.0)
+        if (repeats := self.config.repeats) > 1:
+            context = {key: value.repeat_interleave(repeats, 0) for key, value in context.items()}
             actions, is_pad = actions.repeat_interleave(repeats, 0), is_pad.repeat_interleave(repeats, 0)
-        actions = actions.masked_fill(is_pad[..., None], 0.0)
-        time, noise = self.draw(actions)
-        at = time[:, None, None]
-        velocity = self.velocity((1.0 - at) * noise + at * actions, time, context, mask, ~is_pad)
-        return {"loss": masked_mean((velocity - (actions - noise)) ** 2, is_pad)}
+        level, noise = self.draw(actions)
+        at = level[:, None, None]
+        noisy = zero_padded(at * noise + (1.0 - at) * actions, features, repeats)
+        predicted = self.network(noisy, self._time(level), context, padded_steps(is_pad))
+        forward = noise - actions if self.config.noise_at == 1 else actions - noise
+        target = forward if self.config.predicts == "velocity" else actions
+        return {"loss": masked_mean((predicted - target) ** 2, is_pad)}
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """Integrate the velocity from noise, drawn by the generator, to an action chunk (B, H, A)."""
-        context, mask = self._context(features)
-        device = context.device if generator is None else generator.device
-        shape = (len(context), self._horizon, self._action_dim)
-        chunk = torch.randn(shape, generator=generator, device=device).to(context.device)
+        """Integrate from noise, drawn by the generator, to an action chunk (B, H, A)."""
+        context = self.network.encode(features)
+        first = next(iter(context.values()))
+        device = first.device if generator is None else generator.device
+        shape = (len(first), self._horizon, self._action_dim)
+        chunk = torch.randn(shape, generator=generator, device=device).to(first.device)
         steps = self.config.steps
         for step in range(steps):
-            time = torch.full((len(chunk),), step / steps, device=chunk.device)
-            chunk = chunk + self.velocity(chunk, time, context, mask) / steps
+            level, size = 1.0 - step / steps, -1.0 / steps
+            slope = self._slope(chunk, level, context, features)
+            if self.config.sampler == "heun" and step < steps - 1:
+                ahead = self._slope(chunk + size * slope, level + size, context, features)
+                slope = (slope + ahead) / 2.0
+            chunk = chunk + size * slope
         return chunk
 
     def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Times (B,) and noise like the actions (B, H, A), in float32."""
-        config, shape = self.config, actions.shape[:1]
-        if actions.device.type == "meta":  # Beta has no kernel there, and values do not matter
-            drawn = torch.rand(shape, device=actions.device)
-        else:
-            alpha = torch.full(shape, config.alpha, device=actions.device)
-            beta = torch.full(shape, config.beta, device=actions.device)
-            drawn = Beta(alpha, beta, validate_args=False).sample()
-        return config.scale * (1.0 - drawn), torch.randn_like(actions, dtype=torch.float32)
+        """Noise levels (B,) and noise like the actions (B, H, A), in float32."""
+        levels = self.config.levels.draw(len(actions), actions.device)
+        return levels, torch.randn_like(actions, dtype=torch.float32)
 
-    def velocity(
-        self, chunk: Tensor, time: Tensor, context: Tensor, mask: Tensor | None, valid: Tensor | None = None
+    def _time(self, level: Tensor) -> Tensor:
+        """The time (B,) that the network is told at a noise level (B,)."""
+        return level if self.config.noise_at == 1 else 1.0 - level
+
+    def _slope(
+        self, chunk: Tensor, level: float, context: Context, features: Mapping[str, Feature]
     ) -> Tensor:
-        """Velocity (B, H, A) in float32 at `chunk` (B, H, A) and `time` (B,), given the context (B, M, D).
-
-        Context where `mask` (B, M), and steps where `valid` (B, H), is False are not attended to.
-        """
-        dtype = self.action_in.weight.dtype
-        tokens = self.action_in(chunk.to(dtype)) + self.action_positions
-        condition = nn.functional.silu(self.time(sinusoids(time, self.config.width).to(dtype)))
-        if valid is not None:
-            valid = torch.cat(
-                [torch.ones_like(valid[:, :1]), valid[:, 1:]], dim=1
-            )  # never nothing to attend to
-        if self.config.conditioning == "in_context":
-            valid = _joined((context, mask), (tokens, valid))
-            tokens = torch.cat([context.to(tokens.dtype), tokens], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens, valid, condition, context, mask)
-        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        out: Tensor = self.action_out(self.norm(tokens[:, -self._horizon :]) * (1.0 + scale) + shift)
-        return out.float()
-
-    def _context(self, features: Mapping[str, Feature]) -> tuple[Tensor, Tensor | None]:
-        """All features as one sequence (B, M, D), with its mask (B, M) unless every token is valid."""
-        dtype = self.action_in.weight.dtype
-        parts = []
-        for key, name in self._keys.items():
-            values = features[key].values
-            tokens = self.project[name]((values if values.ndim == 3 else values[:, None]).to(dtype))
-            tokens = tokens + self.positions[name] if name in self.positions else tokens
-            parts.append((tokens, features[key].mask))
-        return torch.cat([tokens for tokens, _ in parts], dim=1), _joined(*parts)
-
-
-class Block(nn.Module):
-    """A transformer layer whose norms are shifted and scaled, and whose branches are gated, by the time (AdaLN-zero)."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        width, hidden = config.width, round(config.width * config.mlp_ratio)
-        branches = {"attention": Attention(width, config.heads)}
-        if config.conditioning == "cross_attention":
-            branches["cross"] = Attention(width, config.heads)
-        self.branches = nn.ModuleDict(
-            {**branches, "mlp": mlp([width, hidden, width], "gelu", config.dropout)}
-        )
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = _zeros(nn.Linear(width, 3 * len(self.branches) * width))
-
-    def forward(
-        self, tokens: Tensor, valid: Tensor | None, condition: Tensor, context: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """tokens (B, N, D), valid (B, N), condition (B, D), context (B, M, D), mask (B, M) -> (B, N, D)."""
-        changes = iter(self.modulation(condition)[:, None].chunk(3 * len(self.branches), dim=-1))
-        for name, branch in self.branches.items():
-            shift, scale, gate = next(changes), next(changes), next(changes)
-            normal = self.norm(tokens) * (1.0 + scale) + shift
-            if name == "attention":
-                change = branch(normal, normal, valid)
-            else:
-                change = branch(normal, context, mask) if name == "cross" else branch(normal)
-            tokens = tokens + gate * change
-        return tokens
-
-
-def _zeros(layer: nn.Linear) -> nn.Linear:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _joined(*parts: tuple[Tensor, Tensor | None]) -> Tensor | None:
-    """Mask of several sequences of tokens, each with its own, end to end; None stands for all valid."""
-    if all(mask is None for _, mask in parts):
-        return None
-    masks = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if m is None else m for tokens, m in parts]
-    return torch.cat(masks, dim=1)
+        """dx/ds (B, H, A) at a chunk (B, H, A) and a noise level above 0."""
+        levels = torch.full((len(chunk),), level, device=chunk.device)
+        predicted: Tensor = self.network(zero_padded(chunk, features), self._time(levels), context)
+        if self.config.predicts == "action":
+            return (chunk - predicted) / level
+        return predicted if self.config.noise_at == 1 else -predicted

@@ -24,7 +24,7 @@ Width = Annotated[int, Field(ge=1)]
 class MlpHead(ActionHead):
     """Regression: features -> MLP -> (B, H, A). All features are concatenated, in the order they are given."""
 
-    accepts = ("pooled", "tokens")
+    accepts = (Kind.POOLED, Kind.TOKENS)
 
     class Config(HeadConfig):
         """A multi-layer perceptron that predicts the whole action chunk at once."""
@@ -74,7 +74,7 @@ class MlpHead(ActionHead):
         return cls.Config(type="mlp", hidden=[32])
 
     def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """Mean error over the dimensions of all steps that are no padding."""
+        """Mean error over the values that are no padding."""
         predicted, target = self.sample(features).float(), actions.float()
         if self.config.loss == "l1":
             errors = F.l1_loss(predicted, target, reduction="none")

@@ -23,9 +23,13 @@ SPECS = {
     "action": Spec(Kind.ACTION, ("B", HORIZON, ACTION)),
 }
 FEATURES = {
-    "vision.tokens": Spec(Kind.TOKENS, ("B", 6, 10)),
+    "vision.tokens": Spec(Kind.TOKENS, ("B", 6, 10), grid=(1, 2, 3)),
     "state.pooled": Spec(Kind.POOLED, ("B", 7)),
     "action": SPECS["action"],
+}
+OF_MODELS = {
+    "model.layers": Spec(Kind.LAYERS, ("B", 2, 6, 12)),
+    "model.key_values": Spec(Kind.KEY_VALUES, ("B", 2, 2, 1, 6, 8), rope=10_000.0),
 }
 
 
@@ -59,19 +63,35 @@ def _features(size: int = 3, device: str = "cpu", seed: int = 0, dtype: torch.dt
     random = torch.Generator().manual_seed(seed)
     tokens = torch.randn(size, 6, 10, generator=random).to(device, dtype)
     pooled = torch.randn(size, 7, generator=random).to(device, dtype)
+    layers = torch.randn(size, 2, 6, 12, generator=random).to(device, dtype)
+    key_values = torch.randn(size, 2, 2, 1, 6, 8, generator=random).to(device, dtype)
     mask = (torch.arange(6) < torch.arange(3, 3 + size)[:, None]).to(device)
-    return {"vision.tokens": Feature(tokens, mask), "state.pooled": Feature(pooled)}
+    return {
+        "vision.tokens": Feature(tokens, mask),
+        "state.pooled": Feature(pooled),
+        "model.layers": Feature(layers, mask),
+        "model.key_values": Feature(key_values, mask, mask.sum(1)),
+    }
+
+
+def _is_pad(batch: dict[str, Any]) -> torch.Tensor:
+    """(B, H, A): steps after the end, and in the last sample the last dimension."""
+    is_pad = batch["action_is_pad"][..., None].expand_as(batch["action"]).clone()
+    is_pad[-1, :, -1] = True
+    return is_pad
 
 
 @pytest.fixture
 def world() -> SimpleNamespace:
-    """Specs, statistics, `batch(size, device, seed, floats)` and `features(size, device, seed, dtype)`."""
+    """Specs (of tokens and pooled features, and of every kind), statistics, `batch(size, device, seed, floats)`, its `is_pad(batch)`, and `features(size, device, seed, dtype)`."""
     return SimpleNamespace(
         specs=dict(SPECS),
         feature_specs=dict(FEATURES),
+        every_feature={**FEATURES, **OF_MODELS},
         facts={"statistics": _statistics()},
         batch=_batch,
         features=_features,
+        is_pad=_is_pad,
     )
 
 

@@ -1,8 +1,9 @@
-"""What every registered part keeps. A new file in the four folders is tested here unasked."""
+"""What every registered part keeps. A new file in one of their folders is tested here unasked."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 import shutil
@@ -16,45 +17,89 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from policysmith.components.base import Feature
-from policysmith.components.registry import BACKBONES, COLLATORS, HEADS, REGISTRIES, TRANSFORMS
+from policysmith.components.heads.flow_matching import FlowMatching
+from policysmith.components.registry import (
+    BACKBONES,
+    COLLATORS,
+    HEADS,
+    NECKS,
+    NETWORKS,
+    REGISTRIES,
+    TRANSFORMS,
+)
 from policysmith.schemas.errors import SpecError
+from policysmith.schemas.specs import FEATURES
 
 PARTS = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
 MODULES = [(kind, name) for kind, name in PARTS if kind != "collators"]
-NETWORKS = [(kind, name) for kind, name in PARTS if kind in ("backbones", "heads")]
+WEIGHTED = [(kind, name) for kind, name in PARTS if kind in ("backbones", "necks", "heads", "networks")]
 
 
 class Built:
-    """A part built from its own tiny config, in the small world."""
+    """A part built from its own tiny config, in the small world. A network is built inside a flow-matching head."""
 
     def __init__(self, kind: str, name: str, world: Any, directory: Path) -> None:
         self.kind, self.name, self.world = kind, name, world
         self.cls = REGISTRIES[kind].get(name)
         self.config = self.cls.tiny(directory)
+        self.whole, self.whole_config = self.cls, self.config
+        if kind == "networks":
+            self.whole = FlowMatching
+            self.whole_config = FlowMatching.Config(type="flow_matching", network=self.config, steps=4)
         self.facts = {**self.cls.facts(self.config), **(world.facts if kind == "transforms" else {})}
-        self.inputs = world.feature_specs if kind == "heads" else world.specs
+        self.inputs = self._inputs()
+        if self.is_head:
+            self.facts |= self.whole.fit(self.whole_config, self.inputs, self.facts, self._chunks)
+
+    @property
+    def is_head(self) -> bool:
+        return self.kind in ("heads", "networks")
+
+    def _inputs(self) -> dict[str, Any]:
+        given: dict[str, Any] = self.world.every_feature
+        if self.is_head:
+            kinds = self.whole.kinds(self.whole_config)
+            return {
+                key: spec for key, spec in given.items() if spec.kind in kinds or spec.kind not in FEATURES
+            }
+        if self.kind == "necks":
+            named = [entry for role in self.cls.roles for entry in getattr(self.config, role) or ()]
+            return {entry: given[entry] for entry in named}
+        return self.world.specs  # type: ignore[no-any-return]
+
+    def _chunks(self) -> tuple[Tensor, Tensor]:
+        batch = self.world.batch(64)
+        return batch["action"].clamp(-1.0, 1.0), self.world.is_pad(batch)
+
+    def features(
+        self, size: int = 3, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> dict[str, Any]:
+        """What a head, a network or a neck reads."""
+        found = self.world.features(size, device, dtype=dtype)
+        return {key: feature for key, feature in found.items() if key in self.inputs}
 
     def make(self, device: str = "cpu", seed: int = 0) -> Any:
         torch.manual_seed(seed)
         with torch.device(device):
             if self.kind == "collators":
                 return self.cls(self.config, self.facts)
-            return self.cls(self.config, self.inputs, self.facts)
+            return self.whole(self.whole_config, self.inputs, self.facts)
 
     def specs(self) -> dict[str, Any]:
-        return self.cls.specs(self.config, self.inputs, self.facts)  # type: ignore[no-any-return]
+        return self.whole.specs(self.whole_config, self.inputs, self.facts)  # type: ignore[no-any-return]
 
     def run(self, part: Any, size: int = 3, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
         """Everything that the part computes, in tensors by name."""
         torch.manual_seed(seed)
-        if self.kind == "backbones":
-            batch = self.world.batch(size, device, floats=True)
-            found = part(batch, tuple(self.specs()))
+        dtype = next((p.dtype for p in part.parameters()), torch.float32)
+        if self.kind in ("backbones", "necks"):
+            given = self.world.batch(size, device, floats=True)
+            given = given if self.kind == "backbones" else self.features(size, device, dtype)
+            found = part(given, tuple(self.specs()))
             return {key: feature.values for key, feature in found.items()}
-        if self.kind == "heads":
-            dtype = next(part.parameters()).dtype
-            features, batch = self.world.features(size, device, dtype=dtype), self.world.batch(size, device)
-            losses = part.loss(features, batch["action"], batch["action_is_pad"])
+        if self.is_head:
+            features, batch = self.features(size, device, dtype), self.world.batch(size, device)
+            losses = part.loss(features, batch["action"], self.world.is_pad(batch))
             return {**losses, "action": part.sample(features, torch.Generator().manual_seed(seed))}
         found = part(self.world.batch(size, device))
         return {key: value for key, value in found.items() if isinstance(value, Tensor)}
@@ -72,8 +117,8 @@ def every(parts: list[tuple[str, str]]) -> Any:
     )
 
 
-def of(registry: Any) -> Any:
-    return every([(registry.kind, name) for name in registry.names()])
+def of(*registries: Any) -> Any:
+    return every([(registry.kind, name) for registry in registries for name in registry.names()])
 
 
 def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -132,7 +177,7 @@ def test_facts_are_json_and_replace_what_they_came_from(built: Built, tmp_path: 
 # --- networks ----------------------------------------------------------------------------------------------------
 
 
-@every(NETWORKS)
+@every(WEIGHTED)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("size", [1, 3])
@@ -152,20 +197,20 @@ def skip_without_weights(part: nn.Module) -> None:
         pytest.skip("the part has no weights")
 
 
-@every(NETWORKS)
+@every(WEIGHTED)
 def test_gradients_reach_every_parameter(built: Built) -> None:
     part = built.make()
     skip_without_weights(part)
     randomise(part)
     outputs = built.run(part)
-    total = outputs["loss"] if built.kind == "heads" else sum((v**2).mean() for v in outputs.values())
+    total = outputs["loss"] if built.is_head else sum((v**2).mean() for v in outputs.values())
     total.backward()  # type: ignore[union-attr]
     dead = [name for name, p in part.named_parameters() if p.grad is None or not (p.grad != 0).any()]
     # the key's bias adds the same to every score, so that softmax does not see it
     assert [name for name in dead if not name.endswith(("key.bias", "k_proj.bias"))] == []
 
 
-@every(NETWORKS)
+@every(WEIGHTED)
 def test_reloaded_state_gives_the_same_bits(built: Built, tmp_path: Path) -> None:
     first, second = built.make(seed=0), built.make(seed=1)
     skip_without_weights(first)
@@ -210,29 +255,41 @@ def test_copies_and_pickles_behave_the_same(built: Built) -> None:
 
 @every(MODULES)
 def test_samples_of_a_batch_do_not_meet(built: Built) -> None:
-    if built.kind == "heads":
-        part = built.make().eval()
-        randomise(part)
-        features = built.world.features(3)
-        one = {
-            k: Feature(f.values[:1], None if f.mask is None else f.mask[:1])
-            for k, f in built.world.features(3).items()
-        }
-        changed = {
-            k: Feature(torch.cat([f.values[:1], f.values[1:] + 1.0]), f.mask) for k, f in features.items()
-        }
+    part = built.make().eval()
+    randomise(part)
+    if built.is_head:
+        features = built.features()
+        one = {key: rows(feature, slice(1)) for key, feature in features.items()}
+        changed = {key: replace_rows(feature, slice(1, 3)) for key, feature in features.items()}
         draws = [part.sample(f, torch.Generator().manual_seed(0))[:1] for f in (features, changed, one)]
         torch.testing.assert_close(draws[0], draws[1])
         return
-    part, batch = built.make().eval(), built.world.batch(3, floats=built.kind == "backbones")
-    one = {key: value[:1] for key, value in batch.items()}
-    outputs = (tuple(built.specs()),) if built.kind == "backbones" else ()
+    outputs = (tuple(built.specs()),) if built.kind in ("backbones", "necks") else ()
+    batch = (
+        built.features() if built.kind == "necks" else built.world.batch(3, floats=built.kind == "backbones")
+    )
+    one = {
+        key: rows(value, slice(1)) if isinstance(value, Feature) else value[:1]
+        for key, value in batch.items()
+    }
     alone, together = part(one, *outputs), part(batch, *outputs)
     for key, value in alone.items():
         both = (value.values, together[key].values) if isinstance(value, Feature) else (value, together[key])
-        torch.testing.assert_close(both[0], both[1][:1], atol=1e-5, rtol=1e-5) if isinstance(
-            both[0], Tensor
-        ) else None
+        if isinstance(both[0], Tensor):
+            torch.testing.assert_close(both[0], both[1][:1], atol=1e-5, rtol=1e-5)
+
+
+def rows(feature: Feature, which: slice) -> Feature:
+    """Some samples of a feature."""
+    held = (feature.values, feature.mask, feature.end)
+    return Feature(*(None if value is None else value[which] for value in held))  # type: ignore[arg-type]
+
+
+def replace_rows(feature: Feature, which: slice) -> Feature:
+    """The feature with other values in some samples."""
+    values = feature.values.clone()
+    values[which] += 1.0
+    return dataclasses.replace(feature, values=values)
 
 
 @every(PARTS)
@@ -246,12 +303,14 @@ def test_what_comes_in_is_never_changed(built: Built) -> None:
             assert_same_batch(sample, kept)
         return
     part.train()
-    batch, features = built.world.batch(floats=built.kind == "backbones"), built.world.features()
+    batch, features = built.world.batch(floats=built.kind == "backbones"), built.features()
     before = copy.deepcopy((batch, features))
     if built.kind == "backbones":
-        part(batch, ("pooled", "tokens"))
-    elif built.kind == "heads":
-        part.loss(features, batch["action"], batch["action_is_pad"])
+        part(batch, tuple(built.specs()))
+    elif built.kind == "necks":
+        part(features, tuple(built.specs()))
+    elif built.is_head:
+        part.loss(features, batch["action"], built.world.is_pad(batch))
         part.sample(features)
     else:
         changed = part(batch)
@@ -273,9 +332,11 @@ def assert_same_batch(first: dict[str, Any], second: dict[str, Any]) -> None:
 # --- backbones ---------------------------------------------------------------------------------------------------
 
 
-@of(BACKBONES)
-def test_backbone_computes_only_what_is_asked_for(built: Built) -> None:
-    part, batch = built.make().eval(), built.world.batch(floats=True)
+@of(BACKBONES, NECKS)
+def test_only_what_is_asked_for_is_computed(built: Built) -> None:
+    part, batch = built.make().eval(), built.features()
+    if built.kind == "backbones":
+        batch = built.world.batch(floats=True)
     published = tuple(built.specs())
     whole = part(batch, published)
     for name in published:
@@ -283,7 +344,8 @@ def test_backbone_computes_only_what_is_asked_for(built: Built) -> None:
         assert tuple(alone) == (name,)
         assert torch.equal(alone[name].values, whole[name].values)
     for name, feature in whole.items():
-        assert feature.mask is None or feature.mask.shape == feature.values.shape[:2], name
+        shape = feature.values.shape
+        assert feature.mask is None or feature.mask.shape == (shape[0], shape[-2]), name
         assert feature.mask is None or feature.mask.dtype == torch.bool, name
 
 
@@ -309,28 +371,35 @@ def test_backbone_reads_what_it_says_and_nothing_else(built: Built) -> None:
 # --- heads -------------------------------------------------------------------------------------------------------
 
 
-@of(HEADS)
-def test_head_reads_each_output_that_it_accepts(built: Built) -> None:
-    assert set(built.cls.accepts) <= {"pooled", "tokens"}
-    for key in ("vision.tokens", "state.pooled"):
-        if key.partition(".")[2] in built.cls.accepts:
-            built.inputs = {name: built.world.feature_specs[name] for name in (key, "action")}
-            assert built.run(built.make())["action"].shape == (3, 4, 3)
+@of(HEADS, NETWORKS)
+def test_head_reads_each_kind_that_it_accepts_or_says_why_not(built: Built) -> None:
+    accepted = [key for key, spec in built.inputs.items() if spec.kind in FEATURES]
+    assert accepted
+    read = 0
+    for key in accepted:
+        built.inputs = {name: built.world.every_feature[name] for name in (key, "action")}
+        try:
+            built.specs()
+        except SpecError:
+            continue
+        read += 1
+        assert built.run(built.make())["action"].shape == (3, 4, 3)
+    assert read
 
 
-@of(HEADS)
+@of(HEADS, NETWORKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_padded_actions_have_no_influence(built: Built, dtype: torch.dtype) -> None:
     part = built.make().to(dtype)
     randomise(part)
-    features, batch = built.world.features(dtype=dtype), built.world.batch()
-    is_pad = batch["action_is_pad"]
+    features, batch = built.features(dtype=dtype), built.world.batch()
+    is_pad = built.world.is_pad(batch)
     assert is_pad.any()
     results = []
     for actions in (
         batch["action"],
-        torch.where(is_pad[..., None], 1e4, batch["action"]),
-        torch.where(is_pad[..., None], torch.nan, batch["action"]),
+        torch.where(is_pad, 1e4, batch["action"]),
+        torch.where(is_pad, torch.nan, batch["action"]),
         batch["action"] + 1.0,
     ):
         torch.manual_seed(5)
@@ -344,56 +413,71 @@ def test_padded_actions_have_no_influence(built: Built, dtype: torch.dtype) -> N
     assert not torch.equal(results[3][0], results[0][0])
 
 
-@of(HEADS)
+@of(HEADS, NETWORKS)
 def test_a_batch_of_padding_costs_nothing(built: Built) -> None:
     part = built.make()
     randomise(part)
     batch = built.world.batch()
-    loss = part.loss(built.world.features(), batch["action"], torch.ones_like(batch["action_is_pad"]))["loss"]
+    everything = torch.ones_like(batch["action"], dtype=torch.bool)
+    loss = part.loss(built.features(), batch["action"], everything)["loss"]
     loss.backward()
     assert loss == 0.0
     assert all((p.grad == 0.0).all() for p in part.parameters())
 
 
-@of(HEADS)
+@of(HEADS, NETWORKS)
 def test_masked_tokens_have_no_influence(built: Built) -> None:
     part = built.make()
     randomise(part)
-    batch, features = built.world.batch(), built.world.features()
-    tokens = features["vision.tokens"]
-    hidden = ~tokens.mask[..., None]
-    assert hidden.any()
+    batch, features = built.world.batch(), built.features()
+    if all(feature.mask is None for feature in features.values()):
+        pytest.skip("nothing that it reads has a mask")
     variants = []
-    for values in (
-        tokens.values,
-        torch.where(hidden, 50.0, tokens.values),
-        torch.where(hidden, 0.5, 2 * tokens.values),
+    for change in (
+        lambda values: values,
+        lambda values: torch.full_like(values, 50.0),
+        lambda values: 2 * values + 1,
     ):
         torch.manual_seed(5)
-        changed = {**features, "vision.tokens": Feature(values, tokens.mask)}
-        loss = part.loss(changed, batch["action"], batch["action_is_pad"])["loss"]
+        hides = len(variants) < 2
+        changed = {key: masked_where(feature, change, hides) for key, feature in features.items()}
+        loss = part.loss(changed, batch["action"], built.world.is_pad(batch))["loss"]
         variants.append((loss, part.sample(changed, torch.Generator().manual_seed(0))))
     assert torch.equal(variants[0][0], variants[1][0])
     assert torch.equal(variants[0][1], variants[1][1])
     assert not torch.equal(variants[0][1], variants[2][1])
 
 
-@of(HEADS)
+def masked_where(feature: Feature, change: Any, hidden: bool) -> Feature:
+    """The feature with the values of its hidden tokens, or of its valid ones, changed."""
+    if feature.mask is None:
+        return feature
+    mask = feature.mask
+    while mask.ndim < feature.values.ndim - 1:
+        mask = mask[:, None]
+    values = torch.where(mask[..., None] ^ hidden, change(feature.values), feature.values)
+    return dataclasses.replace(feature, values=values)
+
+
+@of(HEADS, NETWORKS)
 def test_a_sample_without_a_valid_token_is_finite(built: Built) -> None:
     part = built.make()
     randomise(part)
-    batch, features = built.world.batch(), built.world.features()
-    tokens = features["vision.tokens"]
-    features["vision.tokens"] = Feature(tokens.values, tokens.mask & (torch.arange(3) > 0)[:, None])
-    loss = part.loss(features, batch["action"], batch["action_is_pad"])["loss"]
+    batch, features = built.world.batch(), built.features()
+    some = (torch.arange(3) > 0)[:, None]
+    features = {
+        key: feature if feature.mask is None else dataclasses.replace(feature, mask=feature.mask & some)
+        for key, feature in features.items()
+    }
+    loss = part.loss(features, batch["action"], built.world.is_pad(batch))["loss"]
     loss.backward()
     assert loss.isfinite()
-    assert all(p.grad.isfinite().all() for p in part.parameters())
+    assert all(p.grad.isfinite().all() for p in part.parameters() if p.grad is not None)
 
 
-@of(HEADS)
+@of(HEADS, NETWORKS)
 def test_samples_are_reproducible_by_generator(built: Built) -> None:
-    part, features = built.make(), built.world.features()
+    part, features = built.make(), built.features()
     randomise(part)
     part.eval()
     first = part.sample(features, torch.Generator().manual_seed(1))
@@ -402,10 +486,10 @@ def test_samples_are_reproducible_by_generator(built: Built) -> None:
     assert part.sample(features).shape == first.shape
 
 
-@of(HEADS)
+@of(HEADS, NETWORKS)
 def test_one_batch_is_learned_by_heart(built: Built) -> None:
-    part, features, batch = built.make(), built.world.features(), built.world.batch()
-    is_pad = torch.zeros_like(batch["action_is_pad"])
+    part, features, batch = built.make(), built.features(), built.world.batch()
+    is_pad = torch.zeros_like(batch["action"], dtype=torch.bool)
     optimizer = torch.optim.Adam(part.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
     losses = []

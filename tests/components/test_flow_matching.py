@@ -16,9 +16,11 @@ from policysmith.components.heads.flow_matching import FlowMatching
 from policysmith.components.layers import Attention, sinusoids
 from policysmith.schemas.errors import SpecError
 
+DIT = {"type": "dit", "width": 16, "depth": 2, "heads": 2}
 
-def make(world: Any, **options: Any) -> FlowMatching:
-    config = FlowMatching.Config(type="flow_matching", **{"width": 16, "depth": 2, "heads": 2, **options})
+
+def make(world: Any, network: dict[str, Any] | None = None, **options: Any) -> FlowMatching:
+    config = FlowMatching.Config(type="flow_matching", network={**DIT, **(network or {})}, **options)
     FlowMatching.specs(config, world.feature_specs, {})
     part = FlowMatching(config, world.feature_specs, {})
     with torch.no_grad():
@@ -27,90 +29,121 @@ def make(world: Any, **options: Any) -> FlowMatching:
     return part
 
 
-@pytest.mark.parametrize(("alpha", "beta", "scale"), [(1.5, 1.0, 0.999), (2.0, 2.0, 1.0), (0.7, 3.0, 0.5)])
-def test_times_follow_the_beta_distribution(world: Any, alpha: float, beta: float, scale: float) -> None:
-    part = make(world, alpha=alpha, beta=beta, scale=scale)
-    time, noise = part.draw(torch.zeros(20_000, 4, 3))
+@pytest.mark.parametrize(("alpha", "beta", "floor"), [(1.5, 1.0, 0.001), (2.0, 2.0, 0.0), (0.7, 3.0, 0.5)])
+def test_levels_follow_the_beta_distribution(world: Any, alpha: float, beta: float, floor: float) -> None:
+    part = make(world, levels={"type": "beta", "alpha": alpha, "beta": beta, "floor": floor})
+    level, noise = part.draw(torch.zeros(20_000, 4, 3))
     expected = stats.beta(alpha, beta)
-    assert time.shape == (20_000,)
-    assert time.dtype == noise.dtype == torch.float32
-    drawn = 1.0 - time.double().numpy() / scale
+    assert level.shape == (20_000,)
+    assert level.dtype == noise.dtype == torch.float32
+    drawn = (level.double().numpy() - floor) / (1.0 - floor)
     assert drawn.mean() == pytest.approx(expected.mean(), abs=0.01)
     assert drawn.std() == pytest.approx(expected.std(), abs=0.01)
     assert stats.kstest(drawn, expected.cdf).pvalue > 1e-4
-    assert time.min() >= 0.0
-    assert time.max() <= scale
+    assert level.min() >= floor
+    assert level.max() <= 1.0
     assert noise.mean().abs() < 0.02
     assert abs(noise.std() - 1.0) < 0.02
 
 
-def test_default_times_prefer_noise(world: Any) -> None:
-    time, _ = make(world).draw(torch.zeros(20_000, 4, 3))
-    assert time.mean() == pytest.approx(0.999 * 0.4, abs=0.01)  # t = 0 is noise
+def test_default_levels_prefer_noise(world: Any) -> None:
+    level, _ = make(world).draw(torch.zeros(20_000, 4, 3))
+    assert level.mean() == pytest.approx(0.001 + 0.999 * 0.6, abs=0.01)
 
 
-def test_loss_is_the_formula(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    part, batch = make(world), world.batch()
-    actions, is_pad = batch["action"], batch["action_is_pad"]
+@pytest.mark.parametrize("noise_at", [0, 1])
+@pytest.mark.parametrize("predicts", ["velocity", "action"])
+def test_loss_is_the_formula(
+    world: Any, monkeypatch: pytest.MonkeyPatch, noise_at: int, predicts: str
+) -> None:
+    part, batch = make(world, noise_at=noise_at, predicts=predicts), world.batch()
+    actions, is_pad = batch["action"], world.is_pad(batch)
     time, noise = torch.tensor([0.0, 0.25, 0.999]), torch.randn(3, 4, 3)
+    level = time if noise_at == 1 else 1.0 - time
     seen = {}
 
-    def velocity(
-        chunk: Tensor, at: Tensor, context: Tensor, mask: Tensor | None, valid: Tensor | None
-    ) -> Tensor:
-        seen["chunk"], seen["time"], seen["valid"] = chunk, at, valid
+    def network(chunk: Tensor, at: Tensor, context: Any, steps: Tensor) -> Tensor:
+        seen["chunk"], seen["time"], seen["steps"] = chunk, at, steps
         return chunk.sin() + at[:, None, None]
 
-    monkeypatch.setattr(part, "draw", lambda _: (time, noise))
-    monkeypatch.setattr(part, "velocity", velocity)
+    monkeypatch.setattr(part, "draw", lambda _: (level, noise))
+    monkeypatch.setattr(part.network, "forward", network)
     loss = part.loss(world.features(), actions, is_pad)["loss"].item()
 
     a, eps, t = actions.double().numpy(), noise.double().numpy(), time.double().numpy()[:, None, None]
     keep = ~is_pad.numpy()
-    x = (1 - t) * eps + t * a
-    errors = (np.sin(x) + t - (a - eps)) ** 2
+    x = (1 - t) * eps + t * a if noise_at == 0 else t * eps + (1 - t) * a
+    velocity = a - eps if noise_at == 0 else eps - a
+    errors = (np.sin(x) + t - (velocity if predicts == "velocity" else a)) ** 2
     assert loss == pytest.approx(errors[keep].mean(), rel=1e-5)
     np.testing.assert_allclose(seen["chunk"].numpy()[keep], x[keep], atol=1e-6)
-    assert torch.equal(seen["valid"], ~is_pad)
-    np.testing.assert_array_equal(seen["chunk"][0].numpy(), eps[0].astype(np.float32))  # t = 0 is pure noise
+    np.testing.assert_allclose(seen["time"].numpy(), time.numpy(), atol=1e-6)
+    assert torch.equal(seen["steps"], batch["action_is_pad"])
 
 
 def test_repeats_keep_samples_together(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     part, batch = make(world, repeats=3), world.batch()
-    time, noise = torch.rand(9), torch.randn(9, 4, 3)
-    monkeypatch.setattr(part, "draw", lambda actions: (time[: len(actions)], noise[: len(actions)]))
-    loss = part.loss(world.features(), batch["action"], batch["action_is_pad"])["loss"]
-    context, mask = part._context(world.features())
-    assert mask is not None
+    level, noise, is_pad = torch.rand(9), torch.randn(9, 4, 3), world.is_pad(batch)
+    monkeypatch.setattr(part, "draw", lambda actions: (level[: len(actions)], noise[: len(actions)]))
+    loss = part.loss(world.features(), batch["action"], is_pad)["loss"]
+    context = part.network.encode(world.features())
+    assert "mask" in context
     total, count = 0.0, 0
     for sample in range(3):
         for repeat in range(3):
             row = slice(3 * sample + repeat, 3 * sample + repeat + 1)
-            one, at, eps = slice(sample, sample + 1), time[row, None, None], noise[row]
-            valid = ~batch["action_is_pad"][one]
-            action = batch["action"][one].masked_fill(~valid[..., None], 0.0)
-            out = part.velocity((1 - at) * eps + at * action, time[row], context[one], mask[one], valid)
-            total += ((out - (action - eps)) ** 2)[valid].sum().item()
-            count += int(valid.sum()) * 3
+            one, at, eps = slice(sample, sample + 1), level[row, None, None], noise[row]
+            action = batch["action"][one].masked_fill(is_pad[one], 0.0)
+            shown = {key: value[one] for key, value in context.items()}
+            steps = batch["action_is_pad"][one]
+            out = part.network(at * eps + (1 - at) * action, 1.0 - level[row], shown, steps)
+            total += ((out - (action - eps)) ** 2)[~is_pad[one]].sum().item()
+            count += int((~is_pad[one]).sum())
     assert loss.item() == pytest.approx(total / count, rel=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 10])
-def test_euler_integrates_a_known_field(world: Any, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = make(world, steps=steps)
-    features = world.features()
+@pytest.mark.parametrize("noise_at", [0, 1])
+def test_euler_integrates_a_known_field(
+    world: Any, steps: int, noise_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dx/ds = f(x, s) from s = 1 to 0, told to the head as the derivative by its own time."""
+    part = make(world, steps=steps, noise_at=noise_at)
     noise = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(4))
+    sign = 1.0 if noise_at == 1 else -1.0
 
-    def sample() -> Tensor:
-        return part.sample(features, torch.Generator().manual_seed(4))
+    def sample(field: Any) -> Tensor:
+        def network(x: Tensor, time: Tensor, context: Any) -> Tensor:
+            level = time if noise_at == 1 else 1.0 - time
+            return sign * field(x, level[:, None, None]).expand_as(x)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(part, "velocity", lambda x, t, *_: x)
-    torch.testing.assert_close(sample(), noise * (1 + 1 / steps) ** steps)
-    monkeypatch.setattr(part, "velocity", lambda x, t, *_: t[:, None, None].expand_as(x))
-    torch.testing.assert_close(sample(), noise + (steps - 1) / (2 * steps))
+        monkeypatch.setattr(part.network, "forward", network)
+        return part.sample(world.features(), torch.Generator().manual_seed(4))
+
+    torch.testing.assert_close(sample(lambda x, s: x), noise * (1 - 1 / steps) ** steps)
+    torch.testing.assert_close(sample(lambda x, s: s), noise - (steps + 1) / (2 * steps))
     target = torch.randn(3, 4, 3)
-    monkeypatch.setattr(part, "velocity", lambda x, t, *_: (target - x) / (1 - t[:, None, None]))
-    torch.testing.assert_close(sample(), target)
+    torch.testing.assert_close(sample(lambda x, s: (x - target) / s), target)
+
+
+def test_heun_is_of_second_order(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For dx/ds = x the chunk is noise / e at the end; twice the steps leave a quarter of the error."""
+    exact = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(4)) / math.e
+    errors = {}
+    for sampler, steps in ((s, n) for s in ("euler", "heun") for n in (20, 40)):
+        part = make(world, steps=steps, noise_at=1, sampler=sampler)
+        monkeypatch.setattr(part.network, "forward", lambda x, time, context: x)
+        found = part.sample(world.features(), torch.Generator().manual_seed(4))
+        errors[sampler, steps] = (found - exact).abs().max().item()
+    assert errors["euler", 20] / errors["euler", 40] == pytest.approx(2.0, rel=0.1)
+    assert errors["heun", 20] < errors["euler", 20] / 5
+    assert errors["heun", 20] / errors["heun", 40] > 2.5  # the last step is Euler's
+
+
+def test_predicted_actions_are_reached(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, target = make(world, predicts="action", steps=3), torch.randn(3, 4, 3)
+    monkeypatch.setattr(part.network, "forward", lambda x, time, context: target)
+    torch.testing.assert_close(part.sample(world.features()), target)
 
 
 def test_generators_decide_the_sample(world: Any) -> None:
@@ -124,24 +157,24 @@ def test_bfloat16_keeps_time_and_noise_in_float32(world: Any) -> None:
     part = make(world, steps=7).to(torch.bfloat16)
     features = world.features(dtype=torch.bfloat16)
     seen = []
-    velocity = part.velocity
+    forward = part.network.forward
 
     def spy(chunk: Tensor, time: Tensor, *rest: Any) -> Tensor:
         seen.append((chunk.dtype, time.dtype, time[0].item()))
-        return velocity(chunk, time, *rest)
+        return forward(chunk, time, *rest)
 
-    part.velocity = spy  # type: ignore[method-assign]
+    part.network.forward = spy  # type: ignore[method-assign]
     assert part.sample(features).dtype == torch.float32
     assert [at for *_, at in seen] == pytest.approx([step / 7 for step in range(7)])
     batch = world.batch()
-    assert part.loss(features, batch["action"], batch["action_is_pad"])["loss"].dtype == torch.float32
+    assert part.loss(features, batch["action"], world.is_pad(batch))["loss"].dtype == torch.float32
     assert {kind for *kinds, _ in seen for kind in kinds} == {torch.float32}
 
 
 @pytest.mark.parametrize("conditioning", ["cross_attention", "in_context"])
 def test_conditioning_and_masks(world: Any, conditioning: str) -> None:
-    part, features, batch = make(world, conditioning=conditioning), world.features(), world.batch()
-    tokens, is_pad = features["vision.tokens"], batch["action_is_pad"]
+    part, features, batch = make(world, {"conditioning": conditioning}), world.features(), world.batch()
+    tokens, is_pad = features["vision.tokens"], world.is_pad(batch)
     generator = torch.Generator()
 
     def run(values: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +184,7 @@ def test_conditioning_and_masks(world: Any, conditioning: str) -> None:
 
     first = run(tokens.values, batch["action"])
     hidden = run(torch.where(tokens.mask[..., None], tokens.values, 9.0), batch["action"])
-    padded = run(tokens.values, torch.where(is_pad[..., None], 9.0, batch["action"]))
+    padded = run(tokens.values, torch.where(is_pad, 9.0, batch["action"]))
     shown = run(torch.where(tokens.mask[..., None], -tokens.values, 9.0), batch["action"])
     for loss, sample in (hidden, padded):
         assert torch.equal(loss, first[0])
@@ -161,7 +194,7 @@ def test_conditioning_and_masks(world: Any, conditioning: str) -> None:
 
 @pytest.mark.parametrize("conditioning", ["cross_attention", "in_context"])
 def test_no_mask_is_a_mask_of_ones(world: Any, conditioning: str) -> None:
-    part, features = make(world, conditioning=conditioning), world.features()
+    part, features = make(world, {"conditioning": conditioning}), world.features()
     values = features["vision.tokens"].values
     masks = (None, torch.ones(values.shape[:2], dtype=torch.bool))
     samples = [
@@ -173,7 +206,7 @@ def test_no_mask_is_a_mask_of_ones(world: Any, conditioning: str) -> None:
 
 def test_it_starts_as_a_still_field(world: Any) -> None:
     """AdaLN-zero: before training every layer is the identity and the velocity is zero."""
-    config = FlowMatching.Config(type="flow_matching", width=16, depth=2, heads=2)
+    config = FlowMatching.Config(type="flow_matching", network=DIT)
     part = FlowMatching(config, world.feature_specs, {})
     noise = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(part.sample(world.features(), torch.Generator().manual_seed(0)), noise)
@@ -182,8 +215,8 @@ def test_it_starts_as_a_still_field(world: Any) -> None:
 @pytest.mark.parametrize(("width", "heads"), [(16, 3), (15, 5)])
 def test_heads_must_share_the_width(world: Any, width: int, heads: int) -> None:
     with pytest.raises(SpecError, match=f"width of {width} cannot be shared by {heads} heads") as caught:
-        make(world, width=width, heads=heads)
-    assert caught.value.field == "width"
+        make(world, {"width": width, "heads": heads})
+    assert caught.value.field == "network.width"
 
 
 def test_attention_agrees_with_its_formula() -> None:

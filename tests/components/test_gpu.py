@@ -60,7 +60,7 @@ def test_heads_train_and_sample_without_a_valid_token(
         torch.manual_seed(0)
         head.zero_grad()
         shown = {**features, "vision.tokens": Feature(values, mask)}
-        loss = head.loss(shown, batch["action"], batch["action_is_pad"])["loss"]
+        loss = head.loss(shown, batch["action"], world.is_pad(batch))["loss"]
         loss.backward()
         assert all(p.grad.isfinite().all() for p in head.parameters())
         results.append((loss, head.sample(shown, torch.Generator().manual_seed(0))))
@@ -74,10 +74,10 @@ def test_losses_never_wait_for_the_gpu(name: str, world: Any, tmp_path: Path) ->
     part = HEADS.get(name)
     head: Any = part(part.tiny(tmp_path), world.feature_specs, {}).to("cuda")
     batch, features = world.batch(device="cuda"), world.features(device="cuda")
-    head.loss(features, batch["action"], batch["action_is_pad"])["loss"].backward()
+    head.loss(features, batch["action"], world.is_pad(batch))["loss"].backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        head.loss(features, batch["action"], batch["action_is_pad"])["loss"].backward()
+        head.loss(features, batch["action"], world.is_pad(batch))["loss"].backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -97,10 +97,10 @@ def test_backbones_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> 
         assert rough[key].values.isfinite().all()
 
 
-def test_times_follow_the_beta_distribution(world: Any) -> None:
-    config = FlowMatching.Config(type="flow_matching", width=16, depth=1, heads=2)
+def test_levels_follow_the_beta_distribution(world: Any) -> None:
+    config = FlowMatching.Config(type="flow_matching")
     head = FlowMatching(config, world.feature_specs, {}).to("cuda")
-    time, _ = head.draw(torch.zeros(100_000, 4, 3, device="cuda"))
-    drawn = 1.0 - time / 0.999
+    level, _ = head.draw(torch.zeros(100_000, 4, 3, device="cuda"))
+    drawn = (level - 0.001) / 0.999
     assert drawn.mean().item() == pytest.approx(0.6, abs=0.005)
     assert drawn.std().item() == pytest.approx((1.5 / (2.5**2 * 3.5)) ** 0.5, abs=0.005)

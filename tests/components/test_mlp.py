@@ -120,7 +120,7 @@ def test_losses_agree_with_plain_loops(kind: str) -> None:
     options: dict[str, Any] = {"loss": kind, "delta": 0.3, "hidden": [8]}
     part = MlpHead(MlpHead.Config(type="mlp", **options), INPUTS, {})
     features = {"vision.pooled": Feature(torch.randn(3, 384)), "state.pooled": Feature(torch.randn(3, 64))}
-    actions, is_pad = torch.randn(3, 4, 3), torch.rand(3, 4) < 0.4
+    actions, is_pad = torch.randn(3, 4, 3), torch.rand(3, 4, 3) < 0.4
     assert is_pad.any()
     assert not is_pad.all()
     predicted = part.sample(features).tolist()
@@ -129,7 +129,7 @@ def test_losses_agree_with_plain_loops(kind: str) -> None:
         for b in range(3)
         for h in range(4)
         for a in range(3)
-        if not is_pad[b, h]
+        if not is_pad[b, h, a]
     ]
     assert part.loss(features, actions, is_pad)["loss"].item() == pytest.approx(
         sum(errors) / len(errors), rel=1e-5
@@ -138,9 +138,8 @@ def test_losses_agree_with_plain_loops(kind: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(pads=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=4))
-def test_masked_mean_divides_by_the_steps_that_count(pads: list[list[bool]]) -> None:
-    is_pad = torch.tensor(pads)
-    errors = torch.arange(is_pad.numel() * 2.0).reshape(*is_pad.shape, 2)
-    counted = [errors[b, h].tolist() for b in range(len(pads)) for h in range(3) if not pads[b][h]]
-    flat = [value for step in counted for value in step]
+def test_masked_mean_divides_by_the_values_that_count(pads: list[list[bool]]) -> None:
+    is_pad = torch.tensor(pads)[..., None].expand(-1, -1, 2)
+    errors = torch.arange(is_pad.numel() * 1.0).reshape(is_pad.shape)
+    flat = [value for value, pad in zip(errors.flatten().tolist(), is_pad.flatten(), strict=True) if not pad]
     assert masked_mean(errors, is_pad).item() == pytest.approx(sum(flat) / len(flat) if flat else 0.0)

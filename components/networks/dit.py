@@ -1,0 +1,151 @@
+"""A diffusion transformer with AdaLN-zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...schemas.errors import SpecError
+from ...schemas.part import NetworkConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import Context, Facts, Feature, Network
+from ..features import action_spec, chunk_size, features_of
+from ..layers import Attention, joined_mask, mlp, sinusoids, zero
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Dit(Network):
+    """A transformer over the chunk whose layers are modulated by the time (DiT, Peebles & Xie, 2023).
+
+    Norms are shifted and scaled, and branches gated, by layers that start at zero (AdaLN-zero), so the network starts
+    as the zero function. Features are projected to its width and get learned positions, one per token, where their
+    number is fixed.
+    """
+
+    accepts = (Kind.TOKENS, Kind.POOLED)
+
+    class Config(NetworkConfig):
+        """A diffusion transformer with AdaLN-zero."""
+
+        type: Literal["dit"]
+        """Denoise by a diffusion transformer."""
+        width: Count = 256
+        """Size of a token of the transformer."""
+        depth: Count = 4
+        """Layers of the transformer."""
+        heads: Count = 4
+        """Attention heads; they share `width`."""
+        mlp_ratio: Annotated[float, Field(gt=0.0)] = 4.0
+        """Hidden size of the feed-forward layers, in token sizes."""
+        dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+        """Dropout rate in the feed-forward layers."""
+        conditioning: Literal["cross_attention", "in_context"] = "cross_attention"
+        """How actions see features: by attention of their own in every layer, or as tokens of the same sequence."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._horizon, action_dim = chunk_size(inputs)
+        self._time_scale = 1000.0 if facts["time"] == "unit" else 1.0
+        features = features_of(inputs)
+        self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
+        width = config.width
+        self.project = nn.ModuleDict()
+        self.positions = nn.ParameterDict()
+        for key, spec in features.items():
+            name = self._keys[key]
+            self.project[name] = nn.Sequential(nn.LayerNorm(spec.width), nn.Linear(spec.width, width))
+            count = spec.dims[1] if spec.kind is Kind.TOKENS else 1
+            if isinstance(count, int):
+                self.positions[name] = nn.Parameter(torch.randn(1, count, width) * 0.02)
+        self.action_in = nn.Linear(action_dim, width)
+        self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.02)
+        self.time = mlp([width, width, width], "silu")
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = zero(nn.Linear(width, 2 * width))
+        self.action_out = zero(nn.Linear(width, action_dim))
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`action` (B, H, A); raises SpecError where the heads cannot share the width."""
+        features_of(inputs)
+        if config.width % config.heads or config.width % 2:
+            raise SpecError(
+                f"a width of {config.width} cannot be shared by {config.heads} heads",
+                field="width",
+                label=f"not an even multiple of {config.heads}",
+                help="choose an even `width` that is a multiple of `heads`",
+            )
+        return {"action": action_spec(inputs)}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="dit", width=32, depth=2, heads=2)
+
+    def encode(self, features: Mapping[str, Feature]) -> Context:
+        """All features as one sequence, `tokens` (B, M, D), with its `mask` (B, M) unless every token is valid."""
+        dtype = self.action_in.weight.dtype
+        parts = []
+        for key, name in self._keys.items():
+            values = features[key].values
+            tokens = self.project[name]((values if values.ndim == 3 else values[:, None]).to(dtype))
+            tokens = tokens + self.positions[name] if name in self.positions else tokens
+            parts.append((tokens, features[key].mask))
+        mask = joined_mask(*parts)
+        tokens = torch.cat([tokens for tokens, _ in parts], dim=1)
+        return {"tokens": tokens} if mask is None else {"tokens": tokens, "mask": mask}
+
+    def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
+        """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
+        dtype, seen, mask = self.action_in.weight.dtype, context["tokens"], context.get("mask")
+        tokens = self.action_in(chunk.to(dtype)) + self.action_positions
+        condition = self.time(sinusoids(time, self.config.width, self._time_scale).to(dtype))
+        condition = nn.functional.silu(condition)
+        valid = None
+        if is_pad is not None:  # the first step is always shown, so that there is something to attend to
+            valid = torch.cat([torch.ones_like(is_pad[:, :1]), ~is_pad[:, 1:]], dim=1)
+        if self.config.conditioning == "in_context":
+            valid = joined_mask((seen, mask), (tokens, valid))
+            tokens = torch.cat([seen, tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens, valid, condition, seen, mask)
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        out: Tensor = self.action_out(self.norm(tokens[:, -self._horizon :]) * (1.0 + scale) + shift)
+        return out.float()
+
+
+class Block(nn.Module):
+    """A transformer layer with AdaLN-zero: self-attention, cross-attention where asked for, and feed-forward."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        branches = {"attention": Attention(width, config.heads)}
+        if config.conditioning == "cross_attention":
+            branches["cross"] = Attention(width, config.heads)
+        self.branches = nn.ModuleDict(
+            {**branches, "mlp": mlp([width, hidden, width], "gelu", config.dropout)}
+        )
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = zero(nn.Linear(width, 3 * len(self.branches) * width))
+
+    def forward(
+        self, tokens: Tensor, valid: Tensor | None, condition: Tensor, context: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """tokens (B, N, D), valid (B, N), condition (B, D), context (B, M, D), mask (B, M) -> (B, N, D)."""
+        changes = iter(self.modulation(condition)[:, None].chunk(3 * len(self.branches), dim=-1))
+        for name, branch in self.branches.items():
+            shift, scale, gate = next(changes), next(changes), next(changes)
+            normal = self.norm(tokens) * (1.0 + scale) + shift
+            if name == "attention":
+                change = branch(normal, normal, valid)
+            else:
+                change = branch(normal, context, mask) if name == "cross" else branch(normal)
+            tokens = tokens + gate * change
+        return tokens
