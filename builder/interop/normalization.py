@@ -12,7 +12,7 @@ _MODES = {"MEAN_STD": "mean_std", "MIN_MAX": "min_max", "QUANTILES": "q99", "IDE
 _NEEDS = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99")}
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _TRAINING_ONLY = ("color_jitter", "random_shift")
-_EPS, _SPREAD = 1e-8, 4e-6
+_EPS, _SPREAD = 1e-8, 1e-2
 
 
 def transforms(config: Mapping[str, Any], statistics: Statistics) -> tuple[list[dict[str, Any]], Statistics]:
@@ -31,7 +31,9 @@ def transforms(config: Mapping[str, Any], statistics: Statistics) -> tuple[list[
         else:
             same["keys"].append(camera)
     vectors = {key: mode for key, mode in modes.items() if features[key]["type"] != "VISUAL"}
-    held = {key: _spread(statistics[key], mode) for key, mode in vectors.items() if mode != "IDENTITY"}
+    held = {key: statistics[key] for key, mode in vectors.items() if mode != "IDENTITY"}
+    for key in held.keys() - config["output_features"].keys():
+        held[key] = _spread(held[key], vectors[key])
     if held:
         ours = {key: _MODES[mode] for key, mode in vectors.items()}
         mode = max(ours.values(), key=list(ours.values()).count)
@@ -105,16 +107,19 @@ def _of_image(mode: str, held: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return {"type": "normalize_image", "mean": mean, "std": [value + _EPS for value in std]}
 
 
-def _spread(held: Mapping[str, Sequence[float]], mode: str) -> dict[str, list[float]]:
-    """The statistics, with a little spread where a range has none: LeRobot maps such a constant to -1, ours to 0."""
+def _spread(held: Mapping[str, list[float]], mode: str) -> dict[str, list[float]]:
+    """The statistics, with some spread where the range of an observation has none.
+
+    LeRobot maps such a constant to -1, and ours would map it to 0.
+    """
     if mode == "MEAN_STD":
-        return {name: list(values) for name, values in held.items()}
-    low, high = (held[name] for name in _NEEDS[mode])
+        return dict(held)
+    low, high = _NEEDS[mode]
     wider = [
         second if second > first else first + max(_EPS, _SPREAD * abs(first))
-        for first, second in zip(low, high, strict=True)
+        for first, second in zip(held[low], held[high], strict=True)
     ]
-    return {**{name: list(values) for name, values in held.items()}, _NEEDS[mode][1]: wider}
+    return {**held, high: wider}
 
 
 def _constants(raw: Mapping[str, Any]) -> tuple[list[float], list[float]]:
