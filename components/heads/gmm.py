@@ -16,6 +16,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
+from ..draws import categorical, normal
 from ..features import action_spec, chunk_size, masked_mean, padded_steps
 from ..layers import Activation, mlp
 from ..vectors import Tokens, joined, sizes_of
@@ -108,22 +109,15 @@ class Gmm(ActionHead):
         """An action chunk (B, H, A), drawn by the generator or without chance, as `sampling` says."""
         weights, means, deviations = self.predict(features)
         drawn = self.config.sampling == "draw"
-        device = means.device if generator is None else generator.device
-
-        def random(like: Tensor) -> Tensor:
-            return torch.rand(like.shape, generator=generator, device=device).to(like.device)
-
-        scores = weights
-        if drawn:  # the largest of the log-weights with Gumbel noise is drawn by the weights
-            scores = weights - (-random(weights).clamp_min(1e-20).log()).log()
-        chosen = scores.argmax(1)[:, None, :, None].expand(-1, 1, means.shape[2], means.shape[3])
+        scores = weights.transpose(1, 2)  # (B, H or 1, M)
+        modes = categorical(scores, generator) if drawn else scores.argmax(-1)
+        chosen = modes[:, None, :, None].expand(-1, 1, *means.shape[2:])
         actions = means.gather(1, chosen)[:, 0]
         if not drawn:
             return actions
-        noise = torch.randn(actions.shape, generator=generator, device=device).to(actions.device)
         if self.config.evaluation_std is not None and not self.training:
-            return actions + self.config.evaluation_std * noise
-        return actions + deviations.gather(1, chosen)[:, 0] * noise
+            return actions + self.config.evaluation_std * normal(actions, generator)
+        return actions + deviations.gather(1, chosen)[:, 0] * normal(actions, generator)
 
     def predict(self, features: Mapping[str, Feature]) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights (B, M, H or 1), means and standard deviations (B, M, H, A) of the modes, float32."""
