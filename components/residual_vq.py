@@ -70,7 +70,7 @@ class ResidualVq(nn.Module):
     def update(self, vectors: Tensor, indices: Tensor, valid: Tensor, active: Tensor) -> None:
         """Where `active`, move the codes towards the valid vectors (N, D) that had the indices (N, L)."""
         residual = vectors.float()
-        for book, code in enumerate(self.codes.float()):
+        for book, code in enumerate(self.codes.float().clone()):
             index = indices[:, book]
             hits = (index[:, None] == torch.arange(len(code), device=index.device)) & valid[:, None]  # (N, C)
             counts = self.counts[book].float().lerp(hits.sum(0).float(), 1.0 - DECAY)

@@ -242,7 +242,7 @@ class Vqbet(ActionHead):
     def _drawn(self, hidden: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Scores (N, L, C) of the codes, float32, and the indices (N, L) that are drawn by them."""
         scores = self.code_scores(hidden).float().unflatten(-1, (-1, self.config.codes))
-        return scores, categorical(scores.detach() / self.config.temperature, generator)
+        return scores, categorical(scores.detach() / self.config.temperature, generator=generator)
 
     def _predicted(self, hidden: Tensor, indices: Tensor) -> Tensor:
         """Flat windows (N, c * A), float32: what the codes decode to, and their offsets."""
