@@ -69,6 +69,16 @@ def sinusoids(times: Tensor, width: int, scale: float = 1000.0, longest: float =
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def waves(times: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:
+    """Times (B,) in [0, 1] as float32 (B, width): sines and cosines of geometrically spaced periods, both ends among them.
+
+    The embedding of pi0 (Black et al., 2024); `width` must be even.
+    """
+    share = torch.linspace(0.0, 1.0, width // 2, device=times.device, dtype=torch.float64)
+    angles = 2.0 * math.pi * times.double()[:, None] / (shortest * (longest / shortest) ** share)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
 def zero(layer: nn.Linear) -> nn.Linear:
     """The layer, with weight and bias zero: what a branch that is added starts from."""
     nn.init.zeros_(layer.weight)
