@@ -93,7 +93,7 @@ class Parts:
             site(COLLATORS, ("collator",), recipe["collator"]),
             [site(TRANSFORMS, ("transforms", i), raw) for i, raw in enumerate(recipe["transforms"])],
             {n: site(BACKBONES, ("policy", "backbones", n), raw) for n, raw in policy["backbones"].items()},
-            {n: site(NECKS, ("policy", "necks", n), raw) for n, raw in policy["necks"].items()},
+            {n: site(NECKS, ("policy", "necks", n), raw) for n, raw in policy.get("necks", {}).items()},
             site(HEADS, ("policy", "head"), policy["head"]),
         )
 
