@@ -1,4 +1,4 @@
-"""Layers of decoder-only language models: RMS norms, rotary positions, grouped attention, gated feed-forward."""
+"""Layers of decoder-only language models: RMS norms, grouped attention, gated feed-forward."""
 
 from __future__ import annotations
 
@@ -64,19 +64,6 @@ class GatedMlp(nn.Module):
         """(B, N, D) -> (B, N, D)."""
         out: Tensor = self.down(self.activation(self.gate(tokens)) * self.up(tokens))
         return out
-
-
-def rotation(positions: Tensor, size: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, 1, N, E / 2), float32, of rotary positions (B, N) for heads of size E (Su et al., 2021)."""
-    steps = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size
-    angles = positions.float()[:, None, :, None] * base**-steps
-    return angles.cos(), angles.sin()
-
-
-def rotate(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn heads (B, h, N, E), whose first and second halves are the coordinates of E / 2 planes."""
-    (cos, sin), (first, second) = turn, heads.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(heads.dtype)
 
 
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

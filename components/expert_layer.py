@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .decoder_layers import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention, rotate
+from .decoder_layers import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention
+from .rotary import Rotation, turn
 
 
 def norm(config: Any) -> nn.Module:
@@ -46,16 +47,16 @@ class ExpertLayer(nn.Module):
         self,
         tokens: Tensor,
         model: Tensor,
-        turn: tuple[Tensor, Tensor],
+        places: Rotation,
         mask: Tensor | None,
         condition: Tensor | None,
     ) -> Tensor:
-        """tokens (B, S, D), model (B, 2, G, N, E) as `read`, turn of the positions, condition (B, D) -> (B, S, D)."""
+        """tokens (B, S, D), model (B, 2, G, N, E) as `read`, rotation of their places, condition (B, D) -> (B, S, D)."""
         normal, gate = self.attention_norm(tokens, condition)
-        query = rotate(self._split(self.query(normal)), turn)
+        query = turn(self._split(self.query(normal)), places)
         key, value = model.unbind(1)
         if self.joint:
-            key = torch.cat([key, rotate(self._split(self.key(normal)), turn)], dim=2)  # (B, G, N + S, E)
+            key = torch.cat([key, turn(self._split(self.key(normal)), places)], dim=2)  # (B, G, N + S, E)
             value = torch.cat([value, self._split(self.value(normal))], dim=2)
         tokens = tokens + _gated(self.out(grouped_attention(query, key, value, mask)), gate)
         normal, gate = self.mlp_norm(tokens, condition)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,29 @@ def waves(times: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
-def zero(layer: nn.Linear) -> nn.Linear:
+class CategoryLinear(nn.Module):
+    """A linear layer with weights of its own for each category, such as a robot: y = x W[id] + b[id].
+
+    Each category starts as `nn.Linear` does. No sample reaches the weights of another category than its own.
+    """
+
+    def __init__(self, categories: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.empty(categories, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(categories, out_features).uniform_(-bound, bound))
+
+    def forward(self, values: Tensor, ids: Tensor) -> Tensor:
+        """values (B, ..., in) of categories ids (B,) -> (B, ..., out)."""
+        rows = values.reshape(len(values), -1, values.shape[-1])  # (B, N, in)
+        mixed = torch.baddbmm(self.bias[ids, None], rows, self.weight[ids])  # (B, N, out)
+        return mixed.reshape(*values.shape[:-1], -1)
+
+
+L = TypeVar("L", nn.Linear, CategoryLinear)
+
+
+def zero(layer: L) -> L:
     """The layer, with weight and bias zero: what a branch that is added starts from."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -15,10 +15,10 @@ from ...schemas.errors import SpecError
 from ...schemas.part import NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
-from ..decoder_layers import rotation
 from ..expert_layer import ExpertLayer, norm
 from ..features import action_spec, chunk_size, features_of
 from ..layers import joined_mask, mlp, waves
+from ..rotary import rotation
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -169,8 +169,8 @@ class Expert(Network):
         onward = rotation(context["end"][:, None] + places, self._size, self._base)
         anew = rotation(places, self._size, self._base) if config.joint_every > 1 else onward
         for index, layer in enumerate(self.layers):
-            turn, allowed = (onward, mask) if layer.joint else (anew, seen)
-            tokens = layer(tokens, key_values[:, index], turn, allowed, condition)
+            turned, allowed = (onward, mask) if layer.joint else (anew, seen)
+            tokens = layer(tokens, key_values[:, index], turned, allowed, condition)
         out: Tensor = self.action_out(self.norm(tokens[:, known:], condition)[0])
         return out.float()
 
