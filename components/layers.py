@@ -34,17 +34,17 @@ def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> n
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over `context` (over themselves where there is none)."""
+    """Multi-head attention of `queries` over `context`, which may be of another width."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = nn.Linear(context_width or width, 2 * width)
         self.out = nn.Linear(width, width)
 
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """queries (B, N, D), context (B, M, D), mask (B, M) True where valid -> (B, N, D)."""
+        """queries (B, N, D), context (B, M, C), mask (B, M) True where valid -> (B, N, D)."""
         query = self._split(self.query(queries))
         key, value = (self._split(half) for half in self.key_value(context).chunk(2, dim=-1))
         allowed = None if mask is None else mask[:, None, None, :]
