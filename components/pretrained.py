@@ -86,7 +86,10 @@ def _found(source: str) -> Any:
 
 
 def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> None:
-    """Copy weights of `source` into `model`; raises WeightsError where any is missing or of another shape."""
+    """Copy weights of `source` into `model`; raises WeightsError where any is missing or of another shape.
+
+    Tensors of the model that are on the meta device stay there.
+    """
     try:
         loader: Any = type(model)
         with _quiet():
@@ -108,7 +111,10 @@ def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> Non
             f"`{source}` lacks {len(missing)} tensors of {type(model).__name__}, the first is `{missing[0]}`; "
             "it is not a checkpoint of this model"
         )
-    model.load_state_dict(loaded.state_dict())
+    wanted = model.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        if not wanted[name].is_meta:
+            wanted[name].copy_(tensor)
 
 
 @contextmanager

@@ -144,15 +144,8 @@ class Vlm(Backbone):
 
     def load_pretrained(self) -> None:
         """Copy the weights of the pretrained model; raises WeightsError where they do not fit."""
-        if self.config.pretrained is None:
-            return
-        if self.lm_head is None:
-            copy_transformer(self.config.pretrained, self.model)
-            return
-        with torch.device("meta"):
-            whole: Any = self._family.with_head(self._family.sizes)
-        whole.model, whole.lm_head = self.model, self.lm_head
-        copy_transformer(self.config.pretrained, whole)
+        if self.config.pretrained is not None:
+            copy_transformer(self.config.pretrained, self._family.carrier(self.model, self.lm_head))
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """The named outputs for normalised float images (B, T, 3, H, W), token ids (B, L) and the state (B, T, S)."""

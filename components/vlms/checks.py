@@ -7,7 +7,7 @@ from typing import Any
 from ...schemas.errors import SpecError
 from ..base import Facts
 from ..images import frame_size, frames
-from .families import TEXT_MODELS, family_of
+from .families import FAMILIES, family_of
 from .family import Family
 from .inputs import Inputs
 
@@ -16,13 +16,13 @@ def check(config: Any, inputs: Inputs, facts: Facts) -> tuple[Family, int | str]
     """The family and the tokens N of a sequence without queries; raises SpecError for what does not fit."""
     named = "pretrained" if config.pretrained is not None else "architecture"
     source = getattr(config, named)
-    text = facts["config"]["text_config"]
-    if text["model_type"] not in TEXT_MODELS:
+    text, known = facts["config"]["text_config"], FAMILIES[facts["config"]["model_type"]].texts
+    if text["model_type"] not in known:
         raise SpecError(
             f"the language model of `{source}` is `{text['model_type']}`, which cannot be read layer by layer",
             field=named,
             label=f"has a `{text['model_type']}` language model",
-            help=f"language models are: {', '.join(TEXT_MODELS)}",
+            help=f"language models are: {', '.join(known)}",
         )
     whole = family_of(facts["config"], None)
     for name, most in (("depth", whole.depth), ("layer", config.depth or whole.depth)):

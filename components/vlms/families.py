@@ -7,17 +7,24 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from .family import Family
+from .florence import Florence
+from .internvl import InternVl
 from .paligemma import PaliGemma
+from .qwen import Qwen3Vl, Qwen25Vl
+from .smolvlm import SmolVlm
 
-FAMILIES: dict[str, type[Family]] = {"paligemma": PaliGemma}
-
-TEXT_MODELS = ("gemma", "llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen3", "qwen3_vl_text")
-"""Language models whose layers can be read one by one."""
+FAMILIES: dict[str, type[Family]] = {
+    "florence2": Florence,
+    "internvl": InternVl,
+    "paligemma": PaliGemma,
+    "qwen2_5_vl": Qwen25Vl,
+    "qwen3_vl": Qwen3Vl,
+    "smolvlm": SmolVlm,
+}
 
 
 def family_of(held: dict[str, Any], depth: int | None) -> Family:
     """The family of a model config, with the first `depth` layers of its language model."""
-    family = FAMILIES[held["model_type"]]
-    cut = held if depth is None else family.cut(held, depth)
-    kind = CONFIG_MAPPING[held["model_type"]]
+    family, kind = FAMILIES[held["model_type"]], CONFIG_MAPPING[held["model_type"]]
+    cut = family.cut(held, depth)
     return family(kind.from_dict({key: value for key, value in cut.items() if key != "model_type"}))

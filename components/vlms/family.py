@@ -38,21 +38,37 @@ class Family(ABC):
     grows: ClassVar[bool] = True
     """Whether the language model has keys and values that later tokens can attend to."""
 
+    texts: ClassVar[tuple[str, ...]] = ("gemma", "llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen3", "qwen3_vl_text")  # fmt: skip
+    """Language models that can be read layer by layer."""
+
     def __init__(self, sizes: Any) -> None:
         self.sizes = sizes
         self.text_sizes = sizes.text_config
 
     @classmethod
-    def cut(cls, held: dict[str, Any], depth: int) -> dict[str, Any]:
-        """The config with the first `depth` layers of the language model alone."""
+    def cut(cls, held: dict[str, Any], depth: int | None) -> dict[str, Any]:
+        """The config with no more of the language model than is read: its first `depth` layers."""
+        if depth is None:
+            return held
         text = {**held["text_config"], "num_hidden_layers": depth}
         if text.get("layer_types"):
             text["layer_types"] = text["layer_types"][:depth]
         return {**held, "text_config": text}
 
-    def build(self) -> PreTrainedModel:
+    def build(self) -> nn.Module:
         """The model, with random weights and without a language head."""
         return self.model(self.sizes)
+
+    def carrier(self, model: Any, head: nn.Linear | None) -> PreTrainedModel:
+        """A model of transformers with these weights (and this language head) in it, to load a checkpoint into."""
+        if head is None:
+            carrier: PreTrainedModel = model
+            return carrier
+        with torch.device("meta"):
+            whole: Any = self.with_head(self.sizes)
+        whole.model, whole.lm_head = model, head
+        carrier = whole
+        return carrier
 
     @property
     def depth(self) -> int:

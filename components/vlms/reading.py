@@ -61,18 +61,41 @@ def read(
     """
     states, pairs = [], []
     for index, layer in enumerate(layers):
-        options: dict[str, Any] = {"attention_mask": visible}
-        if rotary is not None:
-            cache = KeyValues(None if past is None else past[:, index])
-            options |= {"position_embeddings": rotary, _CACHE: cache}
-        hidden = layer(hidden, **options)
+        before = None if past is None else past[:, index]
+        hidden, held = _through(layer, hidden, visible, rotary, before)
         if index < len(deep):
             hidden = hidden + deep[index]
         states.append(hidden)
-        if rotary is not None:
-            assert cache.held is not None
-            pairs.append(cache.held)
+        if held is not None:
+            pairs.append(held)
     return Read(states, pairs)
+
+
+def _through(
+    layer: Any, hidden: Tensor, visible: Tensor, rotary: tuple[Tensor, Tensor] | None, past: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Hidden states (B, N, D) after one layer, and its keys and values.
+
+    Where the layer is to save memory by computing itself again in the backward pass, it does so here: by itself,
+    transformers would drop the keys and values.
+    """
+
+    def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        cache, options = KeyValues(past), {"attention_mask": visible}
+        if rotary is not None:
+            options |= {"position_embeddings": rotary, _CACHE: cache}
+        if again:
+            layer.gradient_checkpointing = False
+        try:
+            return layer(hidden, **options), cache.held
+        finally:
+            layer.gradient_checkpointing = again
+
+    again = getattr(layer, "gradient_checkpointing", False)
+    if again and layer.training and torch.is_grad_enabled():
+        done: tuple[Tensor, Tensor | None] = layer._gradient_checkpointing_func(run, hidden)
+        return done
+    return run(hidden)
 
 
 class Continuation:

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, Qwen2VLImageProcessor
 
 from policysmith.components import pretrained
 from policysmith.components.backbones.vlm import Vlm
 from policysmith.schemas.specs import Kind, Spec
 
 LENGTHS = (5, 3)
-FAMILIES = ["paligemma"]
+PER_FRAME = {"paligemma": 16, "smolvlm": 4, "internvl": 4, "qwen2_5_vl": 16, "qwen3_vl": 4, "florence2": 17}
+FAMILIES = sorted(PER_FRAME)
 
 
 def architecture(family: str) -> str:
@@ -66,41 +67,66 @@ def build(given: dict[str, Spec] | None = None, **options: Any) -> Vlm:
     return part.eval()
 
 
-def reference(model: Any, family: str, batch: dict[str, Tensor], **options: Any) -> tuple[Any, Tensor]:
-    """What transformers makes of [front | wrist | prompt], and which tokens are valid."""
+def reference(model: Any, family: str, batch: dict[str, Tensor], per_frame: int) -> dict[str, Any]:
+    """What transformers makes of [front | wrist | prompt], its own way: which tokens are valid, the last hidden states,
+    what each layer reads, and the cache.
+    """
     frames = torch.stack([batch[f"observation.images.{key}"][:, 0] for key in ("front", "wrist")], 1)
-    per_frame = {"paligemma": 16}[family]
     ids, mask = batch["task.input_ids"], batch["task.attention_mask"]
-    images = ids.new_full((2, 2 * per_frame), model.config.image_token_id)
-    whole, valid = torch.cat([images, ids], 1), torch.cat([torch.ones_like(images), mask], 1)
+    frame = [511] * per_frame
+    options: dict[str, Any] = {"pixel_values": frames.flatten(0, 1)}
+    if family.startswith("qwen"):
+        frame = [509, *frame, 508]
+        vision = model.config.vision_config
+        sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+        processor = Qwen2VLImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, **sizes)
+        packed = processor(images=list(frames.flatten(0, 1)), return_tensors="pt")
+        options |= {"pixel_values": packed.pixel_values, "image_grid_thw": packed.image_grid_thw}
+    whole = torch.cat([torch.tensor(2 * frame).expand(2, -1), ids], 1)
+    valid = torch.cat([torch.ones(2, 2 * len(frame), dtype=torch.long), mask], 1)
     if family == "paligemma":
         options |= {"token_type_ids": torch.zeros_like(whole), "position_ids": valid.cumsum(1) - 1}
-    out = model.model(
-        input_ids=whole,
-        pixel_values=frames.flatten(0, 1),
-        attention_mask=valid,
-        output_hidden_states=True,
-        use_cache=True,
-        **options,
-    )
-    return out, valid.bool()
+    elif family.startswith("qwen"):
+        options["mm_token_type_ids"] = (whole == 511).int()
+    elif family == "smolvlm":
+        options["pixel_values"] = frames
+    elif family == "florence2":
+        options["decoder_input_ids"] = torch.ones(2, 1, dtype=torch.long)
+    text: Any = {"smolvlm": lambda: model.model.text_model, "florence2": lambda: model.model.language_model.encoder}
+    read: list[Tensor] = []
+    for layer in text.get(family, lambda: model.model.language_model)().layers:
+        layer.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    with torch.no_grad():
+        out = model.model(input_ids=whole, attention_mask=valid, use_cache=True, **options)
+    last = out.encoder_last_hidden_state if family == "florence2" else out.last_hidden_state
+    return {"valid": valid.bool(), "last": last, "read": read, "cache": out.cache}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_reads_what_transformers_reads(family: str, tmp_path: Path) -> None:
-    model, batch = save(family, tmp_path), observations()
+@pytest.mark.parametrize("size", [32, 64])
+def test_it_reads_what_transformers_reads(family: str, size: int, tmp_path: Path) -> None:
+    if size != 32 and family == "paligemma":
+        pytest.skip("it sees images of one size")
+    per_frame = PER_FRAME[family] * (size // 32) ** 2 - 3 * (size // 64) * (family == "florence2")
+    model, batch = save(family, tmp_path), observations(size)
+    expected = reference(model, family, batch, per_frame)
+    options = {"attention": "causal"} if family == "smolvlm" else {}
+    part = build(inputs(size), pretrained=str(tmp_path), **options)
+    outputs = ["tokens", "layers", *(["key_values"] if family != "florence2" else [])]
     with torch.no_grad():
-        expected, valid = reference(model, family, batch)
-        found = build(pretrained=str(tmp_path))(batch, ("tokens", "layers", "key_values"))
+        found = part(batch, outputs)
+    valid = expected["valid"]
     assert torch.equal(found["tokens"].mask, valid)
-    close(found["tokens"].values[valid], expected.last_hidden_state[valid])
-    for index, hidden in enumerate(expected.hidden_states[1:]):
+    close(found["tokens"].values[valid], expected["last"][valid])
+    layers = [*expected["read"][1:], expected["last"]]
+    assert len(layers) == found["layers"].values.shape[1]
+    for index, hidden in enumerate(layers):
         close(found["layers"].values[:, index][valid], hidden[valid])
-    for index, layer in enumerate(expected.cache.layers):
-        keys, values = found["key_values"].values[:, index].unbind(1)
-        close(keys.transpose(1, 2)[valid], layer.keys.transpose(1, 2)[valid])
-        close(values.transpose(1, 2)[valid], layer.values.transpose(1, 2)[valid])
-    assert torch.equal(found["key_values"].end, valid.sum(1))
+    if family != "florence2":
+        for index, layer in enumerate(expected["cache"].layers):
+            keys, values = found["key_values"].values[:, index].unbind(1)
+            close(keys.transpose(1, 2)[valid], layer.keys.transpose(1, 2)[valid])
+            close(values.transpose(1, 2)[valid], layer.values.transpose(1, 2)[valid])
 
 
 def close(found: Tensor, expected: Tensor) -> None:
