@@ -62,7 +62,7 @@ def test_smooth_chunks_take_few_tokens() -> None:
 def test_low_frequencies_come_first() -> None:
     """A constant chunk has its whole content in the first A numbers."""
     chunks = torch.cat([smooth(200), torch.full((1, 16, 3), 0.5)])
-    facts = FastTokens.fit(chunks, 64, 10.0)
+    facts = FastTokens.fit(chunks, 128, 10.0)
     tokens = FastTokens({**facts})
     letters = "".join(tokens._tokenizer.id_to_token(token) or "" for token in tokens.encode(chunks[-1:])[0])
     numbers = [ord(letter) - 0x4E00 + facts["low"] for letter in letters]
