@@ -8,13 +8,33 @@ from contextlib import contextmanager
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, ImageProcessingMixin, PreTrainedModel
 from transformers.utils import logging
 
-from ..schemas.errors import WeightsError
+from ..schemas.errors import SpecError, WeightsError
 
 _LEFT_OUT = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id")
 _OFFLINE = "check the name, or download it where there is a network and give the directory"
+
+
+def source_of(config: Any) -> str:
+    """The model that `pretrained` or `architecture` names; raises SpecError unless exactly one of them is given."""
+    given = [name for name in ("pretrained", "architecture") if getattr(config, name) is not None]
+    if len(given) == 1:
+        return str(getattr(config, given[0]))
+    if given:
+        raise SpecError(
+            "`pretrained` and `architecture` are both given",
+            field="architecture",
+            label="one of the two",
+            help="`pretrained` takes architecture and weights, `architecture` starts from random weights",
+        )
+    raise SpecError(
+        f"`{config.type}` needs a model to take its architecture from",
+        field="type",
+        label="no model",
+        help="set `pretrained` to a model on the hub or a directory, or `architecture` to start from random weights",
+    )
 
 
 def read_config(
@@ -38,6 +58,20 @@ def read_config(
         )
     held = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in held.items() if key not in _LEFT_OUT}
+
+
+def read_normalisation(source: str) -> dict[str, list[float]]:
+    """`mean` and `std` of each channel, for images in [0, 1], that a model was trained with; empty where it does not say."""
+    try:
+        held, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    except (OSError, ValueError):
+        return {}
+    if not held.get("do_normalize", True):
+        return {"mean": [0.0] * 3, "std": [1.0] * 3}
+    mean, std = held.get("image_mean"), held.get("image_std")
+    if not isinstance(mean, list) or not isinstance(std, list) or not len(mean) == len(std) == 3:
+        return {}
+    return {"mean": mean, "std": std}
 
 
 def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> None:
