@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -18,6 +18,14 @@ from .base import Batch, Facts, Feature, Transform
 
 Side = Annotated[int, Field(ge=1)]
 Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+
+STATISTICS = {
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "zero_one": ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+}
+"""Means and deviations of each channel of images in [0, 1], by name."""
 
 
 def height_width(size: int | list[int]) -> tuple[int, int]:
@@ -77,6 +85,31 @@ def image_features(
             grid=None if grid is None else (count, *grid),
         ),
     }
+
+
+def check_normalisation(cameras: Specs, wanted: Mapping[str, list[float]], model: str) -> None:
+    """Raises SpecError for images normalised otherwise than by the `mean` and `std` that a model was trained with."""
+    expected = (wanted["mean"], wanted["std"])
+    named = next((name for name, known in STATISTICS.items() if _near(known, expected)), None)
+    options = f"stats: {named}" if named else f"mean: {expected[0]}, std: {expected[1]}"
+    for key, spec in cameras.items():
+        if spec.normalised_by is not None and not _near(spec.normalised_by, expected):
+            mean, std = (list(values) for values in spec.normalised_by)
+            raise SpecError(
+                f"`{model}` was trained on images normalised by mean {expected[0]} and deviation {expected[1]}, "
+                f"not by mean {mean} and deviation {std}",
+                field="pretrained",
+                source=key,
+                trait="range",
+                label="was trained on other images",
+                help=f"use `{{type: normalize_image, {options}}}`",
+            )
+
+
+def _near(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+    """Whether two pairs of mean and deviation agree but for rounding."""
+    pairs = zip((*one[0], *one[1]), (*other[0], *other[1]), strict=True)
+    return all(abs(first - second) < 1e-3 for first, second in pairs)
 
 
 def fold(observations: Batch, cameras: Specs, dtype: torch.dtype) -> Tensor:
