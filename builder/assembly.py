@@ -15,7 +15,7 @@ from .policy import BasePolicyModel, RecipePolicy
 from .policy.dynamic import pair
 from .recipe import LoadedRecipe
 
-_PACKAGES = ("policysmith", "torch", "transformers", "timm", "accelerate")
+_PACKAGES = ("policysmith", "torch", "transformers", "timm", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Summary:
     """Parameters stopped by each `freeze` pattern."""
     parts: dict[str, int]
     """Parameters by part."""
+    trains: dict[str, int]
+    """Those of them that train."""
+    adapted: dict[str, int]
+    """Layers with a low-rank adapter, by backbone that has some."""
     features: Specs
     action: Spec
     unused: dict[str, int]
