@@ -16,7 +16,7 @@ from .policy.dynamic import pair
 from .recipe import LoadedRecipe
 from .sources import DataPlan
 
-_PACKAGES = ("policysmith", "torch", "transformers", "timm", "accelerate")
+_PACKAGES = ("policysmith", "torch", "transformers", "timm", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Summary:
     """Parameters stopped by each `freeze` pattern."""
     parts: dict[str, int]
     """Parameters by part."""
+    trains: dict[str, int]
+    """Those of them that train."""
+    adapted: dict[str, int]
+    """Layers with a low-rank adapter, by backbone that has some."""
     features: Specs
     action: Spec
     unused: dict[str, int]

@@ -56,15 +56,15 @@ def show_summary(console: Console, summary: Summary) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("part")
     table.add_column("parameters", justify="right")
+    table.add_column("trainable", justify="right")
     table.add_column("gives")
     for part, count in summary.parts.items():
         name = part.removeprefix("backbones.")
         given = [
             f"{key} {_dims(spec.dims)}" for key, spec in summary.features.items() if key.split(".")[0] == name
         ]
-        table.add_row(
-            part, f"{count:,}", ", ".join(given) if part != "head" else f"action {_dims(summary.action.dims)}"
-        )
+        gives = ", ".join(given) if part != "head" else f"action {_dims(summary.action.dims)}"
+        table.add_row(part, f"{count:,}", f"{summary.trains[part]:,}", gives)
     console.print(table)
     frozen = summary.parameters - summary.trainable
     console.print(
@@ -72,6 +72,8 @@ def show_summary(console: Console, summary: Summary) -> None:
         f"{summary.training_bytes / 2**20:,.0f} MiB for weights, gradients and optimiser",
         highlight=False,
     )
+    for part, layers in summary.adapted.items():
+        console.print(f"lora {part}: adapters beside {layers} layers, the rest is frozen", highlight=False)
     for pattern, count in summary.frozen.items():
         console.print(f"freeze {pattern}: {count:,} parameters", highlight=False)
     if summary.unused:

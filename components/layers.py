@@ -58,6 +58,19 @@ class Attention(nn.Module):
         return values.reshape(*values.shape[:2], self.heads, -1).transpose(1, 2)
 
 
+def repeated(module: nn.Module) -> list[nn.Module]:
+    """Layers of several modules that stand in a list or in a sequence, in order; those inside such layers not again."""
+    containers = (nn.ModuleList, nn.Sequential)
+    found = []
+    for child in module.children():
+        stands_in_list = isinstance(module, containers) and not isinstance(child, containers)
+        if stands_in_list and next(child.children(), None) is not None:
+            found.append(child)
+        else:
+            found += repeated(child)
+    return found
+
+
 def sinusoids(times: Tensor, width: int, scale: float = 1000.0, longest: float = 10_000.0) -> Tensor:
     """Times (B,) in [0, 1] as float32 (B, width): sines and cosines of `scale * t` with periods up to `longest` * 2 pi.
 
