@@ -1,4 +1,4 @@
-"""Pretrained models of transformers: their configs as plain JSON, and their weights.
+"""Pretrained models of transformers: their configs as plain JSON, their weights and their tokenizers.
 
 A part names a model in one of two ways:
 
@@ -6,7 +6,8 @@ A part names a model in one of two ways:
     architecture: google/paligemma-3b-pt-224    # its architecture alone, with random initial weights
 
 Either takes a model on the hub or a directory. The architectures of some models of the hub are bundled, in
-`components/architectures`, so that a recipe that names one is checked and built without a network.
+`components/architectures`, so that a recipe that names one is checked and built without a network. So is one small
+tokenizer, `policysmith/tiny`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..schemas.errors import SpecError, WeightsError
 
 _ARCHITECTURES = Path(__file__).parent / "architectures"
+_TOKENIZERS = Path(__file__).parent / "tokenizers"
 _LEFT_OUT = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id")
 _OFFLINE = "check the name, or download it where there is a network and give the directory"
 
@@ -66,6 +68,20 @@ def read_config(
             f"`{source}` is a `{held['model_type']}` model, expected one of {', '.join(types)}; {otherwise}"
         )
     return {key: value for key, value in held.items() if key not in _LEFT_OUT}
+
+
+def read_tokenizer(source: str) -> Any:
+    """Tokenizer on the hub, in a directory, or bundled, `policysmith/tiny`; raises WeightsError."""
+    bundled = _TOKENIZERS / source.replace("/", "--")
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(bundled) if bundled.is_dir() and not Path(source).exists() else source,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise WeightsError(
+            f"cannot read the tokenizer `{source}`: {_first_line(error)} ({_OFFLINE})"
+        ) from error
 
 
 def as_config(held: Mapping[str, Any]) -> PreTrainedConfig:

@@ -34,7 +34,9 @@ class OpenVla(Family):
         return _Prismatic(self.sizes.vision_config, self.text_sizes)
 
     def carrier(self, model: Any, head: nn.Linear | None) -> PreTrainedModel:
-        raise WeightsError("weights of OpenVLA cannot be loaded; name it by `architecture` to train from scratch")
+        raise WeightsError(
+            "weights of OpenVLA cannot be loaded; name it by `architecture` to train from scratch"
+        )
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         vision = self.sizes.vision_config
