@@ -99,7 +99,8 @@ class RecipePolicy(BasePolicyModel):
         self._assets: Path | None = None
         self._parts = Parts.from_resolved(recipe)
         specs = {key: Spec.from_json(spec) for key, spec in config.specs.items()}
-        facts = with_statistics(config.facts or {}, self._parts.transforms, config.statistics or {})
+        readers = [self._parts.collator, *self._parts.transforms]
+        facts = with_statistics(config.facts or {}, readers, config.statistics or {})
         self._wiring: Wiring = wire(self._parts, specs, facts)
         self._collator: Collator | None = None
         self.transforms = nn.ModuleList(
