@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["relu", "gelu", "silu", "tanh"]
+from .rotary import Rotation, turn
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "mish", "tanh"]
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "silu": nn.SiLU,
+    "mish": nn.Mish,
     "tanh": nn.Tanh,
 }
 
@@ -34,7 +39,7 @@ def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> n
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over `context` (over themselves where there is none)."""
+    """Multi-head attention of `queries` over `context`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -43,11 +48,18 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """queries (B, N, D), context (B, M, D), mask (B, M) True where valid -> (B, N, D)."""
+    def forward(
+        self, queries: Tensor, context: Tensor, mask: Tensor | None = None, by: Rotation | None = None
+    ) -> Tensor:
+        """queries (B, N, D), context (B, M, D) -> (B, N, D).
+
+        mask (B, M) is True where the context is valid, (B, N, M) where a query may see it; `by` turns queries and keys.
+        """
         query = self._split(self.query(queries))
         key, value = (self._split(half) for half in self.key_value(context).chunk(2, dim=-1))
-        allowed = None if mask is None else mask[:, None, None, :]
+        if by is not None:
+            query, key = turn(query, by), turn(key, by)
+        allowed = None if mask is None else mask[:, None, None] if mask.ndim == 2 else mask[:, None]
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed
         )  # (B, heads, N, D / heads)
