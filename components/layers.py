@@ -70,14 +70,22 @@ class Attention(nn.Module):
         return values.reshape(*values.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-def sinusoids(times: Tensor, width: int, scale: float = 1000.0, longest: float = 10_000.0) -> Tensor:
+def sinusoids(
+    times: Tensor,
+    width: int,
+    scale: float = 1000.0,
+    longest: float = 10_000.0,
+    ends: Literal["first", "both"] = "first",
+) -> Tensor:
     """Times (B,) in [0, 1] as float32 (B, width): sines and cosines of `scale * t` with periods up to `longest` * 2 pi.
 
-    The embedding of diffusion models (Ho et al., 2020); `width` must be even.
+    The embedding of diffusion models (Ho et al., 2020); `width` must be even. `longest` itself is among the periods
+    where `ends` are `both`, as in Diffusion Policy.
     """
     half = width // 2
     steps = torch.arange(half, device=times.device, dtype=torch.float32)
-    angles = scale * times.float()[:, None] * torch.exp(-math.log(longest) / half * steps)
+    gaps = half if ends == "first" else half - 1
+    angles = scale * times.float()[:, None] * torch.exp(-math.log(longest) / gaps * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 

@@ -27,7 +27,9 @@ def keypoints(grid: tuple[int, int, int], channels: int, **options: Any) -> Spat
     config = SpatialSoftmax.Config(type="spatial_softmax", reads=["vision"], **options)
     specs = SpatialSoftmax.specs(config, inputs, {})
     part = SpatialSoftmax(config, inputs, {})
-    found = part({"vision.tokens": Feature(torch.zeros(2, frames * height * breadth, channels))}, tuple(specs))
+    found = part(
+        {"vision.tokens": Feature(torch.zeros(2, frames * height * breadth, channels))}, tuple(specs)
+    )
     assert {key: tuple(feature.values.shape) for key, feature in found.items()} == {
         key: (2, *spec.dims[1:]) for key, spec in specs.items()
     }
