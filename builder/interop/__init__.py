@@ -1,0 +1,1 @@
+"""Policies of other libraries: their weights as ours, and back."""
