@@ -17,8 +17,8 @@ from policysmith.builder.interop.lerobot_pi0 import to_lerobot, to_policysmith
 from policysmith.components.features import masked_mean
 from policysmith.schemas.errors import WeightsError
 
-from .golden import Golden, load
 from .expert_policies import Policy, differences, gradients_of
+from .golden import Golden, load
 
 
 def architecture(golden: Golden, directory: Path) -> str:

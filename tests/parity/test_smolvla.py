@@ -13,8 +13,8 @@ from policysmith.builder.interop.lerobot_smolvla import to_lerobot, to_policysmi
 from policysmith.components.features import masked_mean
 from policysmith.schemas.errors import WeightsError
 
-from .golden import Golden, load
 from .expert_policies import Policy, differences, gradients_of
+from .golden import Golden, load
 
 
 @pytest.fixture
