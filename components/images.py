@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -140,6 +141,19 @@ def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     flat = images.flatten(3).flatten(1, 2)  # (B, T * 3, H * W)
     picked = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
     return picked.reshape(*images.shape[:3], rows.shape[1], columns.shape[1])
+
+
+def scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, T, 3, H, W) resized bilinearly to `size`, in their dtype; bytes are rounded to the nearest level."""
+    if images.shape[-2:] == size:
+        return images
+    flat = images.flatten(0, 1)
+    if images.dtype == torch.uint8 and images.device.type != "cpu":
+        resized = F.interpolate(flat.float(), size, mode="bilinear", antialias=True)
+        resized = resized.round_().clamp_(0.0, 255.0).to(torch.uint8)
+    else:  # the CPU has its own, several times faster, kernel for bytes
+        resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
+    return resized.reshape(*images.shape[:3], *size)
 
 
 class ImageTransformConfig(PartConfig):

@@ -17,6 +17,7 @@ class PartConfig(Section):
     """Options of one part. A subclass declares `type: Literal["<its file name>"]` without a default."""
 
     type: str
+    """Which part of its kind."""
 
 
 class LoraSection(Section):

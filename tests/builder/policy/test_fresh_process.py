@@ -87,7 +87,13 @@ def _kinds(sources: Path) -> dict[str, dict[str, Any]]:
         "plain": {},
         "adapted": {f"{vision}.lora": adapters},
         "encoder": {vision: {"type": "vision", "pretrained": str(sources / "dinov3"), "lora": {"rank": 2}}},
-        "flow": {"policy.head": {"type": "flow_matching", "width": 16, "depth": 1, "heads": 2, "steps": 2}},
+        "flow": {
+            "policy.head": {
+                "type": "flow_matching",
+                "network": {"type": "dit", "width": 16, "depth": 1, "heads": 2},
+                "steps": 2,
+            }
+        },
         "talking": {"policy.backbones.text": text.model_dump(), "collator": collator.model_dump()},
         "swin_like": timm("swin_tiny_patch4_window7_224", 56),
         "eva_like": timm("eva02_tiny_patch14_224", 28),
