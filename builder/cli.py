@@ -223,3 +223,13 @@ def evaluate(args: Namespace) -> int:
     for line in result.lines:
         console.print(line, markup=False)
     return 0
+
+
+def export(args: Namespace) -> int:
+    """`policysmith export`."""
+    from .export import export as write
+
+    _quiet()
+    write(args.checkpoint, args.output, merge=args.merge, allow_imports=args.allow_imports)
+    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained", markup=False)
+    return 0

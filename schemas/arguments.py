@@ -69,6 +69,18 @@ def policysmith() -> ArgumentParser:
     )
     _device(evaluate)
 
+    export = _verb(verbs, "export", "export", "write a trained policy as a checkpoint of its own")
+    export.add_argument(
+        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
+    )
+    export.add_argument("--output", metavar="DIR", required=True, help="directory of the new checkpoint")
+    export.add_argument(
+        "--merge", action="store_true", help="add low-rank adapters to the weights beside them"
+    )
+    export.add_argument(
+        "--allow-imports", action="store_true", help="run the Python files that the recipe imports"
+    )
+
     data = verbs.add_parser("data", help="record or inspect demonstrations", description="Demonstrations.")
     data_verbs = data.add_subparsers(metavar="VERB", required=True)
     record = _verb(data_verbs, "record", "data_record", "record scripted demonstrations in simulation")
