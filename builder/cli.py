@@ -250,3 +250,13 @@ def export_lerobot(args: Namespace) -> int:
     config = export_policy(args.checkpoint, output=args.output)
     console.print(f"{config['type']} of LeRobot  {shown(Path(args.output))}", markup=False)
     return 0
+
+
+def export(args: Namespace) -> int:
+    """`policysmith export`."""
+    from .export import export as write
+
+    _quiet()
+    write(args.checkpoint, args.output, merge=args.merge, allow_imports=args.allow_imports)
+    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained", markup=False)
+    return 0

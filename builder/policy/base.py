@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self, TypeVar, cast
 import torch
 from ruamel.yaml import YAML
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...components.embodiments import EMBODIMENT
@@ -227,8 +227,11 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
             self._queue.extend(chunk[: self.execute])
         return self._queue.popleft()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every part initialises its own weights, and pretrained ones must survive `post_init`."""
+    def initialize_weights(self) -> None:
+        """Nothing: every part has initialised its own weights, and pretrained ones must survive `post_init`.
+
+        transformers would draw anew whatever stands in a model of its own unannounced, such as an adapter.
+        """
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

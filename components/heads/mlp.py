@@ -15,15 +15,10 @@ from ...schemas.errors import SpecError
 from ...schemas.part import HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
-<<<<<<< HEAD
 from ..embodiments import EMBODIMENT, required_embodiments
-from ..features import action_spec, chunk_size, features_of, masked_mean
-from ..layers import Activation, CategoryMlp, mlp
-=======
 from ..features import action_spec, chunk_size, masked_mean
-from ..layers import Activation, mlp
-from ..vectors import Tokens, joined, sizes_of
->>>>>>> act
+from ..flattening import Tokens, joined, sizes_of
+from ..layers import Activation, CategoryMlp, mlp
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -69,15 +64,10 @@ class MlpHead(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-<<<<<<< HEAD
         """`action` (B, H, A); raises SpecError for another number of input features than `in_dim`, and for one robot alone."""
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
-        sizes = _sizes(config, inputs)
-=======
-        """`action` (B, H, A); raises SpecError for another number of input features than `in_dim`."""
         sizes = sizes_of(inputs, config.tokens)
->>>>>>> act
         total = sum(sizes.values())
         if config.in_dim is not None and config.in_dim != total:
             parts = [f"{size} ({key.removesuffix('.pooled')})" for key, size in sizes.items()]
@@ -108,11 +98,6 @@ class MlpHead(ActionHead):
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """The predicted chunk (B, H, A); it is the same for every generator."""
         weight = next(self.parameters())
-<<<<<<< HEAD
-        vectors = [self._vector(features[key]).to(weight.dtype) for key in self._sizes]
         ids = [features[EMBODIMENT].values] if self.config.per_embodiment else []
-        predicted: Tensor = self.layers(torch.cat(vectors, dim=-1), *ids)
-=======
-        predicted: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, weight.dtype))
->>>>>>> act
+        predicted: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, weight.dtype), *ids)
         return predicted.reshape(-1, self._horizon, self._action_dim)
