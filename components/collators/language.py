@@ -113,7 +113,7 @@ class LanguageCollator(Collator):
         if _KEY not in batch:
             raise DatasetError(f"`language` tokenizes `{_KEY}`, and the samples have none")
         encoded = [self._encode(self._prompt(sample)) for sample in samples]
-        ids, mask = (torch.stack([row[column] for row in encoded]) for column in (0, 1))
+        ids, mask = torch.stack([row for row, _, _ in encoded]), torch.stack([row for _, row, _ in encoded])
         if self.config.padding == "longest":
             length = max(1, int(mask.sum(1).max()))
             kept = slice(length) if self.config.padding_side == "right" else slice(-length, None)

@@ -46,7 +46,10 @@ class Built:
         if kind == "networks":
             self.whole = FlowMatching
             self.whole_config = FlowMatching.Config(type="flow_matching", network=self.config, steps=4)
-        self.facts = {**self.cls.facts(self.config), **(world.facts if kind in ("transforms", "collators") else {})}
+        self.facts = {
+            **self.cls.facts(self.config),
+            **(world.facts if kind in ("transforms", "collators") else {}),
+        }
         self.inputs = self._inputs()
         if self.is_head:
             self.facts |= self.whole.fit(self.whole_config, self.inputs, self.facts, self._chunks)
