@@ -15,7 +15,8 @@ from policysmith.builder import Builder, RecipePolicy
 from policysmith.components.heads.mlp import MlpHead
 
 Batches = Callable[..., dict[str, Any]]
-FLOW = {"type": "flow_matching", "width": 16, "depth": 1, "heads": 2, "steps": 3}
+DIT = {"type": "dit", "width": 16, "depth": 1, "heads": 2}
+FLOW = {"type": "flow_matching", "network": DIT, "steps": 3}
 
 
 def build(recipe: dict[str, Any], **changes: Any) -> RecipePolicy:
