@@ -99,6 +99,13 @@ def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
             help=f"set `data.horizon` to {longest} or less",
         )
         report(("data", "horizon"), fault)
+    if section.past_actions >= section.horizon:
+        fault = SpecError(
+            f"of a chunk of {section.horizon} actions, {section.past_actions} were done before now",
+            label="leaves none to run",
+            help=f"lower `past_actions` to {section.horizon - 1} or less, or raise `data.horizon`",
+        )
+        report(("data", "past_actions"), fault)
     if not info.action_dim:
         report(("data", "path"), SpecError("the dataset has no `action` column"))
     if found:
@@ -138,7 +145,7 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
         necks={name: Site(("policy", "necks", name), *pair) for name, pair in loaded.necks.items()},
         head=Site(("policy", "head"), *loaded.head),
     )
-    found = check_execute(loaded, len(data.windows.actions))
+    found = check_execute(loaded, data.windows.actions)
     try:
         facts = look_up(parts, loaded.directory)
         wiring = wire(parts, data.specs, with_statistics(facts, parts.transforms, data.statistics))
@@ -155,14 +162,16 @@ def transform_sites(loaded: LoadedRecipe) -> list[Site]:
     return [Site(("transforms", i), *pair) for i, pair in enumerate(loaded.transforms)]
 
 
-def check_execute(loaded: LoadedRecipe, horizon: int) -> list[Diagnostic]:
-    """Findings where more actions are to be executed than a chunk has, or too many to average their predictions."""
+def check_execute(loaded: LoadedRecipe, steps: Sequence[int]) -> list[Diagnostic]:
+    """Findings where a chunk of such steps has fewer actions than are executed, or too many to average their predictions."""
     policy = loaded.recipe.policy
     found = []
-    if policy.execute is not None and policy.execute > horizon:
+    horizon, past = len(steps), sum(step < 0 for step in steps)
+    if policy.execute is not None and policy.execute > horizon - past:
+        lost = f", of which {past} lie{'s' if past == 1 else ''} in the past" if past else ""
         error = SpecError(
-            f"cannot execute {policy.execute} actions of a chunk of {horizon}",
-            label=f"a chunk has {horizon}",
+            f"cannot execute {policy.execute} actions of a chunk of {horizon}{lost}",
+            label=f"a chunk has {horizon - past}",
             help="lower `policy.execute` or raise `data.horizon`",
         )
         given = "horizon" in loaded.recipe.data.model_fields_set

@@ -39,19 +39,19 @@ def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> n
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over `context`."""
+    """Multi-head attention of `queries` over `context`, which may be of another width."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = nn.Linear(context_width or width, 2 * width)
         self.out = nn.Linear(width, width)
 
     def forward(
         self, queries: Tensor, context: Tensor, mask: Tensor | None = None, by: Rotation | None = None
     ) -> Tensor:
-        """queries (B, N, D), context (B, M, D) -> (B, N, D).
+        """queries (B, N, D), context (B, M, C) -> (B, N, D).
 
         mask (B, M) is True where the context is valid, (B, N, M) where a query may see it; `by` turns queries and keys.
         """
