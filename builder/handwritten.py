@@ -88,8 +88,10 @@ def windows(loaded: LoadedRecipe, config: PretrainedConfig) -> Windows:
         raise _failed(loaded, f"{type(config).__name__}.transform() fails", error) from error
     found = Windows(observations, actions)
     data = loaded.recipe.data
-    problems = check_execute(loaded, len(actions))
-    for key, value in (("horizon", len(actions)), ("observation_steps", len(observations))):
+    past = sum(step < 0 for step in actions)
+    problems = check_execute(loaded, actions)
+    asked = {"horizon": len(actions), "observation_steps": len(observations), "past_actions": past}
+    for key, value in asked.items():
         if key in data.model_fields_set and getattr(data, key) != value:
             clash = SpecError(
                 f"`data.{key}` is {getattr(data, key)}, but the policy's config asks for {value}",
@@ -118,6 +120,7 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
     recipe["data"] |= {
         "horizon": len(data.windows.actions),
         "observation_steps": len(data.windows.observations),
+        "past_actions": sum(step < 0 for step in data.windows.actions),
     }
     content: dict[str, Any] = {
         "recipe": recipe,

@@ -45,7 +45,7 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
         necks={name: Site(("policy", "necks", name), *pair) for name, pair in loaded.necks.items()},
         head=Site(("policy", "head"), *loaded.head),
     )
-    found = check_execute(loaded, len(data.windows.actions))
+    found = check_execute(loaded, data.windows.actions)
     try:
         facts = look_up(parts, loaded.directory)
         wiring = wire(
@@ -64,14 +64,16 @@ def transform_sites(loaded: LoadedRecipe) -> list[Site]:
     return [Site(("transforms", i), *pair) for i, pair in enumerate(loaded.transforms)]
 
 
-def check_execute(loaded: LoadedRecipe, horizon: int) -> list[Diagnostic]:
-    """Findings where more actions are to be executed than a chunk has, or too many to average their predictions."""
+def check_execute(loaded: LoadedRecipe, steps: Sequence[int]) -> list[Diagnostic]:
+    """Findings where a chunk of such steps has fewer actions than are executed, or too many to average their predictions."""
     policy = loaded.recipe.policy
     found = []
-    if policy.execute is not None and policy.execute > horizon:
+    horizon, past = len(steps), sum(step < 0 for step in steps)
+    if policy.execute is not None and policy.execute > horizon - past:
+        lost = f", of which {past} lie{'s' if past == 1 else ''} in the past" if past else ""
         error = SpecError(
-            f"cannot execute {policy.execute} actions of a chunk of {horizon}",
-            label=f"a chunk has {horizon}",
+            f"cannot execute {policy.execute} actions of a chunk of {horizon}{lost}",
+            label=f"a chunk has {horizon - past}",
             help="lower `policy.execute` or raise `data.horizon`",
         )
         given = "horizon" in loaded.recipe.data.model_fields_set

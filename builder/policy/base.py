@@ -183,6 +183,12 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         return cast("int | None", recipe["policy"].get("execute"))
 
     @property
+    def present(self) -> int:
+        """Place in a chunk of the action for the newest observation; those before it were done already."""
+        steps = list(self.config.transform()[2])
+        return steps.index(0) if 0 in steps else 0
+
+    @property
     def ensemble(self) -> float | None:
         """Decay of the weights by which all predictions of an action are averaged; None for the newest alone."""
         recipe = self.content.get("recipe") or {"policy": {}}
@@ -221,7 +227,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         steps = self.observation_steps()
         self._history.add(self.observed.admit(observation), steps)
         if not self._queue:
-            chunk = self._chunk(self._history.window(steps), generator)
+            chunk = self._chunk(self._history.window(steps), generator)[self.present :]
             if self.ensemble is not None:
                 return self._ensemble.add(chunk, self.ensemble)
             self._queue.extend(chunk[: self.execute])

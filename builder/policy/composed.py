@@ -65,7 +65,8 @@ class RecipeConfig(PretrainedConfig):
     def transform(self) -> tuple[None, list[int], list[int]]:
         """Observation and action time steps; a composed policy runs its transforms itself."""
         data = (self.recipe or {})["data"]
-        return None, list(range(1 - data["observation_steps"], 1)), list(range(data["horizon"]))
+        past = data["past_actions"]
+        return None, list(range(1 - data["observation_steps"], 1)), list(range(-past, data["horizon"] - past))
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

@@ -86,7 +86,7 @@ def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], lis
             raise SpecError(
                 f"{called} must give a list of {name} indices, at least one, it gives {indices!r}"
             )
-    if list(actions) != list(range(len(actions))):
+    if 0 not in actions or list(actions) != list(range(actions[0], actions[0] + len(actions))):
         raise SpecError(
             f"{called} gives the action indices {list(actions)}, but a chunk is executed step by step from 0, which is "
             "now",
