@@ -287,7 +287,9 @@ def test_waves_are_the_formula() -> None:
     for time, row in zip(times, waves(torch.tensor(times, dtype=torch.float64), 8), strict=True):
         angles = [2 * math.pi * time / period for period in periods]
         expected = [*map(math.sin, angles), *map(math.cos, angles)]
-        torch.testing.assert_close(row.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-7, rtol=0)
+        torch.testing.assert_close(
+            row.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-7, rtol=0
+        )
 
 
 def test_rotated_scores_know_distances_only() -> None:
@@ -338,6 +340,25 @@ def test_no_mask_is_made_where_all_see_all(
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     part(torch.randn(3, HORIZON, ACTION), torch.rand(3), part.encode(features(states, mask)))
     assert [mask is not None for mask in given] == [made] * LAYERS
+
+
+def test_every_token_sees_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where neither the model nor the chunk has a valid token, as kernels differ in what they make of that."""
+    part, given = make(), features(states=False, mask=True)
+    values, end = given["vlm.key_values"].values, given["vlm.key_values"].end
+    nothing = {
+        "vlm.key_values": Feature(values, torch.zeros(3, PREFIX, dtype=torch.bool), end),
+        "proprio.tokens": Feature(torch.randn(3, STATES, 7), torch.zeros(3, STATES, dtype=torch.bool)),
+    }
+    sdpa = F.scaled_dot_product_attention
+
+    def spy(*args: Any, attn_mask: Tensor) -> Tensor:
+        assert attn_mask.any(-1).all()
+        return sdpa(*args, attn_mask=attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    hidden = torch.ones(3, HORIZON, dtype=torch.bool)
+    assert part(torch.randn(3, HORIZON, ACTION), torch.rand(3), part.encode(nothing), hidden).isfinite().all()
 
 
 def test_a_mask_of_ones_is_none() -> None:
