@@ -124,9 +124,10 @@ def gradients_of(policy: nn.Module) -> dict[str, Tensor]:
 
 
 def differences(gradients: Mapping[str, Tensor], golden: Golden) -> dict[str, float]:
-    """By weight of the golden, how far our gradient is from it, relative to its norm or to a thousandth of the largest."""
+    """By weight that both have, how far our gradient is from the golden's, relative to its norm or to a thousandth of the largest."""
     least = max(expected.norm() for expected in golden.gradients.values()) / 1e3
     return {
         key: ((digest(key, gradients[key]) - expected).norm() / torch.maximum(expected.norm(), least)).item()
         for key, expected in golden.gradients.items()
+        if key in gradients
     }
