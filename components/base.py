@@ -164,6 +164,8 @@ class ActionHead(nn.Module, Part):
     Config: ClassVar[type[HeadConfig]]
     accepts: ClassVar[tuple[Kind, ...]]
     """Kinds of features that it can read, best first."""
+    waits_for_device: ClassVar[bool] = False
+    """Whether its loss needs values on the host, so that a GPU cannot run ahead."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """`inputs` holds the features by name (`vision.tokens`), `action` (B, H, A), and `embodiment` where there is one."""
