@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -34,17 +34,17 @@ def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> n
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over `context` (over themselves where there is none)."""
+    """Multi-head attention of `queries` over `context`, which may be of another width."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = nn.Linear(context_width or width, 2 * width)
         self.out = nn.Linear(width, width)
 
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """queries (B, N, D), context (B, M, D), mask (B, M) True where valid -> (B, N, D)."""
+        """queries (B, N, D), context (B, M, C), mask (B, M) True where valid -> (B, N, D)."""
         query = self._split(self.query(queries))
         key, value = (self._split(half) for half in self.key_value(context).chunk(2, dim=-1))
         allowed = None if mask is None else mask[:, None, None, :]
@@ -69,7 +69,39 @@ def sinusoids(times: Tensor, width: int, scale: float = 1000.0, longest: float =
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def zero(layer: nn.Linear) -> nn.Linear:
+def waves(times: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:
+    """Times (B,) in [0, 1] as float32 (B, width): sines and cosines of geometrically spaced periods, both ends among them.
+
+    The embedding of pi0 (Black et al., 2024); `width` must be even.
+    """
+    share = torch.linspace(0.0, 1.0, width // 2, device=times.device, dtype=torch.float64)
+    angles = 2.0 * math.pi * times.double()[:, None] / (shortest * (longest / shortest) ** share)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
+class CategoryLinear(nn.Module):
+    """A linear layer with weights of its own for each category, such as a robot: y = x W[id] + b[id].
+
+    Each category starts as `nn.Linear` does. No sample reaches the weights of another category than its own.
+    """
+
+    def __init__(self, categories: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.empty(categories, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(categories, out_features).uniform_(-bound, bound))
+
+    def forward(self, values: Tensor, ids: Tensor) -> Tensor:
+        """values (B, ..., in) of categories ids (B,) -> (B, ..., out)."""
+        rows = values.reshape(len(values), -1, values.shape[-1])  # (B, N, in)
+        mixed = torch.baddbmm(self.bias[ids, None], rows, self.weight[ids])  # (B, N, out)
+        return mixed.reshape(*values.shape[:-1], -1)
+
+
+L = TypeVar("L", nn.Linear, CategoryLinear)
+
+
+def zero(layer: L) -> L:
     """The layer, with weight and bias zero: what a branch that is added starts from."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

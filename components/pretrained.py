@@ -1,20 +1,51 @@
-"""Pretrained models of transformers: their configs as plain JSON, and their weights."""
+"""Pretrained models of transformers: their configs as plain JSON, and their weights.
+
+A part names a model in one of two ways:
+
+    pretrained: google/paligemma-3b-pt-224      # its architecture and its weights
+    architecture: google/paligemma-3b-pt-224    # its architecture alone, with random initial weights
+
+Either takes a model on the hub or a directory. The architectures of some models of the hub are bundled, in
+`components/architectures`, so that a recipe that names one is checked and built without a network.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..schemas.errors import WeightsError
+from ..schemas.errors import SpecError, WeightsError
 
+_ARCHITECTURES = Path(__file__).parent / "architectures"
 _LEFT_OUT = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id")
 _OFFLINE = "check the name, or download it where there is a network and give the directory"
+
+
+def source_of(config: Any) -> str:
+    """The model that `pretrained` or `architecture` names; raises SpecError unless exactly one of them is given."""
+    given = [name for name in ("pretrained", "architecture") if getattr(config, name) is not None]
+    if len(given) == 1:
+        return str(getattr(config, given[0]))
+    if given:
+        raise SpecError(
+            "`pretrained` and `architecture` are both given",
+            field="architecture",
+            label="one of the two",
+            help="`pretrained` takes architecture and weights, `architecture` starts from random weights",
+        )
+    raise SpecError(
+        f"`{config.type}` needs a model to take its architecture from",
+        field="type",
+        label="no model",
+        help="set `pretrained` to a model on the hub or a directory, or `architecture` to start from random weights",
+    )
 
 
 def read_config(
@@ -22,14 +53,10 @@ def read_config(
 ) -> dict[str, Any]:
     """Config of a model on the hub or in a directory; raises WeightsError unless its `model_type` is among `types`.
 
-    Of a model made of several, such as CLIP, the config of one `part` is taken.
+    Of a model made of several, such as CLIP, the config of one `part` is taken. A directory comes before a bundled
+    architecture, which comes before the hub: what is bundled never depends on the network.
     """
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"cannot read the config of `{source}`: {_first_line(error)} ({_OFFLINE})"
-        ) from error
+    config = _bundled(source) or _found(source)
     if part is not None and config.model_type not in types:
         config = getattr(config, part, config)
     if config.model_type not in types:
@@ -40,8 +67,29 @@ def read_config(
     return {key: value for key, value in held.items() if key not in _LEFT_OUT}
 
 
+def _bundled(source: str) -> PreTrainedConfig | None:
+    path = _ARCHITECTURES / f"{source.replace('/', '--')}.json"
+    if Path(source).exists() or source.count("/") != 1 or not path.is_file():
+        return None
+    held = json.loads(path.read_text())
+    config: PreTrainedConfig = CONFIG_MAPPING[held.pop("model_type")].from_dict(held)
+    return config
+
+
+def _found(source: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"cannot read the config of `{source}`: {_first_line(error)} ({_OFFLINE})"
+        ) from error
+
+
 def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> None:
-    """Copy weights of `source` into `model`; raises WeightsError where any is missing or of another shape."""
+    """Copy weights of `source` into `model`; raises WeightsError where any is missing or of another shape.
+
+    Tensors of the model that are on the meta device stay there.
+    """
     try:
         loader: Any = type(model)
         with _quiet():
@@ -63,7 +111,10 @@ def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> Non
             f"`{source}` lacks {len(missing)} tensors of {type(model).__name__}, the first is `{missing[0]}`; "
             "it is not a checkpoint of this model"
         )
-    model.load_state_dict(loaded.state_dict())
+    wanted = model.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        if not wanted[name].is_meta:
+            wanted[name].copy_(tensor)
 
 
 @contextmanager
