@@ -7,11 +7,12 @@ import sys
 from collections.abc import Collection
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import timm
 import torch
 from pydantic import Field
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
@@ -20,14 +21,16 @@ from ...schemas.specs import Kind, Spec, Specs
 from .. import weights
 from ..base import Backbone, Batch, Facts, Feature
 from ..images import fold, frame_size, frames, image_features, unfold
+from ..norms import freeze_batch_norms, group_norms
 
 
 class Timm(Backbone):
     """Encodes every image by a model of timm (Wightman, 2019), without its classifier.
 
     `pooled` (B, T * V * D) holds what the classifier would read, `tokens` (B, T * V * N, D) the last feature map or
-    sequence, row by row, of all T steps of V cameras. Modules that timm compiles statistics in (BatchNorm) follow
-    `train()` and `eval()`; a frozen backbone runs in `eval()`.
+    sequence, row by row, of all T steps of V cameras. Batch norms follow `train()` and `eval()`, and a frozen backbone
+    runs in `eval()`; small batches of robot data disturb their statistics, so that ACT freezes them (Zhao et al., 2023)
+    and Diffusion Policy does without (Chi et al., 2023). The parameters of a ResNet are named as torchvision's.
     """
 
     kind = Kind.IMAGE
@@ -43,6 +46,8 @@ class Timm(Backbone):
         """Weights: a model on the hub (`timm/resnet18.a1_in1k`), a file, a directory, or `package://<package>/<file>`."""
         prefix_tokens: Literal["drop", "keep"] = "drop"
         """Whether `tokens` holds the class and register tokens of a transformer, before the patches."""
+        norm: Literal["batch", "frozen", "group"] = "batch"
+        """Norms of a CNN: `batch` as timm has them, `frozen` the same at fixed statistics, weight and bias, `group` group norms of 16 channels."""
         drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
         """Rate at which whole layers are left out while training (stochastic depth)."""
         positions: Literal["fixed", "interpolate"] = "fixed"
@@ -52,7 +57,9 @@ class Timm(Backbone):
         super().__init__(config, inputs, facts)
         self._cameras = self.reads(config, inputs)
         self._frames = frames(self._cameras)
-        self.model: Any = _create(config.name, frame_size(self._cameras), config.drop_path)
+        self.model: Any = _normed(
+            _create(config.name, frame_size(self._cameras), config.drop_path), config.norm
+        )
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
@@ -88,7 +95,7 @@ class Timm(Backbone):
                 "to the transforms, or set `positions: interpolate`",
             )
         try:
-            tokens, width, pooled = _probe(config.name, size, config.prefix_tokens)
+            found = _probe(config.name, size, config.prefix_tokens)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise SpecError(
                 f"`{config.name}` cannot read images of {size[0]} x {size[1]}: {error}",
@@ -104,7 +111,8 @@ class Timm(Backbone):
                 label="takes none",
                 help="leave `drop_path` out, or choose another model",
             )
-        return image_features(cameras, tokens, width, pooled)
+        _check_norm(config)
+        return image_features(cameras, found.tokens, found.width, found.pooled, found.grid)
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
@@ -118,12 +126,13 @@ class Timm(Backbone):
         path = weights.fetch(config.pretrained)
         with torch.device("meta"):
             whole: Any = timm.create_model(config.name)
+            bare = _create(config.name, frame_size(self._cameras), config.drop_path)
         classifier = whole.pretrained_cfg.get("classifier") or ()
         names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         convert = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
         state = weights.fit(
             weights.read(path),
-            self.model.state_dict(),
+            bare.state_dict(),
             whole.state_dict(),
             tuple(f"{name}." for name in names),
             None if convert is None else partial(_converted, convert, self.model),
@@ -152,6 +161,44 @@ def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
     return model
 
 
+def _normed(model: nn.Module, norm: str) -> nn.Module:
+    """The model with its batch norms left, frozen, or replaced by group norms; raises ValueError where it cannot be."""
+    if norm == "frozen":
+        freeze_batch_norms(model)
+    elif norm == "group":
+        group_norms(model)
+    return model
+
+
+def _check_norm(config: Timm.Config) -> None:
+    """Raises SpecError for a norm that the model, or its weights, cannot have."""
+    if config.norm == "group" and config.pretrained is not None:
+        raise SpecError(
+            f"the weights of `{config.pretrained}` are made for batch norms, not for group norms",
+            field="norm",
+            label="does not fit `pretrained`",
+            help="set `norm: frozen` to keep the statistics of the weights, or leave `pretrained` out",
+        )
+    if problem := _norm_problem(config.name, config.norm):
+        raise SpecError(
+            f"`{config.name}` cannot have `norm: {config.norm}`: {problem}",
+            field="norm",
+            label=problem,
+            help="leave `norm` out, or choose another model, such as `resnet18`",
+        )
+
+
+@lru_cache(maxsize=64)
+def _norm_problem(name: str, norm: str) -> str:
+    """Why a model cannot have a norm; empty where it can."""
+    try:
+        with torch.device("meta"):
+            _normed(timm.create_model(name, num_classes=0), norm)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _converted(convert: Any, model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     converted: dict[str, Tensor] = convert(state, model)
     return converted
@@ -177,9 +224,19 @@ def _drops_paths(name: str, size: tuple[int, int]) -> bool:
     return True
 
 
+class _Map(NamedTuple):
+    """What a model makes of one image."""
+
+    tokens: int
+    width: int
+    pooled: int
+    grid: tuple[int, int] | None
+    """Height and width of the feature map that the tokens are, where they are one."""
+
+
 @lru_cache(maxsize=64)
-def _probe(name: str, size: tuple[int, int], prefix: str) -> tuple[int, int, int]:
-    """Tokens of one image, their width, and the width of the pooled vector, found on the meta device."""
+def _probe(name: str, size: tuple[int, int], prefix: str) -> _Map:
+    """Sizes of what comes out, found on the meta device."""
     with torch.device("meta"), torch.no_grad():
         model: Any = _create(name, size, 0.0).eval()
         maps = model.forward_features(torch.zeros(1, 3, *size))
@@ -188,4 +245,17 @@ def _probe(name: str, size: tuple[int, int], prefix: str) -> tuple[int, int, int
         tokens = _tokens(model, maps, prefix)
         if tokens.shape[2] != model.num_features:
             raise ValueError(f"its feature map has {tokens.shape[2]} channels, not {model.num_features}")
-        return tokens.shape[1], tokens.shape[2], model.forward_head(maps).shape[1]
+        pooled = model.forward_head(maps).shape[1]
+        return _Map(tokens.shape[1], tokens.shape[2], pooled, _grid(model, maps, size, tokens.shape[1]))
+
+
+def _grid(model: Any, maps: Tensor, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
+    """Height and width of a feature map, or of the patches where these are the tokens."""
+    if maps.ndim == 4:
+        height, width = maps.shape[1:3] if getattr(model, "output_fmt", "NCHW") == "NHWC" else maps.shape[2:]
+        return height, width
+    embedding = next((module for module in model.modules() if isinstance(module, PatchEmbed)), None)
+    if embedding is None:
+        return None
+    height, width = size[0] // embedding.patch_size[0], size[1] // embedding.patch_size[1]
+    return (height, width) if height * width == tokens else None
