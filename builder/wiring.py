@@ -21,7 +21,7 @@ from ..schemas.errors import PolicysmithError, RegistryError, SpecError, Weights
 from ..schemas.part import BackboneConfig, HeadConfig, PartConfig
 from ..schemas.specs import Kind, Spec, Specs
 
-LOCATIONS = ("pretrained", "tokenizer")
+LOCATIONS = ("pretrained", "architecture", "tokenizer")
 """Options of any part that name a model on the hub, a file or a directory; relative ones start at the recipe."""
 
 

@@ -10,7 +10,7 @@ A part is one class with a nested pydantic `Config`, in a file named like its `t
    attributes, because it also runs on the meta device.
 4. `load_pretrained()` fills weights, after allocation, only when a policy is first made.
 
-Options called `pretrained` or `tokenizer` may name files relative to the recipe; `facts` and `load_pretrained` get
+Options called `pretrained`, `architecture` or `tokenizer` may name files relative to the recipe; `facts` and `load_pretrained` get
 them spelled out. Weights that modules of a part share are declared, `_tied_weights_keys = {"target": "source"}`.
 
 Batches use LeRobot's flat keys: `observation.images.<camera>` (B, T, 3, H, W), `observation.state` (B, T, S),
