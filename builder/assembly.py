@@ -10,10 +10,11 @@ import torch
 
 from ..schemas.errors import PolicysmithError, RecipeError
 from ..schemas.specs import Spec, Specs
-from .plan import DataPlan, PolicyPlan, specs_to_json
+from .plan import PolicyPlan, specs_to_json
 from .policy import BasePolicyModel, RecipePolicy
 from .policy.dynamic import pair
 from .recipe import LoadedRecipe
+from .sources import DataPlan
 
 _PACKAGES = ("policysmith", "torch", "transformers", "timm", "accelerate")
 
@@ -47,6 +48,7 @@ def content(loaded: LoadedRecipe, data: DataPlan, policy: PolicyPlan) -> dict[st
         "specs": specs_to_json(data.specs),
         "facts": policy.facts,
         "statistics": data.statistics,
+        "robots": data.robots.to_json(),
         "provenance": provenance(loaded),
     }
 

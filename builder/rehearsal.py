@@ -12,17 +12,19 @@ import torch
 from torch import nn
 
 from ..components.base import Feature
+from ..components.embodiments import ACTION_PADDING, EMBODIMENT
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.document import KeyPath
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.specs import Kind, Spec
 from .assembly import Summary, content
-from .plan import DataPlan, PolicyPlan
+from .plan import PolicyPlan
 from .policy import RecipeConfig, RecipePolicy
 from .policy.composed import ROBOTS, padding
 from .policy.dynamic import refusal
 from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
+from .sources import DataPlan
 from .unused import unused
 from .wiring import Site, Wiring
 
@@ -137,6 +139,8 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
     """The loss of one training step, and one sample. Raises RecipeError for the part that fails."""
     parts, wiring = plan.parts, plan.wiring
     batch = {k: v for key, spec in wiring.collated.items() for k, v in _blank(key, spec).items()}
+    if policy.robots:
+        batch[ACTION_PADDING] = policy.robots.action_padding(batch[EMBODIMENT])
     policy.train()
     features: dict[str, Feature] = {}
     site = parts.head

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    ImageProcessingMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from ..schemas.errors import SpecError, WeightsError
@@ -83,6 +89,20 @@ def _found(source: str) -> Any:
         raise WeightsError(
             f"cannot read the config of `{source}`: {_first_line(error)} ({_OFFLINE})"
         ) from error
+
+
+def read_normalisation(source: str) -> dict[str, list[float]]:
+    """`mean` and `std` of each channel, for images in [0, 1], that a model was trained with; empty where it does not say."""
+    try:
+        held, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    except (OSError, ValueError):
+        return {}
+    if not held.get("do_normalize", True):
+        return {"mean": [0.0] * 3, "std": [1.0] * 3}
+    mean, std = held.get("image_mean"), held.get("image_std")
+    if not isinstance(mean, list) or not isinstance(std, list) or not len(mean) == len(std) == 3:
+        return {}
+    return {"mean": mean, "std": std}
 
 
 def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> None:

@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ...components.base import ActionHead, Backbone, Batch, Collator, Feature, Transform
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
+from ..data.robots import Robots
 from ..wiring import Parts, Site, Wiring, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
 
 MODEL_TYPE = "policysmith_policy"
-CONTENT = ("recipe", "specs", "facts", "statistics", "provenance")
+CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
 """Fields of the config."""
-ROBOTS = ("embodiment", "action_dim_is_pad")
+ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; heads get them beside their features."""
 _SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
 
@@ -52,7 +54,9 @@ class RecipeConfig(PretrainedConfig):
     facts: dict[str, Any] | None = None
     """What the parts looked up outside the recipe, by part."""
     statistics: dict[str, Any] | None = None
-    """Statistics of the training episodes, by key."""
+    """Statistics of the training episodes, by key; of several robots, by name and key."""
+    robots: dict[str, Any] | None = None
+    """Of several robots, the specs of what each one's own dataset gives, by name."""
     provenance: dict[str, Any] | None = None
     """Hashes of recipe and dataset, versions of the packages."""
 
@@ -137,8 +141,10 @@ class RecipePolicy(BasePolicyModel):
                 return True
             return not made <= left.keys()
 
-        seen = {k: spec for k, spec in wiring.observations.items() if spec.kind is not Kind.ACTION}
-        return Observed({key: spec for key, spec in seen.items() if key in wanted or needed(key)})
+        told = (Kind.ACTION, Kind.EMBODIMENT)
+        seen = {k: spec for k, spec in wiring.observations.items() if spec.kind not in told}
+        required = {key: spec for key, spec in seen.items() if key in wanted or needed(key)}
+        return Observed(required, robots=self.robots)
 
     @property
     def collator(self) -> Collator:
@@ -190,10 +196,16 @@ class RecipePolicy(BasePolicyModel):
         was_training = self.training
         self.eval()
         try:
-            transformed = self.transform({k: v for k, v in batch.items() if not k.startswith("action")})
+            observed = {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
+            transformed = self.transform(observed)
             return self._actions(self.features(transformed), transformed, generator)
         finally:
             self.train(was_training)
+
+    @cached_property
+    def robots(self) -> Robots:
+        """The robots it is for, which are none where its data tells none apart."""
+        return Robots.from_json(self.config.robots, self._wiring.observations)
 
     def _predict(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         batch = self.collator([observation])
@@ -203,6 +215,8 @@ class RecipePolicy(BasePolicyModel):
     def transform(self, batch: Batch) -> dict[str, Any]:
         """The batch as the backbones read it."""
         current = dict(batch)
+        if self.robots and ACTION_PADDING not in current:
+            current[ACTION_PADDING] = self.robots.action_padding(ids_of(batch))
         for transform in self.transforms:
             current = transform(current)
         return current

@@ -87,7 +87,12 @@ class Qwen(Family):
         """Maps (F, C, h, w) as places (F, h * w, C), one block of merged places after the other."""
         merge = self.sizes.vision_config.spatial_merge_size
         rows, columns = maps.shape[2] // merge, maps.shape[3] // merge
-        return maps.unflatten(3, (columns, merge)).unflatten(2, (rows, merge)).permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+        return (
+            maps.unflatten(3, (columns, merge))
+            .unflatten(2, (rows, merge))
+            .permute(0, 2, 4, 3, 5, 1)
+            .flatten(1, 4)
+        )
 
     def _coordinates(self, images: Tensor) -> Tensor:
         """Row and column (P, 2) of each patch."""
@@ -105,7 +110,9 @@ class Qwen(Family):
         angles = (coordinates[..., None] * frequencies).flatten(1).repeat(1, 2)  # (P, E)
         return angles.cos(), angles.sin()
 
-    def _attend(self, attention: Any, hidden: Tensor, turns: tuple[Tensor, Tensor], near: Tensor | None) -> Tensor:
+    def _attend(
+        self, attention: Any, hidden: Tensor, turns: tuple[Tensor, Tensor], near: Tensor | None
+    ) -> Tensor:
         """Attention of the patches (F, P, D) of each frame, under mask near (P, P)."""
         heads = attention.qkv(hidden).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads  # (F, heads, P, E)
