@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = ROOT / "runs" / "learning"
 PUSH = ROOT / "recipes" / "datasets" / "push"
 BASELINES = ("recipes/vit_mlp.yaml", "recipes/push_vit_mlp.yaml")
 DONE = "row.json"
@@ -65,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--rollout-device", default="cpu", help="where they compute in rollouts (default: cpu)"
     )
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="where the runs go")
     parser.add_argument("--steps", type=int, help="training steps, for a trial")
     parser.add_argument("--episodes", type=int, help="rollouts, for a trial")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
@@ -90,12 +90,12 @@ def run_cli(command: list[str]) -> None:
 
 def start_row(recipe: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """A row from its own process, or as it was found."""
-    run = RUNS / recipe.stem
-    if not (run / DONE).exists():
+    run = arguments.runs.resolve() / recipe.stem
+    if not done(run, recipe, arguments):
         run.mkdir(parents=True, exist_ok=True)
         options = [
             f"--{name.replace('_', '-')}={value}"
-            for name in ("processes", "device", "rollout_device", "steps", "episodes")
+            for name in ("runs", "processes", "device", "rollout_device", "steps", "episodes")
             if (value := getattr(arguments, name)) is not None
         ]
         command = [sys.executable, __file__, "--row", "--only", recipe.stem, *options]
@@ -109,6 +109,15 @@ def start_row(recipe: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def done(run: Path, recipe: Path, arguments: argparse.Namespace) -> bool:
+    """Whether the row is there, made from the recipe as it is now and with as many steps and rollouts."""
+    if not (run / DONE).exists():
+        return False
+    trial = json.loads((run / DONE).read_text())["trial"]
+    same = (run / "recipe.yaml").read_text() == recipe.read_text()
+    return same and trial == {"steps": arguments.steps, "episodes": arguments.episodes}
+
+
 def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
     """In a row's process: train, train the control, and judge both."""
     from policysmith.builder import Builder
@@ -117,7 +126,7 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
     from policysmith.builder.evaluation.run import evaluate
     from policysmith.builder.evaluation.saved import SavedPolicy
 
-    run = RUNS / recipe.stem
+    run = arguments.runs.resolve() / recipe.stem
     changes: dict[str, Any] = {"training.precision": "fp32"}
     if arguments.steps:
         changes["training.steps"] = arguments.steps
@@ -156,6 +165,7 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
         "control_training_seconds": round(controlled - trained, 1),
         "rollout_seconds": round(result.closed_loop.seconds, 1),
         "final_loss": last_loss(run),
+        "trial": {"steps": arguments.steps, "episodes": arguments.episodes},
         "hardware": hardware(),
         "versions": versions(),
         "commands": [
