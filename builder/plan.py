@@ -48,7 +48,9 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
     found = check_execute(loaded, len(data.windows.actions))
     try:
         facts = look_up(parts, loaded.directory)
-        wiring = wire(parts, data.specs, with_statistics(facts, parts.transforms, data.statistics))
+        wiring = wire(
+            parts, data.specs, with_statistics(facts, [parts.collator, *parts.transforms], data.statistics)
+        )
     except WiringError as error:
         found += [locate(loaded, problem) for problem in error.problems]
         raise RecipeError(in_order(found)) from error
