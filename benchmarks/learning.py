@@ -9,7 +9,8 @@ all of `recipes/learning`. What a row does is what these commands do:
     policysmith evaluate runs/learning/NAME --control blind
 
 Rows run side by side, each in a process of its own. A row that is done is not done again: delete its run to repeat it.
-The demonstrations of push-v3 are recorded first where they are missing.
+The demonstrations of push-v3 are recorded first where they are missing. With `--record` those of both tasks are recorded
+anew: graphics drivers differ in how they draw, and a policy must be judged with the one its demonstrations were drawn by.
 """
 
 from __future__ import annotations
@@ -23,17 +24,27 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PUSH = ROOT / "recipes" / "datasets" / "push"
-BASELINES = ("recipes/vit_mlp.yaml", "recipes/push_vit_mlp.yaml")
+DATASETS = ROOT / "recipes" / "datasets"
+DEMONSTRATIONS = {
+    "drawer_open": ("metaworld/drawer-open-v3", 50, 96),
+    "push": ("metaworld/push-v3", 100, 128),
+}
+"""By name of the dataset: task, episodes, and pixels a side."""
+BASELINES = {"vit_mlp": "drawer_open", "push_vit_mlp": "push"}
+"""Recipes of the MLP head, and their datasets."""
 DONE = "row.json"
 
 
 def main() -> None:
     arguments = parse()
-    recipes = [*(ROOT / name for name in BASELINES), *sorted((ROOT / "recipes" / "learning").glob("*.yaml"))]
+    recipes = [
+        *(ROOT / "recipes" / f"{name}.yaml" for name in BASELINES),
+        *sorted((ROOT / "recipes" / "learning").glob("*.yaml")),
+    ]
     chosen = [path for path in recipes if not arguments.only or path.stem in arguments.only]
     if unknown := set(arguments.only) - {path.stem for path in chosen}:
         raise SystemExit(f"there is no recipe called {', '.join(sorted(unknown))}")
@@ -41,11 +52,17 @@ def main() -> None:
     if arguments.row:
         run_row(chosen[0], arguments)
         return
-    if any("push" in path.stem for path in chosen) and not PUSH.exists():
-        record(arguments.rows * arguments.processes)
     rows = []
-    with ThreadPoolExecutor(arguments.rows) as pool:
-        for future in as_completed([pool.submit(start_row, path, arguments) for path in chosen]):
+    with ThreadPoolExecutor(2 * arguments.rows) as pool:
+        recorded = {name: pool.submit(record, name, arguments) for name in {dataset(path) for path in chosen}}
+        slots = BoundedSemaphore(arguments.rows)
+
+        def row(path: Path) -> dict[str, Any]:
+            recorded[dataset(path)].result()
+            with slots:
+                return start_row(path, arguments)
+
+        for future in as_completed([pool.submit(row, path) for path in chosen]):
             rows.append(future.result())
             sys.stdout.write(f"{line(rows[-1])}\n")
             sys.stdout.flush()
@@ -65,17 +82,32 @@ def parse() -> argparse.Namespace:
         "--rollout-device", default="cpu", help="where they compute in rollouts (default: cpu)"
     )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="where the runs go")
+    parser.add_argument("--record", action="store_true", help="record the demonstrations of both tasks anew")
     parser.add_argument("--steps", type=int, help="training steps, for a trial")
     parser.add_argument("--episodes", type=int, help="rollouts, for a trial")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def record(workers: int) -> None:
-    """The demonstrations of push-v3, by the command in the header of `recipes/push_vit_mlp.yaml`."""
+def dataset(recipe: Path) -> str:
+    """Name of the demonstrations of a recipe."""
+    return BASELINES.get(recipe.stem) or ("push" if recipe.stem.startswith("push") else "drawer_open")
+
+
+def demonstrations(name: str, arguments: argparse.Namespace) -> Path:
+    """Where the demonstrations of a task are, or will be."""
+    return (arguments.runs.resolve() / "datasets" if arguments.record else DATASETS) / name
+
+
+def record(name: str, arguments: argparse.Namespace) -> None:
+    """Record the demonstrations of a task where they are missing."""
+    task, episodes, pixels = DEMONSTRATIONS[name]
+    output = demonstrations(name, arguments)
+    if output.exists():
+        return
     command = [
-        "policysmith", "data", "record", "--env", "metaworld/push-v3", "--episodes", "100", "--image-size", "128",
-        "--workers", str(workers), "--output", str(PUSH),
+        "policysmith", "data", "record", "--env", task, "--episodes", str(episodes), "--image-size", str(pixels),
+        "--workers", str(arguments.processes), "--output", str(output),
     ]  # fmt: skip
     run_cli(command)
 
@@ -93,7 +125,8 @@ def start_row(recipe: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     run = arguments.runs.resolve() / recipe.stem
     if not done(run, recipe, arguments):
         run.mkdir(parents=True, exist_ok=True)
-        options = [
+        options = ["--record"] if arguments.record else []
+        options += [
             f"--{name.replace('_', '-')}={value}"
             for name in ("runs", "processes", "device", "rollout_device", "steps", "episodes")
             if (value := getattr(arguments, name)) is not None
@@ -130,6 +163,8 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
     changes: dict[str, Any] = {"training.precision": "fp32"}
     if arguments.steps:
         changes["training.steps"] = arguments.steps
+    if arguments.record:
+        changes["data.path"] = os.path.relpath(demonstrations(dataset(recipe), arguments), recipe.parent)
     builder = Builder.from_recipe(recipe).override(changes)
     builder.check()
     section, summary = builder.recipe.recipe.training, builder.summary
