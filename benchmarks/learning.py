@@ -39,6 +39,10 @@ BASELINES = {"vit_mlp": "drawer_open", "push_vit_mlp": "push"}
 DONE = "row.json"
 
 
+class RowError(Exception):
+    """A row failed."""
+
+
 def main() -> None:
     arguments = parse()
     recipes = [
@@ -52,7 +56,7 @@ def main() -> None:
     if arguments.row:
         run_row(chosen[0], arguments)
         return
-    rows = []
+    rows, failed = [], False
     with ThreadPoolExecutor(2 * arguments.rows) as pool:
         recorded = {name: pool.submit(record, name, arguments) for name in {dataset(path) for path in chosen}}
         slots = BoundedSemaphore(arguments.rows)
@@ -63,10 +67,15 @@ def main() -> None:
                 return start_row(path, arguments)
 
         for future in as_completed([pool.submit(row, path) for path in chosen]):
-            rows.append(future.result())
-            sys.stdout.write(f"{line(rows[-1])}\n")
-            sys.stdout.flush()
+            try:
+                rows.append(future.result())
+            except RowError as error:
+                failed = True
+                tell(str(error))
+                continue
+            tell(line(rows[-1]))
             write(arguments, sorted(rows, key=lambda row: (row["task"], recipes.index(ROOT / row["recipe"]))))
+    raise SystemExit(failed)
 
 
 def parse() -> argparse.Namespace:
@@ -137,7 +146,7 @@ def start_row(recipe: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False
             ).returncode
         if code:
-            raise SystemExit(f"{recipe.stem} failed:\n{(run / 'row.log').read_text()[-3000:]}")
+            raise RowError(f"{recipe.stem} failed:\n{(run / 'row.log').read_text()[-3000:]}")
     row: dict[str, Any] = json.loads((run / DONE).read_text())
     return row
 
