@@ -10,7 +10,7 @@ from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
 from ..data.info import DatasetInfo
-from ..wiring import Parts, wire
+from ..wiring import Parts, Wiring, wire
 from .saved import SavedPolicy
 
 IMAGES = "observation.images."
@@ -64,11 +64,7 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
     specs = saved.specs
     read = set(specs)
     if not saved.handwritten:
-        parts = Parts.from_resolved(saved.recipe)
-        facts = dict(saved.content.get("facts") or {})
-        for site in parts.transforms:
-            facts[site.key] = {**facts.get(site.key, {}), "statistics": saved.content["statistics"]}
-        wiring = wire(parts, specs, facts)
+        wiring = wiring_of(saved)
         wanted = {key for inputs in wiring.reads.values() for key in inputs}
         if wanted <= specs.keys() | wiring.collated.keys():
             read = wanted & specs.keys()
@@ -86,6 +82,15 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
         elif spec.kind is Kind.STATE:
             vectors[key] = spec.width
     return Needs(cameras, vectors, own["action"].width, embodiment, {} if robot is None else names)
+
+
+def wiring_of(saved: SavedPolicy) -> Wiring:
+    """The edges of a composed policy."""
+    parts = Parts.from_resolved(saved.recipe)
+    facts = dict(saved.content.get("facts") or {})
+    for site in parts.transforms:
+        facts[site.key] = {**facts.get(site.key, {}), "statistics": saved.content["statistics"]}
+    return wire(parts, saved.specs, facts)
 
 
 @dataclass(frozen=True)

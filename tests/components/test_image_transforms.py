@@ -227,6 +227,19 @@ def test_a_mean_needs_a_deviation() -> None:
     assert caught.value.field == "mean"
 
 
+# --- blank -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_blank_images_are_black(training: bool) -> None:
+    images = pictures()
+    seen = make("blank").train(training)({KEY: images})[KEY]
+    assert seen.shape == images.shape
+    assert seen.dtype == torch.uint8
+    assert not seen.any()
+    assert images.any()
+
+
 # --- all ---------------------------------------------------------------------------------------------------------
 
 
