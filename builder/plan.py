@@ -18,6 +18,8 @@ from .data.layout import read_layout
 from .data.splits import split_episodes
 from .data.statistics import compute_statistics
 from .data.table import read_table
+from .data.windows import windows as numeric_windows
+from .measure import measure
 from .recipe import LoadedRecipe
 from .wiring import Parts, Problem, Site, Wiring, WiringError, look_up, wire, with_statistics
 
@@ -44,6 +46,12 @@ class DataPlan:
     validation: tuple[int, ...]
     statistics: dict[str, Any]
     specs: dict[str, Spec]
+
+    def numbers(self) -> Iterator[dict[str, Any]]:
+        """States and actions of all training samples, in batches, without images."""
+        layout = read_layout(self.path)
+        table = read_table(layout, layout.choose_episodes(self.training))
+        return numeric_windows(table, self.windows.observations, self.windows.actions)
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,8 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
     found = check_execute(loaded, len(data.windows.actions))
     try:
         facts = look_up(parts, loaded.directory)
+        way = [parts.collator, *parts.transforms]
+        facts = measure(way, data.specs, facts, data.statistics, data.numbers)
         wiring = wire(parts, data.specs, with_statistics(facts, parts.transforms, data.statistics))
     except WiringError as error:
         found += [locate(loaded, problem) for problem in error.problems]

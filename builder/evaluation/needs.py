@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
 from ..data.info import DatasetInfo
-from ..wiring import Parts, wire
+from ..wiring import Parts, demanded, wire, with_statistics
 from .saved import SavedPolicy
 
 IMAGES = "observation.images."
@@ -47,11 +47,9 @@ def needs_of(saved: SavedPolicy) -> Needs:
     read = set(specs)
     if not saved.handwritten:
         parts = Parts.from_resolved(saved.recipe)
-        facts = dict(saved.content.get("facts") or {})
-        for site in parts.transforms:
-            facts[site.key] = {**facts.get(site.key, {}), "statistics": saved.content["statistics"]}
-        wiring = wire(parts, specs, facts)
-        wanted = {key for inputs in wiring.reads.values() for key in inputs}
+        held = saved.content.get("facts") or {}
+        wiring = wire(parts, specs, with_statistics(held, parts.transforms, saved.content["statistics"]))
+        wanted = demanded(parts, wiring)
         if wanted <= specs.keys() | wiring.collated.keys():
             read = wanted & specs.keys()
     cameras, vectors = {}, {}

@@ -167,8 +167,9 @@ def _predictor(policy: BasePolicyModel) -> Callable[[Samples], Tensor]:
         hidden = [
             {**sample, "action": torch.full_like(sample["action"], float("nan"))} for sample in samples
         ]  # a policy that looks at the answer gives NaN
-        batch = collate([pipeline(sample, "eval") for sample in hidden])
-        return pipeline.inverse(policy.inference(to_device(batch))).float().cpu()
+        transformed = [pipeline(sample, "eval") for sample in hidden]
+        actions = policy.inference(to_device(collate(transformed)))
+        return pipeline.inverse(actions, transformed).float().cpu()
 
     return predict
 

@@ -130,7 +130,8 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         }
         collate = registry.DataCollatorRegistry.get(self.config.model_type)
         try:
-            batch = collate([pipeline({**observation, **unknown}, "eval")])
+            sample = pipeline({**observation, **unknown}, "eval")
+            batch = collate([sample])
         except KeyError as error:
             if not (lacking := pipeline.specs.keys() & set(error.args)):
                 raise
@@ -141,12 +142,13 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         actions = self.inference(on_device, **({} if generator is None else {"generator": generator}))
         actions = actions if actions.ndim == 3 else actions.unsqueeze(0)
+        horizon, dim = chunk_size(pipeline.transformed)
         if actions.shape != (1, horizon, dim):
             raise SpecError(
                 f"{type(self).__name__}.inference gives {tuple(actions.shape)} for one observation; "
                 f"the chunk must be (1, {horizon}, {dim})"
             )
-        return pipeline.inverse(actions)[0].cpu()
+        return pipeline.inverse(actions, [sample])[0].cpu()
 
     def _sample_pipeline(self) -> SamplePipeline:
         if self._pipeline is None:
