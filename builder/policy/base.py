@@ -159,6 +159,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         actions = self.inference(on_device, **({} if generator is None else {"generator": generator}))
         actions = actions if actions.ndim == 3 else actions.unsqueeze(0)
+        horizon, dim = chunk_size(pipeline.transformed)
         if actions.shape != (1, horizon, dim):
             raise SpecError(
                 f"{type(self).__name__}.inference gives {tuple(actions.shape)} for one observation; "
