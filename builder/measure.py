@@ -38,7 +38,7 @@ def measure(
     """
     found = dict(facts)
     specs: Specs = dict(sorted(observations.items()))
-    earlier: list[_Placed] = []
+    earlier: list[Placed] = []
     for site in sites:
         part, held = cast(type[Transform], site.part), found.get(site.key, {})
         try:
@@ -50,7 +50,7 @@ def measure(
             held = found[site.key] = {**held, "measured": measured}
         if issubclass(part, Transform):
             held = {**held, "statistics": statistics}
-            earlier.append(_Placed(site, specs, held))
+            earlier.append(Placed(site, specs, held))
         try:
             specs = part.specs(site.config, specs, held)
         except PolicysmithError:
@@ -59,7 +59,7 @@ def measure(
 
 
 @dataclass
-class _Placed:
+class Placed:
     """A transform at its place in the recipe; made when it first runs."""
 
     site: Site
@@ -81,7 +81,7 @@ class _Placed:
 
 @torch.no_grad()
 def _measured(
-    earlier: Sequence[_Placed], asked: Collection[str], batches: Batches, robots: Sequence[str] | None
+    earlier: Sequence[Placed], asked: Collection[str], batches: Batches, robots: Sequence[str] | None
 ) -> dict[str, Any]:
     """Statistics, by key, of those of the keys whose values are not the dataset's any more; of several robots, by name."""
     sums: dict[str | None, dict[str, RunningStatistics]] = {}
@@ -104,4 +104,4 @@ def _measured(
     return found.get(None, {}) if robots is None else {str(robot): own for robot, own in found.items()}
 
 
-__all__ = ["measure"]
+__all__ = ["Placed", "measure"]
