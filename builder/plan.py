@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import RecipeError, SpecError
 from ..schemas.recipe import ComposedPolicySection
 from ..schemas.specs import Spec, Specs
+from .measure import measure
 from .recipe import LoadedRecipe
 from .sources import DataPlan
 from .wiring import Parts, Problem, Site, Wiring, WiringError, look_up, wire, with_statistics
@@ -45,10 +46,12 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
         necks={name: Site(("policy", "necks", name), *pair) for name, pair in loaded.necks.items()},
         head=Site(("policy", "head"), *loaded.head),
     )
-    found = check_execute(loaded, len(data.windows.actions))
+    found = check_execute(loaded, data.windows.actions)
     try:
         facts = look_up(parts, loaded.directory)
-        wiring = wire(parts, data.specs, with_statistics(facts, parts.transforms, data.statistics))
+        way = [parts.collator, *parts.transforms]
+        facts = measure(way, data.specs, facts, data.statistics, data.numbers)
+        wiring = wire(parts, data.specs, with_statistics(facts, way, data.statistics))
     except WiringError as error:
         found += [locate(loaded, problem) for problem in error.problems]
         raise RecipeError(in_order(found)) from error
@@ -62,22 +65,33 @@ def transform_sites(loaded: LoadedRecipe) -> list[Site]:
     return [Site(("transforms", i), *pair) for i, pair in enumerate(loaded.transforms)]
 
 
-def check_execute(loaded: LoadedRecipe, horizon: int) -> list[Diagnostic]:
-    """A finding where more actions are to be executed than a chunk has."""
-    execute = loaded.recipe.policy.execute
-    if execute is None or execute <= horizon:
-        return []
-    error = SpecError(
-        f"cannot execute {execute} actions of a chunk of {horizon}",
-        label=f"a chunk has {horizon}",
-        help="lower `policy.execute` or raise `data.horizon`",
-    )
-    related = (
-        [(("data", "horizon"), f"{horizon} actions")]
-        if "horizon" in loaded.recipe.data.model_fields_set
-        else []
-    )
-    return [loaded.diagnostic(("policy", "execute"), error, code="E021 dim-mismatch", related=related)]
+def check_execute(loaded: LoadedRecipe, steps: Sequence[int]) -> list[Diagnostic]:
+    """Findings where a chunk of such steps has fewer actions than are executed, or too many to average their predictions."""
+    policy = loaded.recipe.policy
+    found = []
+    horizon, past = len(steps), sum(step < 0 for step in steps)
+    if policy.execute is not None and policy.execute > horizon - past:
+        lost = f", of which {past} lie{'s' if past == 1 else ''} in the past" if past else ""
+        error = SpecError(
+            f"cannot execute {policy.execute} actions of a chunk of {horizon}{lost}",
+            label=f"a chunk has {horizon - past}",
+            help="lower `policy.execute` or raise `data.horizon`",
+        )
+        given = "horizon" in loaded.recipe.data.model_fields_set
+        related = [(("data", "horizon"), f"{horizon} actions")] if given else []
+        found.append(
+            loaded.diagnostic(("policy", "execute"), error, code="E021 dim-mismatch", related=related)
+        )
+    if policy.ensemble is not None and policy.execute != 1:
+        executed = f"executes {policy.execute}" if policy.execute is not None else "executes whole chunks"
+        error = SpecError(
+            f"temporal ensembling needs a prediction at every step, but the policy {executed}",
+            label="predictions do not overlap",
+            help="set `policy.execute: 1`",
+        )
+        related = [] if policy.execute is None else [(("policy", "execute"), f"{policy.execute} actions")]
+        found.append(loaded.diagnostic(("policy", "ensemble"), error, related=related))
+    return found
 
 
 def locate(loaded: LoadedRecipe, problem: Problem) -> Diagnostic:

@@ -10,8 +10,8 @@ A part is one class with a nested pydantic `Config`, in a file named like its `t
    attributes, because it also runs on the meta device.
 4. `load_pretrained()` fills weights, after allocation, only when a policy is first made.
 
-Options called `pretrained` or `tokenizer` may name files relative to the recipe; `facts` and `load_pretrained` get
-them spelled out. Weights that modules of a part share are declared, `_tied_weights_keys = {"target": "source"}`.
+Options called `pretrained`, `architecture` or `tokenizer` may name files relative to the recipe; `facts` and
+`load_pretrained` get them spelled out. Weights that modules of a part share are declared, `_tied_weights_keys = {"target": "source"}`.
 
 Batches use LeRobot's flat keys: `observation.images.<camera>` (B, T, 3, H, W), `observation.state` (B, T, S),
 `task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). Where robots differ, `embodiment` (B,) numbers them
@@ -268,7 +268,7 @@ class Collator(Part):
     """Turns a list of samples into a batch, in the loader."""
 
     def __init__(self, config: Any, facts: Facts, assets: Path | None = None) -> None:
-        """`assets` is where `save_assets` wrote, when a saved policy is loaded."""
+        """`facts["statistics"]` as of transforms; `assets` is where `save_assets` wrote, when a saved policy is loaded."""
         self.config = config
 
     @abstractmethod

@@ -55,6 +55,7 @@ def policysmith() -> ArgumentParser:
         "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
     )
     evaluate.add_argument("--env", help="environment (default: the recipe's)")
+    evaluate.add_argument("--embodiment", help="which of several robots to judge (default: the recipe's)")
     evaluate.add_argument("--episodes", type=_positive, help="rollouts (default: the recipe's)")
     evaluate.add_argument("--seed", type=_count, help="seed of the first rollout (default: the recipe's)")
     evaluate.add_argument(
@@ -69,6 +70,17 @@ def policysmith() -> ArgumentParser:
     )
     _device(evaluate)
 
+    taken = _verb(verbs, "import-lerobot", "import_lerobot", "turn a policy of LeRobot into one of ours")
+    taken.add_argument("directory", metavar="DIR", help="where LeRobot saved it: config.json and weights")
+    taken.add_argument(
+        "--data", metavar="PATH", required=True, help="LeRobot dataset with its observations and actions"
+    )
+    taken.add_argument("--output", metavar="DIR", required=True, help="directory of the new checkpoint")
+    given = _verb(verbs, "export-lerobot", "export_lerobot", "turn a trained policy into one of LeRobot")
+    given.add_argument(
+        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
+    )
+    given.add_argument("--output", metavar="DIR", required=True, help="new directory, as LeRobot saves it")
     export = _verb(verbs, "export", "export", "write a trained policy as a checkpoint of its own")
     export.add_argument(
         "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"

@@ -61,6 +61,8 @@ class DataSection(Section):
     """Actions predicted at once (the action chunk)."""
     observation_steps: int = Field(default=1, ge=1)
     """Most recent observations given to the policy."""
+    past_actions: int = Field(default=0, ge=0)
+    """Of the chunk, actions that were done before now, which are predicted but not run; `observation_steps - 1` in Diffusion Policy."""
     cameras: Names | None = Field(default=None, min_length=1)
     """Cameras to use, without the `observation.images.` prefix; by default all of them."""
     episodes: Numbers | None = Field(default=None, min_length=1)
@@ -86,6 +88,8 @@ class ComposedPolicySection(Section):
     """Glob patterns of parameters that do not train, such as `backbones.vision.*`."""
     execute: int | None = Field(default=None, ge=1)
     """Actions run from each chunk before the policy looks again; by default the whole chunk."""
+    ensemble: float | None = Field(default=None, allow_inf_nan=False)
+    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i), i = 0 the oldest; ACT has 0.01."""
 
 
 class CustomPolicySection(Section):
@@ -97,6 +101,8 @@ class CustomPolicySection(Section):
     """Name the policy is registered under."""
     execute: int | None = Field(default=None, ge=1)
     """Actions run from each chunk before the policy looks again; by default the whole chunk."""
+    ensemble: float | None = Field(default=None, allow_inf_nan=False)
+    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i), i = 0 the oldest; ACT has 0.01."""
 
 
 class GroupSection(Section):

@@ -65,7 +65,7 @@ class Expert(Network):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, action_dim = chunk_size(inputs)
-        self._time_scale = 1.0 if facts["time"] == "unit" else 1e-3
+        self._longest = 1.0 if facts["time"] == "unit" else 1000.0
         self._model, spec = _model(inputs)
         features = {key: held for key, held in features_of(inputs).items() if key != self._model}
         self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
@@ -145,7 +145,7 @@ class Expert(Network):
         """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
         dtype, config = self.action_in.weight.dtype, self.config
         tokens = self.action_in(chunk.to(dtype))
-        told, condition = waves(time * self._time_scale, config.width).to(dtype), None
+        told, condition = waves(time / self._longest, config.width).to(dtype), None
         if config.time == "adarms":
             condition = F.silu(self.time(told))
         else:
