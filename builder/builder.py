@@ -32,7 +32,7 @@ from .policy.composed import freeze
 from .policy.pipeline import SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
-from .sources import DataPlan, Windows
+from .sources import DataPlan, Source, Windows
 from .training import checkpoint, loop
 from .training.logs import FileLog, Reporter
 
@@ -86,6 +86,11 @@ class Builder:
             return None
         return rehearsal.rehearse(self.recipe, self._data, self._composed)
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The datasets, with what is used of each; of several robots, in the order of their names."""
+        return self._data.sources
+
     def build(self, device: str = "cpu") -> BasePolicyModel:
         """The policy with its initial weights, pretrained ones included, in evaluation mode.
 
@@ -123,9 +128,8 @@ class Builder:
         with accelerator.main_process_first():
             training, validation = self.datasets()
         policy = self.build()
-        fingerprint = _source(training).fingerprint
-        shares = getattr(_source(training), "shares", None)
-        assembly.record_data(policy, fingerprint)
+        source = _source(training)
+        assembly.record_data(policy, source)
         job = loop.Job(
             policy=policy,
             dataset=training,
@@ -133,10 +137,10 @@ class Builder:
             section=section,
             directory=directory,
             recipe=self.recipe.resolved(),
-            fingerprint=fingerprint,
+            fingerprint=source.fingerprint,
             validation=validation,
             keyed=isinstance(training, TransformedDataset),
-            shares=shares,
+            shares=source.shares if isinstance(source, Mixture) else None,
         )
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)

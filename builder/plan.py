@@ -48,7 +48,9 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
     found = check_execute(loaded, len(data.windows.actions))
     try:
         facts = look_up(parts, loaded.directory)
-        wiring = wire(parts, data.specs, with_statistics(facts, parts.transforms, data.statistics))
+        wiring = wire(
+            parts, data.specs, with_statistics(facts, [parts.collator, *parts.transforms], data.statistics)
+        )
     except WiringError as error:
         found += [locate(loaded, problem) for problem in error.problems]
         raise RecipeError(in_order(found)) from error
@@ -63,21 +65,30 @@ def transform_sites(loaded: LoadedRecipe) -> list[Site]:
 
 
 def check_execute(loaded: LoadedRecipe, horizon: int) -> list[Diagnostic]:
-    """A finding where more actions are to be executed than a chunk has."""
-    execute = loaded.recipe.policy.execute
-    if execute is None or execute <= horizon:
-        return []
-    error = SpecError(
-        f"cannot execute {execute} actions of a chunk of {horizon}",
-        label=f"a chunk has {horizon}",
-        help="lower `policy.execute` or raise `data.horizon`",
-    )
-    related = (
-        [(("data", "horizon"), f"{horizon} actions")]
-        if "horizon" in loaded.recipe.data.model_fields_set
-        else []
-    )
-    return [loaded.diagnostic(("policy", "execute"), error, code="E021 dim-mismatch", related=related)]
+    """Findings where more actions are to be executed than a chunk has, or too many to average their predictions."""
+    policy = loaded.recipe.policy
+    found = []
+    if policy.execute is not None and policy.execute > horizon:
+        error = SpecError(
+            f"cannot execute {policy.execute} actions of a chunk of {horizon}",
+            label=f"a chunk has {horizon}",
+            help="lower `policy.execute` or raise `data.horizon`",
+        )
+        given = "horizon" in loaded.recipe.data.model_fields_set
+        related = [(("data", "horizon"), f"{horizon} actions")] if given else []
+        found.append(
+            loaded.diagnostic(("policy", "execute"), error, code="E021 dim-mismatch", related=related)
+        )
+    if policy.ensemble is not None and policy.execute != 1:
+        executed = f"executes {policy.execute}" if policy.execute is not None else "executes whole chunks"
+        error = SpecError(
+            f"temporal ensembling needs a prediction at every step, but the policy {executed}",
+            label="predictions do not overlap",
+            help="set `policy.execute: 1`",
+        )
+        related = [] if policy.execute is None else [(("policy", "execute"), f"{policy.execute} actions")]
+        found.append(loaded.diagnostic(("policy", "ensemble"), error, related=related))
+    return found
 
 
 def locate(loaded: LoadedRecipe, problem: Problem) -> Diagnostic:

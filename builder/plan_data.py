@@ -73,10 +73,10 @@ class _Reader:
         if not info.action_dim:
             self._report((*self.place, "path"), SpecError("the dataset has no `action` column"))
         cameras = self._cameras(info)
-        of_robot = isinstance(given, SourceSection)
-        size = height_width(given.resize) if of_robot and given.resize is not None else None
+        size, weight = None, 1.0
+        if isinstance(given, SourceSection):
+            size, weight = None if given.resize is None else height_width(given.resize), given.weight
         specs = _specs(info, cameras, self.windows, given.path)
-        weight = given.weight if of_robot else 1.0
         return Source(self.name, self.place, path, info, cameras, size, weight, specs, self._chosen(info))
 
     def _cameras(self, info: DatasetInfo) -> dict[str, str]:

@@ -173,10 +173,10 @@ def look_up(sites: Iterable[Site], directory: Path | None = None) -> dict[str, d
 
 
 def with_statistics(
-    facts: Mapping[str, Facts], transforms: Iterable[Site], statistics: Mapping[str, Any]
+    facts: Mapping[str, Facts], readers: Iterable[Site], statistics: Mapping[str, Any]
 ) -> dict[str, Facts]:
-    """Facts of all parts, with the dataset's statistics among those of each transform."""
-    return {**facts, **{s.key: {**facts.get(s.key, {}), "statistics": statistics} for s in transforms}}
+    """Facts of all parts, with the dataset's statistics among those of the collator and of each transform."""
+    return {**facts, **{s.key: {**facts.get(s.key, {}), "statistics": statistics} for s in readers}}
 
 
 def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wiring:

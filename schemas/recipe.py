@@ -86,6 +86,8 @@ class ComposedPolicySection(Section):
     """Glob patterns of parameters that do not train, such as `backbones.vision.*`."""
     execute: int | None = Field(default=None, ge=1)
     """Actions run from each chunk before the policy looks again; by default the whole chunk."""
+    ensemble: float | None = Field(default=None, allow_inf_nan=False)
+    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i), i = 0 the oldest; ACT has 0.01."""
 
 
 class CustomPolicySection(Section):
@@ -97,6 +99,8 @@ class CustomPolicySection(Section):
     """Name the policy is registered under."""
     execute: int | None = Field(default=None, ge=1)
     """Actions run from each chunk before the policy looks again; by default the whole chunk."""
+    ensemble: float | None = Field(default=None, allow_inf_nan=False)
+    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i), i = 0 the oldest; ACT has 0.01."""
 
 
 class GroupSection(Section):

@@ -58,7 +58,11 @@ class Mixture(Dataset[dict[str, Any]]):
         return self.parts[which][row - self._ends[which] + len(self.parts[which])]
 
     @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256, in hex, of what is used of each dataset, by the robot's name."""
+        return {part.robot.name: part.source.fingerprint for part in self.parts}
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of what is used of every dataset, and of the robots' names."""
-        used = {part.robot.name: part.source.fingerprint for part in self.parts}
-        return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+        """SHA-256, in hex, of what is used of all datasets, and of the robots' names."""
+        return hashlib.sha256(json.dumps(self.fingerprints, sort_keys=True).encode()).hexdigest()

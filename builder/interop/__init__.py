@@ -1,1 +1,10 @@
-"""Policies of other libraries: their weights as ours, and back."""
+"""Policies of other projects as ours, and ours as theirs.
+
+`lerobot_<type>.py` converts a policy type of LeRobot; a new file there is found by its name. It has
+
+    to_policysmith(weights, config) -> (sections, weights)      LeRobot's config.json as sections of a recipe
+    to_lerobot(weights, content) -> (config, weights)           content of a policy's config; the other way round
+    is_of(recipe) -> bool                                       whether a resolved recipe is of this family
+
+and each accounts for every weight, by name (`pairs.py`).
+"""

@@ -32,6 +32,7 @@ from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..data.robots import Robots
 from . import loading, registry, saving, sharing
+from .ensemble import Ensemble
 from .observations import History, Observed
 from .pipeline import KEY, SamplePipeline, way_of_samples
 
@@ -73,6 +74,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         registry.pin_class_attributes(config)
         super().__init__(config)
         self._queue: deque[Tensor] = deque()
+        self._ensemble = Ensemble()
         self._history = History()
         self._pipeline: SamplePipeline | None = None
 
@@ -181,6 +183,12 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         return cast("int | None", recipe["policy"].get("execute"))
 
     @property
+    def ensemble(self) -> float | None:
+        """Decay of the weights by which all predictions of an action are averaged; None for the newest alone."""
+        recipe = self.content.get("recipe") or {"policy": {}}
+        return cast("float | None", recipe["policy"].get("ensemble"))
+
+    @property
     def content(self) -> dict[str, Any]:
         """What its config holds of its making: `recipe`, `specs`, `facts`, `statistics`, `provenance`; or nothing."""
         return cast("dict[str, Any]", getattr(self.config, KEY, {}))
@@ -193,6 +201,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
     def reset(self) -> None:
         """Forget the running chunk and the observation history: a new episode begins."""
         self._queue.clear()
+        self._ensemble.clear()
         self._history.clear()
 
     @torch.no_grad()
@@ -203,8 +212,9 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
 
         `observation` is one time step: `observation.images.<camera>` (3, H, W) uint8, `observation.state` (S,),
         `task` str; more may be given than the policy reads. A policy for several robots must be told which one it
-        drives, `embodiment`, by name; states and the action are then as wide as that robot's own. Looks at the scene once every `execute` steps and runs
-        the chunk in between. Raises SpecError for an observation that is not like those it was trained on.
+        drives, `embodiment`, by name; states and the action are then as wide as that robot's own. Looks at the scene
+        once every `execute` steps and runs the chunk in between, or averages overlapping chunks. Raises SpecError for
+        an observation that is not like those it was trained on.
         """
         if self.training:
             raise RuntimeError("the policy is in training mode; call `policy.eval()` before `select_action`")
@@ -212,6 +222,8 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         self._history.add(self.observed.admit(observation), steps)
         if not self._queue:
             chunk = self._chunk(self._history.window(steps), generator)
+            if self.ensemble is not None:
+                return self._ensemble.add(chunk, self.ensemble)
             self._queue.extend(chunk[: self.execute])
         return self._queue.popleft()
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ...components.base import ActionHead, Backbone, Batch, Collator, Feature, Transform
+from ...components import lora
+from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Transform
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of
+from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
@@ -97,7 +99,8 @@ class RecipePolicy(BasePolicyModel):
         self._assets: Path | None = None
         self._parts = Parts.from_resolved(recipe)
         specs = {key: Spec.from_json(spec) for key, spec in config.specs.items()}
-        facts = with_statistics(config.facts or {}, self._parts.transforms, config.statistics or {})
+        readers = [self._parts.collator, *self._parts.transforms]
+        facts = with_statistics(config.facts or {}, readers, config.statistics or {})
         self._wiring: Wiring = wire(self._parts, specs, facts)
         self._collator: Collator | None = None
         self.transforms = nn.ModuleList(
@@ -113,11 +116,16 @@ class RecipePolicy(BasePolicyModel):
         self.head = cast(
             ActionHead, self._make(self._parts.head, {**self._wiring.features, **self._wiring.given})
         )
-        self.frozen = freeze(self, recipe["policy"]["freeze"])
+        self.frozen = self._rest()
 
     def _make(self, site: Site, inputs: Specs) -> nn.Module:
-        part = cast(Any, site.part)
-        return cast(nn.Module, part(site.config, inputs, self._wiring.facts.get(site.key, {})))
+        return make(site, inputs, self._wiring.facts.get(site.key, {}))
+
+    def _rest(self) -> dict[str, int]:
+        """Stop the gradients that the recipe stops; gives the values frozen by each pattern."""
+        for backbone in self.backbones.values():
+            lora.rest(backbone)
+        return freeze(self, (self.config.recipe or {})["policy"]["freeze"])
 
     @property
     def content(self) -> dict[str, Any]:
@@ -170,7 +178,8 @@ class RecipePolicy(BasePolicyModel):
         backbone = cast(Backbone, self.backbones[name])
         backbone.config = self._parts.backbones[name].opened(self.directory)
         try:
-            backbone.load_pretrained()
+            with lora.set_aside(backbone):
+                backbone.load_pretrained()
         finally:
             backbone.config = self._parts.backbones[name].config
 
@@ -273,7 +282,7 @@ class RecipePolicy(BasePolicyModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         policy = loaded[0] if isinstance(loaded, tuple) else loaded
-        freeze(policy, policy.config.recipe["policy"]["freeze"])
+        policy._rest()
         commit = getattr(policy.config, "_commit_hash", None)
         home = loading.home(
             pretrained_model_name_or_path, kwargs, commit, [saving.RECIPE, f"{saving.ASSETS}/*"]
@@ -282,6 +291,17 @@ class RecipePolicy(BasePolicyModel):
         policy.recipe_text = text.read_text() if text.is_file() else None
         policy._assets = assets if assets.is_dir() else None
         return loaded
+
+
+def make(site: Site, inputs: Specs, facts: Facts) -> nn.Module:
+    """A part as the recipe has it; a backbone with its adapters. Raises SpecError for a backbone that cannot have them."""
+    module: nn.Module = cast(Any, site.part)(site.config, inputs, facts)
+    if isinstance(module, Backbone):
+        if module.config.lora is not None:
+            lora.adapt(module, module.config.lora)
+        if module.config.gradient_checkpointing:
+            recompute(module)
+    return module
 
 
 def padding(batch: Batch) -> Tensor:

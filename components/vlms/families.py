@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING
-
 from .family import Family
 from .florence import Florence
 from .internvl import InternVl
+from .openvla import OpenVla
 from .paligemma import PaliGemma
 from .qwen import Qwen3Vl, Qwen25Vl
 from .smolvlm import SmolVlm
@@ -16,6 +15,7 @@ from .smolvlm import SmolVlm
 FAMILIES: dict[str, type[Family]] = {
     "florence2": Florence,
     "internvl": InternVl,
+    "openvla": OpenVla,
     "paligemma": PaliGemma,
     "qwen2_5_vl": Qwen25Vl,
     "qwen3_vl": Qwen3Vl,
@@ -25,6 +25,5 @@ FAMILIES: dict[str, type[Family]] = {
 
 def family_of(held: dict[str, Any], depth: int | None) -> Family:
     """The family of a model config, with the first `depth` layers of its language model."""
-    family, kind = FAMILIES[held["model_type"]], CONFIG_MAPPING[held["model_type"]]
-    cut = family.cut(held, depth)
-    return family(kind.from_dict({key: value for key, value in cut.items() if key != "model_type"}))
+    family = FAMILIES[held["model_type"]]
+    return family(family.parse(family.cut(held, depth)))

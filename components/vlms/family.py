@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...schemas.errors import SpecError
+from ..pretrained import as_config
 from .sequence import Attention, Places, Rotary
 
 
@@ -33,7 +34,7 @@ class Family(ABC):
     """The class without a language head."""
     with_head: ClassVar[type[PreTrainedModel]]
     """The class with it, whose `model` is of the class without."""
-    attention: ClassVar[Attention]
+    attention: Attention
     """How the tokens of a prompt see each other, in the policies that are known for this family."""
     grows: ClassVar[bool] = True
     """Whether the language model has keys and values that later tokens can attend to."""
@@ -44,6 +45,11 @@ class Family(ABC):
     def __init__(self, sizes: Any) -> None:
         self.sizes = sizes
         self.text_sizes = sizes.text_config
+
+    @classmethod
+    def parse(cls, held: dict[str, Any]) -> Any:
+        """The config as transformers has it, of its JSON."""
+        return as_config(held)
 
     @classmethod
     def cut(cls, held: dict[str, Any], depth: int | None) -> dict[str, Any]:

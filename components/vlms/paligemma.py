@@ -8,14 +8,21 @@ from torch import Tensor
 from transformers import PaliGemmaForConditionalGeneration, PaliGemmaModel
 
 from .family import Family, Seen
+from .sequence import Attention
 
 
 class PaliGemma(Family):
-    """PaliGemma (Beyer et al., 2024). All tokens of image and prompt see each other (prefix LM), as in pi0."""
+    """PaliGemma (Beyer et al., 2024). All tokens of image and prompt see each other (prefix LM), as in pi0.
+
+    With another language model in place of Gemma it is Eagle 2.5 (Chen et al., 2025) as GR00T N1.5 reads it, causally.
+    """
 
     model = PaliGemmaModel
     with_head = PaliGemmaForConditionalGeneration
-    attention = "bidirectional"
+
+    @property
+    def attention(self) -> Attention:  # type: ignore[override]
+        return "bidirectional" if self.text_sizes.model_type == "gemma" else "causal"
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         side = self.sizes.vision_config.image_size

@@ -233,6 +233,14 @@ def test_more_executed_than_predicted(wrong: Wrong) -> None:
     assert [span.text for span, _ in finding.related] == ["4"]
 
 
+@pytest.mark.parametrize("executed", [None, 2])
+def test_predictions_that_do_not_overlap_are_not_averaged(executed: int | None, wrong: Wrong) -> None:
+    (finding,) = wrong({"policy.execute": executed, "policy.ensemble": 0.01})
+    assert finding.span.text == "0.01"
+    assert finding.help == "set `policy.execute: 1`"
+    assert [span.text for span, _ in finding.related] == ([] if executed is None else ["2"])
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -92,7 +92,10 @@ def reference(model: Any, family: str, batch: dict[str, Tensor], per_frame: int)
         options["pixel_values"] = frames
     elif family == "florence2":
         options["decoder_input_ids"] = torch.ones(2, 1, dtype=torch.long)
-    text: Any = {"smolvlm": lambda: model.model.text_model, "florence2": lambda: model.model.language_model.encoder}
+    text: Any = {
+        "smolvlm": lambda: model.model.text_model,
+        "florence2": lambda: model.model.language_model.encoder,
+    }
     read: list[Tensor] = []
     for layer in text.get(family, lambda: model.model.language_model)().layers:
         layer.register_forward_pre_hook(lambda _, given: read.append(given[0]))

@@ -1,0 +1,244 @@
+"""ACT of LeRobot (0.4 to 0.6) as a policy of ours, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from ...components.norms import freeze_batch_norms
+from ...schemas.errors import WeightsError
+from .pairs import Pair, layer, packed, pointwise, same, to_ours, to_theirs
+
+STATE, ENVIRONMENT, IMAGES = "observation.state", "observation.environment_state", "observation.images."
+_ENCODER = {"linear1": "hidden", "linear2": "out", "norm1": "attention_norm", "norm2": "feedforward_norm"}
+_DECODER = {**_ENCODER, "norm2": "cross_norm", "norm3": "feedforward_norm"}
+_OPTIONS = {
+    "dim_model": "width",
+    "n_heads": "heads",
+    "dim_feedforward": "feedforward",
+    "n_encoder_layers": "encoder_layers",
+    "n_decoder_layers": "decoder_layers",
+    "feedforward_activation": "activation",
+    "dropout": "dropout",
+    "latent_dim": "latent",
+    "use_vae": "variational",
+}
+_POSTERIOR = {"kl_weight": "kl_weight", "n_vae_encoder_layers": "posterior_layers"}
+"""Options of the encoder of the actions, which count only where there is one."""
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Names of the backbones that read each observation, or None."""
+
+    state: str | None
+    environment: str | None
+    images: str | None
+
+
+def is_of(recipe: Mapping[str, Any]) -> bool:
+    """Whether a resolved recipe is of this family."""
+    policy = recipe["policy"]
+    return policy.get("type") == "composed" and policy["head"]["type"] == "act"
+
+
+def to_policysmith(
+    weights: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Sections `data`, `policy` and `training` of a recipe, and its weights. Raises WeightsError."""
+    features = config["input_features"]
+    cameras = [key for key, feature in features.items() if feature["type"] == "VISUAL"]
+    _check(config, features, cameras)
+    sources = _Sources(
+        state="proprio" if STATE in features else None,
+        environment="environment" if ENVIRONMENT in features else None,
+        images="vision" if cameras else None,
+    )
+    backbones: dict[str, Any] = {
+        name: {"type": "state", "reads": [key]}
+        for name, key in ((sources.state, STATE), (sources.environment, ENVIRONMENT))
+        if name is not None
+    }
+    reads = [f"{name}.pooled" for name in backbones]
+    if sources.images is not None:
+        backbones[sources.images] = {
+            "type": "timm",
+            "name": config["vision_backbone"],
+            "norm": "frozen",
+            "reads": cameras,
+        }
+        reads.append(f"{sources.images}.tokens")
+    head: dict[str, Any] = {"type": "act", "reads": reads, "norm": "pre" if config["pre_norm"] else "post"}
+    head |= {ours: config[theirs] for theirs, ours in _OPTIONS.items()}
+    if config["use_vae"]:
+        head |= {ours: config[theirs] for theirs, ours in _POSTERIOR.items()}
+        head["posterior_reads"] = [] if sources.state is None else [sources.state]
+    policy = {"backbones": backbones, "head": head, "execute": config["n_action_steps"]}
+    if config.get("temporal_ensemble_coeff") is not None:
+        policy["ensemble"] = config["temporal_ensemble_coeff"]
+    optimizer = {
+        "lr": config.get("optimizer_lr", 1e-5),
+        "weight_decay": config.get("optimizer_weight_decay", 1e-4),
+    }
+    sections = {
+        "data": {
+            "horizon": config["chunk_size"],
+            "cameras": [key.removeprefix(IMAGES) for key in cameras] or None,
+        },
+        "policy": policy,
+        "training": {"optimizer": optimizer, "schedule": {"type": "constant"}, "clip_norm": 10.0},
+    }
+    pairs = _pairs(head, sources, config.get("vision_backbone", ""))
+    return sections, to_ours(weights, pairs, "ACT")
+
+
+def to_lerobot(
+    weights: Mapping[str, Tensor], content: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """LeRobot's config, without its features and normalisation, and the weights. Raises WeightsError."""
+    policy, data = content["recipe"]["policy"], content["recipe"]["data"]
+    head = policy["head"]
+    sources = _sources(policy, data)
+    config: dict[str, Any] = {
+        "type": "act",
+        "n_obs_steps": 1,
+        "chunk_size": data["horizon"],
+        "n_action_steps": policy["execute"] or data["horizon"],
+        "temporal_ensemble_coeff": policy["ensemble"],
+        "pre_norm": head["norm"] == "pre",
+        "pretrained_backbone_weights": None,
+        **{theirs: head[ours] for theirs, ours in (_OPTIONS | _POSTERIOR).items()},
+    }
+    network = ""
+    if sources.images is not None:
+        network = config["vision_backbone"] = policy["backbones"][sources.images]["name"]
+    return config, to_theirs(weights, _pairs(head, sources, network), "ACT")
+
+
+def _check(config: Mapping[str, Any], features: Mapping[str, Any], cameras: Sequence[str]) -> None:
+    """Raises WeightsError for what our parts do not do."""
+    strange = [key for key in features if key not in (STATE, ENVIRONMENT, *cameras)]
+    strange += [key for key in cameras if not key.startswith(IMAGES)]
+    if strange:
+        raise WeightsError(f"ACT reads `{strange[0]}`, and a dataset of ours has no such observation")
+    if config.get("replace_final_stride_with_dilation"):
+        raise WeightsError(
+            "`replace_final_stride_with_dilation` has no counterpart; no ResNet of timm has it"
+        )
+    if config["feedforward_activation"] not in ("relu", "gelu"):
+        raise WeightsError(f"activation `{config['feedforward_activation']}` has no counterpart")
+
+
+def _sources(policy: Mapping[str, Any], data: Mapping[str, Any]) -> _Sources:
+    """The backbones of a recipe. Raises WeightsError for a policy that LeRobot's ACT cannot be."""
+    backbones, head = policy["backbones"], policy["head"]
+    found: dict[str, str] = {}
+    for name, raw in backbones.items():
+        if raw["type"] == "timm" and raw["norm"] == "frozen" and raw["name"].startswith("resnet"):
+            role = "images"
+        elif raw["type"] == "state" and raw["reads"] in ([STATE], [ENVIRONMENT]):
+            role = "state" if raw["reads"] == [STATE] else "environment"
+        else:
+            raise WeightsError(
+                f"LeRobot's ACT has no backbone like `{name}` ({raw['type']}); it reads images by a ResNet with "
+                f"`norm: frozen`, `{STATE}` and `{ENVIRONMENT}` each by a backbone of type `state`"
+            )
+        if role in found:
+            raise WeightsError(f"LeRobot's ACT has one backbone for what `{found[role]}` and `{name}` read")
+        found[role] = name
+    sources = _Sources(found.get("state"), found.get("environment"), found.get("images"))
+    if policy["necks"]:
+        raise WeightsError(f"LeRobot's ACT has no necks, and this policy has `{next(iter(policy['necks']))}`")
+    if data["observation_steps"] != 1:
+        raise WeightsError(f"LeRobot's ACT sees one step, and this policy sees {data['observation_steps']}")
+    order = [f"{name}.pooled" for name in (sources.state, sources.environment) if name is not None]
+    order += [] if sources.images is None else [f"{sources.images}.tokens"]
+    read = [_whole(entry, "tokens") for entry in head["reads"] or sorted(backbones)]
+    if sorted(read, key=lambda key: key.endswith(".tokens")) != order:
+        raise WeightsError(f"the head reads {', '.join(read)}; LeRobot's ACT reads {', '.join(order)}")
+    if head["variational"]:
+        pooled = [key for key in read if key.endswith(".pooled")]
+        entries = head["posterior_reads"]
+        read = pooled if entries is None else [_whole(entry, "pooled") for entry in entries]
+        if read != [key for key in pooled if key == f"{sources.state}.pooled"]:
+            raise WeightsError(
+                f"`posterior_reads` gives {', '.join(read) or 'nothing'}; in LeRobot it is the state"
+            )
+    return sources
+
+
+def _whole(entry: str, output: str) -> str:
+    """`vision` as `vision.tokens`, where that is the output it means."""
+    return entry if "." in entry else f"{entry}.{output}"
+
+
+def _pairs(head: Mapping[str, Any], sources: _Sources, network: str) -> Iterator[Pair]:
+    """Every weight of a policy."""
+    yield from _encoder("model.encoder", "head.encoder", head["encoder_layers"], head["norm"])
+    for index in range(head["decoder_layers"]):
+        theirs, ours = f"model.decoder.layers.{index}", f"head.decoder.layers.{index}"
+        yield from _attention(f"{theirs}.self_attn", f"{ours}.attention")
+        yield from _attention(f"{theirs}.multihead_attn", f"{ours}.cross")
+        for name, own in _DECODER.items():
+            yield from layer(f"{theirs}.{name}", f"{ours}.{own}")
+    yield from layer("model.decoder.norm", "head.decoder.norm")
+    yield from layer("model.encoder_latent_input_proj", "head.latent")
+    yield from layer("model.action_head", "head.out")
+    yield same("model.encoder_1d_feature_pos_embed.weight", "head.positions")
+    yield same("model.decoder_pos_embed.weight", "head.queries")
+    for name, short in ((sources.state, "robot"), (sources.environment, "env")):
+        if name is not None:
+            yield from layer(f"model.encoder_{short}_state_input_proj", f"head.project.{name}_pooled")
+    if head["variational"]:
+        yield from _posterior(head, sources)
+    if sources.images is not None:
+        yield from pointwise("model.encoder_img_feat_input_proj", f"head.project.{sources.images}_tokens")
+        for key in _resnet(network):
+            yield same(f"model.backbone.{key}", f"backbones.{sources.images}.model.{key}")
+
+
+def _posterior(head: Mapping[str, Any], sources: _Sources) -> Iterator[Pair]:
+    """The encoder of the actions."""
+    theirs, ours = "model.vae_encoder", "head.posterior"
+    yield from _encoder(theirs, f"{ours}.encoder", head["posterior_layers"], head["norm"])
+    yield same(f"{theirs}_cls_embed.weight", f"{ours}.token")
+    yield from layer(f"{theirs}_action_input_proj", f"{ours}.action")
+    yield from layer(f"{theirs}_latent_output_proj", f"{ours}.out")
+    if sources.state is not None:
+        yield from layer(f"{theirs}_robot_state_input_proj", f"{ours}.project.{sources.state}_pooled")
+    yield Pair(
+        f"{theirs}_pos_enc", (f"{ours}.steps",), lambda table: [table[0]], lambda tables: tables[0][None]
+    )
+
+
+def _encoder(theirs: str, ours: str, depth: int, norm: str) -> Iterator[Pair]:
+    for index in range(depth):
+        yield from _attention(f"{theirs}.layers.{index}.self_attn", f"{ours}.layers.{index}.attention")
+        for name, own in _ENCODER.items():
+            yield from layer(f"{theirs}.layers.{index}.{name}", f"{ours}.layers.{index}.{own}")
+    if norm == "pre":
+        yield from layer(f"{theirs}.norm", f"{ours}.norm")
+
+
+def _attention(theirs: str, ours: str) -> Iterator[Pair]:
+    for kind in ("weight", "bias"):
+        yield packed(
+            f"{theirs}.in_proj_{kind}", [f"{ours}.{name}.{kind}" for name in ("query", "key", "value")]
+        )
+    yield from layer(f"{theirs}.out_proj", f"{ours}.out")
+
+
+def _resnet(name: str) -> list[str]:
+    """Names of the weights of a ResNet with frozen batch norms: torchvision's are the same."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+        freeze_batch_norms(model)
+    return list(model.state_dict())
+
+
+__all__ = ["is_of", "to_lerobot", "to_policysmith"]

@@ -1,0 +1,82 @@
+"""Names of weights in another project and in ours, one by one, so that none is lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...schemas.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One weight of theirs, and the one or several of ours that hold the same."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    forth: Callable[[Tensor], Sequence[Tensor]]
+    back: Callable[[Sequence[Tensor]], Tensor]
+
+
+def same(theirs: str, ours: str) -> Pair:
+    """A weight that differs by its name alone."""
+    return Pair(theirs, (ours,), lambda weight: [weight], lambda weights: weights[0])
+
+
+def layer(theirs: str, ours: str) -> list[Pair]:
+    """Weight and bias of a layer."""
+    return [same(f"{theirs}.{name}", f"{ours}.{name}") for name in ("weight", "bias")]
+
+
+def packed(theirs: str, ours: Sequence[str]) -> Pair:
+    """A weight that holds several of ours, one below the other."""
+    return Pair(theirs, tuple(ours), lambda weight: weight.chunk(len(ours)), torch.cat)
+
+
+def pointwise(theirs: str, ours: str) -> list[Pair]:
+    """A convolution of 1 x 1, which is a linear layer of ours."""
+    kernel = Pair(
+        f"{theirs}.weight",
+        (f"{ours}.weight",),
+        lambda weight: [weight.flatten(1)],
+        lambda weights: weights[0][:, :, None, None],
+    )
+    return [kernel, same(f"{theirs}.bias", f"{ours}.bias")]
+
+
+def to_ours(weights: Mapping[str, Tensor], pairs: Iterable[Pair], policy: str) -> dict[str, Tensor]:
+    """Their weights by our names. Raises WeightsError with the names of those that are missing or too many."""
+    pairs = list(pairs)
+    _account(weights, [pair.theirs for pair in pairs], policy)
+    return {
+        name: weight.contiguous()
+        for pair in pairs
+        for name, weight in zip(pair.ours, pair.forth(weights[pair.theirs]), strict=True)
+    }
+
+
+def to_theirs(weights: Mapping[str, Tensor], pairs: Iterable[Pair], policy: str) -> dict[str, Tensor]:
+    """Our weights by their names. Raises WeightsError with the names of those that are missing or too many."""
+    pairs = list(pairs)
+    _account(weights, [name for pair in pairs for name in pair.ours], policy)
+    return {pair.theirs: pair.back([weights[name] for name in pair.ours]).contiguous() for pair in pairs}
+
+
+def _account(weights: Mapping[str, Tensor], expected: Sequence[str], policy: str) -> None:
+    wanted = set(expected)
+    complaints = [
+        f"{problem}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        for problem, names in (
+            ("missing", sorted(wanted - weights.keys())),
+            ("unexpected", sorted(weights.keys() - wanted)),
+        )
+        if names
+    ]
+    if complaints:
+        raise WeightsError(f"the weights are not those of {policy} with this config: {'; '.join(complaints)}")
+
+
+__all__ = ["Pair", "layer", "packed", "pointwise", "same", "to_ours", "to_theirs"]

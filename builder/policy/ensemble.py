@@ -1,0 +1,32 @@
+"""Temporal ensembling: a policy that predicts at every step acts by all its chunks that reach the present."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+
+class Ensemble:
+    """The chunks of an episode that may still speak of the present, oldest first.
+
+    The action is their weighted mean, with weights exp(-m i), i = 0 for the oldest chunk (ACT, Zhao et al., 2023).
+    """
+
+    def __init__(self) -> None:
+        self._chunks: deque[Tensor] = deque()
+
+    def add(self, chunk: Tensor, decay: float) -> Tensor:
+        """The action (A,) of this step, for which `chunk` (H, A) was predicted just now."""
+        if len(self._chunks) == len(chunk):
+            self._chunks.popleft()
+        self._chunks.append(chunk)
+        ages = range(len(self._chunks) - 1, -1, -1)
+        actions = torch.stack([held[age] for held, age in zip(self._chunks, ages, strict=True)])
+        weights = torch.exp(-decay * torch.arange(len(actions), dtype=actions.dtype))
+        return (weights[:, None] * actions).sum(0) / weights.sum()
+
+    def clear(self) -> None:
+        """Forget all chunks: a new episode begins."""
+        self._chunks.clear()
