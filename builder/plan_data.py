@@ -28,7 +28,7 @@ def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
     given: list[tuple[str | None, KeyPath, DataSection | SourceSection]] = [(None, ("data",), section)]
     if section.sources is not None:
         given = [(n, ("data", "sources", n), source) for n, source in sorted(section.sources.items())]
-    found: list[Diagnostic] = []
+    found = _past(loaded)
     sources = []
     for name, place, one in given:
         reader = _Reader(loaded, name, place, one, windows)
@@ -43,6 +43,19 @@ def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
     _check_batch(loaded, sources)
     specs = dict(sources[0].specs)
     return DataPlan(windows, tuple(sources), specs if section.sources is None else common_specs(sources))
+
+
+def _past(loaded: LoadedRecipe) -> list[Diagnostic]:
+    """A finding where all actions of a chunk were done before now."""
+    section = loaded.recipe.data
+    if section.past_actions < section.horizon:
+        return []
+    fault = SpecError(
+        f"of a chunk of {section.horizon} actions, {section.past_actions} were done before now",
+        label="leaves none to run",
+        help=f"lower `past_actions` to {section.horizon - 1} or less, or raise `data.horizon`",
+    )
+    return [loaded.diagnostic(("data", "past_actions"), fault, code="E023 bad-dataset")]
 
 
 class _Reader:

@@ -131,7 +131,7 @@ class Act(ActionHead):
             heads=2,
             feedforward=32,
             encoder_layers=1,
-            decoder_layers=2,
+            decoder_layers=1,
             dropout=0.0,
             latent=4,
             posterior_layers=1,

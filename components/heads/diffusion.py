@@ -167,4 +167,5 @@ class Diffusion(ActionHead):
 
 def _mix(first: Tensor, second: Tensor, share: Share) -> Tensor:
     """sqrt(share) first + sqrt(1 - share) second."""
-    return share**0.5 * first + (1.0 - share) ** 0.5 * second
+    mixed: Tensor = share**0.5 * first + (1.0 - share) ** 0.5 * second
+    return mixed

@@ -87,12 +87,9 @@ class Qwen(Family):
         """Maps (F, C, h, w) as places (F, h * w, C), one block of merged places after the other."""
         merge = self.sizes.vision_config.spatial_merge_size
         rows, columns = maps.shape[2] // merge, maps.shape[3] // merge
-        return (
-            maps.unflatten(3, (columns, merge))
-            .unflatten(2, (rows, merge))
-            .permute(0, 2, 4, 3, 5, 1)
-            .flatten(1, 4)
-        )
+        cut = maps.unflatten(3, (columns, merge)).unflatten(2, (rows, merge))
+        places: Tensor = cut.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+        return places
 
     def _coordinates(self, images: Tensor) -> Tensor:
         """Row and column (P, 2) of each patch."""

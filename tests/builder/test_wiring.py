@@ -233,6 +233,17 @@ def test_more_executed_than_predicted(wrong: Wrong) -> None:
     assert [span.text for span, _ in finding.related] == ["4"]
 
 
+def test_actions_of_the_past_are_not_executed(wrong: Wrong) -> None:
+    (finding,) = wrong({"policy.execute": 4, "data.past_actions": 1})
+    assert (
+        finding.message
+        == "`policy.execute`: cannot execute 4 actions of a chunk of 4, of which 1 lies in the past"
+    )
+    (finding,) = wrong({"data.past_actions": 4})
+    assert finding.message == "`data.past_actions`: of a chunk of 4 actions, 4 were done before now"
+    assert finding.span.text == "4"
+
+
 @pytest.mark.parametrize("executed", [None, 2])
 def test_predictions_that_do_not_overlap_are_not_averaged(executed: int | None, wrong: Wrong) -> None:
     (finding,) = wrong({"policy.execute": executed, "policy.ensemble": 0.01})
