@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +126,8 @@ class Expert(Network):
             raise ValueError(f"`{self._model}` does not tell where its positions end")
         held = model.values.to(dtype)[:, :: self._stride]
         if self.config.joint_every > 1:
-            held = torch.stack([layer.read(held[:, i]) for i, layer in enumerate(self.layers)], dim=1)
+            layers: Any = self.layers
+            held = torch.stack([layer.read(held[:, i]) for i, layer in enumerate(layers)], dim=1)
         context = {"key_values": held, "end": model.end}
         if model.mask is not None:
             context["mask"] = model.mask

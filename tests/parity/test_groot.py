@@ -14,8 +14,8 @@ from policysmith.components.features import masked_mean
 from policysmith.components.heads.flow_matching import FlowMatching
 from policysmith.schemas.specs import Kind, Spec
 
+from .expert_policies import differences, gradients_of
 from .golden import Golden, load
-from .policies import differences, gradients_of
 
 ROBOTS = {
     "state_encoder.layer1": "states.proprio_pooled.layers.0",
