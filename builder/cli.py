@@ -22,7 +22,7 @@ from ..schemas.errors import RegistryError
 from ..schemas.part import PartConfig
 from ..schemas.recipe import Recipe
 from .builder import Builder
-from .display import TerminalProgress, show_summary, shown
+from .display import TerminalProgress, show_robots, show_summary, shown
 
 console = Console(highlight=False, soft_wrap=True)
 is_main_process = os.environ.get("RANK", "0") == "0"
@@ -44,6 +44,8 @@ def train(args: Namespace) -> int:
     """`build-and-train`."""
     builder = _builder(args).check()
     progress = TerminalProgress(console)
+    if is_main_process:
+        show_robots(console, builder.sources)
     if builder.summary is not None and is_main_process:
         show_summary(console, builder.summary)
     try:
@@ -68,6 +70,7 @@ def check(args: Namespace) -> int:
     if args.format == "json":
         sys.stdout.write("[]\n")
         return 0
+    show_robots(console, builder.sources)
     if builder.summary is not None:
         show_summary(console, builder.summary)
     console.print(f"{args.recipe} is good")
@@ -211,6 +214,7 @@ def evaluate(args: Namespace) -> int:
     result = judge(
         Path(args.checkpoint),
         env=args.env,
+        embodiment=args.embodiment,
         episodes=args.episodes,
         seed=args.seed,
         control=args.control,

@@ -20,12 +20,13 @@ from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
 from .assembly import provenance
-from .plan import DataPlan, Windows, check_execute, locate, specs_to_json, transform_sites
+from .plan import check_execute, locate, specs_to_json, transform_sites
 from .policy import BasePolicyModel
 from .policy.pipeline import KEY, way_of_samples
 from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, policies
 from .recipe import LoadedRecipe
 from .rehearsal import shared, unmatched
+from .sources import DataPlan, Windows
 from .wiring import WiringError, look_up, wire_samples, with_statistics
 
 
@@ -126,6 +127,7 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
         "specs": specs_to_json(data.specs),
         "facts": facts,
         "statistics": data.statistics,
+        "robots": data.robots.to_json(),
         "provenance": provenance(loaded),
     }
     setattr(config, KEY, content)

@@ -21,7 +21,7 @@ from ..schemas.errors import PolicysmithError, RegistryError, SpecError, Weights
 from ..schemas.part import BackboneConfig, HeadConfig, PartConfig
 from ..schemas.specs import Kind, Spec, Specs
 
-LOCATIONS = ("pretrained", "tokenizer")
+LOCATIONS = ("pretrained", "architecture", "tokenizer")
 """Options of any part that name a model on the hub, a file or a directory; relative ones start at the recipe."""
 
 
@@ -173,10 +173,10 @@ def look_up(sites: Iterable[Site], directory: Path | None = None) -> dict[str, d
 
 
 def with_statistics(
-    facts: Mapping[str, Facts], transforms: Iterable[Site], statistics: Mapping[str, Any]
+    facts: Mapping[str, Facts], readers: Iterable[Site], statistics: Mapping[str, Any]
 ) -> dict[str, Facts]:
-    """Facts of all parts, with the dataset's statistics among those of each transform."""
-    return {**facts, **{s.key: {**facts.get(s.key, {}), "statistics": statistics} for s in transforms}}
+    """Facts of all parts, with the dataset's statistics among those of the collator and of each transform."""
+    return {**facts, **{s.key: {**facts.get(s.key, {}), "statistics": statistics} for s in readers}}
 
 
 def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wiring:
@@ -344,7 +344,9 @@ def _resolve(
             message += f"but {source} `{name}` publishes {' and '.join(offered)}"
             if output in offered:
                 message = f"{noun} `{kind}` cannot read `{output}`; it reads {' or '.join(kinds)}"
-            error = SpecError(message, field=field, label=f"`{entry}` does not fit")
+            error = SpecError(
+                message, field=field, label=f"`{entry}` does not fit", help=_cure(name, kinds, offered)
+            )
             also = [(parts.sources[name].path, f"publishes {' and '.join(offered)}")]
             problems.append(Problem(reader.path, error, also, "E022 missing-input"))
         elif (role := (where.partition(".")[0], key)) in taken:
@@ -354,6 +356,20 @@ def _resolve(
             taken.add(role)
             features[key] = offered[key.split(".")[1]]
     return features
+
+
+def _cure(name: str, kinds: Sequence[Kind], offered: Specs) -> str:
+    """What to do where a source publishes nothing that its reader can read."""
+    fitting = [output for output, spec in offered.items() if spec.kind in kinds]
+    if fitting:
+        return f"read `{name}.{fitting[0]}`"
+    if Kind.KEY_VALUES in kinds:
+        return "take a backbone of type `vlm`, which publishes key_values, or a network that reads tokens, such as `dit`"
+    if Kind.POOLED in kinds and any(spec.kind is Kind.TOKENS for spec in offered.values()):
+        return f"put a neck between, `necks: {{pool: {{type: attention_pool, reads: [{name}]}}}}`, and read `pool`"
+    if Kind.TOKENS in kinds:
+        return "take a backbone that publishes tokens, or a head that reads pooled features, such as `mlp`"
+    return f"take a backbone that publishes {' or '.join(kinds)}"
 
 
 def _origins(parts: Parts, features: Specs) -> list[tuple[KeyPath, str]]:

@@ -17,6 +17,8 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
+from ..schemas.errors import SpecError
+
 _FIRST = 0x4E00  # integers become letters from here on: a block of 20,000 without spaces, marks or cases
 
 
@@ -30,13 +32,24 @@ class FastTokens:
 
     @staticmethod
     def fit(chunks: Tensor, vocabulary: int, scale: float) -> dict[str, Any]:
-        """Facts of the tokens that describe chunks (N, H, A) best, in a vocabulary of at most a given size."""
+        """Facts of the tokens that describe chunks (N, H, A) best, in a vocabulary of at most a given size.
+
+        Raises SpecError where that cannot hold even the single frequencies.
+        """
         numbers = (dct(chunks) * scale).round().long()
         low, high = int(numbers.min()), int(numbers.max())
+        if (least := high - low + 1) > vocabulary:
+            raise SpecError(
+                f"frequencies of the actions take {least} different values, more than a vocabulary of {vocabulary}",
+                field="vocabulary",
+                source="action",
+                label=f"at least {least}",
+                help="normalise the actions, `{type: normalize, modes: {action: q99}}`, or lower `scale`",
+            )
         tokenizer = Tokenizer(BPE())
         trainer = BpeTrainer(
-            vocab_size=max(vocabulary, high - low + 1),
-            initial_alphabet=[chr(_FIRST + number) for number in range(high - low + 1)],
+            vocab_size=vocabulary,
+            initial_alphabet=[chr(_FIRST + number) for number in range(least)],
             show_progress=False,
             min_frequency=2,
         )

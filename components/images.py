@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -18,6 +19,14 @@ from .base import Batch, Facts, Feature, Transform
 
 Side = Annotated[int, Field(ge=1)]
 Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+
+STATISTICS = {
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "zero_one": ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+}
+"""Means and deviations of each channel of images in [0, 1], by name."""
 
 
 def height_width(size: int | list[int]) -> tuple[int, int]:
@@ -79,6 +88,31 @@ def image_features(
     }
 
 
+def check_normalisation(cameras: Specs, wanted: Mapping[str, list[float]], model: str) -> None:
+    """Raises SpecError for images normalised otherwise than by the `mean` and `std` that a model was trained with."""
+    expected = (wanted["mean"], wanted["std"])
+    named = next((name for name, known in STATISTICS.items() if _near(known, expected)), None)
+    options = f"stats: {named}" if named else f"mean: {expected[0]}, std: {expected[1]}"
+    for key, spec in cameras.items():
+        if spec.normalised_by is not None and not _near(spec.normalised_by, expected):
+            mean, std = (list(values) for values in spec.normalised_by)
+            raise SpecError(
+                f"`{model}` was trained on images normalised by mean {expected[0]} and deviation {expected[1]}, "
+                f"not by mean {mean} and deviation {std}",
+                field="pretrained",
+                source=key,
+                trait="range",
+                label="was trained on other images",
+                help=f"use `{{type: normalize_image, {options}}}`",
+            )
+
+
+def _near(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+    """Whether two pairs of mean and deviation agree but for rounding."""
+    pairs = zip((*one[0], *one[1]), (*other[0], *other[1]), strict=True)
+    return all(abs(first - second) < 1e-3 for first, second in pairs)
+
+
 def fold(observations: Batch, cameras: Specs, dtype: torch.dtype) -> Tensor:
     """All frames as one batch (B * T * V, 3, H, W) in `dtype`; raises SpecError where images are still bytes."""
     images = torch.stack([observations[key] for key in cameras], dim=2)  # (B, T, V, 3, H, W)
@@ -107,6 +141,19 @@ def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     flat = images.flatten(3).flatten(1, 2)  # (B, T * 3, H * W)
     picked = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
     return picked.reshape(*images.shape[:3], rows.shape[1], columns.shape[1])
+
+
+def scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, T, 3, H, W) resized bilinearly to `size`, in their dtype; bytes are rounded to the nearest level."""
+    if images.shape[-2:] == size:
+        return images
+    flat = images.flatten(0, 1)
+    if images.dtype == torch.uint8 and images.device.type != "cpu":
+        resized = F.interpolate(flat.float(), size, mode="bilinear", antialias=True)
+        resized = resized.round_().clamp_(0.0, 255.0).to(torch.uint8)
+    else:  # the CPU has its own, several times faster, kernel for bytes
+        resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
+    return resized.reshape(*images.shape[:3], *size)
 
 
 class ImageTransformConfig(PartConfig):

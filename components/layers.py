@@ -70,6 +70,19 @@ class Attention(nn.Module):
         return values.reshape(*values.shape[:2], self.heads, -1).transpose(1, 2)
 
 
+def repeated(module: nn.Module) -> list[nn.Module]:
+    """Layers of several modules that stand in a list or in a sequence, in order; those inside such layers not again."""
+    containers = (nn.ModuleList, nn.Sequential)
+    found = []
+    for child in module.children():
+        stands_in_list = isinstance(module, containers) and not isinstance(child, containers)
+        if stands_in_list and next(child.children(), None) is not None:
+            found.append(child)
+        else:
+            found += repeated(child)
+    return found
+
+
 def sinusoids(
     times: Tensor,
     width: int,
@@ -118,7 +131,27 @@ class CategoryLinear(nn.Module):
         return mixed.reshape(*values.shape[:-1], -1)
 
 
-L = TypeVar("L", nn.Linear, CategoryLinear)
+class CategoryMlp(nn.Module):
+    """`mlp` whose first and last layers have weights of their own for each category; those between are shared."""
+
+    def __init__(
+        self, categories: int, sizes: Sequence[int], activation: Activation, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.layers = mlp(sizes, activation, dropout)
+        for position in {0, len(self.layers) - 1}:
+            layer = self.layers[position]
+            assert isinstance(layer, nn.Linear)
+            self.layers[position] = CategoryLinear(categories, layer.in_features, layer.out_features)
+
+    def forward(self, values: Tensor, ids: Tensor) -> Tensor:
+        """values (B, ..., in) of categories ids (B,) -> (B, ..., out)."""
+        for layer in self.layers:
+            values = layer(values, ids) if isinstance(layer, CategoryLinear) else layer(values)
+        return values
+
+
+L = TypeVar("L", bound=nn.Linear | CategoryLinear)
 
 
 def zero(layer: L) -> L:

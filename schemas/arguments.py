@@ -55,6 +55,7 @@ def policysmith() -> ArgumentParser:
         "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
     )
     evaluate.add_argument("--env", help="environment (default: the recipe's)")
+    evaluate.add_argument("--embodiment", help="which of several robots to judge (default: the recipe's)")
     evaluate.add_argument("--episodes", type=_positive, help="rollouts (default: the recipe's)")
     evaluate.add_argument("--seed", type=_count, help="seed of the first rollout (default: the recipe's)")
     evaluate.add_argument(

@@ -50,6 +50,7 @@ class Spec:
     `vocab` is the number of different token ids, or of robots (None where it is not known). `range` is None where
     nothing is known of the values, such as a robot's own units. `grid` tells that tokens are the places of feature
     maps: F frames of h x w places, row by row (N = F * h * w). `rope` is the base of the rotary embedding in keys.
+    `normalised_by` holds the mean and the deviation of each channel that were taken out of images in [0, 1].
     """
 
     kind: Kind
@@ -59,6 +60,7 @@ class Spec:
     range: Range | None = None
     grid: tuple[int, int, int] | None = None
     rope: float | None = None
+    normalised_by: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def width(self) -> int:
@@ -80,7 +82,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
-        held, grid = value.get("range"), value.get("grid")
+        held, grid, taken = value.get("range"), value.get("grid"), value.get("normalised_by")
         return cls(
             Kind(value["kind"]),
             tuple(value["dims"]),
@@ -89,6 +91,7 @@ class Spec:
             None if held is None else Range(held),
             None if grid is None else tuple(grid),
             value.get("rope"),
+            None if taken is None else (tuple(taken[0]), tuple(taken[1])),
         )
 
 

@@ -177,11 +177,14 @@ class BlindControl:
 
 
 def _with_dataset(saved: SavedPolicy) -> dict[str, Any]:
-    """The recipe, its dataset named from the recipe's directory wherever it lies now."""
+    """The recipe, its datasets named from the recipe's directory wherever they lie now."""
     recipe = copy.deepcopy(saved.recipe)
-    home, path = saved.recipe_directory.resolve(), saved.dataset_path.resolve()
-    if path != (home / recipe["data"]["path"]).resolve():
-        recipe["data"]["path"] = os.path.relpath(path, home)
+    home = saved.recipe_directory.resolve()
+    sources = recipe["data"].get("sources") or {None: recipe["data"]}
+    for name, source in sources.items():
+        path = saved.dataset_path(name).resolve()
+        if path != (home / source["path"]).resolve():
+            source["path"] = os.path.relpath(path, home)
     return recipe
 
 

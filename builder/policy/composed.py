@@ -16,18 +16,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ...components.base import ActionHead, Backbone, Batch, Collator, Feature, Transform
+from ...components import lora
+from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Transform
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of
+from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
+from ..data.robots import Robots
 from ..wiring import Parts, Site, Wiring, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
 
 MODEL_TYPE = "policysmith_policy"
-CONTENT = ("recipe", "specs", "facts", "statistics", "provenance")
+CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
 """Fields of the config."""
-ROBOTS = ("embodiment", "action_dim_is_pad")
+ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; heads get them beside their features."""
 _SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
 
@@ -52,7 +56,9 @@ class RecipeConfig(PretrainedConfig):
     facts: dict[str, Any] | None = None
     """What the parts looked up outside the recipe, by part."""
     statistics: dict[str, Any] | None = None
-    """Statistics of the training episodes, by key."""
+    """Statistics of the training episodes, by key; of several robots, by name and key."""
+    robots: dict[str, Any] | None = None
+    """Of several robots, the specs of what each one's own dataset gives, by name."""
     provenance: dict[str, Any] | None = None
     """Hashes of recipe and dataset, versions of the packages."""
 
@@ -94,7 +100,8 @@ class RecipePolicy(BasePolicyModel):
         self._assets: Path | None = None
         self._parts = Parts.from_resolved(recipe)
         specs = {key: Spec.from_json(spec) for key, spec in config.specs.items()}
-        facts = with_statistics(config.facts or {}, self._parts.transforms, config.statistics or {})
+        readers = [self._parts.collator, *self._parts.transforms]
+        facts = with_statistics(config.facts or {}, readers, config.statistics or {})
         self._wiring: Wiring = wire(self._parts, specs, facts)
         self._collator: Collator | None = None
         self.transforms = nn.ModuleList(
@@ -110,11 +117,16 @@ class RecipePolicy(BasePolicyModel):
         self.head = cast(
             ActionHead, self._make(self._parts.head, {**self._wiring.features, **self._wiring.given})
         )
-        self.frozen = freeze(self, recipe["policy"]["freeze"])
+        self.frozen = self._rest()
 
     def _make(self, site: Site, inputs: Specs) -> nn.Module:
-        part = cast(Any, site.part)
-        return cast(nn.Module, part(site.config, inputs, self._wiring.facts.get(site.key, {})))
+        return make(site, inputs, self._wiring.facts.get(site.key, {}))
+
+    def _rest(self) -> dict[str, int]:
+        """Stop the gradients that the recipe stops; gives the values frozen by each pattern."""
+        for backbone in self.backbones.values():
+            lora.rest(backbone)
+        return freeze(self, (self.config.recipe or {})["policy"]["freeze"])
 
     @property
     def content(self) -> dict[str, Any]:
@@ -138,8 +150,10 @@ class RecipePolicy(BasePolicyModel):
                 return True
             return not made <= left.keys()
 
-        seen = {k: spec for k, spec in wiring.observations.items() if spec.kind is not Kind.ACTION}
-        return Observed({key: spec for key, spec in seen.items() if key in wanted or needed(key)})
+        told = (Kind.ACTION, Kind.EMBODIMENT)
+        seen = {k: spec for k, spec in wiring.observations.items() if spec.kind not in told}
+        required = {key: spec for key, spec in seen.items() if key in wanted or needed(key)}
+        return Observed(required, robots=self.robots)
 
     @property
     def collator(self) -> Collator:
@@ -165,7 +179,8 @@ class RecipePolicy(BasePolicyModel):
         backbone = cast(Backbone, self.backbones[name])
         backbone.config = self._parts.backbones[name].opened(self.directory)
         try:
-            backbone.load_pretrained()
+            with lora.set_aside(backbone):
+                backbone.load_pretrained()
         finally:
             backbone.config = self._parts.backbones[name].config
 
@@ -191,10 +206,16 @@ class RecipePolicy(BasePolicyModel):
         was_training = self.training
         self.eval()
         try:
-            transformed = self.transform({k: v for k, v in batch.items() if not k.startswith("action")})
+            observed = {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
+            transformed = self.transform(observed)
             return self._actions(self.features(transformed), transformed, generator)
         finally:
             self.train(was_training)
+
+    @cached_property
+    def robots(self) -> Robots:
+        """The robots it is for, which are none where its data tells none apart."""
+        return Robots.from_json(self.config.robots, self._wiring.observations)
 
     def _predict(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         batch = self.collator([observation])
@@ -204,6 +225,8 @@ class RecipePolicy(BasePolicyModel):
     def transform(self, batch: Batch) -> dict[str, Any]:
         """The batch as the backbones read it."""
         current = dict(batch)
+        if self.robots and ACTION_PADDING not in current:
+            current[ACTION_PADDING] = self.robots.action_padding(ids_of(batch))
         for transform in self.transforms:
             current = transform(current)
         return current
@@ -260,7 +283,7 @@ class RecipePolicy(BasePolicyModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         policy = loaded[0] if isinstance(loaded, tuple) else loaded
-        freeze(policy, policy.config.recipe["policy"]["freeze"])
+        policy._rest()
         commit = getattr(policy.config, "_commit_hash", None)
         home = loading.home(
             pretrained_model_name_or_path, kwargs, commit, [saving.RECIPE, f"{saving.ASSETS}/*"]
@@ -269,6 +292,17 @@ class RecipePolicy(BasePolicyModel):
         policy.recipe_text = text.read_text() if text.is_file() else None
         policy._assets = assets if assets.is_dir() else None
         return loaded
+
+
+def make(site: Site, inputs: Specs, facts: Facts) -> nn.Module:
+    """A part as the recipe has it; a backbone with its adapters. Raises SpecError for a backbone that cannot have them."""
+    module: nn.Module = cast(Any, site.part)(site.config, inputs, facts)
+    if isinstance(module, Backbone):
+        if module.config.lora is not None:
+            lora.adapt(module, module.config.lora)
+        if module.config.gradient_checkpointing:
+            recompute(module)
+    return module
 
 
 def padding(batch: Batch) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import PretrainedConfig
 
 from ...components.base import Transform
+from ...components.embodiments import EMBODIMENT
 from ...components.registry import TRANSFORMS
 from ...schemas.errors import SpecError
 from ...schemas.specs import Spec
@@ -53,13 +54,14 @@ class SamplePipeline:
             current = own(current)
         return dict(current)
 
-    def inverse(self, actions: Tensor) -> Tensor:
-        """Predicted actions (B, H, A) in the robot's units."""
-        batch: dict[str, Any] = {"action": actions.float()}
+    def inverse(self, actions: Tensor, samples: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Predicted actions (B, H, A) in the robot's units; `samples` are what they were predicted for, transformed."""
+        kept = [key for key in samples[0] if key == EMBODIMENT]
+        batch = {key: torch.stack([sample[key] for sample in samples]).to(actions.device) for key in kept}
+        batch["action"] = actions.float()
         for transform in reversed(self._transforms):
             batch = transform.inverse(batch)
-        restored: Tensor = batch["action"]
-        return restored
+        return batch["action"]
 
 
 def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], list[int], list[int]]:

@@ -76,16 +76,8 @@ class Fast(ActionHead):
 
     @classmethod
     def fit(cls, config: Config, inputs: Specs, facts: Facts, chunks: Callable[[], Chunks]) -> dict[str, Any]:
-        """The tokens; raises SpecError where the vocabulary cannot hold even the single frequencies."""
+        """The tokens; raises SpecError where the vocabulary is too small for them."""
         tokens = FastTokens.fit(_held(*chunks()), config.vocabulary, config.scale)
-        if (least := tokens["high"] - tokens["low"] + 1) > config.vocabulary:
-            raise SpecError(
-                f"frequencies of the actions take {least} different values, more than a vocabulary of {config.vocabulary}",
-                field="vocabulary",
-                source="action",
-                label=f"at least {least}",
-                help="normalise the actions, `{type: normalize, modes: {action: q99}}`, or lower `scale`",
-            )
         return {"tokens": {**tokens, "size": FastTokens(tokens).size}}
 
     @classmethod

@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
 from ...schemas.part import HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
+from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, features_of, masked_mean
-from ..layers import Activation, mlp
+from ..layers import Activation, CategoryMlp, mlp
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -43,6 +44,8 @@ class MlpHead(ActionHead):
         """Dropout rate after each hidden layer."""
         tokens: Literal["flatten", "mean"] = "flatten"
         """How tokens become one vector: all side by side (keeps where things are in an image), or their mean."""
+        per_embodiment: bool = False
+        """Whether each robot has first and last layers of its own; for data of several robots."""
         in_dim: Width | None = None
         """Expected number of input features; by default what the inputs give. A different number is an error."""
 
@@ -51,11 +54,18 @@ class MlpHead(ActionHead):
         self._sizes = _sizes(config, inputs)
         self._horizon, self._action_dim = chunk_size(inputs)
         sizes = [sum(self._sizes.values()), *config.hidden, self._horizon * self._action_dim]
-        self.layers = mlp(sizes, config.activation, config.dropout)
+        self.layers: nn.Module
+        if config.per_embodiment:
+            robots = required_embodiments(inputs, "per_embodiment")
+            self.layers = CategoryMlp(robots, sizes, config.activation, config.dropout)
+        else:
+            self.layers = mlp(sizes, config.activation, config.dropout)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError for another number of input features than `in_dim`."""
+        """`action` (B, H, A); raises SpecError for another number of input features than `in_dim`, and for one robot alone."""
+        if config.per_embodiment:
+            required_embodiments(inputs, "per_embodiment")
         sizes = _sizes(config, inputs)
         total = sum(sizes.values())
         if config.in_dim is not None and config.in_dim != total:
@@ -88,7 +98,8 @@ class MlpHead(ActionHead):
         """The predicted chunk (B, H, A); it is the same for every generator."""
         weight = next(self.parameters())
         vectors = [self._vector(features[key]).to(weight.dtype) for key in self._sizes]
-        predicted: Tensor = self.layers(torch.cat(vectors, dim=-1))
+        ids = [features[EMBODIMENT].values] if self.config.per_embodiment else []
+        predicted: Tensor = self.layers(torch.cat(vectors, dim=-1), *ids)
         return predicted.reshape(-1, self._horizon, self._action_dim)
 
     def _vector(self, feature: Feature) -> Tensor:

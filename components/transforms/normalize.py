@@ -16,6 +16,7 @@ from ...schemas.errors import DatasetError, SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Range, Spec, Specs
 from ..base import Batch, Facts, Transform
+from ..embodiments import each_own, embodiments, facts_by_robot, ids_of
 
 Mode = Literal["mean_std", "min_max", "q99", "binary", "identity"]
 
@@ -41,6 +42,8 @@ class Normalize(Transform):
 
     A dimension that is constant in the data maps to 0, and back to its constant. Everything but `binary` is undone
     exactly, up to float32 rounding; `binary` returns min or max.
+
+    Of several robots, each sample is mapped by the statistics of its own. Dimensions that a robot does not have are 0.
     """
 
     class Config(PartConfig):
@@ -59,6 +62,7 @@ class Normalize(Transform):
         super().__init__(config, inputs, facts)
         # Plain numbers, not buffers: they must survive a cast of the model to bf16 and construction on meta.
         self._ranges = _ranges(config, inputs, facts)
+        self._many = embodiments(inputs) is not None
         self._tensors: dict[tuple[str, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
@@ -91,21 +95,31 @@ class Normalize(Transform):
 
     def _map(self, batch: Batch, step: Callable[..., Tensor]) -> dict[str, Any]:
         changed = {
-            key: step(batch[key].float(), *self._on(key, batch[key].device), mode == "binary")
+            key: step(batch[key].float(), *self._for(key, batch), mode == "binary")
             for key, (mode, _, _) in self._ranges.items()
             if key in batch
         }
         return {**batch, **changed}
 
+    def _for(self, key: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Centre, scale and which dims vary, each (D,), or for several robots (B, 1, D)."""
+        centre, scale, varies = self._on(key, batch[key].device)
+        if not self._many:
+            return centre[0], scale[0], varies[0]
+        ids = ids_of(batch)
+        return tuple(each_own(table, ids, batch[key]) for table in (centre, scale, varies))  # type: ignore[return-value]
+
     def _on(self, key: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Centre, scale and which dims vary, as tensors of `device`."""
+        """Centre, scale and which dims vary, each (R, D), as tensors of `device`."""
         if (key, device) not in self._tensors:
             _, centre, scale = self._ranges[key]
             with torch.inference_mode(False):  # else training could never use what inference made first
                 self._tensors[key, device] = (
                     torch.tensor(centre, dtype=torch.float32, device=device),
-                    torch.tensor([s or 1.0 for s in scale], dtype=torch.float32, device=device),
-                    torch.tensor([s > 0.0 for s in scale], device=device),
+                    torch.tensor(
+                        [[s or 1.0 for s in row] for row in scale], dtype=torch.float32, device=device
+                    ),
+                    torch.tensor([[s > 0.0 for s in row] for row in scale], device=device),
                 )
         return self._tensors[key, device]
 
@@ -123,11 +137,11 @@ def _inverse(values: Tensor, centre: Tensor, scale: Tensor, varies: Tensor, bina
     return torch.where(varies, normal * scale + centre, centre)
 
 
-Scaling = tuple[str, list[float], list[float]]
+Scaling = tuple[str, list[list[float]], list[list[float]]]
 
 
 def _ranges(config: Normalize.Config, inputs: Specs, facts: Facts) -> dict[str, Scaling]:
-    """Mode, centre and scale of each key; the scale of a constant dimension is 0."""
+    """Mode, centre and scale of each key, by robot; the scale is 0 where a dimension is constant, or not there."""
     known = {key: spec for key, spec in inputs.items() if spec.kind in (Kind.STATE, Kind.ACTION)}
     wanted = list(known) if config.keys is None else config.keys
     for place, names, choice in (("keys", wanted, known), ("modes", list(config.modes), wanted)):
@@ -144,12 +158,20 @@ def _ranges(config: Normalize.Config, inputs: Specs, facts: Facts) -> dict[str, 
         mode = config.modes.get(key, config.mode)
         if mode != "identity":
             field = f"modes.{key}" if key in config.modes else "mode"
-            ranges[key] = (mode, *_range(key, mode, field, known[key], facts.get("statistics", {})))
+            many = embodiments(inputs) is not None
+            rows = []
+            for own in facts_by_robot(inputs, facts):
+                held = own.get("statistics", {})
+                spec, has = known[key], not many or key in held
+                centre, scale = _range(key, mode, field, spec, held, many) if has else ([], [])
+                missing = [0.0] * (spec.width - len(scale))
+                rows.append((centre + missing, scale + missing))
+            ranges[key] = (mode, [centre for centre, _ in rows], [scale for _, scale in rows])
     return ranges
 
 
 def _range(
-    key: str, mode: str, field: str, spec: Spec, statistics: Mapping[str, Any]
+    key: str, mode: str, field: str, spec: Spec, statistics: Mapping[str, Any], narrower: bool
 ) -> tuple[list[float], list[float]]:
     first, second = _NEEDS[mode]
     held = statistics.get(key, {})
@@ -165,7 +187,7 @@ def _range(
                 if usable
                 else f"add statistics of `{key}` to the dataset",
             )
-        if len(held[name]) != spec.width:
+        if len(held[name]) > spec.width or (len(held[name]) < spec.width and not narrower):
             raise SpecError(
                 f"statistics of `{key}` have {len(held[name])} dimensions, its values have {spec.width}",
                 field=field,

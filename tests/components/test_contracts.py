@@ -17,8 +17,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from policysmith.components import lora
 from policysmith.components.base import Feature
 from policysmith.components.heads.flow_matching import FlowMatching
+from policysmith.components.recomputation import recompute
 from policysmith.components.registry import (
     BACKBONES,
     COLLATORS,
@@ -29,6 +31,7 @@ from policysmith.components.registry import (
     TRANSFORMS,
 )
 from policysmith.schemas.errors import SpecError
+from policysmith.schemas.part import LoraSection
 from policysmith.schemas.specs import FEATURES
 
 PARTS = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
@@ -47,7 +50,10 @@ class Built:
         if kind == "networks":
             self.whole = FlowMatching
             self.whole_config = FlowMatching.Config(type="flow_matching", network=self.config, steps=4)
-        self.facts = {**self.cls.facts(self.config), **(world.facts if kind == "transforms" else {})}
+        self.facts = {
+            **self.cls.facts(self.config),
+            **(world.facts if kind in ("transforms", "collators") else {}),
+        }
         self.inputs = self._inputs()
         if self.is_head:
             self.facts |= self.whole.fit(self.whole_config, self.inputs, self.facts, self._chunks)
@@ -216,6 +222,26 @@ def test_gradients_reach_every_parameter(built: Built) -> None:
 
 
 @every(WEIGHTED)
+def test_blocks_compile_each_as_one_graph(built: Built) -> None:
+    part = built.make().eval()
+    randomise(part)
+    blocks, graphs = part.repeated_blocks(), []
+    if not blocks:
+        pytest.skip("the part repeats no layer")
+    expected = built.run(part)
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    for block in blocks:
+        block.compile(fullgraph=True, backend=backend)
+    assert_equal(expected, built.run(part))
+    assert graphs
+
+
+@every(WEIGHTED)
 def test_reloaded_state_gives_the_same_bits(built: Built, tmp_path: Path) -> None:
     first, second = built.make(seed=0), built.make(seed=1)
     skip_without_weights(first)
@@ -373,6 +399,46 @@ def test_backbone_reads_what_it_says_and_nothing_else(built: Built) -> None:
         assert torch.equal(feature.values, part(batch, tuple(built.specs()))[key].values)
 
 
+@of(BACKBONES)
+@pytest.mark.parametrize("adapted", [False, True], ids=["frozen in part", "adapted"])
+def test_gradients_reach_all_that_trains_and_nothing_else(built: Built, adapted: bool) -> None:
+    part = built.make()
+    skip_without_weights(part)
+    if adapted:
+        layers = list(lora.adaptable(part))
+        lora.adapt(part, LoraSection(rank=2, targets=layers))
+        assert lora.count(part) == len(layers)
+    else:
+        for index, parameter in enumerate(part.parameters()):
+            parameter.requires_grad_(index % 2 == 0)
+    trains = {name for name, parameter in part.named_parameters() if parameter.requires_grad}
+    randomise(part)
+    sum((value**2).mean() for value in built.run(part).values()).backward()  # type: ignore[union-attr]
+    reached = {name for name, p in part.named_parameters() if p.grad is not None and (p.grad != 0).any()}
+    assert {name for name in trains - reached if not name.endswith(("key.bias", "k_proj.bias"))} == set()
+    assert reached <= trains
+
+
+@of(BACKBONES)
+def test_layers_computed_again_give_the_same(built: Built) -> None:
+    plain, again = built.make().train(), built.make().train()
+    try:
+        recompute(again)
+    except SpecError as error:
+        pytest.skip(f"it says that it cannot: {error}")
+    results = []
+    for part in (plain, again):
+        calls: list[str] = []
+        for name, module in part.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name, calls=calls: calls.append(name))
+        outputs = built.run(part)
+        forward = len(calls)
+        sum((value**2).mean() for value in outputs.values()).backward()  # type: ignore[union-attr]
+        assert (len(calls) > forward) == (part is again)
+        results.append(outputs | {name: p.grad for name, p in part.named_parameters() if p.grad is not None})
+    assert_equal(*results)
+
+
 # --- necks -------------------------------------------------------------------------------------------------------
 
 
@@ -488,7 +554,7 @@ def test_masked_tokens_have_no_influence(built: Built) -> None:
     for change in (
         lambda values: values,
         lambda values: torch.full_like(values, 50.0),
-        lambda values: 2 * values + 1,
+        lambda values: values.flip(-1),
     ):
         torch.manual_seed(5)
         hides = len(variants) < 2
