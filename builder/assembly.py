@@ -10,12 +10,15 @@ import torch
 
 from ..schemas.errors import PolicysmithError, RecipeError
 from ..schemas.specs import Spec, Specs
-from .plan import DataPlan, PolicyPlan, specs_to_json
+from .data.dataset import LeRobotDataset
+from .data.mixture import Mixture
+from .plan import PolicyPlan, specs_to_json
 from .policy import BasePolicyModel, RecipePolicy
 from .policy.dynamic import pair
 from .recipe import LoadedRecipe
+from .sources import DataPlan
 
-_PACKAGES = ("policysmith", "torch", "transformers", "timm", "accelerate")
+_PACKAGES = ("policysmith", "torch", "transformers", "timm", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Summary:
     """Parameters stopped by each `freeze` pattern."""
     parts: dict[str, int]
     """Parameters by part."""
+    trains: dict[str, int]
+    """Those of them that train."""
+    adapted: dict[str, int]
+    """Layers with a low-rank adapter, by backbone that has some."""
     features: Specs
     action: Spec
     unused: dict[str, int]
@@ -47,6 +54,7 @@ def content(loaded: LoadedRecipe, data: DataPlan, policy: PolicyPlan) -> dict[st
         "specs": specs_to_json(data.specs),
         "facts": policy.facts,
         "statistics": data.statistics,
+        "robots": data.robots.to_json(),
         "provenance": provenance(loaded),
     }
 
@@ -57,9 +65,12 @@ def provenance(loaded: LoadedRecipe) -> dict[str, Any]:
     return {"recipe_sha256": loaded.sha256, "versions": versions | _plugins(loaded)}
 
 
-def record_data(policy: BasePolicyModel, fingerprint: str) -> None:
-    """Note in a policy's config the fingerprint of the data it is trained on."""
-    policy.content["provenance"]["dataset"] = fingerprint
+def record_data(policy: BasePolicyModel, source: LeRobotDataset | Mixture) -> None:
+    """Note in a policy's config the fingerprint of the data it is trained on; of several robots, also that of each."""
+    provenance = policy.content["provenance"]
+    provenance["dataset"] = source.fingerprint
+    if isinstance(source, Mixture):
+        provenance["datasets"] = source.fingerprints
 
 
 def _plugins(loaded: LoadedRecipe) -> dict[str, str]:

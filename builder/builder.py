@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import Dataset
 from transformers import PretrainedConfig
@@ -24,12 +24,15 @@ from ..schemas.document import Document, parse
 from ..schemas.errors import CheckpointError
 from . import assembly, handwritten, plan, rehearsal
 from .data.dataset import LeRobotDataset
-from .plan import DataPlan, PolicyPlan, Windows
+from .data.mixture import Mixture
+from .plan import PolicyPlan
+from .plan_data import plan_data
 from .policy import BasePolicyModel, RecipePolicy
 from .policy.composed import freeze
 from .policy.pipeline import SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
+from .sources import DataPlan, Source, Windows
 from .training import checkpoint, loop
 from .training.logs import FileLog, Reporter
 
@@ -83,6 +86,11 @@ class Builder:
             return None
         return rehearsal.rehearse(self.recipe, self._data, self._composed)
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The datasets, with what is used of each; of several robots, in the order of their names."""
+        return self._data.sources
+
     def build(self, device: str = "cpu") -> BasePolicyModel:
         """The policy with its initial weights, pretrained ones included, in evaluation mode.
 
@@ -120,8 +128,8 @@ class Builder:
         with accelerator.main_process_first():
             training, validation = self.datasets()
         policy = self.build()
-        fingerprint = _source(training).fingerprint
-        assembly.record_data(policy, fingerprint)
+        source = _source(training)
+        assembly.record_data(policy, source)
         job = loop.Job(
             policy=policy,
             dataset=training,
@@ -129,9 +137,10 @@ class Builder:
             section=section,
             directory=directory,
             recipe=self.recipe.resolved(),
-            fingerprint=fingerprint,
+            fingerprint=source.fingerprint,
             validation=validation,
             keyed=isinstance(training, TransformedDataset),
+            shares=source.shares if isinstance(source, Mixture) else None,
         )
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)
@@ -143,8 +152,7 @@ class Builder:
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None]:
         """Training samples, and validation samples where the recipe holds episodes out. Decodes videos once."""
-        data = self._data
-        splits = [self._dataset(data.training), self._dataset(data.validation) if data.validation else None]
+        splits = [self._dataset("training"), self._dataset("validation")]
         return splits[0], splits[1]  # type: ignore[return-value]
 
     def collate(self, policy: BasePolicyModel) -> loop.Collate:
@@ -158,18 +166,11 @@ class Builder:
         recipe = self.recipe.recipe
         return Path(output or recipe.output or Path("runs") / recipe.name)
 
-    def _dataset(self, episodes: Sequence[int]) -> Dataset[Any]:
-        data = self._data
-        dataset = LeRobotDataset(
-            data.path,
-            cameras=data.cameras,
-            observation_indices=data.windows.observations,
-            action_indices=data.windows.actions,
-            episodes=episodes,
-        )
-        if self._config is None:
+    def _dataset(self, split: Literal["training", "validation"]) -> Dataset[Any] | None:
+        dataset = self._data.open(split)
+        if self._config is None or dataset is None:
             return dataset
-        policy_config = handwritten.attach(self.recipe, self._config, data)
+        policy_config = handwritten.attach(self.recipe, self._config, self._data)
         return TransformedDataset(dataset, SamplePipeline(policy_config), self.recipe.recipe.training.seed)
 
     @cached_property
@@ -179,10 +180,13 @@ class Builder:
     @cached_property
     def _data(self) -> DataPlan:
         section = self.recipe.recipe.data
-        windows = Windows(range(1 - section.observation_steps, 1), range(section.horizon))
+        windows = Windows(
+            range(1 - section.observation_steps, 1),
+            range(-section.past_actions, section.horizon - section.past_actions),
+        )
         if self._config is not None:
             windows = handwritten.windows(self.recipe, self._config)
-        return plan.plan_data(self.recipe, windows)
+        return plan_data(self.recipe, windows)
 
     @cached_property
     def _composed(self) -> PolicyPlan | None:
@@ -192,14 +196,14 @@ class Builder:
         return {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.directory.resolve()),
-            "data": str(self._data.path.resolve()),
+            "data": self._data.paths,
             **assembly.provenance(self.recipe),
         }
 
 
-def _source(dataset: Any) -> LeRobotDataset:
+def _source(dataset: Any) -> LeRobotDataset | Mixture:
     source = getattr(dataset, "source", dataset)
-    assert isinstance(source, LeRobotDataset)
+    assert isinstance(source, LeRobotDataset | Mixture)
     return source
 
 

@@ -22,7 +22,7 @@ from ..schemas.errors import RegistryError
 from ..schemas.part import PartConfig
 from ..schemas.recipe import Recipe
 from .builder import Builder
-from .display import TerminalProgress, show_summary, shown
+from .display import TerminalProgress, show_robots, show_summary, shown
 
 console = Console(highlight=False, soft_wrap=True)
 is_main_process = os.environ.get("RANK", "0") == "0"
@@ -44,6 +44,8 @@ def train(args: Namespace) -> int:
     """`build-and-train`."""
     builder = _builder(args).check()
     progress = TerminalProgress(console)
+    if is_main_process:
+        show_robots(console, builder.sources)
     if builder.summary is not None and is_main_process:
         show_summary(console, builder.summary)
     try:
@@ -68,6 +70,7 @@ def check(args: Namespace) -> int:
     if args.format == "json":
         sys.stdout.write("[]\n")
         return 0
+    show_robots(console, builder.sources)
     if builder.summary is not None:
         show_summary(console, builder.summary)
     console.print(f"{args.recipe} is good")
@@ -211,6 +214,7 @@ def evaluate(args: Namespace) -> int:
     result = judge(
         Path(args.checkpoint),
         env=args.env,
+        embodiment=args.embodiment,
         episodes=args.episodes,
         seed=args.seed,
         control=args.control,
@@ -245,4 +249,14 @@ def export_lerobot(args: Namespace) -> int:
     _quiet()
     config = export_policy(args.checkpoint, output=args.output)
     console.print(f"{config['type']} of LeRobot  {shown(Path(args.output))}", markup=False)
+    return 0
+
+
+def export(args: Namespace) -> int:
+    """`policysmith export`."""
+    from .export import export as write
+
+    _quiet()
+    write(args.checkpoint, args.output, merge=args.merge, allow_imports=args.allow_imports)
+    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained", markup=False)
     return 0

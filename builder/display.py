@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .assembly import Summary
+from .sources import Source
 
 
 class TerminalProgress:
@@ -56,15 +58,15 @@ def show_summary(console: Console, summary: Summary) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("part")
     table.add_column("parameters", justify="right")
+    table.add_column("trainable", justify="right")
     table.add_column("gives")
     for part, count in summary.parts.items():
         name = part.removeprefix("backbones.")
         given = [
             f"{key} {_dims(spec.dims)}" for key, spec in summary.features.items() if key.split(".")[0] == name
         ]
-        table.add_row(
-            part, f"{count:,}", ", ".join(given) if part != "head" else f"action {_dims(summary.action.dims)}"
-        )
+        gives = ", ".join(given) if part != "head" else f"action {_dims(summary.action.dims)}"
+        table.add_row(part, f"{count:,}", f"{summary.trains[part]:,}", gives)
     console.print(table)
     frozen = summary.parameters - summary.trainable
     console.print(
@@ -72,11 +74,37 @@ def show_summary(console: Console, summary: Summary) -> None:
         f"{summary.training_bytes / 2**20:,.0f} MiB for weights, gradients and optimiser",
         highlight=False,
     )
+    for part, layers in summary.adapted.items():
+        console.print(f"lora {part}: adapters beside {layers} layers, the rest is frozen", highlight=False)
     for pattern, count in summary.frozen.items():
         console.print(f"freeze {pattern}: {count:,} parameters", highlight=False)
     if summary.unused:
         count, names = sum(summary.unused.values()), ", ".join(summary.unused)
         console.print(f"unused: {count:,} parameters feed nothing and are frozen: {names}", highlight=False)
+
+
+def show_robots(console: Console, sources: Sequence[Source]) -> None:
+    """The robots that a policy is for, and what each has of its own; nothing where there is one without a name."""
+    if sources[0].name is None:
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("robot", "action", "state", "cameras", "training frames", "share of samples"):
+        table.add_column(column, justify="left" if column in ("robot", "cameras") else "right")
+    total = sum(source.weight for source in sources)
+    for source in sources:
+        height_width = (source.image_size(name) for name in source.cameras)
+        cameras = ", ".join(
+            f"{name} {w} x {h}" for name, (h, w) in zip(source.cameras, height_width, strict=True)
+        )
+        table.add_row(
+            source.name,
+            str(source.info.action_dim),
+            str(source.info.state_dim or "none"),
+            cameras or "none",
+            f"{source.frames(source.training):,}",
+            f"{source.weight / total:.0%}",
+        )
+    console.print(table)
 
 
 def _dims(dims: tuple[int | str, ...]) -> str:

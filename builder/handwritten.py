@@ -20,12 +20,14 @@ from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
 from .assembly import provenance
-from .plan import DataPlan, Windows, check_execute, locate, specs_to_json, transform_sites
+from .measure import measure
+from .plan import check_execute, locate, specs_to_json, transform_sites
 from .policy import BasePolicyModel
 from .policy.pipeline import KEY, way_of_samples
 from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, policies
 from .recipe import LoadedRecipe
 from .rehearsal import shared, unmatched
+from .sources import DataPlan, Windows
 from .wiring import WiringError, look_up, wire_samples, with_statistics
 
 
@@ -87,8 +89,10 @@ def windows(loaded: LoadedRecipe, config: PretrainedConfig) -> Windows:
         raise _failed(loaded, f"{type(config).__name__}.transform() fails", error) from error
     found = Windows(observations, actions)
     data = loaded.recipe.data
-    problems = check_execute(loaded, len(actions))
-    for key, value in (("horizon", len(actions)), ("observation_steps", len(observations))):
+    past = sum(step < 0 for step in actions)
+    problems = check_execute(loaded, actions)
+    asked = {"horizon": len(actions), "observation_steps": len(observations), "past_actions": past}
+    for key, value in asked.items():
         if key in data.model_fields_set and getattr(data, key) != value:
             clash = SpecError(
                 f"`data.{key}` is {getattr(data, key)}, but the policy's config asks for {value}",
@@ -109,6 +113,7 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
     transforms = transform_sites(loaded)
     try:
         facts = look_up(transforms, loaded.directory)
+        facts = measure(transforms, data.specs, facts, data.statistics, data.numbers)
         wire_samples(transforms, data.specs, with_statistics(facts, transforms, data.statistics))
     except WiringError as error:
         raise RecipeError(in_order([locate(loaded, problem) for problem in error.problems])) from error
@@ -117,12 +122,14 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
     recipe["data"] |= {
         "horizon": len(data.windows.actions),
         "observation_steps": len(data.windows.observations),
+        "past_actions": sum(step < 0 for step in data.windows.actions),
     }
     content: dict[str, Any] = {
         "recipe": recipe,
         "specs": specs_to_json(data.specs),
         "facts": facts,
         "statistics": data.statistics,
+        "robots": data.robots.to_json(),
         "provenance": provenance(loaded),
     }
     setattr(config, KEY, content)

@@ -26,7 +26,7 @@ from ..schemas.errors import RecipeError, SpecError
 from ..schemas.part import PartConfig
 from ..schemas.recipe import Recipe
 from .imports import run_imports
-from .validation import Pair, located, part_sites, validate_part, validate_recipe
+from .validation import Pair, contradictions, located, part_sites, validate_part, validate_recipe
 
 Source = str | PathLike[str] | Mapping[str, Any] | Document
 
@@ -97,7 +97,7 @@ def load_recipe(
     if failed:
         raise RecipeError(in_order([*found, *failed]))
     recipe, problems = validate_recipe(document, heard=found)
-    found += problems
+    found += problems if recipe is None else contradictions(document, recipe)
     parts: dict[KeyPath, Pair] = {}
     for kind, path, raw in part_sites(document.value):
         pair, problems = validate_part(document, kind, path, raw, heard=found)

@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..components import lora
 from ..components.base import Feature
+from ..components.embodiments import ACTION_PADDING, EMBODIMENT
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.document import KeyPath
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.specs import Kind, Spec
 from .assembly import Summary, content
-from .plan import DataPlan, PolicyPlan
+from .plan import PolicyPlan
 from .policy import RecipeConfig, RecipePolicy
-from .policy.composed import ROBOTS, padding
+from .policy.composed import ROBOTS, freeze, make, padding
 from .policy.dynamic import refusal
 from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
+from .sources import DataPlan
 from .unused import unused
 from .wiring import Site, Wiring
 
@@ -48,17 +51,30 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
     parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
     parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
     parts["head"] = policy.head
+    freeze(policy, list(idle))
     count = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
-    total = sum(p.numel() for p in policy.parameters())
-    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad) - sum(idle.values())
-    if not trainable:
+    trains = {
+        name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in parts.items()
+    }
+    if not any(trains.values()):
         label, help = "nothing is left to train", "narrow the patterns"
         error = SpecError("every parameter is frozen", label=label, help=help)
         problems.append(loaded.diagnostic(("policy", "freeze"), error))
     if problems:
         raise RecipeError(in_order(problems))
-    features, action = plan.wiring.features, plan.wiring.action
-    return Summary(loaded.recipe.name, total, trainable, policy.frozen, count, features, action, idle)
+    adapted = {f"backbones.{name}": lora.count(module) for name, module in policy.backbones.items()}
+    return Summary(
+        name=loaded.recipe.name,
+        parameters=sum(p.numel() for p in policy.parameters()),
+        trainable=sum(p.numel() for p in policy.parameters() if p.requires_grad),
+        frozen=policy.frozen,
+        parts=count,
+        trains=trains,
+        adapted={name: layers for name, layers in adapted.items() if layers},
+        features=plan.wiring.features,
+        action=plan.wiring.action,
+        unused=idle,
+    )
 
 
 def shared(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]:
@@ -112,10 +128,9 @@ def _construct(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Recipe
 def _culprit(plan: PolicyPlan) -> Site | None:
     """The part that cannot be built by itself."""
     for site, inputs in plan.sites():
-        part: Any = site.part
         try:
             with torch.device("meta"):
-                part(site.config, inputs, plan.wiring.facts.get(site.key, {}))
+                make(site, inputs, plan.wiring.facts.get(site.key, {}))
         except Exception:  # noqa: BLE001  (whatever it was is reported by the caller)
             return site
     return None
@@ -137,6 +152,8 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
     """The loss of one training step, and one sample. Raises RecipeError for the part that fails."""
     parts, wiring = plan.parts, plan.wiring
     batch = {k: v for key, spec in wiring.collated.items() for k, v in _blank(key, spec).items()}
+    if policy.robots:
+        batch[ACTION_PADDING] = policy.robots.action_padding(batch[EMBODIMENT])
     policy.train()
     features: dict[str, Feature] = {}
     site = parts.head
@@ -145,14 +162,15 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
             batch = transform(batch)
             shapes = {key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)}
             _compare(site, wiring.into(index + 1), shapes)
+        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        features |= robots
         for name, site in parts.backbones.items():
             features |= _published(site, wiring, policy.encode(name, batch))
         for name in wiring.necks:
             site = parts.necks[name]
             features |= _published(site, wiring, policy.pass_on(name, features))
         site = parts.head
-        ordered = {key: features[key] for key in wiring.features}
-        ordered |= {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        ordered = {**{key: features[key] for key in wiring.features}, **robots}
         losses = policy.head.loss(ordered, batch["action"], padding(batch))
         if "loss" not in losses or any(value.ndim for value in losses.values()):
             raise SpecError('gives no scalar "loss"', label="a defect of this part")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -76,6 +77,52 @@ def validate_part(
         found = check_against(document, path, model_schema(part.Config))
     config, more = validate(document, path, raw, part.Config, heard=[*heard, *found])
     return (None if config is None else (part, config)), found + more
+
+
+def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
+    """Findings for values that are right alone and wrong together: one dataset or several, and which robot is judged."""
+    data, judged = recipe.data, recipe.evaluation
+    found: list[Diagnostic] = []
+
+    def report(
+        path: KeyPath, code: ErrorCode, message: str, label: str, help: str, related: KeyPath | None = None
+    ) -> None:
+        also = [] if related is None else [(related, "the other one")]
+        error = SpecError(message, label=label, help=help)
+        found.append(located(document, path, error, code=code, related=also))
+
+    if data.sources is None:
+        if data.path is None:
+            help = "name a dataset, or leave it out and name those of several robots by `sources`"
+            message = "`data.path` must be a string, found nothing (null)"
+            report(("data", "path"), "E005 wrong-type", message, "expected a string", help)
+        if judged is not None and judged.embodiment is not None:
+            help = "remove it, or name the robots under `data.sources`"
+            message = "`evaluation.embodiment` chooses among several robots, but the data has one"
+            report(("evaluation", "embodiment"), "E007 invalid-value", message, "nothing to choose", help)
+        return found
+    names = ", ".join(f"`{name}`" for name in sorted(data.sources))
+    if data.path is not None:
+        help = "remove one: `path` names one dataset, `sources` those of several robots"
+        message = "`data.path` and `data.sources` exclude each other"
+        report(("data", "sources"), "E007 invalid-value", message, "one too many", help, ("data", "path"))
+    for key in ("cameras", "episodes"):
+        if getattr(data, key) is not None:
+            message = f"`data.{key}` is said of each source by itself"
+            help = f"write `{key}` below {names}"
+            report(("data", key), "E003 unknown-key", message, "of which source?", help)
+    if judged is not None and judged.embodiment not in data.sources:
+        if judged.embodiment is None:
+            help = f"add `embodiment`, one of {names}"
+            message = "`evaluation` needs the key `embodiment`: the policy is for several robots"
+            report(("evaluation",), "E004 missing-key", message, "`embodiment` is missing", help)
+        else:
+            near = difflib.get_close_matches(judged.embodiment, data.sources, n=1)
+            label = f"did you mean `{near[0]}`?" if near else "no such robot"
+            message = f"no robot is called `{judged.embodiment}`"
+            help = f"`data.sources` names {names}"
+            report(("evaluation", "embodiment"), "E025 unknown-embodiment", message, label, help)
+    return found
 
 
 def validate(

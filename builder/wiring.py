@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from ..components.base import ActionHead, Backbone, Facts, Neck, Part
+from ..components.base import ActionHead, Backbone, Facts, Neck, Part, Transform
 from ..components.features import named
 from ..components.registry import BACKBONES, COLLATORS, HEADS, NECKS, TRANSFORMS
 from ..schemas.diagnostics import ErrorCode
@@ -21,7 +21,7 @@ from ..schemas.errors import PolicysmithError, RegistryError, SpecError, Weights
 from ..schemas.part import BackboneConfig, HeadConfig, PartConfig
 from ..schemas.specs import Kind, Spec, Specs
 
-LOCATIONS = ("pretrained", "tokenizer")
+LOCATIONS = ("pretrained", "architecture", "tokenizer")
 """Options of any part that name a model on the hub, a file or a directory; relative ones start at the recipe."""
 
 
@@ -93,7 +93,7 @@ class Parts:
             site(COLLATORS, ("collator",), recipe["collator"]),
             [site(TRANSFORMS, ("transforms", i), raw) for i, raw in enumerate(recipe["transforms"])],
             {n: site(BACKBONES, ("policy", "backbones", n), raw) for n, raw in policy["backbones"].items()},
-            {n: site(NECKS, ("policy", "necks", n), raw) for n, raw in policy["necks"].items()},
+            {n: site(NECKS, ("policy", "necks", n), raw) for n, raw in policy.get("necks", {}).items()},
             site(HEADS, ("policy", "head"), policy["head"]),
         )
 
@@ -147,6 +147,11 @@ class Wiring:
     """What the head gives."""
     facts: Mapping[str, Facts] = field(default_factory=dict)
 
+    def into_neck(self, name: str) -> Specs:
+        """What a neck reads, and the size of the embodiments where there are several."""
+        robots = {key: spec for key, spec in self.given.items() if spec.kind is Kind.EMBODIMENT}
+        return {**self.necks[name], **robots}
+
     def into(self, index: int) -> Specs:
         """What transform `index` reads; one past the last, what backbones and head read."""
         return self.transformed[index - 1] if index else self.collated
@@ -173,10 +178,10 @@ def look_up(sites: Iterable[Site], directory: Path | None = None) -> dict[str, d
 
 
 def with_statistics(
-    facts: Mapping[str, Facts], transforms: Iterable[Site], statistics: Mapping[str, Any]
+    facts: Mapping[str, Facts], readers: Iterable[Site], statistics: Mapping[str, Any]
 ) -> dict[str, Facts]:
-    """Facts of all parts, with the dataset's statistics among those of each transform."""
-    return {**facts, **{s.key: {**facts.get(s.key, {}), "statistics": statistics} for s in transforms}}
+    """Facts of all parts, with the dataset's statistics among those of the collator and of each transform."""
+    return {**facts, **{s.key: {**facts.get(s.key, {}), "statistics": statistics} for s in readers}}
 
 
 def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wiring:
@@ -197,11 +202,12 @@ def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wirin
             problems.append(_problem(site, error, stages, code))
 
     _check_names(parts, problems)
-    necks = _wire_necks(parts, published, facts, problems)
+    robots = {key: spec for key, spec in current.items() if spec.kind is Kind.EMBODIMENT}
+    necks = _wire_necks(parts, published, robots, facts, problems)
     features = _head_inputs(parts, published, problems)
     if problems:
         raise WiringError(problems)
-    given = {key: spec for key, spec in current.items() if spec.kind in (Kind.ACTION, Kind.EMBODIMENT)}
+    given = {**robots, **{key: spec for key, spec in current.items() if spec.kind is Kind.ACTION}}
     try:
         head_facts = facts.get(parts.head.key, {})
         action = parts.head.part.specs(parts.head.config, {**features, **given}, head_facts)["action"]
@@ -238,6 +244,15 @@ def wire_samples(sites: Sequence[Site], observations: Specs, facts: Mapping[str,
     return stages
 
 
+def demanded(parts: Parts, wiring: Wiring) -> set[str]:
+    """Keys, after the collator, that backbones read or transforms cannot do without."""
+    wanted = {key for inputs in wiring.reads.values() for key in inputs}
+    for index, site in reversed(list(enumerate(parts.transforms))):
+        inputs = wiring.into(index)
+        wanted = (wanted & inputs.keys()) | {*cast(type[Transform], site.part).needs(site.config, inputs)}
+    return wanted
+
+
 def _check_names(parts: Parts, problems: list[Problem]) -> None:
     for name, site in parts.necks.items():
         if name in parts.backbones:
@@ -247,7 +262,11 @@ def _check_names(parts: Parts, problems: list[Problem]) -> None:
 
 
 def _wire_necks(
-    parts: Parts, published: dict[str, Specs], facts: Mapping[str, Facts], problems: list[Problem]
+    parts: Parts,
+    published: dict[str, Specs],
+    robots: Specs,
+    facts: Mapping[str, Facts],
+    problems: list[Problem],
 ) -> dict[str, Specs]:
     """What each neck reads, each after those it reads from; adds what they publish to `published`."""
     necks: dict[str, Specs] = {}
@@ -270,7 +289,8 @@ def _wire_necks(
         if len(problems) > before or not sources <= published.keys():
             continue
         try:
-            published[name] = site.part.specs(site.config, features, facts.get(site.key, {}))
+            inputs = {**features, **robots}
+            published[name] = site.part.specs(site.config, inputs, facts.get(site.key, {}))
             necks[name] = features
         except PolicysmithError as error:
             also = _origins(parts, features)
@@ -344,7 +364,9 @@ def _resolve(
             message += f"but {source} `{name}` publishes {' and '.join(offered)}"
             if output in offered:
                 message = f"{noun} `{kind}` cannot read `{output}`; it reads {' or '.join(kinds)}"
-            error = SpecError(message, field=field, label=f"`{entry}` does not fit")
+            error = SpecError(
+                message, field=field, label=f"`{entry}` does not fit", help=_cure(name, kinds, offered)
+            )
             also = [(parts.sources[name].path, f"publishes {' and '.join(offered)}")]
             problems.append(Problem(reader.path, error, also, "E022 missing-input"))
         elif (role := (where.partition(".")[0], key)) in taken:
@@ -354,6 +376,20 @@ def _resolve(
             taken.add(role)
             features[key] = offered[key.split(".")[1]]
     return features
+
+
+def _cure(name: str, kinds: Sequence[Kind], offered: Specs) -> str:
+    """What to do where a source publishes nothing that its reader can read."""
+    fitting = [output for output, spec in offered.items() if spec.kind in kinds]
+    if fitting:
+        return f"read `{name}.{fitting[0]}`"
+    if Kind.KEY_VALUES in kinds:
+        return "take a backbone of type `vlm`, which publishes key_values, or a network that reads tokens, such as `dit`"
+    if Kind.POOLED in kinds and any(spec.kind is Kind.TOKENS for spec in offered.values()):
+        return f"put a neck between, `necks: {{pool: {{type: attention_pool, reads: [{name}]}}}}`, and read `pool`"
+    if Kind.TOKENS in kinds:
+        return "take a backbone that publishes tokens, or a head that reads pooled features, such as `mlp`"
+    return f"take a backbone that publishes {' or '.join(kinds)}"
 
 
 def _origins(parts: Parts, features: Specs) -> list[tuple[KeyPath, str]]:
@@ -375,7 +411,7 @@ def _problem(site: Site, error: PolicysmithError, stages: Sequence[Stage], code:
     changed = [i for i in range(1, len(stages)) if traits[i] != traits[i - 1]]
     path = stages[changed[-1] if changed else 0].path
     if found.trait == "range":
-        return Problem(site.path, found, [(path, f"`{key}` is {spec.range} here")])
+        return Problem(site.path, found, [(path, f"`{key}` is {spec.range or 'raw'} here")])
     return Problem(site.path, found, [(path, f"`{key}` is {spec}{_because(spec)}")], code)
 
 
@@ -388,6 +424,6 @@ def _as_spec_error(error: PolicysmithError) -> SpecError:
 
 
 __all__ = [
-    "LOCATIONS", "Parts", "Problem", "Site", "Stage", "Wiring", "WiringError", "look_up", "wire", "wire_samples",
-    "with_statistics",
+    "LOCATIONS", "Parts", "Problem", "Site", "Stage", "Wiring", "WiringError", "demanded", "look_up", "wire",
+    "wire_samples", "with_statistics",
 ]  # fmt: skip

@@ -10,8 +10,8 @@ A part is one class with a nested pydantic `Config`, in a file named like its `t
    attributes, because it also runs on the meta device.
 4. `load_pretrained()` fills weights, after allocation, only when a policy is first made.
 
-Options called `pretrained` or `tokenizer` may name files relative to the recipe; `facts` and `load_pretrained` get
-them spelled out. Weights that modules of a part share are declared, `_tied_weights_keys = {"target": "source"}`.
+Options called `pretrained`, `architecture` or `tokenizer` may name files relative to the recipe; `facts` and
+`load_pretrained` get them spelled out. Weights that modules of a part share are declared, `_tied_weights_keys = {"target": "source"}`.
 
 Batches use LeRobot's flat keys: `observation.images.<camera>` (B, T, 3, H, W), `observation.state` (B, T, S),
 `task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). Where robots differ, `embodiment` (B,) numbers them
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..schemas.errors import SpecError
 from ..schemas.part import BackboneConfig, HeadConfig, NeckConfig, NetworkConfig, PartConfig
 from ..schemas.specs import Kind, Spec, Specs
+from .layers import repeated
 
 Batch = Mapping[str, Any]
 Facts = Mapping[str, Any]
@@ -93,7 +94,15 @@ class Part(ABC):
         """A config small enough for a test on a CPU; files it points at are written into `directory`."""
 
 
-class Backbone(nn.Module, Part):
+class Learner(nn.Module, Part):
+    """A part that learns: a backbone, a neck, a head or a network."""
+
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The layers that it repeats, which are compiled one by one; each compiles as one graph."""
+        return repeated(self)
+
+
+class Backbone(Learner):
     """Encodes observations. Publishes `pooled` (B, D), `tokens` (B, N, D), or other outputs of the kinds in FEATURES."""
 
     Config: ClassVar[type[BackboneConfig]]
@@ -138,7 +147,7 @@ class Backbone(nn.Module, Part):
         """Fill the weights that the config names; nothing by default. Raises WeightsError."""
 
 
-class Neck(nn.Module, Part):
+class Neck(Learner):
     """Turns features into other features: pools, resamples, mixes or modulates them. Publishes like a backbone.
 
     Options that name features are listed in `roles`; `components.features.select` finds these among the inputs.
@@ -149,21 +158,23 @@ class Neck(nn.Module, Part):
     """By option that names features: the kinds it accepts, best first."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """`inputs` holds all features that it reads, by name (`vision.tokens`)."""
+        """`inputs` holds all features that it reads, by name (`vision.tokens`), and `embodiment` where there is one."""
         super().__init__()
         self.config = config
 
     @abstractmethod
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """The named outputs, and only those."""
+        """The named outputs, and only those. `features` also holds `embodiment` (B,) where the batch does."""
 
 
-class ActionHead(nn.Module, Part):
+class ActionHead(Learner):
     """Predicts action chunks from features, in normalised units."""
 
     Config: ClassVar[type[HeadConfig]]
     accepts: ClassVar[tuple[Kind, ...]]
     """Kinds of features that it can read, best first."""
+    waits_for_device: ClassVar[bool] = False
+    """Whether its loss needs values on the host, so that a GPU cannot run ahead."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """`inputs` holds the features by name (`vision.tokens`), `action` (B, H, A), and `embodiment` where there is one."""
@@ -193,7 +204,7 @@ class ActionHead(nn.Module, Part):
         """An action chunk (B, H, A)."""
 
 
-class Network(nn.Module, Part):
+class Network(Learner):
     """The network of a head that denoises: predicts, at every step of a noisy chunk, what an objective asks for.
 
     A head names it in the recipe, `network: {type: dit}`, and asks for `accepts` of it in place of its own.
@@ -257,7 +268,7 @@ class Collator(Part):
     """Turns a list of samples into a batch, in the loader."""
 
     def __init__(self, config: Any, facts: Facts, assets: Path | None = None) -> None:
-        """`assets` is where `save_assets` wrote, when a saved policy is loaded."""
+        """`facts["statistics"]` as of transforms; `assets` is where `save_assets` wrote, when a saved policy is loaded."""
         self.config = config
 
     @abstractmethod

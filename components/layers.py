@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["relu", "gelu", "silu", "tanh"]
+from .rotary import Rotation, turn
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "mish", "tanh"]
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
     "silu": nn.SiLU,
+    "mish": nn.Mish,
     "tanh": nn.Tanh,
 }
 
@@ -34,20 +39,27 @@ def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> n
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over `context` (over themselves where there is none)."""
+    """Multi-head attention of `queries` over `context`, which may be of another width."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
+        self.key_value = nn.Linear(context_width or width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """queries (B, N, D), context (B, M, D), mask (B, M) True where valid -> (B, N, D)."""
+    def forward(
+        self, queries: Tensor, context: Tensor, mask: Tensor | None = None, by: Rotation | None = None
+    ) -> Tensor:
+        """queries (B, N, D), context (B, M, C) -> (B, N, D).
+
+        mask (B, M) is True where the context is valid, (B, N, M) where a query may see it; `by` turns queries and keys.
+        """
         query = self._split(self.query(queries))
         key, value = (self._split(half) for half in self.key_value(context).chunk(2, dim=-1))
-        allowed = None if mask is None else mask[:, None, None, :]
+        if by is not None:
+            query, key = turn(query, by), turn(key, by)
+        allowed = None if mask is None else mask[:, None, None] if mask.ndim == 2 else mask[:, None]
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed
         )  # (B, heads, N, D / heads)
@@ -58,18 +70,91 @@ class Attention(nn.Module):
         return values.reshape(*values.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-def sinusoids(times: Tensor, width: int, scale: float = 1000.0, longest: float = 10_000.0) -> Tensor:
+def repeated(module: nn.Module) -> list[nn.Module]:
+    """Layers of several modules that stand in a list or in a sequence, in order; those inside such layers not again."""
+    containers = (nn.ModuleList, nn.Sequential)
+    found = []
+    for child in module.children():
+        stands_in_list = isinstance(module, containers) and not isinstance(child, containers)
+        if stands_in_list and next(child.children(), None) is not None:
+            found.append(child)
+        else:
+            found += repeated(child)
+    return found
+
+
+def sinusoids(
+    times: Tensor,
+    width: int,
+    scale: float = 1000.0,
+    longest: float = 10_000.0,
+    ends: Literal["first", "both"] = "first",
+) -> Tensor:
     """Times (B,) in [0, 1] as float32 (B, width): sines and cosines of `scale * t` with periods up to `longest` * 2 pi.
 
-    The embedding of diffusion models (Ho et al., 2020); `width` must be even.
+    The embedding of diffusion models (Ho et al., 2020); `width` must be even. `longest` itself is among the periods
+    where `ends` are `both`, as in Diffusion Policy.
     """
     half = width // 2
     steps = torch.arange(half, device=times.device, dtype=torch.float32)
-    angles = scale * times.float()[:, None] * torch.exp(-math.log(longest) / half * steps)
+    gaps = half if ends == "first" else half - 1
+    angles = scale * times.float()[:, None] * torch.exp(-math.log(longest) / gaps * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def zero(layer: nn.Linear) -> nn.Linear:
+def waves(times: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:
+    """Times (B,) in [0, 1] as float32 (B, width): sines and cosines of geometrically spaced periods, both ends among them.
+
+    The embedding of pi0 (Black et al., 2024); `width` must be even.
+    """
+    share = torch.linspace(0.0, 1.0, width // 2, device=times.device, dtype=torch.float64)
+    angles = 2.0 * math.pi * times.double()[:, None] / (shortest * (longest / shortest) ** share)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
+class CategoryLinear(nn.Module):
+    """A linear layer with weights of its own for each category, such as a robot: y = x W[id] + b[id].
+
+    Each category starts as `nn.Linear` does. No sample reaches the weights of another category than its own.
+    """
+
+    def __init__(self, categories: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.empty(categories, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(categories, out_features).uniform_(-bound, bound))
+
+    def forward(self, values: Tensor, ids: Tensor) -> Tensor:
+        """values (B, ..., in) of categories ids (B,) -> (B, ..., out)."""
+        rows = values.reshape(len(values), -1, values.shape[-1])  # (B, N, in)
+        mixed = torch.baddbmm(self.bias[ids, None], rows, self.weight[ids])  # (B, N, out)
+        return mixed.reshape(*values.shape[:-1], -1)
+
+
+class CategoryMlp(nn.Module):
+    """`mlp` whose first and last layers have weights of their own for each category; those between are shared."""
+
+    def __init__(
+        self, categories: int, sizes: Sequence[int], activation: Activation, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.layers = mlp(sizes, activation, dropout)
+        for position in {0, len(self.layers) - 1}:
+            layer = self.layers[position]
+            assert isinstance(layer, nn.Linear)
+            self.layers[position] = CategoryLinear(categories, layer.in_features, layer.out_features)
+
+    def forward(self, values: Tensor, ids: Tensor) -> Tensor:
+        """values (B, ..., in) of categories ids (B,) -> (B, ..., out)."""
+        for layer in self.layers:
+            values = layer(values, ids) if isinstance(layer, CategoryLinear) else layer(values)
+        return values
+
+
+L = TypeVar("L", bound=nn.Linear | CategoryLinear)
+
+
+def zero(layer: L) -> L:
     """The layer, with weight and bias zero: what a branch that is added starts from."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

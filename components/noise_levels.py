@@ -21,7 +21,7 @@ class BetaLevels(Section):
     """s = floor + (1 - floor) u,  u ~ Beta(alpha, beta).
 
     With alpha = 1.5, beta = 1 and floor = 0.001 it is that of pi0 (Black et al., 2024) and of GR00T N1.7: high levels,
-    where the action is hardly known, are drawn more often.
+    where the action is hardly known, are drawn more often. With alpha = beta = 2 and floor = 0 it is that of EVO-1.
     """
 
     type: Literal["beta"]
@@ -49,7 +49,57 @@ class UniformLevels(Section):
         return torch.rand(count, device=device)
 
 
-NoiseLevels = Annotated[BetaLevels | UniformLevels, Field(discriminator="type")]
+class GrootN1Levels(Section):
+    """s = u / 0.999,  u ~ Beta(1.5, 1): that of GR00T N1 and N1.5 (Bjorck et al., 2025).
+
+    In 0.15 % of draws s exceeds 1, by 0.001 at most: a time below 0, and more noise than there is when sampling.
+    """
+
+    type: Literal["groot_n1"]
+    """Distribution of GR00T N1."""
+    clamp: bool = False
+    """Draw no level above 1, as starVLA does: s = min(u, 0.999) / 0.999."""
+
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """Levels (count,), float32."""
+        levels = _beta(1.5, 1.0, count, device) / 0.999
+        return levels.clamp_max(1.0) if self.clamp else levels
+
+
+class LogitNormalLevels(Section):
+    """s = 1 / (1 + exp(-n)),  n ~ N(mean, std): that of Stable Diffusion 3 (Esser et al., 2024)."""
+
+    type: Literal["logit_normal"]
+    """Logit-normal distribution."""
+    mean: float = 0.0
+    """Mean of n; above 0, high levels are drawn more often."""
+    std: Positive = 1.0
+    """Standard deviation of n; a small one keeps levels in the middle."""
+
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """Levels (count,), float32."""
+        return torch.sigmoid(self.mean + self.std * torch.randn(count, device=device))
+
+
+class StratifiedLevels(Section):
+    """s_i = (u + k_i / B) mod (1 - 1e-5),  u ~ U(0, 1),  k a permutation of 0 .. B - 1: that of X-VLA.
+
+    Uniform, but the levels of one batch are evenly spaced, so that its loss varies less (Zheng et al., 2025).
+    """
+
+    type: Literal["stratified"]
+    """Uniform distribution, evenly spaced in every batch."""
+
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """Levels (count,), float32, in random order: the repeats of a sample get different ones."""
+        spaced = torch.randperm(count, device=device) / count
+        return (torch.rand((), device=device) + spaced) % (1.0 - 1e-5)
+
+
+NoiseLevels = Annotated[
+    BetaLevels | GrootN1Levels | UniformLevels | LogitNormalLevels | StratifiedLevels,
+    Field(discriminator="type"),
+]
 
 
 def _beta(alpha: float, beta: float, count: int, device: torch.device) -> Tensor:

@@ -55,6 +55,7 @@ def policysmith() -> ArgumentParser:
         "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
     )
     evaluate.add_argument("--env", help="environment (default: the recipe's)")
+    evaluate.add_argument("--embodiment", help="which of several robots to judge (default: the recipe's)")
     evaluate.add_argument("--episodes", type=_positive, help="rollouts (default: the recipe's)")
     evaluate.add_argument("--seed", type=_count, help="seed of the first rollout (default: the recipe's)")
     evaluate.add_argument(
@@ -80,6 +81,17 @@ def policysmith() -> ArgumentParser:
         "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
     )
     given.add_argument("--output", metavar="DIR", required=True, help="new directory, as LeRobot saves it")
+    export = _verb(verbs, "export", "export", "write a trained policy as a checkpoint of its own")
+    export.add_argument(
+        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
+    )
+    export.add_argument("--output", metavar="DIR", required=True, help="directory of the new checkpoint")
+    export.add_argument(
+        "--merge", action="store_true", help="add low-rank adapters to the weights beside them"
+    )
+    export.add_argument(
+        "--allow-imports", action="store_true", help="run the Python files that the recipe imports"
+    )
 
     data = verbs.add_parser("data", help="record or inspect demonstrations", description="Demonstrations.")
     data_verbs = data.add_subparsers(metavar="VERB", required=True)

@@ -185,6 +185,11 @@ class _Checker:
         yield self._at("E006 unknown-type", f"no {noun} is called `{name}`", path, label, notes=notes)
 
     def _no_alternative(self, path: KeyPath, value: object, error: Any) -> Iterator[Diagnostic]:
+        if all(inner.validator == "required" for inner in error.context):
+            keys = phrases.either(f"`{key}`" for inner in error.context for key in inner.validator_value)
+            message = f"{where(path)} needs the key {keys}"
+            yield self._at("E004 missing-key", message, path, f"{keys} is missing", key=True)
+            return
         branches: dict[int, list[Any]] = {}
         for inner in error.context:
             branches.setdefault(inner.schema_path[0], []).append(inner)

@@ -36,6 +36,7 @@ ErrorCode = Literal[
     "E022 missing-input",
     "E023 bad-dataset",
     "E024 bad-weights",
+    "E025 unknown-embodiment",
 ]
 
 _RED, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"

@@ -17,6 +17,20 @@ class PartConfig(Section):
     """Options of one part. A subclass declares `type: Literal["<its file name>"]` without a default."""
 
     type: str
+    """Which part of its kind."""
+
+
+class LoraSection(Section):
+    """Low-rank adapters (Hu et al., 2022): what a layer gives, W x, becomes W x + (alpha / rank) B A x, and only A and B train."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rows of A and columns of B."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """Weight of the adapters, in units of the rank."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout rate of what the adapters read."""
+    targets: list[str] | None = Field(default=None, min_length=1)
+    """Glob patterns of the layers that get an adapter, by their names in the backbone, such as `*.q_proj`; by default every linear one."""
 
 
 class BackboneConfig(PartConfig):
@@ -24,6 +38,10 @@ class BackboneConfig(PartConfig):
 
     reads: list[str] | None = Field(default=None, min_length=1)
     """Observation keys to read, such as `observation.images.wrist`; by default every one of the right kind."""
+    lora: LoraSection | None = None
+    """Low-rank adapters beside its layers. Only these train: every other parameter of the backbone rests."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass, which computes the layers once more: less memory, more time."""
 
 
 class NeckConfig(PartConfig):

@@ -25,23 +25,50 @@ Names = Annotated[list[str], AfterValidator(_distinct), Field(json_schema_extra=
 Numbers = Annotated[list[int], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Pixels = Annotated[int, Field(ge=1)]
+Size = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 
 
-class DataSection(Section):
-    """Demonstrations and the window cut from them."""
+class SourceSection(Section):
+    """Demonstrations of one robot among several."""
 
     path: str = Field(min_length=1)
     """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0); relative to the recipe's own directory."""
+    weight: float = Field(default=1.0, gt=0.0)
+    """Share of the samples that come from here, relative to the weights of the other sources."""
+    cameras: Annotated[Names, Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)] | None = (
+        None
+    )
+    """Cameras to use, or `{name: its name in this dataset}`; by default all. Every source must have the same names."""
+    resize: Size | None = None
+    """Size in pixels that images are brought to when they are read: one number for a square, or `[height, width]`."""
+    episodes: Numbers | None = Field(default=None, min_length=1)
+    """Episodes to use; by default all of them."""
+
+
+class DataSection(Section):
+    """Demonstrations and the window cut from them: of one robot by `path`, of several by `sources`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [key]} for key in ("path", "sources")]}
+    )
+
+    path: str | None = Field(default=None, min_length=1)
+    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0); relative to the recipe's own directory."""
+    sources: dict[str, SourceSection] | None = Field(default=None, min_length=1)
+    """Datasets of several robots that one policy learns from, by names of your choice for the robots."""
     horizon: int = Field(default=16, ge=1)
     """Actions predicted at once (the action chunk)."""
     observation_steps: int = Field(default=1, ge=1)
     """Most recent observations given to the policy."""
+    past_actions: int = Field(default=0, ge=0)
+    """Of the chunk, actions that were done before now, which are predicted but not run; `observation_steps - 1` in Diffusion Policy."""
     cameras: Names | None = Field(default=None, min_length=1)
     """Cameras to use, without the `observation.images.` prefix; by default all of them."""
     episodes: Numbers | None = Field(default=None, min_length=1)
     """Episodes to use; by default all of them."""
     validation: Fraction = 0.0
-    """Fraction of the episodes held out for validation."""
+    """Fraction of the episodes held out for validation, of every source."""
     split_seed: int = 0
     """Seed of the split into training and validation episodes."""
 
@@ -151,6 +178,8 @@ class EvaluationSection(Section):
 
     env: str
     """Environment, such as `metaworld/drawer-open-v3`."""
+    embodiment: str | None = None
+    """Which robot of `data.sources` the environment holds; needed where there are sources."""
     episodes: int = Field(default=50, ge=1)
     """Rollouts, each from a goal of its own."""
     seed: int = Field(default=10_000, ge=0)

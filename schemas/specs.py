@@ -47,9 +47,11 @@ class Range(StrEnum):
 class Spec:
     """Kind and dims of one tensor; `why` says where its size comes from, in a phrase.
 
-    `vocab` is the number of different token ids, or of robots (None where it is not known). `range` is None where
-    nothing is known of the values, such as a robot's own units. `grid` tells that tokens are the places of feature
-    maps: F frames of h x w places, row by row (N = F * h * w). `rope` is the base of the rotary embedding in keys.
+    `vocab` is the number of different token ids, of those that the decoder of key_values writes, or of robots (None
+    where it is not known). `range` is None where nothing is known of the values, such as a robot's own units. `grid`
+    tells that tokens are the places of feature maps: F frames of h x w places, row by row (N = F * h * w). `rope` is
+    the base of the rotary embedding in keys.
+    `normalised_by` holds the mean and the deviation of each channel that were taken out of images in [0, 1].
     """
 
     kind: Kind
@@ -59,6 +61,7 @@ class Spec:
     range: Range | None = None
     grid: tuple[int, int, int] | None = None
     rope: float | None = None
+    normalised_by: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def width(self) -> int:
@@ -80,7 +83,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
-        held, grid = value.get("range"), value.get("grid")
+        held, grid, taken = value.get("range"), value.get("grid"), value.get("normalised_by")
         return cls(
             Kind(value["kind"]),
             tuple(value["dims"]),
@@ -89,6 +92,7 @@ class Spec:
             None if held is None else Range(held),
             None if grid is None else tuple(grid),
             value.get("rope"),
+            None if taken is None else (tuple(taken[0]), tuple(taken[1])),
         )
 
 

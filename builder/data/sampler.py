@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from ...schemas.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -86,10 +86,97 @@ class ResumableSampler(Sampler[list[int]]):
             step += 1
 
 
-def permutation(size: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The order of all samples in one epoch, int64 (size,).
+class MixtureSampler(Sampler[list[int]]):
+    """The same for several datasets end to end, each drawn by its weight; without end, each in its own epochs.
+
+    The samples of all ranks are one sequence, cut into cycles of `CYCLE`. In each cycle every dataset has its exact
+    share, in an order drawn from (seed, cycle). The draws of one dataset walk through permutations of it, so that no
+    sample comes back before all of its dataset were seen.
+    """
+
+    CYCLE = 1 << 16
+
+    def __init__(
+        self,
+        shares: Sequence[tuple[int, float]],
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        """`shares` are the size of each dataset and its weight, `batch_size` that of one rank's batch.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or seed < 0 or start_step < 0:
+            raise ValueError(
+                f"batch_size={batch_size}, rank={rank} of {world_size}, seed={seed} or start_step={start_step} is "
+                "out of range"
+            )
+        if not shares or any(size < 1 or not 0.0 < weight < np.inf for size, weight in shares):
+            raise ValueError(f"every dataset needs a sample and a positive weight, given {list(shares)}")
+        self.batch_size, self.seed = batch_size, seed
+        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self._sizes = [size for size, _ in shares]
+        self._firsts = np.cumsum([0, *self._sizes[:-1]])
+        self._quotas = _quotas([weight for _, weight in shares], self.CYCLE)
+        self._cycle, self._owners, self._ranks = -1, np.empty(0, np.int64), np.empty(0, np.int64)
+        self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
+
+    def batch(self, step: int) -> list[int]:
+        """This rank's sample indices for a global step, `batch_size` of them."""
+        first = (step * self.world_size + self.rank) * self.batch_size
+        return [self._sample(position) for position in range(first, first + self.batch_size)]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step = self.start_step
+        while True:
+            yield self.batch(step)
+            step += 1
+
+    def _sample(self, position: int) -> int:
+        """The sample at a position of the endless sequence."""
+        cycle, place = divmod(position, self.CYCLE)
+        if cycle != self._cycle:
+            self._turn(cycle)
+        owner = int(self._owners[place])
+        drawn = cycle * self._quotas[owner] + int(self._ranks[place])
+        epoch, within = divmod(drawn, self._sizes[owner])
+        if self._orders.get(owner, (-1,))[0] != epoch:
+            order = permutation(self._sizes[owner], seed=self.seed, epoch=epoch, part=owner + 1)
+            self._orders[owner] = epoch, order
+        return int(self._firsts[owner] + self._orders[owner][1][within])
+
+    def _turn(self, cycle: int) -> None:
+        """Owners of the places of a cycle, and for each place the number of its owner's places before it."""
+        owners = np.repeat(np.arange(len(self._quotas)), self._quotas)
+        self._owners = owners[permutation(self.CYCLE, seed=self.seed, epoch=cycle, part=0)]
+        self._ranks = np.empty(self.CYCLE, dtype=np.int64)
+        for owner, quota in enumerate(self._quotas):
+            self._ranks[self._owners == owner] = np.arange(quota)
+        self._cycle = cycle
+
+
+def _quotas(weights: Sequence[float], total: int) -> list[int]:
+    """Whole numbers in the proportions of the weights that add up to `total`, none of them 0."""
+    exact = np.asarray(weights, dtype=np.float64)
+    exact = exact / exact.sum() * total
+    quotas = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while (missing := total - int(quotas.sum())) != 0:
+        behind = (exact - quotas) * np.sign(missing)
+        behind[(quotas == 1) & (missing < 0)] = -np.inf
+        quotas[np.argmax(behind)] += np.sign(missing)
+    return [int(quota) for quota in quotas]
+
+
+def permutation(size: int, *, seed: int, epoch: int, part: int | None = None) -> npt.NDArray[np.int64]:
+    """The order of all samples in one epoch, int64 (size,); of a mixture's parts, each has orders of its own.
 
     Sorts raw Philox output, whose stream NumPy keeps the same in every release; its shuffles it does not.
     """
-    keys = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(size)
+    entropy = (seed, epoch) if part is None else (seed, epoch, part)
+    keys = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(size)
     return np.argsort(keys, kind="stable")

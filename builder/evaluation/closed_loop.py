@@ -92,6 +92,7 @@ def evaluate_closed_loop(
     policy_directory: str | Path,
     *,
     env: str | EnvironmentFactory,
+    embodiment: str | None = None,
     episodes: int = 50,
     seed: int = 10_000,
     processes: int | None = None,
@@ -103,7 +104,8 @@ def evaluate_closed_loop(
 ) -> ClosedLoopResult:
     """Run a saved policy (or the newest of a run) for `episodes` episodes.
 
-    `env` is a name that `simulation.base.make` knows, or a module-level function that makes an environment.
+    `env` is a name that `simulation.base.make` knows, or a module-level function that makes an environment;
+    `embodiment` says which robot it holds, for a policy of several.
     `processes` is the number of workers, by default one a CPU core; results do not depend on it. `device` is where
     the policy computes, None for the best there is; the simulator runs on the CPU. `video` (mp4) and `strip` (png) are files to write the
     first episodes to, where the policy sees images. `watch` is told of every episode as it ends.
@@ -118,7 +120,7 @@ def evaluate_closed_loop(
     start = time.perf_counter()
     saved = SavedPolicy.find(policy_directory)
     saved.run_imports(allowed=allow_imports)
-    needs = needs_of(saved)
+    needs = needs_of(saved, embodiment)
     filming = needs.image_size is not None and (video is not None or strip is not None)
     if isinstance(env, str) and env not in environments():
         make(env)  # raises, and says what was meant

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
 from ..data.info import DatasetInfo
-from ..wiring import Parts, wire
+from ..wiring import Parts, Wiring, demanded, wire, with_statistics
 from .saved import SavedPolicy
 
 IMAGES = "observation.images."
@@ -17,11 +19,23 @@ STATE = "observation.state"
 
 @dataclass(frozen=True)
 class Needs:
-    """`cameras` maps a name to (height, width) in pixels, `vectors` a key to its size; both only what is read."""
+    """`cameras` maps a name to (height, width) in pixels, `vectors` a key to its size; both only what is read.
+
+    For one of several robots, cameras have the names of its dataset, and sizes are its own.
+    """
 
     cameras: Mapping[str, tuple[int, int]]
     vectors: Mapping[str, int]
     action_dim: int
+    embodiment: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the policy calls a camera, by the name above; by default the same."""
+
+    def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """What the policy gets of an observation, by its own names."""
+        names = {f"{IMAGES}{own}": f"{IMAGES}{name}" for own, name in self.names.items()}
+        seen = {names.get(key, key): value for key, value in observation.items() if key in self.keys}
+        return seen if self.embodiment is None else {**seen, EMBODIMENT: self.embodiment}
 
     @property
     def keys(self) -> frozenset[str]:
@@ -41,28 +55,41 @@ class Needs:
         return sizes.pop() if sizes else None
 
 
-def needs_of(saved: SavedPolicy) -> Needs:
-    """What the parts of a composed policy read; all that a hand-written one was trained with."""
+def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
+    """What the parts of a composed policy read; all that a hand-written one was trained with.
+
+    Raises SpecError where the policy is for several robots and none, or another one, is named.
+    """
+    robot = saved.robot(embodiment)
     specs = saved.specs
     read = set(specs)
     if not saved.handwritten:
-        parts = Parts.from_resolved(saved.recipe)
-        facts = dict(saved.content.get("facts") or {})
-        for site in parts.transforms:
-            facts[site.key] = {**facts.get(site.key, {}), "statistics": saved.content["statistics"]}
-        wiring = wire(parts, specs, facts)
-        wanted = {key for inputs in wiring.reads.values() for key in inputs}
+        wiring = wiring_of(saved)
+        wanted = demanded(Parts.from_resolved(saved.recipe), wiring)
         if wanted <= specs.keys() | wiring.collated.keys():
             read = wanted & specs.keys()
-    cameras, vectors = {}, {}
-    for key in sorted(read):
-        spec = specs[key]
+    own = specs if robot is None else robot.own
+    chosen = saved.data_section(embodiment).get("cameras")
+    called = chosen if isinstance(chosen, dict) else {}
+    cameras, vectors, names = {}, {}, {}
+    for key in sorted(read & own.keys()):
+        spec = own[key]
         if spec.kind is Kind.IMAGE:
             height, width = spec.dims[-2:]
-            cameras[key.removeprefix(IMAGES)] = (int(height), int(width))
+            name = key.removeprefix(IMAGES)
+            cameras[called.get(name, name)] = (int(height), int(width))
+            names[called.get(name, name)] = name
         elif spec.kind is Kind.STATE:
             vectors[key] = spec.width
-    return Needs(cameras, vectors, specs["action"].width)
+    return Needs(cameras, vectors, own["action"].width, embodiment, {} if robot is None else names)
+
+
+def wiring_of(saved: SavedPolicy) -> Wiring:
+    """The edges of a composed policy."""
+    parts = Parts.from_resolved(saved.recipe)
+    held = saved.content.get("facts") or {}
+    way = [parts.collator, *parts.transforms]
+    return wire(parts, saved.specs, with_statistics(held, way, saved.content["statistics"]))
 
 
 @dataclass(frozen=True)
@@ -102,9 +129,9 @@ def check_scene(needs: Needs, scene: Scene) -> None:
         )
 
 
-def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str) -> None:
-    """Raises SpecError with everything in which a policy and a dataset differ."""
-    needs = needs_of(saved)
+def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: str | None = None) -> None:
+    """Raises SpecError with everything in which a policy, as it drives one robot, and a dataset differ."""
+    needs = needs_of(saved, embodiment)
     problems = []
     for camera, (height, width) in needs.cameras.items():
         if camera not in info.cameras:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...schemas.errors import DatasetError
 from ..data.dataset import LeRobotDataset
+from ..data.mixture import RobotDataset
 from ..policy import BasePolicyModel, RecipePolicy
 from ..policy.pipeline import SamplePipeline
 from ..policy.registry import DataCollatorRegistry
@@ -81,7 +82,7 @@ class OpenLoopResult:
 
 def evaluate_open_loop(
     policy: BasePolicyModel,
-    dataset: LeRobotDataset,
+    dataset: LeRobotDataset | RobotDataset,
     *,
     split: str = "validation",
     available: int | None = None,
@@ -93,17 +94,17 @@ def evaluate_open_loop(
     """Predict a chunk at every frame of `dataset`, whose windows must be the policy's own.
 
     `split` and `available` say what the episodes are, `statistics` are those of the policy's training data. `seed`
-    fixes what stochastic heads draw.
+    fixes what stochastic heads draw. Of one of several robots, only dimensions of its own are judged.
 
     Raises:
         DatasetError: the dataset has other windows or another action size than the policy.
     """
     predict = _predictor(policy)
     horizon, size = dataset.shape("action")
+    size = dataset.robot.action_dim if isinstance(dataset, RobotDataset) else size
     mean = statistics["action"]["mean"] if statistics and "action" in statistics else None
     sums = _Sums(horizon, size, mean)
-    indices = list(policy.config.transform()[2])
-    now = indices.index(0) if 0 in indices else 0
+    now = policy.present
     chunks: list[Array] = []
     done: list[Array] = []
     first_length = dataset.episode_lengths[0]
@@ -120,12 +121,13 @@ def evaluate_open_loop(
                     f"the policy predicts chunks of {tuple(predicted.shape[1:])}, the dataset gives "
                     f"{tuple(true.shape[1:])}; open it with the policy's own action indices"
                 )
+            predicted, true = predicted[..., :size], true[..., :size]
             sums.add(predicted.double().numpy(), true.double().numpy(), counts.numpy())
             if start < first_length:
                 chunks.append(predicted[: first_length - start].double().numpy())
                 done.append(true[: first_length - start, now].double().numpy())
-    execute = policy.execute or horizon
-    predicted_trace = executed(np.concatenate(chunks), execute)
+    execute = policy.execute or horizon - now
+    predicted_trace = executed(np.concatenate(chunks)[:, now:], execute)
     trace = Trace(dataset.episodes[0], np.concatenate(done), predicted_trace, execute)
     return OpenLoopResult(
         split=split,
@@ -167,8 +169,9 @@ def _predictor(policy: BasePolicyModel) -> Callable[[Samples], Tensor]:
         hidden = [
             {**sample, "action": torch.full_like(sample["action"], float("nan"))} for sample in samples
         ]  # a policy that looks at the answer gives NaN
-        batch = collate([pipeline(sample, "eval") for sample in hidden])
-        return pipeline.inverse(policy.inference(to_device(batch))).float().cpu()
+        transformed = [pipeline(sample, "eval") for sample in hidden]
+        actions = policy.inference(to_device(collate(transformed)))
+        return pipeline.inverse(actions, transformed).float().cpu()
 
     return predict
 

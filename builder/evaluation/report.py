@@ -45,6 +45,7 @@ def _json(result: EvaluationResult, saved: SavedPolicy, when: str) -> dict[str, 
     return {
         "policy": saved.recipe["name"],
         "checkpoint": result.checkpoint.name,
+        "embodiment": result.embodiment,
         "evaluated": when,
         "command": result.command,
         "training_command": saved.description.get("command"),
@@ -60,7 +61,8 @@ def _json(result: EvaluationResult, saved: SavedPolicy, when: str) -> dict[str, 
 
 def _header(result: EvaluationResult, saved: SavedPolicy, when: str) -> str:
     where = f" in {result.closed_loop.env}" if result.closed_loop is not None else ""
-    subtitle = f"{result.checkpoint.name}{where}, {when[:10]}"
+    robot = "" if result.embodiment is None else f", {result.embodiment}"
+    subtitle = f"{result.checkpoint.name}{robot}{where}, {when[:10]}"
     return f'<h1>{escape(saved.recipe["name"])}</h1><p class="sub">{escape(subtitle)}</p>'
 
 

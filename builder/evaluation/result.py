@@ -21,6 +21,8 @@ class EvaluationResult:
     control: ClosedLoopResult | None = None
     open_loop: OpenLoopResult | None = None
     notes: tuple[str, ...] = ()
+    embodiment: str | None = None
+    """Which of several robots was judged."""
     lines: tuple[str, ...] = field(default=(), repr=False)
 
     @property
@@ -30,7 +32,7 @@ class EvaluationResult:
 
 def summary_lines(result: EvaluationResult, *, new_goals: bool) -> list[str]:
     """One line a result; `new_goals` says that no rollout begins like a demonstration."""
-    lines = []
+    lines = [] if result.embodiment is None else [f"robot          {result.embodiment}"]
     if (closed := result.closed_loop) is not None:
         low, high = closed.interval
         goals = ", goals not in the demonstrations" if new_goals else ""

@@ -91,8 +91,7 @@ def roll_out(
     while not success and steps < environment.max_steps:
         if film_every is not None and steps % film_every == 0:
             frames.append(_view(observation, environment))
-        seen = {key: value for key, value in observation.items() if key in needs.keys}
-        action = policy.select_action(seen).float().numpy().astype(np.float32)
+        action = policy.select_action(needs.seen(observation)).float().numpy().astype(np.float32)
         if not np.isfinite(action).all():
             raise SimulatorError(
                 f"episode {index} (seed {seed}), step {steps}: the policy commands {action.tolist()}; "

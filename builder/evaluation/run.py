@@ -9,6 +9,8 @@ Nothing is printed here; `progress` is told in a line now and then how far it is
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, Literal
 
 from ...schemas.errors import CheckpointError, DatasetError, SpecError
 from ..data.dataset import LeRobotDataset, inspect
+from ..data.mixture import RobotDataset
 from ..data.splits import split_episodes
 from ..policy import BasePolicyModel
 from .closed_loop import ClosedLoopResult, evaluate_closed_loop
@@ -38,6 +41,7 @@ def evaluate(
     run_or_checkpoint: str | Path,
     *,
     env: str | None = None,
+    embodiment: str | None = None,
     episodes: int | None = None,
     seed: int | None = None,
     control: Control | None = None,
@@ -50,8 +54,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Judge the newest policy of a run, or the policy in a checkpoint.
 
-    What is not given comes from the `evaluation` section of its recipe. With `open_loop` no simulator runs. The
-    files go to `output`, by default `<run>/evaluation`; a blind control is trained once, in `<run>/control`.
+    What is not given comes from the `evaluation` section of its recipe. With `open_loop` no simulator runs. Of a
+    policy for several robots, one is judged, `embodiment`. The files go to `output`, by default `<run>/evaluation`,
+    for one of several robots a folder of its name in there; a blind control is trained once, in `<run>/control`.
 
     Raises:
         CheckpointError: there is no policy, or nothing to judge it on.
@@ -63,6 +68,7 @@ def evaluate(
     section: dict[str, Any] = saved.recipe.get("evaluation") or {}
     plan = _Plan(
         env=None if open_loop else env or section.get("env"),
+        embodiment=embodiment or section.get("embodiment"),
         episodes=episodes or section.get("episodes", 50),
         seed=section.get("seed", 10_000) if seed is None else seed,
         control=control or section.get("control", "none"),
@@ -71,7 +77,8 @@ def evaluate(
         allow_imports=allow_imports,
         processes=processes,
     )
-    output = output or _output(saved)
+    saved.robot(plan.embodiment)
+    output = output or _output(saved, plan.embodiment)
     saved.run_imports(allowed=allow_imports)
     policy = saved.load(plan.device)
     names = [name for name, _ in policy.named_parameters()]
@@ -80,7 +87,7 @@ def evaluate(
         home = saved.run or output
         blind = BlindControl.plan(saved, names, home / "control", allow_imports=allow_imports)
     notes: list[str] = []
-    judged = _open_loop(saved, policy, notes, tell, required=plan.env is None)
+    judged = _open_loop(saved, policy, plan.embodiment, notes, tell, required=plan.env is None)
     del policy
     closed = unseeing = None
     if plan.env is not None:
@@ -93,9 +100,16 @@ def evaluate(
             "Name an environment (`--env metaworld/drawer-open-v3`), or add an `evaluation` section to the recipe"
         )
     result = EvaluationResult(
-        saved.directory, output, plan.command(run_or_checkpoint), closed, unseeing, judged, tuple(notes)
+        saved.directory,
+        output,
+        plan.command(run_or_checkpoint),
+        closed,
+        unseeing,
+        judged,
+        tuple(notes),
+        embodiment=plan.embodiment,
     )
-    new_goals = closed is not None and _goals_are_new(saved, closed)
+    new_goals = closed is not None and _goals_are_new(saved, plan.embodiment, closed)
     result = replace(result, lines=tuple(summary_lines(result, new_goals=new_goals)))
     write_report(result, saved)
     return result
@@ -104,6 +118,7 @@ def evaluate(
 @dataclass(frozen=True)
 class _Plan:
     env: str | None
+    embodiment: str | None
     episodes: int
     seed: int
     control: Control
@@ -128,6 +143,7 @@ class _Plan:
         return evaluate_closed_loop(
             policy,
             env=self.env,
+            embodiment=self.embodiment,
             episodes=self.episodes,
             seed=self.seed,
             processes=self.processes,
@@ -145,26 +161,34 @@ class _Plan:
         elif self.env is not None:
             words += [f"--env {self.env}", f"--episodes {self.episodes}", f"--seed {self.seed}"]
             words.append(f"--control {self.control}")
+        if self.embodiment is not None:
+            words.append(f"--embodiment {shlex.quote(self.embodiment)}")
         words.append(f"--device {self.device}")
         return " ".join([*words, "--allow-imports"] if self.allow_imports else words)
 
 
-def _output(saved: SavedPolicy) -> Path:
-    if saved.run is None:
-        return saved.directory / "evaluation"
-    home = saved.run / "evaluation"
-    return home if saved.is_newest else home / saved.directory.name
+def _output(saved: SavedPolicy, embodiment: str | None) -> Path:
+    home = (saved.run or saved.directory) / "evaluation"
+    if saved.run is not None and not saved.is_newest:
+        home /= saved.directory.name
+    return home if embodiment is None else home / re.sub(r"[^\w-]+", "_", embodiment)
 
 
 def _open_loop(
-    saved: SavedPolicy, policy: BasePolicyModel, notes: list[str], tell: Progress, *, required: bool
+    saved: SavedPolicy,
+    policy: BasePolicyModel,
+    embodiment: str | None,
+    notes: list[str],
+    tell: Progress,
+    *,
+    required: bool,
 ) -> OpenLoopResult | None:
     """Open-loop errors, or None and a note that says why not."""
-    section = saved.recipe["data"]
-    path = saved.dataset_path
+    section, robot = saved.data_section(embodiment), saved.robot(embodiment)
+    path = saved.dataset_path(embodiment)
     try:
         info = inspect(path)
-        check_dataset(saved, info, section["path"])
+        check_dataset(saved, info, section["path"], embodiment)
     except (DatasetError, SpecError) as error:
         if required and isinstance(error, SpecError):
             raise
@@ -179,21 +203,24 @@ def _open_loop(
     split, chosen = ("validation", validation) if validation else ("training", training)
     some = _spaced(chosen, OPEN_LOOP_EPISODES)
     tell(f"open loop: {len(some)} {split} episodes")
+    cameras = section.get("cameras")
+    called = cameras if isinstance(cameras, dict) else {}
     windows: dict[str, Any] = {
-        "cameras": section.get("cameras"),
+        "cameras": list(called.values()) or cameras,
         "observation_indices": policy.observation_steps(),
         "action_indices": list(policy.config.transform()[2]),
     }
-    before = saved.fingerprint()
+    before = saved.fingerprint(embodiment)
     if before is not None and LeRobotDataset(path, **windows, episodes=training).fingerprint != before:
         notes.append(f"The dataset {section['path']} has changed since the policy was trained on it.")
+    dataset = LeRobotDataset(path, **windows, episodes=some)
     return evaluate_open_loop(
         policy,
-        LeRobotDataset(path, **windows, episodes=some),
+        dataset if robot is None else RobotDataset(dataset, robot, called),
         split=split,
         available=len(chosen),
         action_names=info.action_names,
-        statistics=saved.content["statistics"],
+        statistics=saved.content["statistics"] if robot is None else saved.content["statistics"][robot.name],
     )
 
 
@@ -203,9 +230,9 @@ def _spaced(episodes: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(episodes[i * len(episodes) // count] for i in range(count))
 
 
-def _goals_are_new(saved: SavedPolicy, closed: ClosedLoopResult) -> bool:
+def _goals_are_new(saved: SavedPolicy, embodiment: str | None, closed: ClosedLoopResult) -> bool:
     """Whether it is known that no rollout begins like a demonstration: the dataset lists the seeds it was made with."""
-    path = saved.dataset_path / "meta" / "recording.json"
+    path = saved.dataset_path(embodiment) / "meta" / "recording.json"
     if not path.is_file():
         return False
     recording = json.loads(path.read_text())

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModel
 
 from ...schemas.document import from_mapping
-from ...schemas.errors import CheckpointError, RecipeError, TrainingError
+from ...schemas.errors import CheckpointError, RecipeError, SpecError, TrainingError
 from ...schemas.specs import Spec
+from ..data.robots import Robot, Robots
 from ..imports import run_imports
 from ..policy import BasePolicyModel
 from ..policy.composed import MODEL_TYPE
@@ -89,13 +90,34 @@ class SavedPolicy:
         """What relative paths of the recipe start from."""
         return Path(self.description.get("recipe_directory", "."))
 
-    @property
-    def dataset_path(self) -> Path:
+    @cached_property
+    def robots(self) -> Robots:
+        """The robots it is for, which are none where its data tells none apart."""
+        return Robots.from_json(self.content.get("robots"), self.specs)
+
+    def robot(self, embodiment: str | None) -> Robot | None:
+        """The robot called so; None for a policy of one robot. Raises SpecError for a name that says nothing here."""
+        if self.robots:
+            return self.robots.find(embodiment)
+        if embodiment is not None:
+            raise SpecError(
+                f"the policy is for one robot: there is no `{embodiment}` to choose",
+                help="leave `embodiment` out",
+            )
+        return None
+
+    def data_section(self, embodiment: str | None) -> dict[str, Any]:
+        """What the recipe says of the dataset, or of that of one of several robots."""
+        section: dict[str, Any] = self.recipe["data"]
+        return section if embodiment is None else {**section, **section["sources"][embodiment]}
+
+    def dataset_path(self, embodiment: str | None = None) -> Path:
         """Where the demonstrations were when the policy was trained, or where the recipe has them."""
-        recorded = Path(self.description.get("data", ""))
-        if recorded.is_absolute() and recorded.is_dir():
-            return recorded
-        return self.recipe_directory / str(self.recipe["data"]["path"])
+        recorded = self.description.get("data", "")
+        place = Path(recorded.get(embodiment, "") if isinstance(recorded, dict) else recorded)
+        if place.is_absolute() and place.is_dir():
+            return place
+        return self.recipe_directory / str(self.data_section(embodiment)["path"])
 
     @property
     def is_newest(self) -> bool:
@@ -103,11 +125,14 @@ class SavedPolicy:
         newest = latest(self.run) if self.run is not None else None
         return newest is None or newest.resolve() == self.directory
 
-    def fingerprint(self) -> str | None:
-        """Fingerprint of the dataset it was trained on, where the checkpoint can still be resumed from.
+    def fingerprint(self, embodiment: str | None = None) -> str | None:
+        """Fingerprint of the data it was trained on, where the checkpoint can still be resumed from, or of one robot's.
 
         Raises CheckpointError for a damaged state of training.
         """
+        if embodiment is not None:
+            held: Mapping[str, str] = self.content.get("provenance", {}).get("datasets", {})
+            return held.get(embodiment)
         if not (self.directory / STATE).exists():
             return None
         return cast("str", load_state(self.directory)["identity"]["data"])

@@ -17,10 +17,12 @@ from ...schemas.errors import WeightsError
 from ...schemas.specs import Kind, Spec
 from ..assembly import assemble
 from ..evaluation.saved import SavedPolicy
-from ..plan import Windows, plan_data, plan_policy
+from ..plan import plan_policy
+from ..plan_data import plan_data
 from ..policy import RecipePolicy
 from ..recipe import load_recipe
 from ..rehearsal import rehearse
+from ..sources import Windows
 from . import lerobot_files, normalization
 from .lerobot_files import Checkpoint
 

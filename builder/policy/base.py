@@ -16,18 +16,21 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from ruamel.yaml import YAML
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ...components.embodiments import EMBODIMENT
 from ...components.features import chunk_size
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
+from ..data.robots import Robots
 from . import loading, registry, saving, sharing
 from .ensemble import Ensemble
 from .observations import History, Observed
@@ -107,16 +110,28 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """
         specs = self._sample_pipeline().specs
         texts = {key: spec for key, spec in specs.items() if spec.kind is Kind.TEXT}
-        return Observed(
-            {k: s for k, s in specs.items() if k not in texts and s.kind is not Kind.ACTION}, texts
-        )
+        told = (Kind.ACTION, Kind.EMBODIMENT)
+        read = {k: s for k, s in specs.items() if k not in texts and s.kind not in told}
+        return Observed(read, texts, self.robots)
+
+    @cached_property
+    def robots(self) -> Robots:
+        """The robots it is for, which are none where its data tells none apart."""
+        return Robots.from_json(self.content.get("robots"), self._sample_pipeline().specs)
 
     def chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
         """Action chunk (H, A) in the robot's units for one observation with its history, each value (T, ...).
 
         Raises SpecError for an observation that is not like those the policy was trained on.
         """
-        return self._predict(self.observed.admit(observation, windowed=True), generator)
+        return self._chunk(self.observed.admit(observation, windowed=True), generator)
+
+    def _chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
+        """The chunk (H, A) for an admitted observation; of several robots, with the dimensions of its own."""
+        if not self.robots:
+            return self._predict(observation, generator)
+        robot = self.robots.find(observation[EMBODIMENT])
+        return self._predict(robot.unified(observation), generator)[:, : robot.action_dim]
 
     def _predict(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         """The chunk for an admitted observation, by the recipe's transforms and the registered collator.
@@ -132,7 +147,8 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         }
         collate = registry.DataCollatorRegistry.get(self.config.model_type)
         try:
-            batch = collate([pipeline({**observation, **unknown}, "eval")])
+            sample = pipeline({**observation, **unknown}, "eval")
+            batch = collate([sample])
         except KeyError as error:
             if not (lacking := pipeline.specs.keys() & set(error.args)):
                 raise
@@ -143,12 +159,13 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         actions = self.inference(on_device, **({} if generator is None else {"generator": generator}))
         actions = actions if actions.ndim == 3 else actions.unsqueeze(0)
+        horizon, dim = chunk_size(pipeline.transformed)
         if actions.shape != (1, horizon, dim):
             raise SpecError(
                 f"{type(self).__name__}.inference gives {tuple(actions.shape)} for one observation; "
                 f"the chunk must be (1, {horizon}, {dim})"
             )
-        return pipeline.inverse(actions)[0].cpu()
+        return pipeline.inverse(actions, [sample])[0].cpu()
 
     def _sample_pipeline(self) -> SamplePipeline:
         if self._pipeline is None:
@@ -165,6 +182,12 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """Actions run from each chunk; None for all of them."""
         recipe = self.content.get("recipe") or {"policy": {}}
         return cast("int | None", recipe["policy"].get("execute"))
+
+    @property
+    def present(self) -> int:
+        """Place in a chunk of the action for the newest observation; those before it were done already."""
+        steps = list(self.config.transform()[2])
+        return steps.index(0) if 0 in steps else 0
 
     @property
     def ensemble(self) -> float | None:
@@ -195,22 +218,27 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """Next action (A,) in the robot's units.
 
         `observation` is one time step: `observation.images.<camera>` (3, H, W) uint8, `observation.state` (S,),
-        `task` str; more may be given than the policy reads. Looks at the scene once every `execute` steps and runs
-        the chunk in between, or averages overlapping chunks. Raises SpecError for an observation that is not like those it was trained on.
+        `task` str; more may be given than the policy reads. A policy for several robots must be told which one it
+        drives, `embodiment`, by name; states and the action are then as wide as that robot's own. Looks at the scene
+        once every `execute` steps and runs the chunk in between, or averages overlapping chunks. Raises SpecError for
+        an observation that is not like those it was trained on.
         """
         if self.training:
             raise RuntimeError("the policy is in training mode; call `policy.eval()` before `select_action`")
         steps = self.observation_steps()
         self._history.add(self.observed.admit(observation), steps)
         if not self._queue:
-            chunk = self._predict(self._history.window(steps), generator)
+            chunk = self._chunk(self._history.window(steps), generator)[self.present :]
             if self.ensemble is not None:
                 return self._ensemble.add(chunk, self.ensemble)
             self._queue.extend(chunk[: self.execute])
         return self._queue.popleft()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every part initialises its own weights, and pretrained ones must survive `post_init`."""
+    def initialize_weights(self) -> None:
+        """Nothing: every part has initialised its own weights, and pretrained ones must survive `post_init`.
+
+        transformers would draw anew whatever stands in a model of its own unannounced, such as an adapter.
+        """
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

@@ -16,19 +16,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ...components.base import ActionHead, Backbone, Batch, Collator, Feature, Transform
+from ...components import lora
+from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Transform
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of
+from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
-from ..wiring import Parts, Site, Wiring, wire, with_statistics
+from ..data.robots import Robots
+from ..wiring import Parts, Site, Wiring, demanded, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
 
 MODEL_TYPE = "policysmith_policy"
-CONTENT = ("recipe", "specs", "facts", "statistics", "provenance")
+CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
 """Fields of the config."""
-ROBOTS = ("embodiment", "action_dim_is_pad")
-"""Keys of a batch that tell robots apart; heads get them beside their features."""
+ROBOTS = (EMBODIMENT, ACTION_PADDING)
+"""Keys of a batch that tell robots apart; necks and heads get them beside their features."""
 _SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
 
 try:
@@ -52,14 +56,17 @@ class RecipeConfig(PretrainedConfig):
     facts: dict[str, Any] | None = None
     """What the parts looked up outside the recipe, by part."""
     statistics: dict[str, Any] | None = None
-    """Statistics of the training episodes, by key."""
+    """Statistics of the training episodes, by key; of several robots, by name and key."""
+    robots: dict[str, Any] | None = None
+    """Of several robots, the specs of what each one's own dataset gives, by name."""
     provenance: dict[str, Any] | None = None
     """Hashes of recipe and dataset, versions of the packages."""
 
     def transform(self) -> tuple[None, list[int], list[int]]:
         """Observation and action time steps; a composed policy runs its transforms itself."""
         data = (self.recipe or {})["data"]
-        return None, list(range(1 - data["observation_steps"], 1)), list(range(data["horizon"]))
+        past = data["past_actions"]
+        return None, list(range(1 - data["observation_steps"], 1)), list(range(-past, data["horizon"] - past))
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
@@ -93,7 +100,8 @@ class RecipePolicy(BasePolicyModel):
         self._assets: Path | None = None
         self._parts = Parts.from_resolved(recipe)
         specs = {key: Spec.from_json(spec) for key, spec in config.specs.items()}
-        facts = with_statistics(config.facts or {}, self._parts.transforms, config.statistics or {})
+        readers = [self._parts.collator, *self._parts.transforms]
+        facts = with_statistics(config.facts or {}, readers, config.statistics or {})
         self._wiring: Wiring = wire(self._parts, specs, facts)
         self._collator: Collator | None = None
         self.transforms = nn.ModuleList(
@@ -104,16 +112,24 @@ class RecipePolicy(BasePolicyModel):
             {name: self._make(site, self._wiring.reads[name]) for name, site in self._parts.backbones.items()}
         )
         self.necks = nn.ModuleDict(
-            {name: self._make(self._parts.necks[name], inputs) for name, inputs in self._wiring.necks.items()}
+            {
+                name: self._make(self._parts.necks[name], self._wiring.into_neck(name))
+                for name in self._wiring.necks
+            }
         )
         self.head = cast(
             ActionHead, self._make(self._parts.head, {**self._wiring.features, **self._wiring.given})
         )
-        self.frozen = freeze(self, recipe["policy"]["freeze"])
+        self.frozen = self._rest()
 
     def _make(self, site: Site, inputs: Specs) -> nn.Module:
-        part = cast(Any, site.part)
-        return cast(nn.Module, part(site.config, inputs, self._wiring.facts.get(site.key, {})))
+        return make(site, inputs, self._wiring.facts.get(site.key, {}))
+
+    def _rest(self) -> dict[str, int]:
+        """Stop the gradients that the recipe stops; gives the values frozen by each pattern."""
+        for backbone in self.backbones.values():
+            lora.rest(backbone)
+        return freeze(self, (self.config.recipe or {})["policy"]["freeze"])
 
     @property
     def content(self) -> dict[str, Any]:
@@ -121,12 +137,12 @@ class RecipePolicy(BasePolicyModel):
 
     @cached_property
     def observed(self) -> Observed:
-        """The observations that its backbones read, and those of which its collator and transforms make what they read.
+        """The observations that its backbones read or its transforms need, and those of which its collator makes these.
 
         A collator cannot do without an observation where its `specs` refuses the others, or makes less of them.
         """
         wiring, site = self._wiring, self._parts.collator
-        wanted = {key for inputs in wiring.reads.values() for key in inputs}
+        wanted = demanded(self._parts, wiring)
         made = wanted - wiring.observations.keys()
 
         def needed(key: str) -> bool:
@@ -137,8 +153,10 @@ class RecipePolicy(BasePolicyModel):
                 return True
             return not made <= left.keys()
 
-        seen = {k: spec for k, spec in wiring.observations.items() if spec.kind is not Kind.ACTION}
-        return Observed({key: spec for key, spec in seen.items() if key in wanted or needed(key)})
+        told = (Kind.ACTION, Kind.EMBODIMENT)
+        seen = {k: spec for k, spec in wiring.observations.items() if spec.kind not in told}
+        required = {key: spec for key, spec in seen.items() if key in wanted or needed(key)}
+        return Observed(required, robots=self.robots)
 
     @property
     def collator(self) -> Collator:
@@ -164,7 +182,8 @@ class RecipePolicy(BasePolicyModel):
         backbone = cast(Backbone, self.backbones[name])
         backbone.config = self._parts.backbones[name].opened(self.directory)
         try:
-            backbone.load_pretrained()
+            with lora.set_aside(backbone):
+                backbone.load_pretrained()
         finally:
             backbone.config = self._parts.backbones[name].config
 
@@ -190,10 +209,16 @@ class RecipePolicy(BasePolicyModel):
         was_training = self.training
         self.eval()
         try:
-            transformed = self.transform({k: v for k, v in batch.items() if not k.startswith("action")})
+            observed = {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
+            transformed = self.transform(observed)
             return self._actions(self.features(transformed), transformed, generator)
         finally:
             self.train(was_training)
+
+    @cached_property
+    def robots(self) -> Robots:
+        """The robots it is for, which are none where its data tells none apart."""
+        return Robots.from_json(self.config.robots, self._wiring.observations)
 
     def _predict(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         batch = self.collator([observation])
@@ -203,18 +228,20 @@ class RecipePolicy(BasePolicyModel):
     def transform(self, batch: Batch) -> dict[str, Any]:
         """The batch as the backbones read it."""
         current = dict(batch)
+        if self.robots and ACTION_PADDING not in current:
+            current[ACTION_PADDING] = self.robots.action_padding(ids_of(batch))
         for transform in self.transforms:
             current = transform(current)
         return current
 
     def features(self, batch: Batch) -> dict[str, Feature]:
         """What the head reads: features by `<backbone>.<output>` or `<neck>.<output>`, and what the batch says of robots."""
-        features: dict[str, Feature] = {}
+        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        features = dict(robots)
         for name in self.backbones:
             features |= self.encode(name, batch)
         for name in self.necks:
             features |= self.pass_on(name, features)
-        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
         return {**{key: features[key] for key in self._wiring.features}, **robots}
 
     def encode(self, name: str, batch: Batch) -> dict[str, Feature]:
@@ -231,8 +258,8 @@ class RecipePolicy(BasePolicyModel):
         return {f"{name}.{output}": published[output] for output in outputs}
 
     def pass_on(self, name: str, features: Mapping[str, Feature]) -> dict[str, Feature]:
-        """What one neck makes of the features so far, by `<neck>.<output>`."""
-        read = {key: features[key] for key in self._wiring.necks[name]}
+        """What one neck makes of the features so far, `embodiment` among them, by `<neck>.<output>`."""
+        read = {key: features[key] for key in (*self._wiring.necks[name], *ROBOTS) if key in features}
         made = self.necks[name](read, self._wiring.outputs[name])
         return {f"{name}.{output}": made[output] for output in self._wiring.outputs[name]}
 
@@ -259,7 +286,7 @@ class RecipePolicy(BasePolicyModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         policy = loaded[0] if isinstance(loaded, tuple) else loaded
-        freeze(policy, policy.config.recipe["policy"]["freeze"])
+        policy._rest()
         commit = getattr(policy.config, "_commit_hash", None)
         home = loading.home(
             pretrained_model_name_or_path, kwargs, commit, [saving.RECIPE, f"{saving.ASSETS}/*"]
@@ -268,6 +295,17 @@ class RecipePolicy(BasePolicyModel):
         policy.recipe_text = text.read_text() if text.is_file() else None
         policy._assets = assets if assets.is_dir() else None
         return loaded
+
+
+def make(site: Site, inputs: Specs, facts: Facts) -> nn.Module:
+    """A part as the recipe has it; a backbone with its adapters. Raises SpecError for a backbone that cannot have them."""
+    module: nn.Module = cast(Any, site.part)(site.config, inputs, facts)
+    if isinstance(module, Backbone):
+        if module.config.lora is not None:
+            lora.adapt(module, module.config.lora)
+        if module.config.gradient_checkpointing:
+            recompute(module)
+    return module
 
 
 def padding(batch: Batch) -> Tensor:

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Dim, Kind, Spec, Specs
+from ..data.robots import Robots
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,23 @@ class Observed:
 
     required: Specs
     optional: Specs = field(default_factory=dict)
+    robots: Robots = field(default_factory=lambda: Robots({}, {}))
+    """Of several, each is held against its own specs."""
 
     def admit(self, observation: Mapping[str, Any], *, windowed: bool = False) -> dict[str, Any]:
         """The values that are read, as tensors; states in float32, which is what datasets give. Others are left out.
 
         They are one time step, (3, H, W) or (S,), or `windowed`, with the time steps in front. Raises SpecError for a
         value that is missing, of another shape, or an image that is not uint8: broadcasting, a fixed crop or a
-        normalisation would make actions even of these.
+        normalisation would make actions even of these. Of several robots, `embodiment` must name one.
         """
         admitted: dict[str, Any] = {}
-        for key, spec in {**self.required, **self.optional}.items():
+        wanted = {**self.required, **self.optional}
+        if self.robots:
+            robot = self.robots.find(observation.get(EMBODIMENT))
+            admitted[EMBODIMENT] = robot.name
+            wanted = {key: robot.own[key] for key in wanted if key in robot.own}
+        for key, spec in wanted.items():
             if key in observation:
                 admitted[key] = _admit(key, spec, observation[key], windowed)
             elif key in self.required:
@@ -51,7 +60,16 @@ class History:
         self._frames: deque[dict[str, Any]] = deque()
 
     def add(self, frame: Mapping[str, Any], steps: Sequence[int]) -> None:
-        """Remember an admitted time step, and forget what none of `steps` reaches any more."""
+        """Remember an admitted time step, and forget what none of `steps` reaches any more.
+
+        Raises SpecError where it is of another robot than those before.
+        """
+        former = self._frames[-1].get(EMBODIMENT) if self._frames else frame.get(EMBODIMENT)
+        if frame.get(EMBODIMENT) != former:
+            raise SpecError(
+                f"the policy drives `{former}`, and this observation is of `{frame[EMBODIMENT]}`",
+                help="call `reset()` before another robot's episode begins, or load the policy once for each robot",
+            )
         self._frames.append({k: v.clone() if isinstance(v, Tensor) else v for k, v in frame.items()})
         while len(self._frames) > 1 - min(steps):
             self._frames.popleft()

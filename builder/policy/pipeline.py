@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import PretrainedConfig
 
 from ...components.base import Transform
+from ...components.embodiments import EMBODIMENT
 from ...components.registry import TRANSFORMS
 from ...schemas.errors import SpecError
 from ...schemas.specs import Spec
@@ -41,6 +42,7 @@ class SamplePipeline:
             facts = {**held, "statistics": content["statistics"]}
             self._transforms.append(part(options, specs, facts))
             specs = part.specs(options, specs, facts)
+        self.transformed = specs
         self._own, _, _ = way_of_samples(config)
 
     def __call__(self, sample: Mapping[str, Any], mode: str) -> dict[str, Any]:
@@ -53,13 +55,14 @@ class SamplePipeline:
             current = own(current)
         return dict(current)
 
-    def inverse(self, actions: Tensor) -> Tensor:
-        """Predicted actions (B, H, A) in the robot's units."""
-        batch: dict[str, Any] = {"action": actions.float()}
+    def inverse(self, actions: Tensor, samples: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Predicted actions (B, H, A) in the robot's units; `samples` are what they were predicted for, transformed."""
+        kept = [key for key in samples[0] if key == EMBODIMENT or key.startswith("action_reference.")]
+        batch = {key: torch.stack([sample[key] for sample in samples]).to(actions.device) for key in kept}
+        batch["action"] = actions.float()
         for transform in reversed(self._transforms):
             batch = transform.inverse(batch)
-        restored: Tensor = batch["action"]
-        return restored
+        return batch["action"]
 
 
 def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], list[int], list[int]]:
@@ -84,7 +87,7 @@ def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], lis
             raise SpecError(
                 f"{called} must give a list of {name} indices, at least one, it gives {indices!r}"
             )
-    if list(actions) != list(range(len(actions))):
+    if 0 not in actions or list(actions) != list(range(actions[0], actions[0] + len(actions))):
         raise SpecError(
             f"{called} gives the action indices {list(actions)}, but a chunk is executed step by step from 0, which is "
             "now",

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...schemas.errors import TrainingError
 from ...schemas.recipe import TrainingSection
-from ..data.sampler import ResumableSampler
+from ..data.sampler import MixtureSampler, ResumableSampler
 from ..policy import BasePolicyModel
 from . import checkpoint
 from .checkpoint import Identity
@@ -49,6 +49,8 @@ class Job:
     validation: Dataset[Any] | None = None
     keyed: bool = False
     """Whether the dataset is indexed by `(index, step)`, to draw its augmentation from both."""
+    shares: Sequence[tuple[int, float]] | None = None
+    """Size and weight of each of several datasets that are drawn from by weight; the dataset has them end to end."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,7 @@ class _Run:
 
     def finish(self, *, beginning: bool) -> Result:
         """Take all steps that are left. `beginning` says that there was nothing to resume, which is worth a note."""
-        self.sampler = ResumableSampler(
-            len(self.job.dataset),  # type: ignore[arg-type]
-            batch_size=self.section.batch_size,
-            seed=self.section.seed,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            start_step=self.step * self.section.accumulate,
-        )
+        self.sampler = self._sampler()
         self.batches = _batches(self.job, self.sampler, self.accelerator)
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.model.train()
@@ -150,6 +145,18 @@ class _Run:
         if self.accelerator.num_processes > 1:
             self.accelerator.end_training()
         return Result(self.policy, self.saved, self.step, self.loss, self.meter.overall)
+
+    def _sampler(self) -> ResumableSampler | MixtureSampler:
+        place: dict[str, int] = {
+            "batch_size": self.section.batch_size,
+            "seed": self.section.seed,
+            "rank": self.accelerator.process_index,
+            "world_size": self.accelerator.num_processes,
+            "start_step": self.step * self.section.accumulate,
+        }
+        if self.job.shares is not None:
+            return MixtureSampler(self.job.shares, **place)
+        return ResumableSampler(len(self.job.dataset), **place)  # type: ignore[arg-type]
 
     def _update(self) -> None:
         """One update of the weights, from `accumulate` batches."""
@@ -246,7 +253,7 @@ def _setting(accelerator: Accelerator) -> str:
     return f"{spread} on {accelerator.device.type}, {precision}"
 
 
-def _batches(job: Job, sampler: ResumableSampler, accelerator: Accelerator) -> Iterator[Any]:
+def _batches(job: Job, sampler: ResumableSampler | MixtureSampler, accelerator: Accelerator) -> Iterator[Any]:
     on_gpu = accelerator.device.type == "cuda"
     loader = DataLoader(
         job.dataset,
@@ -263,7 +270,7 @@ def _batches(job: Job, sampler: ResumableSampler, accelerator: Accelerator) -> I
 class _Keyed(Sampler[Any]):
     """The sampler's batches as `(index, step)` pairs."""
 
-    def __init__(self, sampler: ResumableSampler) -> None:
+    def __init__(self, sampler: ResumableSampler | MixtureSampler) -> None:
         self._sampler = sampler
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

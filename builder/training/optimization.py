@@ -20,6 +20,8 @@ def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: not to norms, biases, embeddings, positions, class tokens, or a single vector."""
     if isinstance(module, (*_NORMS, nn.Embedding)) or any(mark in name for mark in _VECTORS):
         return False
+    if name.rpartition(".")[2] == "bias":  # one for each robot is a matrix
+        return False
     return parameter.ndim > 1 and parameter.numel() > parameter.shape[-1]
 
 

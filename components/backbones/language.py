@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_TEXT_ENCODING_MAPPING,
-    BertConfig,
-    BertModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -22,7 +23,8 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..pretrained import copy_transformer, read_config
+from ..pretrained import copy_transformer, read_config, source_of
+from ..remembered import Remembered, at_rest
 
 _COLLATOR = "set `collator: {type: language, tokenizer: <the same model>}` to turn `task` into token ids"
 
@@ -30,7 +32,8 @@ _COLLATOR = "set `collator: {type: language, tokenizer: <the same model>}` to tu
 class Language(Backbone):
     """Encodes the instruction by a text encoder of transformers: BERT and its kin, T5, CLIP's text half.
 
-    Publishes `tokens` (B, L, D), with a mask that leaves padding out, and `pooled` (B, D).
+    Publishes `tokens` (B, L, D), with a mask that leaves padding out, and `pooled` (B, P). A frozen encoder reads each
+    prompt once and remembers it, where the collator gives `task.key`.
     """
 
     kind = Kind.TOKEN_IDS
@@ -40,24 +43,31 @@ class Language(Backbone):
 
         type: Literal["language"]
         """Encode the instruction by a text encoder."""
-        pretrained: str = Field(min_length=1)
-        """Model on the Hugging Face hub, or directory, such as `sentence-transformers/all-MiniLM-L6-v2`."""
-        pooling: Literal["mean", "first", "last"] = "mean"
-        """What `pooled` is: the mean over all tokens, the first (class) token, or the last (end-of-text, for CLIP)."""
+        pretrained: str | None = Field(default=None, min_length=1)
+        """Model on the hub, or directory, to take architecture and weights from, such as `google-t5/t5-base`."""
+        architecture: str | None = Field(default=None, min_length=1)
+        """Model to take the architecture from, without weights. One of this and `pretrained` is needed."""
+        pooling: Literal["mean", "first", "last", "projected"] | None = None
+        """What `pooled` is: the mean over all tokens, the first (class) token, the last (end-of-text) token, or that one projected as CLIP compares it with images. By default `projected` for CLIP, else `mean`."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._ids, _ = _source(config, inputs)
         self._mask = f"{self._ids.removesuffix('.input_ids')}.attention_mask"
+        self._key = f"{self._ids.removesuffix('.input_ids')}.key"
         sizes = _sizes(facts)
+        self._pooling = _pooling(config, sizes)
         encoder: Any = MODEL_FOR_TEXT_ENCODING_MAPPING[type(sizes)]
+        if self._pooling == "projected":
+            encoder = CLIPTextModelWithProjection
         self.model: PreTrainedModel = encoder(sizes, **_options(encoder))
+        self._remembered = Remembered()
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
         """The encoder's config; raises WeightsError where it cannot be read or is no text encoder."""
         known = tuple(sorted(kind.model_type for kind in MODEL_FOR_TEXT_ENCODING_MAPPING))
-        return {"config": read_config(config.pretrained, known, "choose a text encoder", part="text_config")}
+        return {"config": read_config(source_of(config), known, "choose a text encoder", part="text_config")}
 
     @classmethod
     def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
@@ -73,10 +83,11 @@ class Language(Backbone):
         """`pooled` and `tokens`; raises SpecError where there are no token ids or they do not fit the encoder."""
         key, ids = _source(config, inputs)
         sizes: Any = _sizes(facts)
+        source, field = source_of(config), "pretrained" if config.pretrained is not None else "architecture"
         if ids.vocab is not None and ids.vocab > sizes.vocab_size:
             raise SpecError(
-                f"the tokenizer has {ids.vocab} token ids, but `{config.pretrained}` has {sizes.vocab_size} embeddings",
-                field="pretrained",
+                f"the tokenizer has {ids.vocab} token ids, but `{source}` has {sizes.vocab_size} embeddings",
+                field=field,
                 source=key,
                 label=f"has {sizes.vocab_size} embeddings",
                 help="use the tokenizer that the encoder was trained with",
@@ -84,55 +95,71 @@ class Language(Backbone):
         longest, length = getattr(sizes, "max_position_embeddings", None), ids.dims[1]
         if isinstance(longest, int) and isinstance(length, int) and length > longest:
             raise SpecError(
-                f"instructions are padded to {length} tokens, but `{config.pretrained}` reads at most {longest}",
-                field="pretrained",
+                f"prompts are padded to {length} tokens, but `{source}` reads at most {longest}",
+                field=field,
                 source=key,
                 label=f"reads at most {longest} tokens",
                 help=f"set `max_length` of the collator to {longest} or less",
             )
-        why = f"{config.pretrained} has width {sizes.hidden_size}"
+        projected = _pooling(config, sizes) == "projected"
+        why = f"{source} has width {sizes.hidden_size}"
+        pooled = sizes.projection_dim if projected else sizes.hidden_size
         return {
-            "pooled": Spec(Kind.POOLED, ("B", sizes.hidden_size), why),
+            "pooled": Spec(
+                Kind.POOLED, ("B", pooled), f"{source} projects to {pooled}" if projected else why
+            ),
             "tokens": Spec(Kind.TOKENS, ("B", length, sizes.hidden_size), why),
         }
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        sizes = BertConfig(
-            vocab_size=64,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=64,
-        )
-        BertModel(sizes, add_pooling_layer=False).save_pretrained(directory / "text_encoder")
-        return cls.Config(type="language", pretrained=str(directory / "text_encoder"))
+        return cls.Config(type="language", architecture="policysmith/tiny-bert")
 
     def load_pretrained(self) -> None:
         """Copy the weights of the encoder; raises WeightsError where they do not fit."""
-        copy_transformer(self.config.pretrained, self.model, **_options(type(self.model)))
+        if self.config.pretrained is not None:
+            copy_transformer(self.config.pretrained, self.model, **_options(type(self.model)))
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, D) and `tokens` (B, L, D) of `task.input_ids` (B, L) and `task.attention_mask` (B, L)."""
+        """`pooled` (B, P) and `tokens` (B, L, D) of `task.input_ids` (B, L) and `task.attention_mask` (B, L)."""
         ids, mask = observations[self._ids], observations[self._mask].bool()
+        wanted, keys = (
+            tuple(name for name in ("pooled", "tokens") if name in outputs),
+            observations.get(self._key),
+        )
+        if keys is None or ids.is_meta or not at_rest(self):
+            encoded = self._encode(ids, mask, wanted)
+        else:
+            device = ids.device.type
+            precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            encoded = self._remembered.recall(
+                self.model,
+                [(key, ids.shape[1], wanted, precision) for key in keys],
+                lambda row: self._encode(ids[row : row + 1], mask[row : row + 1], wanted),
+            )
+        masks = {"tokens": mask}
+        return {name: Feature(values, masks.get(name)) for name, values in zip(wanted, encoded, strict=True)}
+
+    def _encode(self, ids: Tensor, mask: Tensor, outputs: Sequence[str]) -> tuple[Tensor, ...]:
+        """The named outputs for ids and mask (B, L)."""
         visible = None if mask.is_meta else mask.long()  # transformers looks at the values of a mask
         hidden = self.model(input_ids=ids, attention_mask=visible).last_hidden_state  # (B, L, D)
-        features = {}
-        if "pooled" in outputs:
-            features["pooled"] = Feature(self._pool(hidden, mask))
-        if "tokens" in outputs:
-            features["tokens"] = Feature(hidden, mask)
-        return features
+        return tuple(hidden if name == "tokens" else self._pool(hidden, mask) for name in outputs)
 
     def _pool(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        if self.config.pooling == "first":
+        if self._pooling == "first":
             return hidden[:, 0]
-        if self.config.pooling == "last":
-            last = (mask.sum(1) - 1).clamp_min(0)
-            return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)
-        total = hidden.masked_fill(~mask[..., None], 0.0).sum(1)
-        return total / mask.sum(1, keepdim=True).clamp_min(1).to(total.dtype)
+        if self._pooling == "mean":
+            total = hidden.masked_fill(~mask[..., None], 0.0).sum(1)
+            return total / mask.sum(1, keepdim=True).clamp_min(1).to(total.dtype)
+        steps = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask * steps).amax(1)
+        pooled = hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)
+        if self._pooling == "projected":
+            model: Any = self.model
+            projected: Tensor = model.text_projection(pooled)
+            return projected
+        return pooled
 
 
 def _source(config: Language.Config, inputs: Specs) -> tuple[str, Spec]:
@@ -152,6 +179,19 @@ def _sizes(facts: Facts) -> PreTrainedConfig:
     held = dict(facts["config"])
     sizes: PreTrainedConfig = CONFIG_MAPPING[held.pop("model_type")].from_dict(held)
     return sizes
+
+
+def _pooling(config: Language.Config, sizes: PreTrainedConfig) -> str:
+    """What `pooled` is; raises SpecError for a projection that the encoder does not have."""
+    projects = isinstance(sizes, CLIPTextConfig)
+    if config.pooling == "projected" and not projects:
+        raise SpecError(
+            f"`{source_of(config)}` is a `{sizes.model_type}` model, which projects nothing; CLIP does",
+            field="pooling",
+            label="no projection",
+            help="use `mean`, `first` or `last`",
+        )
+    return config.pooling or ("projected" if projects else "mean")
 
 
 def _options(encoder: type[PreTrainedModel]) -> dict[str, Any]:

@@ -6,26 +6,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ...schemas.errors import DatasetError, SpecError, WeightsError
+from ...schemas.errors import DatasetError, SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Dim, Kind, Spec, Specs
 from ..base import Collator, Facts
+from ..embodiments import EMBODIMENT
+from ..pretrained import read_tokenizer
+from ..prompts import STATE, StateBins, StateRange, bins_of_robots, cleaned, fields
 from .default import stack
 
 _KEY = "task"
-_REMEMBERED = 10_000  # different instructions; a dataset has far fewer, a served policy may meet any number
+_REMEMBERED = (
+    10_000  # different prompts; a dataset has far fewer instructions, a served policy may meet any number
+)
 
 
 class LanguageCollator(Collator):
-    """Stacks like `default`, and adds `task.input_ids` and `task.attention_mask` (B, L) int64, padded on the right."""
+    """Stacks like `default`, and adds `task.input_ids` and `task.attention_mask` (B, L) int64.
+
+    What is tokenized is the prompt: the instruction, or a template that it fills. `task.key` holds B bytes strings,
+    equal where ids and mask are, by which a backbone can know a prompt again without looking at tensors.
+    """
 
     class Config(PartConfig):
         """Stack samples and turn their instruction into token ids."""
@@ -35,25 +41,41 @@ class LanguageCollator(Collator):
         tokenizer: str = Field(min_length=1)
         """Tokenizer on the Hugging Face hub, or directory: the one that the language backbone was trained with."""
         max_length: int = Field(default=32, ge=1)
-        """Most tokens of one instruction."""
+        """Most tokens of one prompt."""
         padding: Literal["max_length", "longest"] = "max_length"
-        """Length of every batch: always `max_length`, or that of its longest instruction."""
+        """Length of every batch: always `max_length`, or that of its longest prompt."""
+        padding_side: Literal["right", "left"] = "right"
+        """Where padding stands."""
         truncate: Literal["error", "end"] = "error"
-        """What happens to longer instructions: an error, or their end is cut off."""
+        """What happens to longer prompts: an error, or their end is cut off."""
+        prompt: str = Field(default="{task}", min_length=1)
+        """Template of the prompt: `{task}` is the instruction, `{state}` the last state in bins. pi0 reads `"{task}\\n"`, pi0.5 `"Task: {task}, State: {state};\\nAction: "`."""
+        task_text: Literal["as_is", "cleaned"] = "as_is"
+        """The instruction as it is, or in one line with spaces for underscores, as pi0 and pi0.5 read it."""
+        state_bins: int = Field(default=256, ge=2)
+        """Number of bins of each dimension of the state."""
+        state_range: StateRange = "q99"
+        """Statistics that -1 and 1 stand for before binning: 1st and 99th percentile, or minimum and maximum."""
+        append: list[str] = Field(default_factory=list)
+        """Tokens to add after the prompt, such as `["<eos>"]` where the tokenizer adds none."""
 
     def __init__(self, config: Config, facts: Facts, assets: Path | None = None) -> None:
         super().__init__(config, facts, assets)
-        self._tokenizer = _load(config.tokenizer if assets is None else str(assets))
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self._tokenizer = read_tokenizer(config.tokenizer if assets is None else str(assets))
+        self._ends = _ends(config, self._tokenizer)
+        self._bins = _bins(config, facts)
+        self._known: dict[str, tuple[Tensor, Tensor, bytes]] = {}
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
-        """Number of token ids; raises WeightsError where the tokenizer cannot be read."""
-        return {"vocab_size": len(_load(config.tokenizer))}
+        """Number of token ids; raises WeightsError where the tokenizer cannot be read, SpecError for unknown tokens."""
+        tokenizer = read_tokenizer(config.tokenizer)
+        _ends(config, tokenizer)
+        return {"vocab_size": len(tokenizer)}
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs and `task.input_ids` (B, L); raises SpecError where there is no `task`."""
+        """All inputs and `task.input_ids` (B, L); raises SpecError where the prompt asks for what is not there."""
         spec = inputs.get(_KEY)
         if spec is None or spec.kind is not Kind.TEXT:
             raise SpecError(
@@ -63,65 +85,102 @@ class LanguageCollator(Collator):
                 label=f"no `{_KEY}`",
                 help="use `collator: {type: default}`, or a dataset with instructions",
             )
+        if bins := _bins(config, facts):
+            state, width = inputs.get(STATE), max(robot.width for robot in bins)
+            if state is None or state.width != width:
+                problem = (
+                    "has none" if state is None else f"has {state}, and statistics of {width} dimensions"
+                )
+                raise SpecError(
+                    f"the prompt writes `{STATE}`, and the data {problem}",
+                    field="prompt",
+                    source=STATE,
+                    label=problem.removeprefix("has ") if state is not None else "no state",
+                    help="leave `{state}` out of the prompt, or use a dataset with states and their statistics",
+                )
         length: Dim = config.max_length if config.padding == "max_length" else "L"
         why = f"`{_KEY}` by {config.tokenizer}"
         return {**inputs, f"{_KEY}.input_ids": Spec(Kind.TOKEN_IDS, ("B", length), why, facts["vocab_size"])}
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        words = {"[PAD]": 0, "[UNK]": 1, "open": 2, "close": 3, "the": 4, "drawer": 5, "door": 6}
-        tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = Whitespace()
-        wrapper: Any = PreTrainedTokenizerFast
-        fast = wrapper(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-        fast.save_pretrained(str(directory / "tokenizer"))
-        return cls.Config(type="language", tokenizer=str(directory / "tokenizer"), max_length=16)
+        return cls.Config(type="language", tokenizer="policysmith/tiny", max_length=48, prompt="{task}\n")
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Samples (T, ...) -> batch (B, T, ...); raises DatasetError for an instruction that is too long."""
+        """Samples (T, ...) -> batch (B, T, ...); raises DatasetError for a prompt that is too long."""
         batch = stack(samples)
         if _KEY not in batch:
             raise DatasetError(f"`language` tokenizes `{_KEY}`, and the samples have none")
-        encoded = [self._encode(text) for text in batch[_KEY]]
-        ids, mask = (torch.stack(column) for column in zip(*encoded, strict=True))
+        encoded = [self._encode(self._prompt(sample)) for sample in samples]
+        ids, mask = torch.stack([row for row, _, _ in encoded]), torch.stack([row for _, row, _ in encoded])
         if self.config.padding == "longest":
             length = max(1, int(mask.sum(1).max()))
-            ids, mask = ids[:, :length], mask[:, :length]
-        return {**batch, f"{_KEY}.input_ids": ids, f"{_KEY}.attention_mask": mask}
+            kept = slice(length) if self.config.padding_side == "right" else slice(-length, None)
+            ids, mask = ids[:, kept], mask[:, kept]
+        return {
+            **batch,
+            f"{_KEY}.input_ids": ids,
+            f"{_KEY}.attention_mask": mask,
+            f"{_KEY}.key": [key for _, _, key in encoded],
+        }
 
     def save_assets(self, directory: Path) -> None:
         """Write the tokenizer's files."""
         self._tokenizer.save_pretrained(str(directory))
 
-    def _encode(self, text: str) -> tuple[Tensor, Tensor]:
-        """Ids and mask (max_length,) of one instruction."""
+    def _prompt(self, sample: Mapping[str, Any]) -> str:
+        task = cleaned(sample[_KEY]) if self.config.task_text == "cleaned" else sample[_KEY]
+        if not self._bins:
+            return str(self.config.prompt.format(task=task))
+        wanted = [STATE] if len(self._bins) == 1 else [STATE, EMBODIMENT]
+        for key in wanted:
+            if key not in sample:
+                raise DatasetError(f"the prompt asks for `{{state}}`, and the samples have no `{key}`")
+        write = self._bins[int(sample[EMBODIMENT]) if EMBODIMENT in wanted else 0]
+        return str(self.config.prompt.format(task=task, state=write(np.asarray(sample[STATE])[-1])))
+
+    def _encode(self, text: str) -> tuple[Tensor, Tensor, bytes]:
+        """Ids and mask (max_length,) of one prompt, and what they are known by."""
         if text not in self._known:
             config = self.config
-            ids = self._tokenizer(text).input_ids
+            ids = [*self._tokenizer(text).input_ids, *self._ends]
             if len(ids) > config.max_length:
                 if config.truncate == "error":
                     raise DatasetError(
-                        f"the instruction {text!r} has {len(ids)} tokens, more than `max_length: {config.max_length}`; "
+                        f"the prompt {text!r} has {len(ids)} tokens, more than `max_length: {config.max_length}`; "
                         f"set `max_length: {len(ids)}` or `truncate: end`"
                     )
-                ids = self._tokenizer(text, truncation=True, max_length=config.max_length).input_ids
+                most = max(config.max_length - len(self._ends), 1)
+                ids = self._tokenizer(text, truncation=True, max_length=most).input_ids
+                ids = [*ids, *self._ends][: config.max_length]
             spare = config.max_length - len(ids)
-            padding = self._tokenizer.pad_token_id or 0  # masked out; any id will do
+            padding = [self._tokenizer.pad_token_id or 0] * spare  # masked out; any id will do
+            shown, hidden = [1] * len(ids), [0] * spare
+            right = config.padding_side == "right"
+            row = torch.tensor(ids + padding if right else padding + ids)
+            mask = torch.tensor(shown + hidden if right else hidden + shown)
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[text] = (
-                torch.tensor(ids + [padding] * spare),
-                torch.tensor([1] * len(ids) + [0] * spare),
-            )
+            self._known[text] = (row, mask, torch.tensor(ids, dtype=torch.int32).numpy().tobytes())
         return self._known[text]
 
 
-def _load(source: str) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise WeightsError(
-            f"cannot read the tokenizer `{source}`: {reason} "
-            "(check the name, or download it where there is a network and give the directory)"
-        ) from error
+def _bins(config: LanguageCollator.Config, facts: Facts) -> list[StateBins]:
+    """What writes the state of each robot into the prompt, if it asks for it; raises SpecError without statistics."""
+    if "state" not in fields(config.prompt):
+        return []
+    return bins_of_robots(config.state_bins, config.state_range, facts.get("statistics", {}))
+
+
+def _ends(config: LanguageCollator.Config, tokenizer: Any) -> list[int]:
+    """Ids of the tokens to append; raises SpecError for one that the tokenizer does not have."""
+    known = tokenizer.get_vocab()
+    for position, token in enumerate(config.append):
+        if token not in known:
+            raise SpecError(
+                f"`{config.tokenizer}` has no token `{token}`",
+                field=f"append.{position}",
+                label="no such token",
+                help=f"its special tokens are: {', '.join(tokenizer.all_special_tokens) or 'none'}",
+            )
+    return [known[token] for token in config.append]

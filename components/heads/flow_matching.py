@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from ..noise_levels import BetaLevels, NoiseLevels
 from ..registry import NETWORKS
 
 Count = Annotated[int, Field(ge=1)]
+Level = TypeVar("Level", float, Tensor)
 
 
 class FlowMatching(ActionHead):
@@ -50,6 +51,8 @@ class FlowMatching(ActionHead):
         """Distribution of the noise levels that are trained."""
         repeats: Count = 1
         """Noises and levels drawn for each sample in training; the backbones run only once for all of them."""
+        padded_dims: Literal["zero", "noise"] = "zero"
+        """What the network sees in dimensions that a robot does not have; noise in pi0, SmolVLA and GR00T as published."""
         sampler: Literal["euler", "heun"] = "euler"
         """How the velocity is integrated; `heun` evaluates it twice a step and errs less."""
         steps: Count = 10
@@ -84,7 +87,7 @@ class FlowMatching(ActionHead):
             actions, is_pad = actions.repeat_interleave(repeats, 0), is_pad.repeat_interleave(repeats, 0)
         level, noise = self.draw(actions)
         at = level[:, None, None]
-        noisy = zero_padded(at * noise + (1.0 - at) * actions, features, repeats)
+        noisy = self._shown(at * noise + (1.0 - at) * actions, features, repeats)
         predicted = self.network(noisy, self._time(level), context, padded_steps(is_pad))
         forward = noise - actions if self.config.noise_at == 1 else actions - noise
         target = forward if self.config.predicts == "velocity" else actions
@@ -113,16 +116,20 @@ class FlowMatching(ActionHead):
         levels = self.config.levels.draw(len(actions), actions.device)
         return levels, torch.randn_like(actions, dtype=torch.float32)
 
-    def _time(self, level: Tensor) -> Tensor:
-        """The time (B,) that the network is told at a noise level (B,)."""
+    def _time(self, level: Level) -> Level:
+        """The time that the network is told at a noise level."""
         return level if self.config.noise_at == 1 else 1.0 - level
+
+    def _shown(self, chunk: Tensor, features: Mapping[str, Feature], repeats: int = 1) -> Tensor:
+        """The chunk (B * repeats, H, A) as the network sees it."""
+        return chunk if self.config.padded_dims == "noise" else zero_padded(chunk, features, repeats)
 
     def _slope(
         self, chunk: Tensor, level: float, context: Context, features: Mapping[str, Feature]
     ) -> Tensor:
         """dx/ds (B, H, A) at a chunk (B, H, A) and a noise level above 0."""
-        levels = torch.full((len(chunk),), level, device=chunk.device)
-        predicted: Tensor = self.network(zero_padded(chunk, features), self._time(levels), context)
+        time = torch.full((len(chunk),), self._time(level), device=chunk.device)
+        predicted: Tensor = self.network(self._shown(chunk, features), time, context)
         if self.config.predicts == "action":
             return (chunk - predicted) / level
         return predicted if self.config.noise_at == 1 else -predicted

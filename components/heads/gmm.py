@@ -18,8 +18,8 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..draws import categorical, normal
 from ..features import action_spec, chunk_size, masked_mean, padded_steps
+from ..flattening import Tokens, joined, sizes_of
 from ..layers import Activation, mlp
-from ..vectors import Tokens, joined, sizes_of
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]

@@ -9,15 +9,16 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
 from ...schemas.part import HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
+from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, masked_mean
-from ..layers import Activation, mlp
-from ..vectors import Tokens, joined, sizes_of
+from ..flattening import Tokens, joined, sizes_of
+from ..layers import Activation, CategoryMlp, mlp
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -44,6 +45,8 @@ class MlpHead(ActionHead):
         """Dropout rate after each hidden layer."""
         tokens: Tokens = "flatten"
         """How tokens become one vector: all side by side (keeps where things are in an image), or their mean."""
+        per_embodiment: bool = False
+        """Whether each robot has first and last layers of its own; for data of several robots."""
         in_dim: Width | None = None
         """Expected number of input features; by default what the inputs give. A different number is an error."""
 
@@ -52,11 +55,18 @@ class MlpHead(ActionHead):
         self._sizes = sizes_of(inputs, config.tokens)
         self._horizon, self._action_dim = chunk_size(inputs)
         sizes = [sum(self._sizes.values()), *config.hidden, self._horizon * self._action_dim]
-        self.layers = mlp(sizes, config.activation, config.dropout)
+        self.layers: nn.Module
+        if config.per_embodiment:
+            robots = required_embodiments(inputs, "per_embodiment")
+            self.layers = CategoryMlp(robots, sizes, config.activation, config.dropout)
+        else:
+            self.layers = mlp(sizes, config.activation, config.dropout)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError for another number of input features than `in_dim`."""
+        """`action` (B, H, A); raises SpecError for another number of input features than `in_dim`, and for one robot alone."""
+        if config.per_embodiment:
+            required_embodiments(inputs, "per_embodiment")
         sizes = sizes_of(inputs, config.tokens)
         total = sum(sizes.values())
         if config.in_dim is not None and config.in_dim != total:
@@ -88,5 +98,6 @@ class MlpHead(ActionHead):
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """The predicted chunk (B, H, A); it is the same for every generator."""
         weight = next(self.parameters())
-        predicted: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, weight.dtype))
+        ids = [features[EMBODIMENT].values] if self.config.per_embodiment else []
+        predicted: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, weight.dtype), *ids)
         return predicted.reshape(-1, self._horizon, self._action_dim)

@@ -14,8 +14,9 @@ from ...schemas.errors import SpecError
 from ...schemas.part import NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
+from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, features_of
-from ..layers import Attention, joined_mask, mlp, sinusoids, zero
+from ..layers import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -45,6 +46,8 @@ class Dit(Network):
         """Hidden size of the feed-forward layers, in token sizes."""
         dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
         """Dropout rate in the feed-forward layers."""
+        per_embodiment: bool = False
+        """Whether each robot has weights of its own to read and to write actions; for data of several robots."""
         conditioning: Literal["cross_attention", "in_context"] = "cross_attention"
         """How actions see features: by attention of their own in every layer, or as tokens of the same sequence."""
 
@@ -63,18 +66,21 @@ class Dit(Network):
             count = spec.dims[1] if spec.kind is Kind.TOKENS else 1
             if isinstance(count, int):
                 self.positions[name] = nn.Parameter(torch.randn(1, count, width) * 0.02)
-        self.action_in = nn.Linear(action_dim, width)
+        robots = required_embodiments(inputs, "per_embodiment") if config.per_embodiment else None
+        self.action_in = _linear(robots, action_dim, width)
         self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.02)
         self.time = mlp([width, width, width], "silu")
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = zero(nn.Linear(width, 2 * width))
-        self.action_out = zero(nn.Linear(width, action_dim))
+        self.action_out = zero(_linear(robots, width, action_dim))
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError where the heads cannot share the width."""
+        """`action` (B, H, A); raises SpecError where the heads cannot share the width, or robots are not told apart."""
         features_of(inputs)
+        if config.per_embodiment:
+            required_embodiments(inputs, "per_embodiment")
         if config.width % config.heads or config.width % 2:
             raise SpecError(
                 f"a width of {config.width} cannot be shared by {config.heads} heads",
@@ -89,7 +95,10 @@ class Dit(Network):
         return cls.Config(type="dit", width=32, depth=2, heads=2)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:
-        """All features as one sequence, `tokens` (B, M, D), with its `mask` (B, M) unless every token is valid."""
+        """All features as one sequence, `tokens` (B, M, D), with its `mask` (B, M) unless every token is valid.
+
+        Where robots have weights of their own, also `embodiment` (B,).
+        """
         dtype = self.action_in.weight.dtype
         parts = []
         for key, name in self._keys.items():
@@ -99,12 +108,16 @@ class Dit(Network):
             parts.append((tokens, features[key].mask))
         mask = joined_mask(*parts)
         tokens = torch.cat([tokens for tokens, _ in parts], dim=1)
-        return {"tokens": tokens} if mask is None else {"tokens": tokens, "mask": mask}
+        context = {"tokens": tokens} if mask is None else {"tokens": tokens, "mask": mask}
+        if self.config.per_embodiment:
+            context[EMBODIMENT] = features[EMBODIMENT].values
+        return context
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
         """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
         dtype, seen, mask = self.action_in.weight.dtype, context["tokens"], context.get("mask")
-        tokens = self.action_in(chunk.to(dtype)) + self.action_positions
+        robots = [context[EMBODIMENT]] if self.config.per_embodiment else []
+        tokens = self.action_in(chunk.to(dtype), *robots) + self.action_positions
         condition = self.time(sinusoids(time, self.config.width, self._time_scale).to(dtype))
         condition = nn.functional.silu(condition)
         valid = None
@@ -116,8 +129,16 @@ class Dit(Network):
         for block in self.blocks:
             tokens = block(tokens, valid, condition, seen, mask)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        out: Tensor = self.action_out(self.norm(tokens[:, -self._horizon :]) * (1.0 + scale) + shift)
+        modulated = self.norm(tokens[:, -self._horizon :]) * (1.0 + scale) + shift
+        out: Tensor = self.action_out(modulated, *robots)
         return out.float()
+
+
+def _linear(robots: int | None, in_features: int, out_features: int) -> nn.Linear | CategoryLinear:
+    """A linear layer, one for each robot where their number is given."""
+    if robots is None:
+        return nn.Linear(in_features, out_features)
+    return CategoryLinear(robots, in_features, out_features)
 
 
 class Block(nn.Module):

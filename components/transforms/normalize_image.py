@@ -13,13 +13,7 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Facts
-from ..images import ImageTransform, ImageTransformConfig
-
-_STATS = {
-    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
-    "zero_one": ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
-}
+from ..images import STATISTICS, ImageTransform, ImageTransformConfig
 
 Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
 PositiveRgb = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=3, max_length=3)]
@@ -33,8 +27,8 @@ class NormalizeImage(ImageTransform):
 
         type: Literal["normalize_image"]
         """Turn images into normalised floats."""
-        stats: Literal["imagenet", "half", "zero_one"] = "imagenet"
-        """`imagenet` is the mean and deviation of ImageNet, `half` maps to [-1, 1], `zero_one` to [0, 1]."""
+        stats: Literal["imagenet", "clip", "half", "zero_one"] = "imagenet"
+        """`imagenet` and `clip` are the means and deviations of these data, `half` maps to [-1, 1], `zero_one` to [0, 1]."""
         mean: Rgb | None = None
         """Mean of each channel, for images in [0, 1], instead of `stats`."""
         std: PositiveRgb | None = None
@@ -61,8 +55,13 @@ class NormalizeImage(ImageTransform):
                     label="again",
                     help="remove one of the two, or give each its own images under `keys`",
                 )
-        becomes = Range.UNIT if _constants(config) == _STATS["zero_one"] else Range.NORMALISED
-        return {**inputs, **{key: replace(spec, range=becomes) for key, spec in images.items()}}
+        mean, std = _constants(config)
+        becomes = Range.UNIT if (mean, std) == STATISTICS["zero_one"] else Range.NORMALISED
+        taken = (tuple(mean), tuple(std))
+        return {
+            **inputs,
+            **{key: replace(s, range=becomes, normalised_by=taken) for key, s in images.items()},
+        }
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
@@ -83,4 +82,4 @@ def _constants(config: NormalizeImage.Config) -> tuple[list[float], list[float]]
     """Mean and deviation of each channel."""
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
-    return _STATS[config.stats]
+    return STATISTICS[config.stats]

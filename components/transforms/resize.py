@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images import ImageTransform, ImageTransformConfig, Size, height_width
+from ..images import ImageTransform, ImageTransformConfig, Size, height_width, scaled
 
 
 class Resize(ImageTransform):
@@ -40,13 +38,4 @@ class Resize(ImageTransform):
 
     def apply_to(self, images: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> (B, T, 3, h, w)."""
-        size = height_width(self.config.size)
-        if images.shape[-2:] == size:
-            return images
-        flat = images.flatten(0, 1)
-        if images.dtype == torch.uint8 and images.device.type != "cpu":
-            resized = F.interpolate(flat.float(), size, mode="bilinear", antialias=True)
-            resized = resized.round_().clamp_(0.0, 255.0).to(torch.uint8)
-        else:  # the CPU has its own, several times faster, kernel for bytes
-            resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
-        return resized.reshape(*images.shape[:3], *size)
+        return scaled(images, height_width(self.config.size))

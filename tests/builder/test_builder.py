@@ -153,6 +153,6 @@ def test_the_versions_of_plugins_that_own_parts_are_noted(
 def test_statistics_are_those_of_the_training_episodes(tiny: dict[str, Any]) -> None:
     whole = Builder.from_recipe(tiny)
     split = whole.override({"data.validation": 0.25})
-    assert split._data.validation
+    assert split._data.sources[0].validation
     assert split._data.statistics["action"]["count"] < whole._data.statistics["action"]["count"]
     assert split.build().config.statistics == split._data.statistics

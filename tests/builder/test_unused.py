@@ -54,7 +54,12 @@ def test_they_are_shown(tokens: dict[str, Any], to_yaml: Any, capsys: pytest.Cap
     "changes",
     [
         {},
-        {"policy.head": {"type": "flow_matching", "width": 32, "depth": 2, "heads": 2}},
+        {
+            "policy.head": {
+                "type": "flow_matching",
+                "network": {"type": "dit", "width": 32, "depth": 2, "heads": 2},
+            }
+        },
         {"policy.head": {"type": "mlp", "reads": ["vision.tokens", "proprio"]}},
         {"policy.backbones.vision": CONVNEXT},
         {"policy.backbones.vision": {"type": "timm", "name": "test_vit"}, "transforms.1.size": 160},

@@ -14,7 +14,6 @@ from policysmith.builder import Builder
 from policysmith.builder.wiring import Parts, WiringError, wire
 from policysmith.components.backbones.mlp import MlpBackbone
 from policysmith.components.base import Feature
-from policysmith.components.heads.flow_matching import FlowMatching
 from policysmith.components.heads.mlp import MlpHead
 from policysmith.components.registry import BACKBONES, COLLATORS
 from policysmith.schemas.diagnostics import Diagnostic
@@ -100,7 +99,7 @@ def test_tokens_asked_of_a_backbone_that_has_none(wrong: Wrong, monkeypatch: pyt
         "specs",
         lambda config, inputs, facts: {"pooled": original(config, inputs, facts)["pooled"]},
     )
-    monkeypatch.setattr(MlpHead, "accepts", ("tokens",))
+    monkeypatch.setattr(MlpHead, "accepts", (Kind.TOKENS,))
     (finding,) = wrong({})
     assert "head `mlp` reads tokens, but backbone `proprio` publishes pooled" in finding.message
     ((_, label),) = finding.related
@@ -108,7 +107,7 @@ def test_tokens_asked_of_a_backbone_that_has_none(wrong: Wrong, monkeypatch: pyt
 
 
 def test_an_output_that_the_head_cannot_read(wrong: Wrong, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MlpHead, "accepts", ("pooled",))
+    monkeypatch.setattr(MlpHead, "accepts", (Kind.POOLED,))
     (finding,) = wrong({"policy.head.reads": ["vision.tokens", "proprio"]})
     assert finding.span.text == '"vision.tokens"'
     assert "cannot read `tokens`" in finding.message
@@ -232,6 +231,17 @@ def test_more_executed_than_predicted(wrong: Wrong) -> None:
     (finding,) = wrong({"policy.execute": 5})
     assert finding.span.text == "5"
     assert [span.text for span, _ in finding.related] == ["4"]
+
+
+def test_actions_of_the_past_are_not_executed(wrong: Wrong) -> None:
+    (finding,) = wrong({"policy.execute": 4, "data.past_actions": 1})
+    assert (
+        finding.message
+        == "`policy.execute`: cannot execute 4 actions of a chunk of 4, of which 1 lies in the past"
+    )
+    (finding,) = wrong({"data.past_actions": 4})
+    assert finding.message == "`data.past_actions`: of a chunk of 4 actions, 4 were done before now"
+    assert finding.span.text == "4"
 
 
 @pytest.mark.parametrize("executed", [None, 2])
@@ -379,7 +389,7 @@ def test_reads_name_each_backbone_once_or_are_refused(widths: dict[str, int], re
 def test_a_head_takes_the_output_that_it_likes_best() -> None:
     assert list(wire(recipe_parts({"a": 4}, None), OBSERVATIONS, {}).features) == ["a.pooled"]
     flow = wire(recipe_parts({"a": 4}, None, "flow_matching"), OBSERVATIONS, {})
-    assert list(flow.features) == [f"a.{FlowMatching.accepts[0]}"]
+    assert list(flow.features) == ["a.tokens"]
 
 
 def test_collators_are_wired_before_backbones(tmp_path: Any) -> None:

@@ -28,6 +28,7 @@ FEATURES = {
     "action": SPECS["action"],
 }
 OF_MODELS = {
+    "model.queries": Spec(Kind.TOKENS, ("B", 8, 12)),
     "model.layers": Spec(Kind.LAYERS, ("B", 2, 6, 12)),
     "model.key_values": Spec(Kind.KEY_VALUES, ("B", 2, 2, 1, 6, 8), rope=10_000.0),
 }
@@ -63,12 +64,14 @@ def _features(size: int = 3, device: str = "cpu", seed: int = 0, dtype: torch.dt
     random = torch.Generator().manual_seed(seed)
     tokens = torch.randn(size, 6, 10, generator=random).to(device, dtype)
     pooled = torch.randn(size, 7, generator=random).to(device, dtype)
+    queries = torch.randn(size, 8, 12, generator=random).to(device, dtype)
     layers = torch.randn(size, 2, 6, 12, generator=random).to(device, dtype)
     key_values = torch.randn(size, 2, 2, 1, 6, 8, generator=random).to(device, dtype)
     mask = (torch.arange(6) < torch.arange(3, 3 + size)[:, None]).to(device)
     return {
         "vision.tokens": Feature(tokens, mask),
         "state.pooled": Feature(pooled),
+        "model.queries": Feature(queries),
         "model.layers": Feature(layers, mask),
         "model.key_values": Feature(key_values, mask, mask.sum(1)),
     }

@@ -17,8 +17,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from policysmith.components import lora
 from policysmith.components.base import Feature
 from policysmith.components.heads.flow_matching import FlowMatching
+from policysmith.components.recomputation import recompute
 from policysmith.components.registry import (
     BACKBONES,
     COLLATORS,
@@ -29,7 +31,8 @@ from policysmith.components.registry import (
     TRANSFORMS,
 )
 from policysmith.schemas.errors import SpecError
-from policysmith.schemas.specs import FEATURES
+from policysmith.schemas.part import LoraSection
+from policysmith.schemas.specs import FEATURES, Kind, Range, Spec
 
 PARTS = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
 MODULES = [(kind, name) for kind, name in PARTS if kind != "collators"]
@@ -47,7 +50,10 @@ class Built:
         if kind == "networks":
             self.whole = FlowMatching
             self.whole_config = FlowMatching.Config(type="flow_matching", network=self.config, steps=4)
-        self.facts = {**self.cls.facts(self.config), **(world.facts if kind == "transforms" else {})}
+        self.facts = {
+            **self.cls.facts(self.config),
+            **(world.facts if kind in ("transforms", "collators") else {}),
+        }
         self.inputs = self._inputs()
         if self.is_head:
             self.facts |= self.whole.fit(self.whole_config, self.inputs, self.facts, self._chunks)
@@ -59,9 +65,11 @@ class Built:
     def _inputs(self) -> dict[str, Any]:
         given: dict[str, Any] = self.world.every_feature
         if self.is_head:
-            kinds = self.whole.kinds(self.whole_config)
+            kinds, named = self.whole.kinds(self.whole_config), self.whole_config.reads
             return {
-                key: spec for key, spec in given.items() if spec.kind in kinds or spec.kind not in FEATURES
+                key: spec
+                for key, spec in given.items()
+                if spec.kind not in FEATURES or (spec.kind in kinds and (named is None or key in named))
             }
         if self.kind == "necks":
             named = [entry for role in self.cls.roles for entry in getattr(self.config, role) or ()]
@@ -212,6 +220,26 @@ def test_gradients_reach_every_parameter(built: Built) -> None:
     # DETR decoder mixes values that are all the same
     idle = re.compile(r"(.*\.)?(key|k_proj)\.bias|decoder\.layers\.0\.attention\..*")
     assert [name for name in dead if not idle.fullmatch(name)] == []
+
+
+@every(WEIGHTED)
+def test_blocks_compile_each_as_one_graph(built: Built) -> None:
+    part = built.make().eval()
+    randomise(part)
+    blocks, graphs = part.repeated_blocks(), []
+    if not blocks:
+        pytest.skip("the part repeats no layer")
+    expected = built.run(part)
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    for block in blocks:
+        block.compile(fullgraph=True, backend=backend)
+    assert_equal(expected, built.run(part))
+    assert graphs
 
 
 @every(WEIGHTED)
@@ -372,6 +400,93 @@ def test_backbone_reads_what_it_says_and_nothing_else(built: Built) -> None:
         assert torch.equal(feature.values, part(batch, tuple(built.specs()))[key].values)
 
 
+@of(BACKBONES)
+@pytest.mark.parametrize("adapted", [False, True], ids=["frozen in part", "adapted"])
+def test_gradients_reach_all_that_trains_and_nothing_else(built: Built, adapted: bool) -> None:
+    part = built.make()
+    skip_without_weights(part)
+    if adapted:
+        layers = list(lora.adaptable(part))
+        lora.adapt(part, LoraSection(rank=2, targets=layers))
+        assert lora.count(part) == len(layers)
+    else:
+        for index, parameter in enumerate(part.parameters()):
+            parameter.requires_grad_(index % 2 == 0)
+    trains = {name for name, parameter in part.named_parameters() if parameter.requires_grad}
+    randomise(part)
+    sum((value**2).mean() for value in built.run(part).values()).backward()  # type: ignore[union-attr]
+    reached = {name for name, p in part.named_parameters() if p.grad is not None and (p.grad != 0).any()}
+    assert {name for name in trains - reached if not name.endswith(("key.bias", "k_proj.bias"))} == set()
+    assert reached <= trains
+
+
+@of(BACKBONES)
+def test_layers_computed_again_give_the_same(built: Built) -> None:
+    plain, again = built.make().train(), built.make().train()
+    try:
+        recompute(again)
+    except SpecError as error:
+        pytest.skip(f"it says that it cannot: {error}")
+    results = []
+    for part in (plain, again):
+        calls: list[str] = []
+        for name, module in part.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name, calls=calls: calls.append(name))
+        outputs = built.run(part)
+        forward = len(calls)
+        sum((value**2).mean() for value in outputs.values()).backward()  # type: ignore[union-attr]
+        assert (len(calls) > forward) == (part is again)
+        results.append(outputs | {name: p.grad for name, p in part.named_parameters() if p.grad is not None})
+    assert_equal(*results)
+
+
+# --- necks -------------------------------------------------------------------------------------------------------
+
+
+def of_valid(published: dict[str, Feature]) -> dict[str, Tensor]:
+    """The values of outputs, without those of masked tokens."""
+    return {
+        key: feature.values
+        if feature.mask is None
+        else feature.values.masked_fill(~feature.mask[..., None], 0.0)
+        for key, feature in published.items()
+    }
+
+
+@of(NECKS)
+def test_masked_tokens_have_no_influence_on_a_neck(built: Built) -> None:
+    part, features, outputs = built.make().eval(), built.features(), tuple(built.specs())
+    randomise(part)
+    if all(feature.mask is None for feature in features.values()):
+        pytest.skip("nothing that it reads has a mask")
+    whole, hidden, shown = (
+        of_valid(part({key: masked_where(f, change, hides) for key, f in features.items()}, outputs))
+        for change, hides in (
+            (lambda v: v, True),
+            (lambda v: v * 0 + 50.0, True),
+            (lambda v: 2 * v + 1, False),
+        )
+    )
+    assert_equal(whole, hidden)
+    assert all(not torch.equal(value, shown[key]) for key, value in whole.items())
+
+
+@of(NECKS)
+def test_a_neck_without_a_valid_token_is_finite(built: Built) -> None:
+    part, outputs = built.make(), tuple(built.specs())
+    randomise(part)
+    some = (torch.arange(3) > 0)[:, None]
+    features = {
+        key: feature if feature.mask is None else dataclasses.replace(feature, mask=feature.mask & some)
+        for key, feature in built.features().items()
+    }
+    published = part(features, outputs)
+    assert all(feature.values.isfinite().all() for feature in published.values())
+    if list(part.parameters()):
+        sum((value**2).sum() for value in of_valid(published).values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad.isfinite().all() for p in part.parameters() if p.grad is not None)
+
+
 # --- heads -------------------------------------------------------------------------------------------------------
 
 
@@ -440,7 +555,7 @@ def test_masked_tokens_have_no_influence(built: Built) -> None:
     for change in (
         lambda values: values,
         lambda values: torch.full_like(values, 50.0),
-        lambda values: 2 * values + 1,
+        lambda values: values.flip(-1),
     ):
         torch.manual_seed(5)
         hides = len(variants) < 2
@@ -450,7 +565,7 @@ def test_masked_tokens_have_no_influence(built: Built) -> None:
         variants.append((loss, part.sample(changed, torch.Generator().manual_seed(0))))
     assert torch.equal(variants[0][0], variants[1][0])
     assert torch.equal(variants[0][1], variants[1][1])
-    assert not torch.equal(variants[0][1], variants[2][1])
+    assert not (torch.equal(variants[0][0], variants[2][0]) and torch.equal(variants[0][1], variants[2][1]))
 
 
 def masked_where(feature: Feature, change: Any, hidden: bool) -> Feature:
@@ -516,14 +631,33 @@ def test_one_batch_is_learned_by_heart(built: Built) -> None:
 # --- transforms --------------------------------------------------------------------------------------------------
 
 
+def published(built: Built) -> dict[str, Spec]:
+    """Specs of what a transform gives, for normalised vectors where it takes no others."""
+    try:
+        return built.specs()
+    except SpecError as error:
+        if error.trait != "range":
+            raise
+    vectors = (Kind.STATE, Kind.ACTION)
+    normal = {
+        k: dataclasses.replace(s, range=Range.NORMALISED)
+        for k, s in built.inputs.items()
+        if s.kind in vectors
+    }
+    inputs = {**built.inputs, **normal}
+    return built.cls.specs(built.config, inputs, built.facts)  # type: ignore[no-any-return]
+
+
 @of(TRANSFORMS)
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_transform_publishes_real_shapes(built: Built, device: str, training: bool) -> None:
     part = built.make(device).train(training)
-    specs = built.specs()
-    assert specs.keys() == built.inputs.keys()
+    specs, given = published(built), built.world.batch()
     outputs = built.run(part, 3, device)
+    assert {k for k, spec in specs.items() if spec.kind is not Kind.TEXT} <= outputs.keys()
+    assert not (built.inputs.keys() - specs.keys()) & outputs.keys()
+    assert all(key.startswith("action_") for key in outputs.keys() - specs.keys() - given.keys())
     for key, value in outputs.items():
         if key in specs:
             assert tuple(value.shape) == (3, *specs[key].dims[1:]), key
@@ -554,17 +688,31 @@ def test_transform_passes_over_absent_keys_and_carries_others(built: Built) -> N
     assert part({}) == {}
     extra = object()
     assert part({"meta": extra})["meta"] is extra
-    batch = built.world.batch()
-    assert part(batch).keys() == batch.keys()
-    assert part({"observation.state": batch["observation.state"]}).keys() == {"observation.state"}
+    state = {"observation.state": built.world.batch()["observation.state"]}
+    expected = {key for key in published(built) if key.startswith("observation.") and "images" not in key}
+    assert {key for key in part(state) if not key.startswith("action_")} == expected
 
 
 @of(TRANSFORMS)
-def test_transform_is_undone_for_actions(built: Built) -> None:
-    part, batch = built.make().train(), built.world.batch()
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_transform_is_undone_for_actions(built: Built, training: bool) -> None:
+    part, batch = built.make().train(training), built.world.batch()
     back = part.inverse(part(batch))
     torch.testing.assert_close(back["action"], batch["action"], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(back["observation.state"], batch["observation.state"], atol=1e-5, rtol=1e-5)
+    if not training:  # the noise of training is not undone
+        torch.testing.assert_close(
+            back["observation.state"], batch["observation.state"], atol=1e-5, rtol=1e-5
+        )
+    part.eval()
+    deployed = part({k: v for k, v in batch.items() if not k.startswith("action")})
+    back = part.inverse({**deployed, "action": part(batch)["action"]})
+    torch.testing.assert_close(back["action"], batch["action"], atol=1e-5, rtol=1e-5)
+
+
+@of(TRANSFORMS)
+def test_transform_names_only_keys_that_there_are(built: Built) -> None:
+    for keys in (built.cls.needs(built.config, built.inputs), built.cls.measures(built.config, built.inputs)):
+        assert {*keys} <= built.inputs.keys()
 
 
 @of(TRANSFORMS)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -15,6 +19,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextModel,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
 )
@@ -57,7 +62,9 @@ def save(kind: str, directory: Path) -> Any:
     vision = {**text, "image_size": 16, "patch_size": 8}
     vision.pop("vocab_size")
     CLIPModel(
-        CLIPConfig(text_config={**text, "max_position_embeddings": 8}, vision_config=vision)
+        CLIPConfig(
+            text_config={**text, "max_position_embeddings": 8, "eos_token_id": 31}, vision_config=vision
+        )
     ).save_pretrained(directory)
     return CLIPTextModel.from_pretrained(directory).eval()
 
@@ -81,8 +88,149 @@ def test_encoder_gives_what_transformers_gives(kind: str, tmp_path: Path) -> Non
     ).last_hidden_state
     torch.testing.assert_close(out["tokens"].values, hidden)
     assert torch.equal(out["tokens"].mask, batch["task.attention_mask"].bool())
-    expected = torch.stack([hidden[0, :3].mean(0), hidden[1].mean(0)])
-    torch.testing.assert_close(out["pooled"].values, expected)
+    mean = torch.stack([hidden[0, :3].mean(0), hidden[1].mean(0)])
+    if kind != "clip":
+        torch.testing.assert_close(out["pooled"].values, mean)
+    else:
+        mean_of_clip = build(tmp_path, pooling="mean")(batch, ("pooled",))["pooled"].values
+        torch.testing.assert_close(mean_of_clip, mean)
+
+
+def test_clip_pools_as_it_compares_texts_with_images(tmp_path: Path) -> None:
+    save("clip", tmp_path)
+    whole, part, batch = CLIPModel.from_pretrained(tmp_path).eval(), build(tmp_path), text_batch()
+    end = whole.config.text_config.eos_token_id
+    batch["task.input_ids"][0, 2], batch["task.input_ids"][1, 5] = end, end
+    expected = whole.get_text_features(
+        input_ids=batch["task.input_ids"], attention_mask=batch["task.attention_mask"]
+    ).pooler_output
+    found = part(batch, ("pooled",))["pooled"].values
+    torch.testing.assert_close(found, expected)
+    specs = Language.specs(part.config, ids(), Language.facts(part.config))
+    assert specs["pooled"].dims == ("B", 512) == ("B", found.shape[1])
+    assert specs["tokens"].dims == ("B", 6, 16)
+    last = build(tmp_path, pooling="last")(batch, ("pooled",))["pooled"].values
+    torch.testing.assert_close(whole.text_projection(last), expected)
+
+
+def test_only_clip_projects(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    with pytest.raises(SpecError, match="is a `bert` model, which projects nothing") as caught:
+        build(tmp_path, pooling="projected")
+    assert caught.value.field == "pooling"
+
+
+def test_padding_may_stand_on_the_left(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    part, batch = build(tmp_path, pooling="last"), text_batch()
+    left = {**batch, "task.attention_mask": batch["task.attention_mask"].flip(1)}
+    out = part(left, ("tokens", "pooled"))
+    torch.testing.assert_close(out["pooled"].values, out["tokens"].values[:, -1])
+
+
+# --- an encoder that rests -----------------------------------------------------------------------------------------
+
+
+def resting(directory: Path, **options: Any) -> tuple[Language, list[int]]:
+    """A frozen encoder, and how many prompts it reads at a time."""
+    part, sizes = build(directory, **options).requires_grad_(False), []
+    part.model.register_forward_pre_hook(
+        lambda _, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    return part, sizes
+
+
+def keyed(batch: dict[str, Any]) -> dict[str, Any]:
+    rows = zip(batch["task.input_ids"], batch["task.attention_mask"], strict=True)
+    return {**batch, "task.key": [row.numpy().tobytes() + mask.numpy().tobytes() for row, mask in rows]}
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "clip"])
+def test_a_frozen_encoder_reads_each_prompt_once(kind: str, tmp_path: Path) -> None:
+    save(kind, tmp_path)
+    (part, sizes), batch = resting(tmp_path), keyed(text_batch())
+    repeated = {
+        key: [*value, *value] if isinstance(value, list) else torch.cat([value, value])
+        for key, value in batch.items()
+    }
+    first = part(repeated, ("pooled", "tokens"))
+    assert sizes == [1, 1]
+    again = part(repeated, ("pooled", "tokens"))
+    assert sizes == [1, 1]
+    without = part({key: value for key, value in repeated.items() if key != "task.key"}, ("pooled", "tokens"))
+    assert sizes == [1, 1, 4]
+    for name in ("pooled", "tokens"):
+        assert torch.equal(first[name].values, again[name].values)
+        torch.testing.assert_close(first[name].values, without[name].values)
+    assert torch.equal(first["tokens"].mask, without["tokens"].mask)
+
+
+def test_what_is_remembered_is_never_stale(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    (part, sizes), batch = resting(tmp_path), keyed(text_batch())
+    before = part(batch, ("pooled",))["pooled"].values
+    changes = [
+        lambda: part.load_state_dict({key: value + 0.1 for key, value in part.state_dict().items()}),
+        lambda: part.model.embeddings.word_embeddings.weight.mul_(1.5),
+        lambda: part.to(torch.bfloat16),
+        lambda: part.load_pretrained(),
+    ]
+    for change in changes:
+        with torch.no_grad():
+            change()
+        sizes.clear()
+        after = part(batch, ("pooled",))["pooled"].values
+        assert sizes == [1, 1]
+        assert not torch.equal(before, after)
+        before = after
+    other = {**batch, "task.input_ids": batch["task.input_ids"].flip(0)}
+    swapped = part(keyed({key: value for key, value in other.items() if key != "task.key"}), ("pooled",))
+    assert sizes == [1, 1, 1, 1]
+    assert not torch.equal(swapped["pooled"].values, before)
+
+
+def test_an_encoder_that_trains_remembers_nothing(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    (part, sizes), batch = resting(tmp_path), keyed(text_batch())
+    next(part.parameters()).requires_grad_(True)
+    part(batch, ("pooled",))
+    part.requires_grad_(False).train()
+    part(batch, ("pooled",))
+    assert sizes == [2, 2]
+
+
+def test_memory_is_bounded_and_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save("bert", tmp_path)
+    (part, sizes), batch = resting(tmp_path), keyed(text_batch())
+    monkeypatch.setattr("policysmith.components.remembered._MOST", 1)
+    first = part(batch, ("pooled",))["pooled"].values
+    assert torch.equal(first, part(batch, ("pooled",))["pooled"].values)
+    assert sizes == [1, 1, 1]
+    assert len(part._remembered._rows) == 1
+    assert copy.deepcopy(part)._remembered._rows == {}
+    assert torch.equal(first, copy.deepcopy(part)(batch, ("pooled",))["pooled"].values)
+
+
+def test_what_inference_remembered_serves_training(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    (part, _), batch = resting(tmp_path), keyed(text_batch())
+    with torch.inference_mode():
+        part(batch, ("pooled",))
+    scale = torch.ones(1, requires_grad=True)
+    (part(batch, ("pooled",))["pooled"].values * scale).sum().backward()
+    assert scale.grad is not None
+
+
+def test_architecture_starts_from_random_weights(tmp_path: Path) -> None:
+    save("bert", tmp_path)
+    config = Language.Config(type="language", architecture=str(tmp_path))
+    part = Language(config, ids(), Language.facts(config))
+    before = copy.deepcopy(part.state_dict())
+    part.load_pretrained()
+    assert all(torch.equal(value, before[key]) for key, value in part.state_dict().items())
+    for given in ({}, {"architecture": str(tmp_path), "pretrained": str(tmp_path)}):
+        with pytest.raises(SpecError, match=r"needs a model|both given"):
+            Language.facts(Language.Config(type="language", **given))
 
 
 def test_pooling(tmp_path: Path) -> None:
@@ -119,7 +267,7 @@ def test_tokenizer_must_not_be_larger_than_the_embedding(tmp_path: Path) -> None
 
 def test_instructions_must_not_be_longer_than_the_encoder_reads(tmp_path: Path) -> None:
     save("bert", tmp_path)
-    with pytest.raises(SpecError, match=r"padded to 9 tokens, but .* reads at most 8") as caught:
+    with pytest.raises(SpecError, match=r"prompts are padded to 9 tokens, but .* reads at most 8") as caught:
         build(tmp_path, ids(length=9))
     assert "`max_length`" in caught.value.help
 
@@ -140,8 +288,21 @@ def test_an_image_model_is_no_text_encoder(tmp_path: Path) -> None:
 # --- collators ---------------------------------------------------------------------------------------------------
 
 
+def words(directory: Path) -> str:
+    """A tokenizer of seven words."""
+    known = {"[PAD]": 0, "[UNK]": 1, "open": 2, "close": 3, "the": 4, "drawer": 5, "door": 6}
+    tokenizer = Tokenizer(WordLevel(known, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    wrapper: Any = PreTrainedTokenizerFast
+    fast = wrapper(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(str(directory / "tokenizer"))
+    return str(directory / "tokenizer")
+
+
 def make(tmp_path: Path, **options: Any) -> LanguageCollator:
-    config = LanguageCollator.tiny(tmp_path).model_copy(update=options)
+    config = LanguageCollator.Config(
+        **{"type": "language", "tokenizer": words(tmp_path), "max_length": 16, **options}
+    )
     return LanguageCollator(config, LanguageCollator.facts(config))
 
 
@@ -180,6 +341,11 @@ def test_padding_to_the_longest(tmp_path: Path) -> None:
     part = make(tmp_path, padding="longest")
     batch = part([{"task": "open"}, {"task": "close the door"}])
     assert batch["task.input_ids"].tolist() == [[2, 0, 0], [3, 4, 6]]
+    left = make(tmp_path, padding="longest", padding_side="left")(
+        [{"task": "open"}, {"task": "close the door"}]
+    )
+    assert left["task.input_ids"].tolist() == [[0, 0, 2], [3, 4, 6]]
+    assert left["task.attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
     specs = part.specs(part.config, TASK, {"vocab_size": 7})
     assert specs["task.input_ids"].dims == ("B", "L")
     assert specs["task.input_ids"].vocab == 7

@@ -65,6 +65,7 @@ def test_report(
     assert section.files
     assert section.errors or os.environ.get("UPDATE_PAGES"), "the section has no `errors` block"
     for name, text in section.files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     if DATASETS.is_dir():
         (tmp_path / "datasets").symlink_to(DATASETS)

@@ -15,6 +15,8 @@ from policysmith.schemas.specs import Kind, Range, Spec
         Spec(Kind.IMAGE, ("B", 1, 3, 96, 96), "camera `top`", range=Range.BYTES),
         Spec(Kind.STATE, ("B", 1, 4), range=Range.NORMALISED),
         Spec(Kind.TOKEN_IDS, ("B", "L"), vocab=7),
+        Spec(Kind.TOKENS, ("B", 6, 8), grid=(1, 2, 3)),
+        Spec(Kind.IMAGE, ("B", 1, 3, 8, 8), normalised_by=((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))),
     ],
 )
 def test_round_trip(spec: Spec) -> None:

@@ -15,7 +15,8 @@ from policysmith.builder import Builder, RecipePolicy
 from policysmith.components.heads.mlp import MlpHead
 
 Batches = Callable[..., dict[str, Any]]
-FLOW = {"type": "flow_matching", "width": 16, "depth": 1, "heads": 2, "steps": 3}
+DIT = {"type": "dit", "width": 16, "depth": 1, "heads": 2}
+FLOW = {"type": "flow_matching", "network": DIT, "steps": 3}
 
 
 def build(recipe: dict[str, Any], **changes: Any) -> RecipePolicy:
@@ -105,6 +106,21 @@ def test_select_action_runs_part_of_each_chunk(
     assert len(looks) == 4
     with pytest.raises(RuntimeError, match=r"call `policy.eval\(\)`"):
         policy.train().select_action(observation)
+
+
+def test_actions_of_the_past_are_predicted_but_not_run(
+    tiny: dict[str, Any], observation: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = Builder.from_recipe(tiny).override({"data.past_actions": 1, "policy.execute": 2})
+    training, _ = builder.datasets()
+    horizon = builder.recipe.recipe.data.horizon
+    assert torch.equal(training[1]["action"][1:], training[2]["action"][:-1])
+    assert training[0]["action_is_pad"].tolist() == [True] + [False] * (horizon - 1)
+    policy = builder.build()
+    chunk = torch.arange(horizon)[None, :, None].expand(1, -1, 4).float()
+    monkeypatch.setattr(policy, "inference", lambda batch, generator=None: chunk)
+    acted = [policy.select_action(observation)[0].item() for _ in range(3)]
+    assert acted == [1.0, 2.0, 1.0]
 
 
 def test_a_history_starts_with_its_first_frame(tiny: dict[str, Any], observation: dict[str, Any]) -> None:

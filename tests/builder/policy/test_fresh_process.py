@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from policysmith.builder import Builder
 from policysmith.components.registry import BACKBONES, COLLATORS
@@ -58,6 +59,9 @@ def saved(
     expected = {}
     for name, changes in _kinds(root / "sources").items():
         policy = Builder.from_recipe(make_tiny() | {"name": name}).override(changes).build()
+        with torch.no_grad():  # as training does: heads and adapters that start at zero act
+            for parameter in policy.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape)
         policy.save_pretrained(root / name)
         expected[name] = {
             "actions": policy.inference(batch(), generator=torch.Generator().manual_seed(3)),
@@ -76,9 +80,20 @@ def _kinds(sources: Path) -> dict[str, dict[str, Any]]:
     def timm(name: str, size: int) -> dict[str, Any]:
         return {vision: {"type": "timm", "name": name}, "transforms.1.size": size}
 
+    sizes = DINOv3ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, patch_size=16)
+    DINOv3ViTModel(sizes).save_pretrained(sources / "dinov3")
+    adapters = {"rank": 2, "targets": ["*.q_proj", "*.v_proj"]}
     return {
         "plain": {},
-        "flow": {"policy.head": {"type": "flow_matching", "width": 16, "depth": 1, "heads": 2, "steps": 2}},
+        "adapted": {f"{vision}.lora": adapters},
+        "encoder": {vision: {"type": "vision", "pretrained": str(sources / "dinov3"), "lora": {"rank": 2}}},
+        "flow": {
+            "policy.head": {
+                "type": "flow_matching",
+                "network": {"type": "dit", "width": 16, "depth": 1, "heads": 2},
+                "steps": 2,
+            }
+        },
         "talking": {"policy.backbones.text": text.model_dump(), "collator": collator.model_dump()},
         "swin_like": timm("swin_tiny_patch4_window7_224", 56),
         "eva_like": timm("eva02_tiny_patch14_224", 28),
@@ -92,9 +107,9 @@ def _kinds(sources: Path) -> dict[str, dict[str, Any]]:
         (
             "import policysmith.builder",
             {},
-            ["plain", "flow", "talking", "swin_like", "eva_like", "dino_like"],
+            ["plain", "adapted", "encoder", "flow", "talking", "swin_like", "eva_like", "dino_like"],
         ),
-        ("", {"trust_remote_code": True}, ["plain", "talking", "eva_like"]),
+        ("", {"trust_remote_code": True}, ["plain", "adapted", "talking", "eva_like"]),
     ],
     ids=["imported", "trusted"],
 )

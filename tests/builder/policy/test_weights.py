@@ -199,9 +199,12 @@ def test_declared_weights_are_saved_once_and_shared_again(
 
 def test_parts_keep_their_own_initial_weights(tiny: dict[str, Any]) -> None:
     """transformers would draw them anew."""
-    tiny["policy"]["head"] = {"type": "flow_matching", "width": 16, "depth": 1, "heads": 2}
+    tiny["policy"]["head"] = {
+        "type": "flow_matching",
+        "network": {"type": "dit", "width": 16, "depth": 1, "heads": 2},
+    }
     policy = Builder.from_recipe(tiny).build()
-    assert (policy.head.action_out.weight == 0).all()
+    assert (policy.head.network.action_out.weight == 0).all()
     tiny["policy"]["head"] = {"type": "mlp", "hidden": [64]}
     tiny["name"] = "other"
     weight = Builder.from_recipe(tiny).build().head.layers[0].weight

@@ -29,7 +29,10 @@ def test_only_matrices_and_kernels_decay() -> None:
 
 
 def test_positions_of_the_flow_head_do_not_decay(tiny: dict[str, Any]) -> None:
-    tiny["policy"]["head"] = {"type": "flow_matching", "width": 16, "depth": 1, "heads": 2}
+    tiny["policy"]["head"] = {
+        "type": "flow_matching",
+        "network": {"type": "dit", "width": 16, "depth": 1, "heads": 2},
+    }
     policy = Builder.from_recipe(tiny).build(device="meta")
     decayed = {
         n for g in parameter_groups(policy, OptimizerSection()) if g["weight_decay"] for n in g["names"]

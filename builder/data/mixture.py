@@ -1,0 +1,68 @@
+"""The demonstrations of several robots as one dataset, whose samples have a common form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from .dataset import LeRobotDataset
+from .features import ACTION, IMAGES
+from .robots import Robot
+
+
+class RobotDataset(Dataset[dict[str, Any]]):
+    """The dataset of one robot, in the common form of all (see `Robot.unified`)."""
+
+    def __init__(self, dataset: LeRobotDataset, robot: Robot, cameras: Mapping[str, str]) -> None:
+        """`cameras` maps common names to those of the dataset."""
+        self.source, self.robot = dataset, robot
+        self.episodes, self.episode_lengths, self.fps = dataset.episodes, dataset.episode_lengths, dataset.fps
+        self._names = {f"{IMAGES}{own}": f"{IMAGES}{name}" for name, own in cameras.items()}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.source[index]
+        return self.robot.unified({self._names.get(key, key): value for key, value in sample.items()})
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a sample's tensor, without reading one; actions as wide as those of all robots."""
+        shape = self.source.shape(key)
+        return (*shape[:-1], self.robot.common[ACTION].width) if key == ACTION else shape
+
+
+class Mixture(Dataset[dict[str, Any]]):
+    """Several datasets end to end. `shares` are the length of each and its weight in sampling."""
+
+    def __init__(self, parts: Sequence[RobotDataset], weights: Sequence[float]) -> None:
+        self.parts = tuple(parts)
+        self.shares = tuple((len(part), weight) for part, weight in zip(parts, weights, strict=True))
+        self._ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        which = int(np.searchsorted(self._ends, row, side="right"))
+        return self.parts[which][row - self._ends[which] + len(self.parts[which])]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256, in hex, of what is used of each dataset, by the robot's name."""
+        return {part.robot.name: part.source.fingerprint for part in self.parts}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what is used of all datasets, and of the robots' names."""
+        return hashlib.sha256(json.dumps(self.fingerprints, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,125 @@
+"""What pi0, pi0.5 and SmolVLA of LeRobot share: an expert beside a vision-language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...components.pretrained import read_config
+from ...components.vlms.families import FAMILIES, family_of
+from ...components.vlms.family import Family
+from ...schemas.errors import WeightsError
+from .pairs import Pair, layer, same
+
+IMAGES = "observation.images."
+NETWORK = "head.network"
+_LAYER = {
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.o_proj": "out",
+    "mlp.gate_proj": "mlp.gate",
+    "mlp.up_proj": "mlp.up",
+    "mlp.down_proj": "mlp.down",
+}
+_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+
+
+def is_expert(recipe: Mapping[str, Any], **options: str) -> bool:
+    """Whether a resolved recipe has an expert with these options."""
+    policy = recipe["policy"]
+    if policy.get("type") != "composed" or policy["head"]["type"] != "flow_matching":
+        return False
+    return bool({"type": "expert", **options}.items() <= policy["head"]["network"].items())
+
+
+def model_of(source: str, depth: int | None = None) -> Family:
+    """The vision-language model of that name, or in that directory, with its first `depth` layers."""
+    return family_of(read_config(source, tuple(FAMILIES), "choose a vision-language model"), depth)
+
+
+def model_pairs(model: Family, theirs: str, renamed: Mapping[str, str]) -> Iterator[Pair]:
+    """Every weight of the vision-language model; `renamed` maps beginnings of our names to those of theirs."""
+    with torch.device("meta"):
+        ours = list(model.build().state_dict())
+    for key in ours:
+        old = next((old for old in renamed if key.startswith(old)), "")
+        yield same(f"{theirs}.{renamed.get(old, '')}{key.removeprefix(old)}", f"backbones.vlm.model.{key}")
+
+
+def expert_pairs(theirs: str, depth: int, adaptive: bool) -> Iterator[Pair]:
+    """Every weight of the expert's layers, and its last norm."""
+    yield from _norm(f"{theirs}.norm", f"{NETWORK}.norm", adaptive)
+    for index in range(depth):
+        old, new = f"{theirs}.layers.{index}", f"{NETWORK}.layers.{index}"
+        for name, own in _LAYER.items():
+            yield same(f"{old}.{name}.weight", f"{new}.{own}.weight")
+        for name, own in _NORMS.items():
+            yield from _norm(f"{old}.{name}", f"{new}.{own}", adaptive)
+
+
+def _norm(theirs: str, ours: str, adaptive: bool) -> Iterator[Pair]:
+    if adaptive:
+        yield from layer(f"{theirs}.dense", f"{ours}.modulation")
+    else:
+        yield same(f"{theirs}.weight", f"{ours}.weight")
+
+
+def action_pairs(adaptive: bool) -> Iterator[Pair]:
+    """Every weight of what turns actions and times into tokens, and tokens into velocities."""
+    yield from layer("model.action_in_proj", f"{NETWORK}.action_in")
+    yield from layer("model.action_out_proj", f"{NETWORK}.action_out")
+    for name, place in (("in", 0), ("out", 2)):
+        yield from layer(f"model.{'' if adaptive else 'action_'}time_mlp_{name}", f"{NETWORK}.time.{place}")
+
+
+def sizes_of(weights: Mapping[str, Tensor], model: Family) -> dict[str, int]:
+    """Sizes of the expert whose weights these are, by our names."""
+    return {
+        "width": weights[f"{NETWORK}.action_in.weight"].shape[0],
+        "hidden": weights[f"{NETWORK}.layers.0.mlp.gate.weight"].shape[0],
+        "heads": weights[f"{NETWORK}.layers.0.query.weight"].shape[0] // model.head_size,
+    }
+
+
+def sections_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections `data` and `training` of a recipe."""
+    features = config.get("input_features", {})
+    cameras = [key.removeprefix(IMAGES) for key, feature in features.items() if feature["type"] == "VISUAL"]
+    lr = config.get("optimizer_lr", 2.5e-5)
+    return {
+        "data": {"horizon": config.get("chunk_size", 50), "cameras": cameras or None},
+        "training": {
+            "steps": config.get("scheduler_decay_steps", 30_000),
+            "optimizer": {
+                "lr": lr,
+                "betas": list(config.get("optimizer_betas", (0.9, 0.95))),
+                "eps": config.get("optimizer_eps", 1e-8),
+                "weight_decay": config.get("optimizer_weight_decay", 0.01),
+            },
+            "schedule": {
+                "type": "cosine",
+                "warmup": config.get("scheduler_warmup_steps", 1000),
+                "final": config.get("scheduler_decay_lr", 2.5e-6) / lr,
+            },
+            "clip_norm": float(config.get("optimizer_grad_clip_norm", 1.0)),
+        },
+    }
+
+
+def refuse_others(config: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Raises WeightsError where an option is not as expected, which the other side does not have."""
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise WeightsError(
+                f"{what} with `{key}: {config[key]}` cannot be converted, only with `{key}: {value}`"
+            )
+
+
+__all__ = [
+    "NETWORK", "action_pairs", "expert_pairs", "is_expert", "model_of", "model_pairs", "refuse_others",
+    "sections_of", "sizes_of",
+]  # fmt: skip

@@ -1,0 +1,239 @@
+"""The `data` section of a recipe held against its datasets: one, or those of several robots."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ..components.images import height_width
+from ..schemas.diagnostics import Diagnostic, in_order
+from ..schemas.document import Key, KeyPath
+from ..schemas.errors import DatasetError, RecipeError, SpecError
+from ..schemas.recipe import DataSection, SourceSection
+from ..schemas.specs import Kind, Range, Spec
+from .data.dataset import inspect
+from .data.info import DatasetInfo
+from .data.layout import read_layout
+from .data.splits import split_episodes
+from .data.statistics import compute_statistics
+from .data.table import read_table
+from .recipe import LoadedRecipe
+from .sources import IMAGES, DataPlan, Source, Windows, common_specs
+
+
+def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
+    """Hold the recipe's `data` section against its datasets. Raises RecipeError with every finding."""
+    section = loaded.recipe.data
+    given: list[tuple[str | None, KeyPath, DataSection | SourceSection]] = [(None, ("data",), section)]
+    if section.sources is not None:
+        given = [(n, ("data", "sources", n), source) for n, source in sorted(section.sources.items())]
+    found = _past(loaded)
+    sources = []
+    for name, place, one in given:
+        reader = _Reader(loaded, name, place, one, windows)
+        if (source := reader.read()) is not None:
+            sources.append(source)
+        found += reader.found
+    if not found and section.sources is not None:
+        found += _disagreements(loaded, sources)
+    if section.past_actions >= section.horizon:
+        fault = SpecError(
+            f"of a chunk of {section.horizon} actions, {section.past_actions} were done before now",
+            label="leaves none to run",
+            help=f"lower `past_actions` to {section.horizon - 1} or less, or raise `data.horizon`",
+        )
+        found.append(loaded.diagnostic(("data", "past_actions"), fault))
+    if found:
+        raise RecipeError(in_order(found))
+    sources = [_split(loaded, source) for source in sources]
+    _check_batch(loaded, sources)
+    specs = dict(sources[0].specs)
+    return DataPlan(windows, tuple(sources), specs if section.sources is None else common_specs(sources))
+
+
+def _past(loaded: LoadedRecipe) -> list[Diagnostic]:
+    """A finding where all actions of a chunk were done before now."""
+    section = loaded.recipe.data
+    if section.past_actions < section.horizon:
+        return []
+    fault = SpecError(
+        f"of a chunk of {section.horizon} actions, {section.past_actions} were done before now",
+        label="leaves none to run",
+        help=f"lower `past_actions` to {section.horizon - 1} or less, or raise `data.horizon`",
+    )
+    return [loaded.diagnostic(("data", "past_actions"), fault, code="E023 bad-dataset")]
+
+
+class _Reader:
+    """One dataset of a recipe; what does not fit is collected in `found`."""
+
+    def __init__(
+        self,
+        loaded: LoadedRecipe,
+        name: str | None,
+        place: KeyPath,
+        given: DataSection | SourceSection,
+        windows: Windows,
+    ) -> None:
+        self.loaded, self.name, self.place, self.given, self.windows = loaded, name, place, given, windows
+        self.found: list[Diagnostic] = []
+
+    def read(self) -> Source | None:
+        """The dataset as the recipe uses it, not yet split; None where there is none."""
+        given = self.given
+        assert given.path is not None
+        path = self.loaded.directory / given.path
+        try:
+            info = inspect(path)
+        except DatasetError as error:
+            self._report((*self.place, "path"), str(error))
+            return None
+        self._check_episodes(info)
+        if not info.action_dim:
+            self._report((*self.place, "path"), SpecError("the dataset has no `action` column"))
+        cameras = self._cameras(info)
+        size, weight = None, 1.0
+        if isinstance(given, SourceSection):
+            size, weight = None if given.resize is None else height_width(given.resize), given.weight
+        specs = _specs(info, cameras, self.windows, given.path)
+        return Source(self.name, self.place, path, info, cameras, size, weight, specs, self._chosen(info))
+
+    def _cameras(self, info: DatasetInfo) -> dict[str, str]:
+        wanted = self.given.cameras
+        if wanted is None:
+            return {name: name for name in info.cameras}
+        pairs: list[tuple[Key, str, str]] = [(i, name, name) for i, name in enumerate(wanted)]
+        if isinstance(wanted, dict):
+            pairs = [(name, name, own) for name, own in wanted.items()]
+        for position, _, own in pairs:
+            label = ""
+            if own not in info.cameras:
+                near = difflib.get_close_matches(own, info.cameras, n=1)
+                cure = (
+                    f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(info.cameras) or 'none'}"
+                )
+                label, problem = "no such camera", f"the dataset has no camera `{own}`"
+            elif [other for _, _, other in pairs].count(own) > 1:
+                label, problem = "named twice", f"camera `{own}` has two names"
+                cure = "name each camera of the dataset once"
+            if label:
+                fault = SpecError(problem, label=label, help=cure)
+                self._report((*self.place, "cameras", position), fault)
+        return {name: own for _, name, own in pairs if own in info.cameras}
+
+    def _check_episodes(self, info: DatasetInfo) -> None:
+        lengths = dict(zip(info.episodes, info.episode_lengths, strict=True))
+        for position, episode in enumerate(self.given.episodes or ()):
+            if episode not in lengths:
+                fault = SpecError(
+                    f"the dataset has no episode {episode}", help=f"it has {len(lengths)} episodes"
+                )
+                self._report((*self.place, "episodes", position), fault)
+        longest = max((lengths[episode] for episode in self._chosen(info)), default=0)
+        horizon = len(self.windows.actions)
+        if longest and horizon > longest:
+            whose = "" if self.name is None else f" of `{self.name}`"
+            fault = SpecError(
+                f"a chunk of {horizon} actions is longer than any episode{whose}",
+                label=f"the longest episode{whose} has {longest} frames",
+                help=f"set `data.horizon` to {longest} or less",
+            )
+            self._report(("data", "horizon"), fault)
+
+    def _chosen(self, info: DatasetInfo) -> tuple[int, ...]:
+        return tuple(e for e in self.given.episodes or info.episodes if e in info.episodes)
+
+    def _report(self, place: KeyPath, error: SpecError | str) -> None:
+        self.found.append(self.loaded.diagnostic(place, error, code="E023 bad-dataset"))
+
+
+def _split(loaded: LoadedRecipe, source: Source) -> Source:
+    """The source with its episodes split, and the statistics of those for training. Raises RecipeError."""
+    section = loaded.recipe.data
+    try:
+        training, validation = split_episodes(
+            source.episodes, validation_fraction=section.validation, seed=section.split_seed
+        )
+        layout = read_layout(source.path)
+        statistics = compute_statistics(read_table(layout, layout.choose_episodes(training)))
+    except DatasetError as error:
+        raise RecipeError([loaded.diagnostic(source.place, str(error), code="E023 bad-dataset")]) from error
+    return replace(source, training=training, validation=validation, statistics=statistics)
+
+
+def _check_batch(loaded: LoadedRecipe, sources: Sequence[Source]) -> None:
+    """Raises RecipeError for a batch that is larger than all training episodes."""
+    samples = sum(source.frames(source.training) for source in sources)
+    batch = loaded.recipe.training.batch_size
+    if batch > samples:
+        episodes = sum(len(source.training) for source in sources)
+        fault = SpecError(
+            f"a batch of {batch} samples is more than the {samples} of the training episodes",
+            label=f"{samples} frames in {episodes} of {sum(len(s.info.episodes) for s in sources)} episodes",
+            help=f"set `training.batch_size` to {samples} or less, or train on more episodes",
+        )
+        raise RecipeError([loaded.diagnostic(("training", "batch_size"), fault, code="E023 bad-dataset")])
+
+
+def _disagreements(loaded: LoadedRecipe, sources: Sequence[Source]) -> list[Diagnostic]:
+    """A finding for every source whose cameras, or their sizes, are not those of the first."""
+    found = []
+    first, *others = sources
+    for source in others:
+        lacking = [name for name in first.cameras if name not in source.cameras]
+        extra = [name for name in source.cameras if name not in first.cameras]
+        other_size = [
+            n for n in first.cameras if n in source.cameras and source.image_size(n) != first.image_size(n)
+        ]
+        if lacking:
+            found.append(_missing(loaded, source, lacking[0], first))
+        elif extra:
+            found.append(_missing(loaded, first, extra[0], source))
+        elif other_size:
+            found.append(_of_another_size(loaded, source, other_size[0], first))
+    return found
+
+
+def _missing(loaded: LoadedRecipe, source: Source, camera: str, other: Source) -> Diagnostic:
+    own = ", ".join(f"`{name}`" for name in source.info.cameras) or "no camera"
+    fault = SpecError(
+        f"`{source.name}` has no camera `{camera}`, which `{other.name}` has; all robots must see the same",
+        label=f"its dataset has {own}",
+        help=f"call one of its cameras so, `cameras: {{{camera}: <name in its dataset>}}`, or leave `{camera}` out of "
+        f"the `cameras` of `{other.name}`",
+    )
+    return _differs(loaded, source, fault, (other.place, f"has `{camera}`"))
+
+
+def _of_another_size(loaded: LoadedRecipe, source: Source, camera: str, other: Source) -> Diagnostic:
+    (height, width), (h, w) = source.image_size(camera), other.image_size(camera)
+    fault = SpecError(
+        f"`{source.name}` and `{other.name}` have camera `{camera}` at different sizes; one batch holds both",
+        label=f"{width} x {height} pixels",
+        help=f"add `resize: [{h}, {w}]` (height, width) to `{source.name}`, or one size to both",
+    )
+    return _differs(loaded, source, fault, (other.place, f"{w} x {h} pixels"))
+
+
+def _differs(
+    loaded: LoadedRecipe, source: Source, fault: SpecError, other: tuple[KeyPath, str]
+) -> Diagnostic:
+    place = (*source.place, "cameras")
+    return loaded.diagnostic(place, fault, code="E023 bad-dataset", related=[other])
+
+
+def _specs(info: DatasetInfo, cameras: Mapping[str, str], windows: Windows, path: str) -> dict[str, Spec]:
+    """Specs of a dataset's own samples, by the policy's names."""
+    steps = len(windows.observations)
+    specs: dict[str, Spec] = {}
+    for camera, own in cameras.items():
+        height, width = info.cameras[own]
+        dims = ("B", steps, 3, height, width)
+        specs[f"{IMAGES}{camera}"] = Spec(Kind.IMAGE, dims, f"camera `{own}` of {path}", range=Range.BYTES)
+    for key, dim in info.vectors.items():
+        specs[key] = Spec(Kind.STATE, ("B", steps, dim), f"`{key}` of {path}")
+    specs["task"] = Spec(Kind.TEXT, ("B",), f"instructions of {path}")
+    horizon = len(windows.actions)
+    specs["action"] = Spec(Kind.ACTION, ("B", horizon, info.action_dim), f"`action` of {path}")
+    return specs

@@ -1,0 +1,171 @@
+"""Diffusion: a network learns to undo noise, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...schemas.errors import SpecError
+from ...schemas.part import HeadConfig, NetworkConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import ActionHead, Context, Facts, Feature
+from ..denoising import build, check, default_network, zero_padded
+from ..features import chunk_size, masked_mean, padded_steps
+from ..nested import nested
+from ..noise_schedules import Cosine, NoiseSchedule, kept
+from ..registry import NETWORKS
+
+Count = Annotated[int, Field(ge=1)]
+Share = TypeVar("Share", float, Tensor)
+
+
+class Diffusion(ActionHead):
+    """Learns to undo noise (DDPM, Ho et al., 2020), as in Diffusion Policy (Chi et al., 2023).
+
+    With a_t, the share of the action that is left at step t:
+
+        x_t = sqrt(a_t) action + sqrt(1 - a_t) eps        v = sqrt(a_t) eps - sqrt(1 - a_t) action
+
+    Sampling visits `steps` of the trained steps, evenly spaced and ending at 0. Each predicts the action, clips it, and
+    goes on to the step before: `ddpm` draws from the posterior of x, `ddim` takes x on the line through action and noise
+    (Song et al., 2021). Steps, noise and sampling are float32.
+    """
+
+    accepts = ()
+
+    class Config(HeadConfig):
+        """Diffusion: a network learns to undo noise, step by step."""
+
+        type: Literal["diffusion"]
+        """Predict actions by diffusion."""
+        network: Annotated[NetworkConfig, *nested(NETWORKS)] = Field(default_factory=default_network)
+        """The network that predicts the noise."""
+        predicts: Literal["epsilon", "sample", "v"] = "epsilon"
+        """What the network predicts: the noise, the action, or v (Salimans & Ho, 2022)."""
+        schedule: NoiseSchedule = Field(default_factory=lambda: Cosine(type="squaredcos_cap_v2"))
+        """How much noise each step adds."""
+        train_steps: Count = 100
+        """Steps from an action to noise."""
+        repeats: Count = 1
+        """Noises and steps drawn for each sample in training; the backbones run only once for all of them."""
+        sampler: Literal["ddpm", "ddim"] = "ddpm"
+        """How a step is undone: with new noise, or without, which needs fewer steps."""
+        steps: Count | None = None
+        """Steps when sampling; by default all that are trained."""
+        clip_sample: Annotated[float, Field(gt=0.0)] | None = 1.0
+        """Bound of the actions that each step predicts, for `normalize` with `mode: min_max`; null for none."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._horizon, self._action_dim = chunk_size(inputs)
+        self.network = build(config.network, inputs, "steps")
+
+    @classmethod
+    def kinds(cls, config: Config) -> tuple[Kind, ...]:
+        """Those of the network."""
+        return NETWORKS.get(config.network.type).accepts
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`action` (B, H, A); raises the SpecError of the network, and one for more steps than are trained."""
+        if config.steps is not None and config.steps > config.train_steps:
+            raise SpecError(
+                f"{config.steps} steps are sampled, but only {config.train_steps} are trained",
+                field="steps",
+                label=f"more than {config.train_steps}",
+                help="lower `steps`, or leave it out to take all that are trained",
+            )
+        return check(config.network, inputs, "steps")
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        network = NETWORKS.get("dit").tiny(directory)
+        return cls.Config(
+            type="diffusion",
+            network=network,
+            predicts="sample",
+            train_steps=10,
+            sampler="ddim",
+            steps=3,
+            clip_sample=None,
+        )
+
+    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """Mean squared error of the prediction over the values that are no padding."""
+        config, context = self.config, self.network.encode(features)
+        actions = actions.float().masked_fill(is_pad, 0.0)
+        if (repeats := config.repeats) > 1:
+            context = {key: value.repeat_interleave(repeats, 0) for key, value in context.items()}
+            actions, is_pad = actions.repeat_interleave(repeats, 0), is_pad.repeat_interleave(repeats, 0)
+        step, noise = self.draw(actions)
+        left = kept(config.schedule, config.train_steps).float().to(actions.device)[step][:, None, None]
+        noisy = zero_padded(_mix(actions, noise, left), features, repeats)
+        predicted = self.network(noisy, step.float(), context, padded_steps(is_pad))
+        target = {"epsilon": noise, "sample": actions, "v": _mix(noise, -actions, left)}[config.predicts]
+        return {"loss": masked_mean((predicted - target) ** 2, is_pad)}
+
+    @torch.no_grad()
+    def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
+        """Undo noise, drawn by the generator, to an action chunk (B, H, A)."""
+        context = self.network.encode(features)
+        first = next(iter(context.values()))
+        shape, device = (len(first), self._horizon, self._action_dim), first.device
+
+        def normal() -> Tensor:
+            source = device if generator is None else generator.device
+            return torch.randn(shape, generator=generator, device=source).to(device)
+
+        chunk = normal()
+        for step, left, left_before in self._way():
+            action, noise = self._split(chunk, step, left, context, features)
+            if self.config.sampler == "ddim":
+                chunk = _mix(action, noise, left_before)
+                continue
+            ratio = left / left_before
+            chunk = (
+                left_before**0.5 * (1.0 - ratio) / (1.0 - left) * action
+                + ratio**0.5 * (1.0 - left_before) / (1.0 - left) * chunk
+            )
+            if step > 0:
+                chunk = chunk + ((1.0 - left_before) / (1.0 - left) * (1.0 - ratio)) ** 0.5 * normal()
+        return chunk
+
+    def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps (B,), int64, and noise like the actions (B, H, A), in float32."""
+        steps = torch.randint(self.config.train_steps, (len(actions),), device=actions.device)
+        return steps, torch.randn_like(actions, dtype=torch.float32)
+
+    def _way(self) -> Iterator[tuple[int, float, float]]:
+        """The steps that sampling visits, last first, with the share of the action left there and at the one before."""
+        config = self.config
+        left: list[float] = kept(config.schedule, config.train_steps).tolist()
+        stride = config.train_steps // (config.steps or config.train_steps)
+        for visit in reversed(range(config.steps or config.train_steps)):
+            step = visit * stride
+            yield step, left[step], left[step - stride] if visit else 1.0
+
+    def _split(
+        self, chunk: Tensor, step: int, left: float, context: Context, features: Mapping[str, Feature]
+    ) -> tuple[Tensor, Tensor]:
+        """The action, clipped, and the noise (B, H, A) that the network finds in a chunk (B, H, A)."""
+        time = torch.full((len(chunk),), float(step), device=chunk.device)
+        found: Tensor = self.network(zero_padded(chunk, features), time, context)
+        if self.config.predicts == "epsilon":
+            action, noise = (chunk - (1.0 - left) ** 0.5 * found) / left**0.5, found
+        elif self.config.predicts == "sample":
+            action, noise = found, (chunk - left**0.5 * found) / (1.0 - left) ** 0.5
+        else:
+            action, noise = _mix(chunk, -found, left), _mix(found, chunk, left)
+        bound = self.config.clip_sample
+        return action if bound is None else action.clamp(-bound, bound), noise
+
+
+def _mix(first: Tensor, second: Tensor, share: Share) -> Tensor:
+    """sqrt(share) first + sqrt(1 - share) second."""
+    mixed: Tensor = share**0.5 * first + (1.0 - share) ** 0.5 * second
+    return mixed

@@ -1,0 +1,202 @@
+"""Actions as tokens that a language model writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ...schemas.errors import SpecError
+from ...schemas.part import HeadConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import ActionHead, Chunks, Facts, Feature
+from ..fast_tokens import FastTokens
+from ..features import action_spec, chunk_size, features_of, padded_steps
+from ..token_writer import TokenWriter
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Fast(ActionHead):
+    """Writes a chunk as FAST tokens (Pertsch et al., 2025), one after the other; trained by cross-entropy.
+
+    The tokens are learned from the training chunks. They are written by the language model of a backbone, of whose
+    vocabulary they take the last ids (pi0-FAST), or by a small transformer of the head's own that reads the features.
+    Padded steps hold the last action that counts. Tokenising waits for the device in every step.
+    """
+
+    accepts = ()
+
+    class Config(HeadConfig):
+        """Actions as tokens that a language model writes."""
+
+        type: Literal["fast"]
+        """Write actions as FAST tokens."""
+        writer: Literal["transformer", "language_model"] = "transformer"
+        """What writes the tokens: a transformer of the head's own, or the language model of a backbone (`<name>.decoder`)."""
+        vocabulary: Count = 1024
+        """Most different tokens."""
+        scale: Annotated[float, Field(gt=0.0)] = 10.0
+        """Steps into which a frequency of size 1 is divided: more are finer, and make more tokens."""
+        max_tokens: Count = 256
+        """Most tokens of a chunk; what is longer is cut off, its highest frequencies first."""
+        skip: Annotated[int, Field(ge=0)] = 128
+        """Ids at the end of the language model's vocabulary that stay free, as in pi0-FAST."""
+        width: Count = 256
+        """Size of a token of the transformer."""
+        depth: Count = 4
+        """Layers of the transformer."""
+        heads: Count = 4
+        """Attention heads of the transformer; they share `width`."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._horizon, self._action_dim = chunk_size(inputs)
+        self._facts = facts["tokens"]
+        self._features = features_of(inputs)
+        self._vocabulary: int = facts["tokens"]["size"] + 2  # and the tokens that begin and end a chunk
+        self._last = 0
+        if config.writer == "transformer":
+            sizes = (config.width, config.depth, config.heads)
+            self.writer = TokenWriter(self._features, *sizes, self._vocabulary)
+        else:
+            (spec,) = self._features.values()
+            assert spec.vocab is not None
+            self._last = spec.vocab - 1 - config.skip
+
+    @classmethod
+    def kinds(cls, config: Config) -> tuple[Kind, ...]:
+        """Keys and values of a language model that goes on, or what the transformer reads."""
+        return (Kind.KEY_VALUES,) if config.writer == "language_model" else (Kind.TOKENS, Kind.POOLED)
+
+    @classmethod
+    def fit(cls, config: Config, inputs: Specs, facts: Facts, chunks: Callable[[], Chunks]) -> dict[str, Any]:
+        """The tokens; raises SpecError where the vocabulary is too small for them."""
+        tokens = FastTokens.fit(_held(*chunks()), config.vocabulary, config.scale)
+        return {"tokens": {**tokens, "size": FastTokens(tokens).size}}
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`action` (B, H, A); raises SpecError for a width that heads cannot share, or a model that cannot write."""
+        features = features_of(inputs)
+        if config.writer == "transformer":
+            if config.width % (2 * config.heads):
+                raise SpecError(
+                    f"a width of {config.width} cannot be shared by {config.heads} heads",
+                    field="width",
+                    label=f"not an even multiple of {config.heads}",
+                    help="choose a `width` that is a multiple of twice `heads`",
+                )
+            return {"action": action_spec(inputs)}
+        source, spec = next(iter(features.items()))
+        needed = config.vocabulary + 2 + config.skip
+        if len(features) > 1 or spec.vocab is None or spec.vocab < needed:
+            problem = f"has {spec.vocab} tokens" if spec.vocab is not None else "writes no tokens"
+            raise SpecError(
+                f"a language model must write {needed} tokens, but `{source}` {problem}"
+                if len(features) == 1
+                else f"one language model writes the actions, but {len(features)} are read: {', '.join(features)}",
+                field="writer",
+                source=source,
+                label=problem,
+                help="read one `<vlm>.decoder`, or set `writer: transformer`",
+            )
+        return {"action": action_spec(inputs)}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="fast", width=32, depth=2, heads=2, max_tokens=24, scale=20.0, vocabulary=512)
+
+    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of the next token, over the tokens of all chunks of which any value counts."""
+        ids, counts = self._ids(actions, is_pad)
+        past = self._past(features)
+        assert past.decoder is not None
+        hidden, _ = past.decoder.extend(past, past.decoder.embed(self._theirs(ids[:, :-1])))
+        scores = past.decoder.logits(hidden).float().flatten(0, 1)
+        errors = F.cross_entropy(scores, self._theirs(ids[:, 1:]).flatten(), reduction="none")
+        counts = counts & ~is_pad.flatten(1).all(1, keepdim=True)
+        total = errors.masked_fill(~counts.flatten(), 0.0).sum()
+        return {"loss": total / counts.sum().clamp_min(1)}
+
+    @torch.no_grad()
+    def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
+        """The chunk (B, H, A) of the likeliest tokens, chosen one by one; the same for every generator."""
+        past = self._past(features)
+        writer = past.decoder
+        assert writer is not None
+        batch, device = len(past.values), past.values.device
+        if device.type == "meta":  # tokens have no values there
+            return torch.zeros(batch, self._horizon, self._action_dim, device=device)
+        begin, end = self._vocabulary - 2, self._vocabulary - 1
+        last = torch.full((batch, 1), begin, device=device)
+        written: list[Tensor] = []
+        ended = torch.zeros(batch, dtype=torch.bool, device=device)
+        for _ in range(self.config.max_tokens):
+            hidden, past = writer.extend(past, writer.embed(self._theirs(last)))
+            scores = self._ours(writer.logits(hidden)[:, -1])
+            scores[:, begin] = -torch.inf
+            last = scores.argmax(-1, keepdim=True)
+            ended |= last[:, 0] == end
+            if bool(ended.all()):
+                break
+            written.append(last)
+        rows = torch.cat(written, 1).tolist() if written else [[] for _ in range(batch)]
+        ids = [row[: row.index(end)] if end in row else row for row in rows]
+        return self.tokens.decode(ids).to(device)
+
+    @property
+    def tokens(self) -> FastTokens:
+        """The vocabulary of chunks."""
+        if self._tokens is None:
+            self._tokens = FastTokens(self._facts)
+        return self._tokens
+
+    _tokens: FastTokens | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tokens": None}
+
+    def _past(self, features: Mapping[str, Feature]) -> Feature:
+        """What the writer has read when it begins."""
+        if self.config.writer == "transformer":
+            return self.writer.read(features)
+        return features[next(iter(self._features))]
+
+    def _ids(self, actions: Tensor, is_pad: Tensor) -> tuple[Tensor, Tensor]:
+        """Begin, tokens and end (B, M + 2) of each chunk, as this head numbers them, and which targets count (B, M + 1)."""
+        begin, end, most = self._vocabulary - 2, self._vocabulary - 1, self.config.max_tokens
+        if actions.device.type == "meta":
+            shape = (len(actions), 4)
+            return torch.zeros(shape, dtype=torch.int64, device="meta"), torch.ones(
+                (len(actions), 3), dtype=torch.bool, device="meta"
+            )
+        rows = [[begin, *ids[:most], end] for ids in self.tokens.encode(_held(actions, is_pad))]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [end] * (longest - len(row)) for row in rows], device=actions.device)
+        lengths = torch.tensor([len(row) for row in rows], device=actions.device)
+        return ids, torch.arange(longest - 1, device=actions.device) < lengths[:, None] - 1
+
+    def _theirs(self, ids: Tensor) -> Tensor:
+        """Ids as the writer numbers them: a language model's last ones, backwards."""
+        return ids if self.config.writer == "transformer" else self._last - ids
+
+    def _ours(self, scores: Tensor) -> Tensor:
+        """Scores (B, V) of the tokens of this head, out of the writer's."""
+        if self.config.writer == "transformer":
+            return scores.float()
+        first = self._last - self._vocabulary + 1
+        return scores[:, first : self._last + 1].flip(-1).float()
+
+
+def _held(actions: Tensor, is_pad: Tensor) -> Tensor:
+    """Actions (B, H, A) whose padded steps repeat the last one that counts, and whose padded dimensions are zero."""
+    actions = actions.float().masked_fill(is_pad, 0.0)
+    steps = torch.arange(actions.shape[1], device=actions.device)
+    last = torch.where(padded_steps(is_pad), 0, steps).cummax(1).values  # (B, H)
+    return actions.gather(1, last[..., None].expand_as(actions))

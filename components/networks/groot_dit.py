@@ -1,0 +1,238 @@
+"""GR00T's diffusion transformer: attends to features and to itself by turns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...schemas.errors import SpecError
+from ...schemas.part import NetworkConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import Context, Facts, Feature, Network
+from ..features import action_spec, chunk_size, features_of, select
+from ..layers import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
+from ..robot_layers import RobotMlp, applied, robot_linear
+
+Count = Annotated[int, Field(ge=1)]
+_TIMES = 256
+
+
+class GrootDit(Network):
+    """The network of GR00T's action head (Bjorck et al., 2025).
+
+    The sequence is [state, queries, actions]. Even layers attend to features, such as the tokens of a vision-language
+    model, odd ones to the sequence itself. The time is told in 1000 steps: it scales and shifts the norm before each
+    attention, and enters an action x with it,
+
+        W3 silu(W2 [W1 x, sinusoids(time)]) + position
+
+    Where the data has several robots, the state's encoder, the actions' encoder and the decoder have weights of their own
+    for each. Masked tokens are not attended to, unlike in the original.
+    """
+
+    accepts = (Kind.TOKENS, Kind.POOLED)
+
+    class Config(NetworkConfig):
+        """GR00T's diffusion transformer: attends to features and to itself by turns."""
+
+        type: Literal["groot_dit"]
+        """Denoise by GR00T's diffusion transformer."""
+        width: Count = 1536
+        """Size of a token of the transformer."""
+        depth: Count = 16
+        """Layers of the transformer."""
+        heads: Count = 32
+        """Attention heads; they share `width`."""
+        hidden: Count = 1024
+        """Size of what the transformer gives, and of the hidden layers of state encoder and action decoder."""
+        sequence: list[str] | None = Field(default=None, min_length=1)
+        """Features that stand in the sequence, such as the state; by default the pooled ones. Others are attended to."""
+        attend: Literal["together", "in_turn"] = "together"
+        """Whether a layer attends to all other features, or to one, the next layer to the next; in turn in GR00T N1.7."""
+        queries: Annotated[int, Field(ge=0)] = 0
+        """Learned tokens of the sequence; 32 in GR00T N1 and N1.5."""
+        dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
+        """Dropout rate after attention and in the feed-forward layers."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._horizon, action_dim = chunk_size(inputs)
+        self._time_scale = 1000.0 if facts["time"] == "unit" else 1.0
+        robots = inputs["embodiment"].vocab if "embodiment" in inputs else None
+        sequence, attended = _roles(config, inputs)
+        self._sequence = {key: key.replace(".", "_") for key in sequence}  # module names hold no dots
+        self._groups = [[key] for key in attended] if config.attend == "in_turn" else [list(attended)]
+        width, hidden = config.width, config.hidden
+        self.states = nn.ModuleDict(
+            {
+                self._sequence[key]: RobotMlp(robots, [spec.width, hidden, width])
+                for key, spec in sequence.items()
+            }
+        )
+        self.action_in = robot_linear(robots, action_dim, width)
+        self.action_mlp = RobotMlp(robots, [2 * width, width, width], silu=True)
+        self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.2)
+        if config.queries:
+            self.queries = nn.Parameter(torch.randn(1, config.queries, width) * 0.02)
+        self.time = mlp([_TIMES, width, width], "silu")
+        widths = [attended[group[0]].width for group in self._groups]
+        self.blocks = nn.ModuleList(
+            Block(config, width if index % 2 else widths[index // 2 % len(widths)])
+            for index in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = zero(nn.Linear(width, 2 * width))
+        self.out = nn.Linear(width, hidden)
+        self.action_out = RobotMlp(robots, [hidden, hidden, action_dim])
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`action` (B, H, A); raises SpecError where heads cannot share the width, or features cannot be attended to."""
+        if config.width % config.heads or config.width % 2:
+            raise SpecError(
+                f"a width of {config.width} cannot be shared by {config.heads} heads",
+                field="width",
+                label=f"not an even multiple of {config.heads}",
+                help="choose an even `width` that is a multiple of `heads`",
+            )
+        _, attended = _roles(config, inputs)
+        count = len(attended)
+        if config.attend == "in_turn" and config.depth < 2 * count - 1:
+            raise SpecError(
+                f"{config.depth} layers do not attend to {count} features in turn",
+                field="depth",
+                label=f"fewer than {2 * count - 1}",
+                help=f"every second layer attends to one: choose a `depth` of {2 * count - 1} or more",
+            )
+        return {"action": action_spec(inputs)}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(
+            type="groot_dit", width=64, depth=3, heads=2, hidden=64, attend="in_turn", queries=2, dropout=0.0
+        )
+
+    def encode(self, features: Mapping[str, Feature]) -> Context:
+        """`tokens` (B, M, D) of the sequence, what is attended to, `seen0`, `seen1`, ... (B, N, C), with the masks
+        `tokens_mask` and `mask0`, `mask1`, ... where not all is valid, and the `robot` (B,) where there are several.
+        """
+        dtype = self.out.weight.dtype
+
+        def tokens_of(key: str) -> Tensor:
+            values = features[key].values.to(dtype)
+            return values if values.ndim == 3 else values[:, None]
+
+        context: Context = {}
+        if isinstance(self.action_in, CategoryLinear):
+            context["robot"] = features["embodiment"].values
+        for index, group in enumerate(self._groups):
+            parts = [(tokens_of(key), features[key].mask) for key in group]
+            context[f"seen{index}"] = torch.cat([tokens for tokens, _ in parts], dim=1)
+            if (mask := joined_mask(*parts)) is not None:
+                context[f"mask{index}"] = mask
+        robot = context.get("robot")
+        parts = [
+            (self.states[name](tokens_of(key), robot), features[key].mask)
+            for key, name in self._sequence.items()
+        ]
+        if self.config.queries:
+            parts.append((self.queries.expand(len(context["seen0"]), -1, -1), None))
+        if parts:
+            context["tokens"] = torch.cat([tokens for tokens, _ in parts], dim=1)
+            if (mask := joined_mask(*parts)) is not None:
+                context["tokens_mask"] = mask
+        return context
+
+    def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
+        """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
+        dtype, width, robot = self.out.weight.dtype, self.config.width, context.get("robot")
+        step = (time * self._time_scale).long()
+        tokens = applied(self.action_in, chunk.to(dtype), robot)
+        told = sinusoids(step, width, scale=1.0).to(dtype)[:, None].expand_as(tokens)
+        tokens = self.action_mlp(torch.cat([tokens, told], dim=-1), robot) + self.action_positions
+        valid = None
+        if is_pad is not None:  # the first step is always shown, so that there is something to attend to
+            valid = torch.cat([torch.ones_like(is_pad[:, :1]), ~is_pad[:, 1:]], dim=1)
+        if "tokens" in context:
+            valid = joined_mask((context["tokens"], context.get("tokens_mask")), (tokens, valid))
+            tokens = torch.cat([context["tokens"], tokens], dim=1)
+        condition = F.silu(self.time(_steps(step).to(dtype)))
+        for index, block in enumerate(self.blocks):
+            turn = index // 2 % len(self._groups)
+            seen, mask = (
+                (context[f"seen{turn}"], context.get(f"mask{turn}")) if index % 2 == 0 else (None, valid)
+            )
+            tokens = block(tokens, condition, seen, mask)
+        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        tokens = self.out(self.norm(tokens[:, -self._horizon :]) * (1.0 + scale) + shift)
+        return self.action_out(tokens, robot).float()  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, after a norm that the time scales and shifts, and feed-forward."""
+
+    def __init__(self, config: Any, context_width: int) -> None:
+        super().__init__()
+        width = config.width
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = zero(nn.Linear(width, 2 * width))
+        self.attention = Attention(width, config.heads, context_width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            nn.GELU(approximate="tanh"),
+            self.dropout,
+            nn.Linear(4 * width, width),
+        )
+
+    def forward(
+        self, tokens: Tensor, condition: Tensor, context: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """tokens (B, N, D), condition (B, D), context (B, M, C) or None for themselves, mask (B, M) -> (B, N, D)."""
+        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        normal = self.norm(tokens) * (1.0 + scale) + shift
+        change = self.attention(normal, normal if context is None else context, mask)
+        tokens = tokens + self.dropout(change)
+        out: Tensor = tokens + self.dropout(self.mlp(self.norm(tokens)))
+        return out
+
+
+def _steps(step: Tensor) -> Tensor:
+    """Steps (B,) as cosines and sines (B, 256), float32, of frequencies from 1 to 1 / 10000, both among them."""
+    half = _TIMES // 2
+    exponents = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32, device=step.device) / (half - 1)
+    angles = step[:, None].float() * exponents.exp()
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def _roles(config: Any, inputs: Specs) -> tuple[dict[str, Spec], dict[str, Spec]]:
+    """Features of the sequence, and those that are attended to; raises SpecError where these do not fit."""
+    features = features_of(inputs)
+    sequence = {key: spec for key, spec in features.items() if spec.kind is Kind.POOLED}
+    if config.sequence is not None:
+        sequence = select(config.sequence, features, GrootDit.accepts, "sequence")
+    attended = {key: spec for key, spec in features.items() if key not in sequence}
+    if not attended:
+        raise SpecError(
+            f"`groot_dit` has nothing to attend to: {' and '.join(sequence)} stand in its sequence",
+            field=None if config.sequence is None else "sequence",
+            label="nothing left to attend to",
+            help="let the head read tokens too, such as `reads: [vision.tokens, proprio]`, "
+            "or name in `sequence` only what stands beside the actions",
+        )
+    if config.attend == "together" and len({spec.width for spec in attended.values()}) > 1:
+        raise SpecError(
+            "features that are attended to together must have one width: "
+            + ", ".join(f"{key} has {spec.width}" for key, spec in attended.items()),
+            field="attend",
+            label="of different widths",
+            help="set `attend: in_turn`, or bring them to one width by a neck",
+        )
+    return sequence, attended

@@ -1,0 +1,179 @@
+"""A convolutional U-Net over the chunk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...schemas.errors import SpecError
+from ...schemas.part import NetworkConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import Context, Facts, Feature, Network
+from ..features import action_spec, chunk_size, features_of
+from ..layers import mlp, sinusoids
+
+Count = Annotated[int, Field(ge=1)]
+_LAST_GROUPS = 8
+"""Groups of the last norm, whatever `groups` is: so it is in Diffusion Policy."""
+
+
+class Unet(Network):
+    """A one-dimensional U-Net over the steps of the chunk (Diffusion Policy, Chi et al., 2023).
+
+    Each level has two residual blocks and halves the steps; on the way back each doubles them again, and reads beside
+    its own input what the same level gave on the way down. (The level of all steps has no such input, as in the
+    original.) Time and features, side by side, modulate every block:
+
+        y = conv(scale(c) * conv(x) + bias(c)) + x        conv = mish(norm(convolution))        [scale, bias] = W mish(c)
+
+    Steps that are hidden count as zeros, as those beyond the ends do.
+    """
+
+    accepts = (Kind.POOLED,)
+
+    class Config(NetworkConfig):
+        """A convolutional U-Net over the chunk."""
+
+        type: Literal["unet"]
+        """Denoise by a convolutional U-Net."""
+        widths: list[Count] = Field(default_factory=lambda: [256, 512, 1024], min_length=1)
+        """Channels of the levels, from all steps of the chunk to the fewest; 512, 1024 and 2048 in LeRobot."""
+        kernel: Count = 5
+        """Steps that a convolution sees; odd."""
+        groups: Count = 8
+        """Groups of the norms; they share the channels."""
+        time_width: Annotated[int, Field(ge=4, multiple_of=2)] = 128
+        """Size of the embedded time; even."""
+        film_scale: bool = True
+        """Whether time and features scale the channels, or only shift them."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        _, action_dim = chunk_size(inputs)
+        self._time_scale = 1000.0 if facts["time"] == "unit" else 1.0
+        self._keys = tuple(features_of(inputs))
+        condition = config.time_width + sum(spec.width for spec in features_of(inputs).values())
+        self.time = mlp([config.time_width, 4 * config.time_width, config.time_width], "mish")
+
+        def level(before: int, after: int, change: nn.Module) -> Level:
+            first, second = (ResidualBlock(width, after, condition, config) for width in (before, after))
+            return Level(first, second, change)
+
+        widths = config.widths
+        self.down = nn.ModuleList()
+        for index, (before, after) in enumerate(itertools.pairwise([action_dim, *widths])):
+            halve = nn.Conv1d(after, after, 3, stride=2, padding=1)
+            self.down.append(level(before, after, halve if index < len(widths) - 1 else nn.Identity()))
+        self.middle = level(widths[-1], widths[-1], nn.Identity())
+        self.up = nn.ModuleList(
+            level(2 * before, after, nn.ConvTranspose1d(after, after, 4, stride=2, padding=1))
+            for before, after in itertools.pairwise(reversed(widths))
+        )
+        self.last = ConvBlock(widths[0], widths[0], config.kernel, _LAST_GROUPS)
+        self.action_out = nn.Conv1d(widths[0], action_dim, 1)
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`action` (B, H, A); raises SpecError where the chunk cannot be halved as often, or groups share no channels."""
+        features_of(inputs)
+        horizon, _ = chunk_size(inputs)
+        factor = 2 ** (len(config.widths) - 1)
+        if horizon % factor:
+            raise SpecError(
+                f"a chunk of {horizon} steps cannot be halved {len(config.widths) - 1} times",
+                field="widths",
+                source="action",
+                label=f"{len(config.widths)} levels need a multiple of {factor} steps",
+                help=f"set `data.horizon` to {-(-horizon // factor) * factor}, or name fewer `widths`",
+            )
+        if config.kernel % 2 == 0:
+            raise SpecError(
+                f"a kernel of {config.kernel} has no middle",
+                field="kernel",
+                label="even",
+                help="choose an odd one",
+            )
+        for index, width in enumerate(config.widths):
+            for groups in (config.groups, *((_LAST_GROUPS,) if index == 0 else ())):
+                if width % groups:
+                    raise SpecError(
+                        f"{groups} groups cannot share {width} channels",
+                        field=f"widths.{index}",
+                        label=f"no multiple of {groups}",
+                        help=f"choose a multiple of {groups}, such as {-(-width // groups) * groups}",
+                    )
+        return {"action": action_spec(inputs)}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="unet", widths=[64, 32], kernel=3, time_width=32)
+
+    def encode(self, features: Mapping[str, Feature]) -> Context:
+        """All features side by side, `condition` (B, C)."""
+        values = [features[key].values for key in self._keys]
+        return {"condition": torch.cat(values, dim=-1).to(self.action_out.weight.dtype)}
+
+    def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
+        """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
+        dtype = self.action_out.weight.dtype
+        if is_pad is not None:
+            chunk = chunk.masked_fill(is_pad[..., None], 0.0)
+        angles = sinusoids(time, self.config.time_width, self._time_scale, ends="both").to(dtype)
+        condition = F.mish(torch.cat([self.time(angles), context["condition"]], dim=-1))  # (B, C)
+        hidden = chunk.to(dtype).transpose(1, 2)  # (B, A, H)
+        skipped = []
+        for level in self.down:
+            kept, hidden = level(hidden, condition)  # (B, D_i, H / 2^i), (B, D_i, H / 2^(i+1))
+            skipped.append(kept)
+        _, hidden = self.middle(hidden, condition)
+        for level in self.up:
+            _, hidden = level(torch.cat([hidden, skipped.pop()], dim=1), condition)
+        out: Tensor = self.action_out(self.last(hidden))
+        return out.transpose(1, 2).float()
+
+
+class Level(nn.Module):
+    """Two residual blocks, and what changes the number of steps after them."""
+
+    def __init__(self, first: ResidualBlock, second: ResidualBlock, change: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.change = first, second, change
+
+    def forward(self, steps: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """steps (B, D, H) and condition (B, C) -> (B, D', H), and the same with H changed."""
+        hidden = self.second(self.first(steps, condition), condition)
+        return hidden, self.change(hidden)
+
+
+class ConvBlock(nn.Sequential):
+    """mish(norm(convolution)), over the steps: (B, D, H) -> (B, D', H)."""
+
+    def __init__(self, before: int, after: int, kernel: int, groups: int) -> None:
+        convolution = nn.Conv1d(before, after, kernel, padding=kernel // 2)
+        super().__init__(convolution, nn.GroupNorm(groups, after), nn.Mish())
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with FiLM between them (Perez et al., 2018), beside a shortcut."""
+
+    def __init__(self, before: int, after: int, condition: int, config: Unet.Config) -> None:
+        super().__init__()
+        self.first = ConvBlock(before, after, config.kernel, config.groups)
+        self.film = nn.Linear(condition, (2 if config.film_scale else 1) * after)
+        self.second = ConvBlock(after, after, config.kernel, config.groups)
+        self.shortcut = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, steps: Tensor, condition: Tensor) -> Tensor:
+        """steps (B, D, H) and condition (B, C) -> (B, D', H)."""
+        hidden = self.first(steps)
+        *scale, bias = self.film(condition)[..., None].split(hidden.shape[1], dim=1)
+        hidden = scale[0] * hidden + bias if scale else hidden + bias
+        out: Tensor = self.second(hidden) + self.shortcut(steps)
+        return out

@@ -1,0 +1,1 @@
+"""Families of vision-language models: how each sees images, places tokens and reads them."""

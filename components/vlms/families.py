@@ -1,0 +1,29 @@
+"""The families of vision-language models that are known, by the `model_type` of their configs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .family import Family
+from .florence import Florence
+from .internvl import InternVl
+from .openvla import OpenVla
+from .paligemma import PaliGemma
+from .qwen import Qwen3Vl, Qwen25Vl
+from .smolvlm import SmolVlm
+
+FAMILIES: dict[str, type[Family]] = {
+    "florence2": Florence,
+    "internvl": InternVl,
+    "openvla": OpenVla,
+    "paligemma": PaliGemma,
+    "qwen2_5_vl": Qwen25Vl,
+    "qwen3_vl": Qwen3Vl,
+    "smolvlm": SmolVlm,
+}
+
+
+def family_of(held: dict[str, Any], depth: int | None) -> Family:
+    """The family of a model config, with the first `depth` layers of its language model."""
+    family = FAMILIES[held["model_type"]]
+    return family(family.parse(family.cut(held, depth)))
