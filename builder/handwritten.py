@@ -20,6 +20,7 @@ from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
 from .assembly import provenance
+from .measure import measure
 from .plan import check_execute, locate, specs_to_json, transform_sites
 from .policy import BasePolicyModel
 from .policy.pipeline import KEY, way_of_samples
@@ -112,6 +113,7 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
     transforms = transform_sites(loaded)
     try:
         facts = look_up(transforms, loaded.directory)
+        facts = measure(transforms, data.specs, facts, data.statistics, data.numbers)
         wire_samples(transforms, data.specs, with_statistics(facts, transforms, data.statistics))
     except WiringError as error:
         raise RecipeError(in_order([locate(loaded, problem) for problem in error.problems])) from error

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import RecipeError, SpecError
 from ..schemas.recipe import ComposedPolicySection
 from ..schemas.specs import Spec, Specs
+from .fitting import fit
+from .measure import measure
 from .recipe import LoadedRecipe
 from .sources import DataPlan
 from .wiring import Parts, Problem, Site, Wiring, WiringError, look_up, wire, with_statistics
@@ -48,9 +50,12 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
     found = check_execute(loaded, data.windows.actions)
     try:
         facts = look_up(parts, loaded.directory)
-        wiring = wire(
-            parts, data.specs, with_statistics(facts, [parts.collator, *parts.transforms], data.statistics)
-        )
+        way = [parts.collator, *parts.transforms]
+        facts = measure(way, data.specs, facts, data.statistics, data.numbers)
+        wiring = wire(parts, data.specs, with_statistics(facts, way, data.statistics))
+        if learned := fit(parts, wiring, data):
+            facts[parts.head.key] = learned
+            wiring = replace(wiring, facts={**wiring.facts, parts.head.key: learned})
     except WiringError as error:
         found += [locate(loaded, problem) for problem in error.problems]
         raise RecipeError(in_order(found)) from error

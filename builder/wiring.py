@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from ..components.base import ActionHead, Backbone, Facts, Neck, Part
+from ..components.base import ActionHead, Backbone, Facts, Neck, Part, Transform
 from ..components.features import named
 from ..components.registry import BACKBONES, COLLATORS, HEADS, NECKS, TRANSFORMS
 from ..schemas.diagnostics import ErrorCode
@@ -244,6 +244,15 @@ def wire_samples(sites: Sequence[Site], observations: Specs, facts: Mapping[str,
     return stages
 
 
+def demanded(parts: Parts, wiring: Wiring) -> set[str]:
+    """Keys, after the collator, that backbones read or transforms cannot do without."""
+    wanted = {key for inputs in wiring.reads.values() for key in inputs}
+    for index, site in reversed(list(enumerate(parts.transforms))):
+        inputs = wiring.into(index)
+        wanted = (wanted & inputs.keys()) | {*cast(type[Transform], site.part).needs(site.config, inputs)}
+    return wanted
+
+
 def _check_names(parts: Parts, problems: list[Problem]) -> None:
     for name, site in parts.necks.items():
         if name in parts.backbones:
@@ -402,7 +411,7 @@ def _problem(site: Site, error: PolicysmithError, stages: Sequence[Stage], code:
     changed = [i for i in range(1, len(stages)) if traits[i] != traits[i - 1]]
     path = stages[changed[-1] if changed else 0].path
     if found.trait == "range":
-        return Problem(site.path, found, [(path, f"`{key}` is {spec.range} here")])
+        return Problem(site.path, found, [(path, f"`{key}` is {spec.range or 'raw'} here")])
     return Problem(site.path, found, [(path, f"`{key}` is {spec}{_because(spec)}")], code)
 
 
@@ -415,6 +424,6 @@ def _as_spec_error(error: PolicysmithError) -> SpecError:
 
 
 __all__ = [
-    "LOCATIONS", "Parts", "Problem", "Site", "Stage", "Wiring", "WiringError", "look_up", "wire", "wire_samples",
-    "with_statistics",
+    "LOCATIONS", "Parts", "Problem", "Site", "Stage", "Wiring", "WiringError", "demanded", "look_up", "wire",
+    "wire_samples", "with_statistics",
 ]  # fmt: skip

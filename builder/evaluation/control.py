@@ -9,31 +9,34 @@ import copy
 import fnmatch
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...components.images import ImageTransform
-from ...components.registry import BACKBONES, HEADS, TRANSFORMS
+from ...components.registry import BACKBONES, HEADS, NECKS, TRANSFORMS
 from ...schemas.document import from_mapping
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..builder import Builder
 from ..training.checkpoint import checkpoints, latest
-from .needs import IMAGES
+from .needs import IMAGES, wiring_of
 from .saved import SavedPolicy
 
 SUFFIX = "_blind"
 
 
-def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str, Any]:
+def blind(
+    recipe: Mapping[str, Any], parameters: Iterable[str] = (), joint: Collection[str] = ()
+) -> dict[str, Any]:
     """The resolved recipe without what is there for cameras, named `<name>_blind`.
 
-    Image backbones go, with what the head reads of them and the size it expects of them, and so do transforms of
-    images. The dataset still holds its cameras; nothing reads them. Patterns of `policy.freeze` and of
-    `training.optimizer.groups` go when they match only what went: given the names of the policy's `parameters`
-    that is exact, otherwise it is judged by the name of the backbone they begin with.
+    Image backbones go, with what necks and head read of them and the size the head expects of them, and so do
+    transforms of images. The dataset still holds its cameras; nothing reads them. Backbones in `joint` read images
+    together with something else, such as an instruction: they stay, and the images they get are black. Patterns of
+    `policy.freeze` and of `training.optimizer.groups` go when they match only what went: given the names of the
+    policy's `parameters` that is exact, otherwise it is judged by the name of the backbone or neck they begin with.
 
     Raises:
         SpecError: the policy is hand-written, sees no image, or has nothing left to read.
@@ -46,42 +49,69 @@ def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str
             help="set `evaluation.control` to `none`, or train a blind variant by hand",
         )
     backbones: dict[str, Any] = policy["backbones"]
-    gone = {name for name, raw in backbones.items() if BACKBONES.get(raw["type"]).kind is Kind.IMAGE}
-    if not gone:
+    seeing = {name for name, raw in backbones.items() if BACKBONES.get(raw["type"]).kind is Kind.IMAGE}
+    if not seeing:
         raise SpecError(
             "the policy sees no image, so it is its own blind control", help="set `control` to `none`"
         )
-    kept = {name: raw for name, raw in backbones.items() if name not in gone}
+    gone = seeing.difference(joint)
+    policy["backbones"] = {name: raw for name, raw in backbones.items() if name not in gone}
+    lost = {f"backbones.{name}." for name in gone} | {f"necks.{name}." for name in _drop_necks(policy, gone)}
     head: dict[str, Any] = policy["head"]
-    reads = head.get("reads")
-    if reads is not None:
-        head["reads"] = [entry for entry in reads if entry.partition(".")[0] not in gone]
-    if not kept or head.get("reads") == []:
+    gone = {prefix.split(".")[1] for prefix in lost}
+    _forget(head, [option for option in head if option.endswith("reads")], gone)
+    if not policy["backbones"] or head.get("reads") == []:
         raise SpecError(
             "without cameras nothing is left for the head to read, so there is no blind control",
             help="set `evaluation.control` to `none`, or let the policy read the robot's state as well",
         )
     if "in_dim" in HEADS.get(head["type"]).Config.model_fields:
         head["in_dim"] = None
-    policy["backbones"] = kept
-    names = [name for name in parameters if not any(name.startswith(f"backbones.{lost}.") for lost in gone)]
+    names = [name for name in parameters if not name.startswith(tuple(lost))]
 
     def survives(pattern: str) -> bool:
-        if names:
-            return bool(fnmatch.filter(names, pattern))
-        return not any(pattern.startswith(f"backbones.{lost}.") for lost in gone)
+        return bool(fnmatch.filter(names, pattern)) if names else not pattern.startswith(tuple(lost))
 
     policy["freeze"] = [pattern for pattern in policy["freeze"] if survives(pattern)]
     optimizer = unseeing["training"]["optimizer"]
     optimizer["groups"] = [group for group in optimizer["groups"] if survives(group["match"])]
-    unseeing["transforms"] = [
-        left for raw in unseeing["transforms"] if (left := _without_images(raw)) is not None
-    ]
+    if seeing.intersection(joint):
+        unseeing["transforms"].insert(0, {"type": "blank"})
+    else:
+        unseeing["transforms"] = [
+            left for raw in unseeing["transforms"] if (left := _without_images(raw)) is not None
+        ]
     if unseeing.get("evaluation"):
         unseeing["evaluation"]["control"] = "none"
     unseeing["name"] += SUFFIX
     unseeing["output"] = None
     return unseeing
+
+
+def _drop_necks(policy: dict[str, Any], gone: Collection[str]) -> set[str]:
+    """Take from the necks what they read of parts that are gone; the names of those that go for want of input."""
+    necks: dict[str, Any] = policy.get("necks") or {}
+    dropped: set[str] = set()
+    while True:
+        for raw in necks.values():
+            _forget(raw, NECKS.get(raw["type"]).roles, {*gone, *dropped})
+        empty = {
+            name
+            for name, raw in necks.items()
+            if any(raw.get(role) == [] for role in NECKS.get(raw["type"]).roles)
+        }
+        if not empty:
+            return dropped
+        dropped |= empty
+        for name in empty:
+            del necks[name]
+
+
+def _forget(raw: dict[str, Any], options: Iterable[str], gone: Collection[str]) -> None:
+    """Take references to parts that are gone out of the options of a part that list features."""
+    for option in options:
+        if raw.get(option) is not None:
+            raw[option] = [entry for entry in raw[option] if entry.partition(".")[0] not in gone]
 
 
 def _without_images(raw: dict[str, Any]) -> dict[str, Any] | None:
@@ -140,7 +170,7 @@ class BlindControl:
             CheckpointError: `directory` holds something that is no blind control.
             RecipeError: the control cannot be built.
         """
-        recipe = blind(_with_dataset(saved), parameters)
+        recipe = blind(_with_dataset(saved), parameters, _joint(saved))
         document = from_mapping(recipe, "the blind control", directory=saved.recipe_directory)
         builder = Builder.from_recipe(document, allow_imports=allow_imports)
         newest = latest(directory) if directory.is_dir() else None
@@ -174,6 +204,14 @@ class BlindControl:
             output=self.directory, resume=self.found is not None, device=device, reporters=reporters
         )
         return self.directory
+
+
+def _joint(saved: SavedPolicy) -> set[str]:
+    """The backbones that read images together with something else."""
+    if saved.handwritten:
+        return set()
+    reads = {name: {spec.kind for spec in specs.values()} for name, specs in wiring_of(saved).reads.items()}
+    return {name for name, kinds in reads.items() if Kind.IMAGE in kinds and len(kinds) > 1}
 
 
 def _with_dataset(saved: SavedPolicy) -> dict[str, Any]:

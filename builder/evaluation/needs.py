@@ -10,7 +10,7 @@ from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
 from ..data.info import DatasetInfo
-from ..wiring import Parts, wire
+from ..wiring import Parts, Wiring, demanded, wire, with_statistics
 from .saved import SavedPolicy
 
 IMAGES = "observation.images."
@@ -64,12 +64,8 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
     specs = saved.specs
     read = set(specs)
     if not saved.handwritten:
-        parts = Parts.from_resolved(saved.recipe)
-        facts = dict(saved.content.get("facts") or {})
-        for site in parts.transforms:
-            facts[site.key] = {**facts.get(site.key, {}), "statistics": saved.content["statistics"]}
-        wiring = wire(parts, specs, facts)
-        wanted = {key for inputs in wiring.reads.values() for key in inputs}
+        wiring = wiring_of(saved)
+        wanted = demanded(Parts.from_resolved(saved.recipe), wiring)
         if wanted <= specs.keys() | wiring.collated.keys():
             read = wanted & specs.keys()
     own = specs if robot is None else robot.own
@@ -86,6 +82,14 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
         elif spec.kind is Kind.STATE:
             vectors[key] = spec.width
     return Needs(cameras, vectors, own["action"].width, embodiment, {} if robot is None else names)
+
+
+def wiring_of(saved: SavedPolicy) -> Wiring:
+    """The edges of a composed policy."""
+    parts = Parts.from_resolved(saved.recipe)
+    held = saved.content.get("facts") or {}
+    way = [parts.collator, *parts.transforms]
+    return wire(parts, saved.specs, with_statistics(held, way, saved.content["statistics"]))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
-from ..wiring import Parts, Site, Wiring, wire, with_statistics
+from ..wiring import Parts, Site, Wiring, demanded, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
@@ -137,12 +137,12 @@ class RecipePolicy(BasePolicyModel):
 
     @cached_property
     def observed(self) -> Observed:
-        """The observations that its backbones read, and those of which its collator and transforms make what they read.
+        """The observations that its backbones read or its transforms need, and those of which its collator makes these.
 
         A collator cannot do without an observation where its `specs` refuses the others, or makes less of them.
         """
         wiring, site = self._wiring, self._parts.collator
-        wanted = {key for inputs in wiring.reads.values() for key in inputs}
+        wanted = demanded(self._parts, wiring)
         made = wanted - wiring.observations.keys()
 
         def needed(key: str) -> bool:

@@ -83,6 +83,41 @@ def test_transforms_of_named_images_go_and_of_states_stay(tiny: dict[str, Any]) 
     assert [raw["keys"] for raw in after["transforms"]] == [["observation.state", "action"]]
 
 
+def test_necks_lose_what_they_read_of_cameras_and_go_when_nothing_is_left(tiny: dict[str, Any]) -> None:
+    changes: dict[str, Any] = {
+        "policy.necks": {
+            "look": {"type": "attention_pool", "reads": ["vision.tokens"], "heads": 2},
+            "again": {"type": "attention_pool", "reads": ["look.tokens"], "heads": 2},
+            "both": {"type": "concat", "reads": ["look.pooled", "proprio.pooled"]},
+        },
+        "policy.head": {"type": "mlp", "reads": ["again.pooled", "both.pooled", "proprio.pooled"]},
+        "policy.freeze": ["necks.look.*", "necks.again.norm.*", "backbones.proprio.*"],
+    }
+    after = blind(resolved(tiny, **changes))
+    assert {name: raw["reads"] for name, raw in after["policy"]["necks"].items()} == {
+        "both": ["proprio.pooled"]
+    }
+    assert after["policy"]["head"]["reads"] == ["both.pooled", "proprio.pooled"]
+    assert after["policy"]["freeze"] == ["backbones.proprio.*"]
+    Builder.from_recipe(after).check()
+
+
+def test_a_head_forgets_cameras_in_all_its_options(tiny: dict[str, Any]) -> None:
+    head = {"type": "act", "width": 16, "heads": 2, "reads": ["vision.pooled", "proprio.pooled"]}
+    after = blind(resolved(tiny, **{"policy.head": {**head, "posterior_reads": ["vision.pooled"]}}))
+    assert after["policy"]["head"]["reads"] == ["proprio.pooled"]
+    assert after["policy"]["head"]["posterior_reads"] == []
+    Builder.from_recipe(after).check()
+
+
+def test_a_backbone_that_reads_more_than_images_stays_and_sees_black(tiny: dict[str, Any]) -> None:
+    before = resolved(tiny)
+    after = blind(before, joint={"vision"})
+    assert after["policy"] == before["policy"]
+    assert after["transforms"] == [{"type": "blank"}, *before["transforms"]]
+    Builder.from_recipe(after).check()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

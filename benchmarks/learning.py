@@ -1,0 +1,279 @@
+"""Whether each head learns: closed-loop success of a recipe trained from scratch, beside its blind control.
+
+    python benchmarks/learning.py --output benchmarks/results/learning.json
+
+A row is a recipe with an `evaluation` section: `recipes/vit_mlp.yaml` and `recipes/push_vit_mlp.yaml`, the baselines, and
+all of `recipes/learning`. What a row does is what these commands do:
+
+    build-and-train RECIPE --output runs/learning/NAME -o training.precision=fp32
+    policysmith evaluate runs/learning/NAME --control blind
+
+Rows run side by side, each in a process of its own. A row that is done is not done again: delete its run to repeat it.
+The demonstrations of push-v3 are recorded first where they are missing. With `--record` those of both tasks are recorded
+anew: graphics drivers differ in how they draw, and a policy must be judged with the one its demonstrations were drawn by.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DATASETS = ROOT / "recipes" / "datasets"
+DEMONSTRATIONS = {
+    "drawer_open": ("metaworld/drawer-open-v3", 50, 96),
+    "push": ("metaworld/push-v3", 100, 128),
+}
+"""By name of the dataset: task, episodes, and pixels a side."""
+BASELINES = {"vit_mlp": "drawer_open", "push_vit_mlp": "push"}
+"""Recipes of the MLP head, and their datasets."""
+DONE = "row.json"
+
+
+class RowError(Exception):
+    """A row failed."""
+
+
+def main() -> None:
+    arguments = parse()
+    recipes = [
+        *(ROOT / "recipes" / f"{name}.yaml" for name in BASELINES),
+        *sorted((ROOT / "recipes" / "learning").glob("*.yaml")),
+    ]
+    chosen = [path for path in recipes if not arguments.only or path.stem in arguments.only]
+    if unknown := set(arguments.only) - {path.stem for path in chosen}:
+        raise SystemExit(f"there is no recipe called {', '.join(sorted(unknown))}")
+    os.environ["OMP_NUM_THREADS"] = "1"  # as many processes as cores; see --rows and --processes
+    if arguments.row:
+        run_row(chosen[0], arguments)
+        return
+    rows, failed = [], False
+    with ThreadPoolExecutor(2 * arguments.rows) as pool:
+        recorded = {name: pool.submit(record, name, arguments) for name in {dataset(path) for path in chosen}}
+        slots = BoundedSemaphore(arguments.rows)
+
+        def row(path: Path) -> dict[str, Any]:
+            recorded[dataset(path)].result()
+            with slots:
+                return start_row(path, arguments)
+
+        for future in as_completed([pool.submit(row, path) for path in chosen]):
+            try:
+                rows.append(future.result())
+            except RowError as error:
+                failed = True
+                tell(str(error))
+                continue
+            tell(line(rows[-1]))
+            write(arguments, sorted(rows, key=lambda row: (row["task"], recipes.index(ROOT / row["recipe"]))))
+    raise SystemExit(failed)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the rows")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="recipes, by file name")
+    parser.add_argument("--rows", type=int, default=1, help="rows at a time (default: 1)")
+    parser.add_argument("--processes", type=int, default=4, help="rollouts at a time in a row (default: 4)")
+    parser.add_argument("--device", help="where policies are trained (default: the best there is)")
+    parser.add_argument(
+        "--rollout-device", default="cpu", help="where they compute in rollouts (default: cpu)"
+    )
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "learning", help="where the runs go")
+    parser.add_argument("--record", action="store_true", help="record the demonstrations of both tasks anew")
+    parser.add_argument("--steps", type=int, help="training steps, for a trial")
+    parser.add_argument("--episodes", type=int, help="rollouts, for a trial")
+    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def dataset(recipe: Path) -> str:
+    """Name of the demonstrations of a recipe."""
+    return BASELINES.get(recipe.stem) or ("push" if recipe.stem.startswith("push") else "drawer_open")
+
+
+def demonstrations(name: str, arguments: argparse.Namespace) -> Path:
+    """Where the demonstrations of a task are, or will be."""
+    return (arguments.runs.resolve() / "datasets" if arguments.record else DATASETS) / name
+
+
+def record(name: str, arguments: argparse.Namespace) -> None:
+    """Record the demonstrations of a task where they are missing."""
+    task, episodes, pixels = DEMONSTRATIONS[name]
+    output = demonstrations(name, arguments)
+    if output.exists():
+        return
+    command = [
+        "policysmith", "data", "record", "--env", task, "--episodes", str(episodes), "--image-size", str(pixels),
+        "--workers", str(arguments.processes), "--output", str(output),
+    ]  # fmt: skip
+    run_cli(command)
+
+
+def run_cli(command: list[str]) -> None:
+    function = command[0].replace("-", "_")
+    code = (
+        f"import sys; from policysmith.schemas.console import {function}; sys.exit({function}(sys.argv[1:]))"
+    )
+    subprocess.run([sys.executable, "-c", code, *command[1:]], cwd=ROOT, check=True)
+
+
+def start_row(recipe: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A row from its own process, or as it was found."""
+    run = arguments.runs.resolve() / recipe.stem
+    if not done(run, recipe, arguments):
+        run.mkdir(parents=True, exist_ok=True)
+        options = ["--record"] if arguments.record else []
+        options += [
+            f"--{name.replace('_', '-')}={value}"
+            for name in ("runs", "processes", "device", "rollout_device", "steps", "episodes")
+            if (value := getattr(arguments, name)) is not None
+        ]
+        command = [sys.executable, __file__, "--row", "--only", recipe.stem, *options]
+        with (run / "row.log").open("w") as log:
+            code = subprocess.run(
+                command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False
+            ).returncode
+        if code:
+            raise RowError(f"{recipe.stem} failed:\n{(run / 'row.log').read_text()[-3000:]}")
+    row: dict[str, Any] = json.loads((run / DONE).read_text())
+    return row
+
+
+def done(run: Path, recipe: Path, arguments: argparse.Namespace) -> bool:
+    """Whether the row is there, made from the recipe as it is now and with as many steps and rollouts."""
+    if not (run / DONE).exists():
+        return False
+    trial = json.loads((run / DONE).read_text())["trial"]
+    same = (run / "recipe.yaml").read_text() == recipe.read_text()
+    return same and trial == {"steps": arguments.steps, "episodes": arguments.episodes}
+
+
+def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
+    """In a row's process: train, train the control, and judge both."""
+    from policysmith.builder import Builder
+    from policysmith.builder.evaluation.control import BlindControl
+    from policysmith.builder.evaluation.machine import hardware, versions
+    from policysmith.builder.evaluation.run import evaluate
+    from policysmith.builder.evaluation.saved import SavedPolicy
+
+    run = arguments.runs.resolve() / recipe.stem
+    changes: dict[str, Any] = {"training.precision": "fp32"}
+    if arguments.steps:
+        changes["training.steps"] = arguments.steps
+    if arguments.record:
+        changes["data.path"] = os.path.relpath(demonstrations(dataset(recipe), arguments), recipe.parent)
+    builder = Builder.from_recipe(recipe).override(changes)
+    builder.check()
+    section, summary = builder.recipe.recipe.training, builder.summary
+    assert summary is not None
+    start = time.perf_counter()
+    builder.train(output=run, resume=True, device=arguments.device)
+    trained = time.perf_counter()
+    saved = SavedPolicy.find(run)
+    names = [name for name, _ in saved.load().named_parameters()]
+    BlindControl.plan(saved, names, run / "control", allow_imports=False).train(arguments.device, tell)
+    controlled = time.perf_counter()
+    result = evaluate(
+        run,
+        episodes=arguments.episodes,
+        control="blind",
+        device=arguments.rollout_device,
+        processes=arguments.processes,
+        progress=tell,
+    )
+    assert result.closed_loop is not None
+    assert result.control is not None
+    command = f"build-and-train {recipe.relative_to(ROOT)} --output runs/learning/{recipe.stem}"
+    row = {
+        "recipe": str(recipe.relative_to(ROOT)),
+        "task": result.closed_loop.env,
+        "policy": outcome(result.closed_loop),
+        "blind": outcome(result.control),
+        "parameters": summary.parameters,
+        "steps": section.steps,
+        "batch_size": section.batch_size,
+        "precision": "fp32",
+        "training_seconds": round(trained - start, 1),
+        "control_training_seconds": round(controlled - trained, 1),
+        "rollout_seconds": round(result.closed_loop.seconds, 1),
+        "final_loss": last_loss(run),
+        "trial": {"steps": arguments.steps, "episodes": arguments.episodes},
+        "hardware": hardware(),
+        "versions": versions(),
+        "commands": [
+            " ".join([command, *(f"-o {key}={value}" for key, value in changes.items())]),
+            result.command.replace(str(run), f"runs/learning/{recipe.stem}"),
+        ],
+    }
+    (run / DONE).write_text(json.dumps(row, indent=2) + "\n")
+
+
+def tell(message: str) -> None:
+    sys.stdout.write(f"{message}\n")
+    sys.stdout.flush()
+
+
+def outcome(result: Any) -> dict[str, Any]:
+    """Successes with Wilson's interval, and which episodes failed."""
+    return {
+        "successes": result.successes,
+        "n": len(result.episodes),
+        "interval_95": [round(end, 3) for end in result.interval],
+        "failed": [episode.index for episode in result.episodes if not episode.success],
+        "mean_steps_of_successes": result.mean_steps,
+        "seed": result.seed,
+    }
+
+
+def last_loss(run: Path) -> float:
+    lines = [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines()]
+    return float([entry["loss"] for entry in lines if "loss" in entry][-1])
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    cells = [
+        f"`{Path(row['recipe']).stem}`",
+        row["task"].removeprefix("metaworld/"),
+        f"{row['steps']} x {row['batch_size']}",
+        f"{row['training_seconds'] / 60:.1f} min",
+        shown(row["policy"]),
+        shown(row["blind"]),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def shown(result: dict[str, Any]) -> str:
+    low, high = result["interval_95"]
+    rate = result["successes"] / result["n"]
+    return f"{result['successes']}/{result['n']} = {rate:.0%} ({100 * low:.0f}-{100 * high:.0f} %)"
+
+
+def write(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    if arguments.output is None:
+        return
+    words = [word for word in sys.argv[1:] if word]
+    content = {
+        "what": (__doc__ or "").splitlines()[0],
+        "command": f"python benchmarks/learning.py {shlex.join(words)}",
+        "rows_at_a_time": arguments.rows,
+        "rows": rows,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
