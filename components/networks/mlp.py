@@ -82,7 +82,7 @@ class MlpNetwork(Network):
         for block in self.blocks:
             hidden = block(hidden)
         out: Tensor = self.outward(F.silu(hidden))
-        return out.unflatten(1, (self._horizon, self._action_dim)).float()
+        return out.reshape(-1, self._horizon, self._action_dim).float()
 
 
 class Block(nn.Module):
