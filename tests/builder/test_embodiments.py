@@ -156,6 +156,9 @@ def test_a_robot_s_projections_learn_from_its_own_samples(
         gradient = gradients[f"head.network.{name}"]
         assert gradient[0].any()
         assert not gradient[1].any()
+    bias = gradients["head.network.action_out.bias"][0]
+    assert bias[:2].all()
+    assert not bias[2:].any()  # what the head says of dimensions that the arm does not have is no error
 
 
 def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(recipe: dict[str, Any], tmp_path: Path) -> None:
