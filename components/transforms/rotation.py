@@ -103,4 +103,7 @@ class Rotation(Transform):
     def _parts(self, values: Tensor, form: Form) -> tuple[Tensor, ...]:
         """What lies before the rotation, the rotation, and what lies after it."""
         start = self.config.start
-        return values.split([start, form.width, values.shape[-1] - start - form.width], dim=-1)
+        parts: tuple[Tensor, ...] = values.split(
+            [start, form.width, values.shape[-1] - start - form.width], dim=-1
+        )
+        return parts
