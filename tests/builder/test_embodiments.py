@@ -20,8 +20,9 @@ from policysmith.builder.evaluation import evaluate
 from policysmith.builder.evaluation.needs import needs_of
 from policysmith.builder.evaluation.rollout import roll_out
 from policysmith.builder.evaluation.saved import SavedPolicy
+from policysmith.builder.interop.lerobot import export_policy
 from policysmith.schemas import console
-from policysmith.schemas.errors import SpecError
+from policysmith.schemas.errors import SpecError, WeightsError
 
 from .data.synthetic import write_robot
 from .evaluation.reach import ReachEnvironment
@@ -373,6 +374,12 @@ def test_a_rollout_in_an_environment_with_names_of_its_own(tmp_path: Path, recip
     rolled = roll_out(saved.load(), environment, index=0, seed=3, needs=needs)
     assert rolled.episode.steps == len(environment.actions)
     assert {action.shape for action in environment.actions} == {(2,)}
+
+
+def test_lerobot_has_no_policy_of_several_robots(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    Builder.from_recipe(recipe).build().save_pretrained(tmp_path / "policy")
+    with pytest.raises(WeightsError, match="for 2 robots, `arm`, `dog`"):
+        export_policy(tmp_path / "policy", output=tmp_path / "out")
 
 
 HAND_WRITTEN = """
