@@ -83,6 +83,10 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
     saved = SavedPolicy.find(source)
     if saved.handwritten:
         raise WeightsError("a hand-written policy has no counterpart in LeRobot")
+    if saved.robots:
+        raise WeightsError(
+            f"the policy is for {len(saved.robots)} robots, `{'`, `'.join(saved.robots.names)}`; LeRobot's are for one"
+        )
     policy: RecipePolicy = RecipePolicy.from_pretrained(saved.directory)
     content = _with_reads(policy)
     head = content["recipe"]["policy"]["head"]["type"]

@@ -8,7 +8,7 @@ from typing import Any
 from ...schemas.errors import WeightsError
 from .lerobot_files import Statistics
 
-_MODES = {"MEAN_STD": "mean_std", "MIN_MAX": "min_max", "QUANTILES": "q99", "IDENTITY": "identity"}
+_MODES = {"MEAN_STD": "mean_std", "MIN_MAX": "min_max", "QUANTILES": "quantiles", "IDENTITY": "identity"}
 _NEEDS = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99")}
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _TRAINING_ONLY = ("color_jitter", "random_shift")
