@@ -16,6 +16,7 @@ from .experts import (
     is_expert,
     model_of,
     model_pairs,
+    reads_of,
     refuse_others,
     sections_of,
     sizes_of,
@@ -26,6 +27,8 @@ ARCHITECTURE = "google/paligemma-3b-pt-224"
 """The vision-language model, and its tokenizer."""
 VARIANTS = {2048: "gemma_2b", 1024: "gemma_300m"}
 """LeRobot's names for the widths that its language models can have."""
+_VOCABULARY = 257_152
+"""Token ids of the tokenizer; the published PaliGemma has embeddings for some more."""
 _MODEL = "model.paligemma_with_expert.paligemma"
 _EXPERT = "model.paligemma_with_expert.gemma_expert"
 _EMBEDDING = f"{_MODEL}.model.language_model.embed_tokens.weight"
@@ -45,7 +48,7 @@ def is_of(recipe: Mapping[str, Any], time: str = "concat_mlp") -> bool:
 
 
 def to_policysmith(
-    weights: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str = ARCHITECTURE
+    weights: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Sections of a recipe, and its weights. Raises WeightsError.
 
@@ -66,7 +69,8 @@ def to_policysmith(
         found[_EMBEDDING] = found[_HEADS[0]]
     for key in _HEADS:
         found.pop(key, None)
-    model, adaptive = model_of(architecture), kind == "pi05"
+    source, adaptive = architecture or ARCHITECTURE, kind == "pi05"
+    model = model_of(source)
     ours = to_ours(found, _pairs(model, adaptive), kind)
     vision, everything = ("backbones.vlm.model.vision_tower.*", "backbones.vlm.*")
     frozen = (
@@ -79,7 +83,10 @@ def to_policysmith(
     if adaptive:
         prompt = {"prompt": "Task: {task}, State: {state};\nAction: ", "task_text": "cleaned"}
     policy = {
-        "backbones": {"vlm": {"type": "vlm", "architecture": architecture}, **proprio},
+        "backbones": {
+            "vlm": {"type": "vlm", "architecture": source, **reads_of(config, state=False)},
+            **proprio,
+        },
         "head": {
             "type": "flow_matching",
             "reads": ["vlm.key_values", *(f"{name}.tokens" for name in proprio)],
@@ -135,7 +142,7 @@ def to_lerobot(
             )
     theirs = to_theirs(weights, _pairs(model, adaptive), kind)
     theirs[_HEADS[0]] = theirs[_EMBEDDING].clone()
-    theirs[_HEADS[1]] = theirs[_EMBEDDING].new_zeros(model.vocabulary, network["width"])
+    theirs[_HEADS[1]] = theirs[_EMBEDDING].new_zeros(len(theirs[_EMBEDDING]), network["width"])
     config: dict[str, Any] = {
         "type": kind,
         "paligemma_variant": VARIANTS[model.width],
@@ -179,7 +186,8 @@ def _listing(kinds: Mapping[str, str]) -> str:
 
 def _pairs(model: Family, adaptive: bool) -> Iterator[Pair]:
     """Every weight of a policy."""
-    yield from model_pairs(model, f"{_MODEL}.model", {"vision_tower.": "vision_tower.vision_model."})
+    vision = {"vision_tower.": "vision_tower.vision_model."}
+    yield from model_pairs(model, f"{_MODEL}.model", vision, _VOCABULARY)
     yield from expert_pairs(f"{_EXPERT}.model", model.depth, adaptive)
     yield from action_pairs(adaptive)
     if not adaptive:

@@ -15,6 +15,7 @@ from .experts import (
     is_expert,
     model_of,
     model_pairs,
+    reads_of,
     refuse_others,
     sections_of,
     sizes_of,
@@ -75,7 +76,9 @@ def to_policysmith(
     if not config.get("train_state_proj", True):
         frozen.append("backbones.vlm.state.*")
     policy = {
-        "backbones": {"vlm": {"type": "vlm", "architecture": name, **depth, **_READING}},
+        "backbones": {
+            "vlm": {"type": "vlm", "architecture": name, **reads_of(config, state=True), **depth, **_READING}
+        },
         "head": {
             "type": "flow_matching",
             "reads": ["vlm.key_values"],
