@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ...components.vlms.family import Family
 from ...schemas.errors import WeightsError
+from .expert_inputs import NEWLINE, STATE_PROMPT, Inputs, Processor
 from .experts import (
     NETWORK,
     action_pairs,
@@ -24,7 +25,10 @@ from .experts import (
 from .pairs import Pair, layer, to_ours, to_theirs
 
 ARCHITECTURE = "google/paligemma-3b-pt-224"
+TOKENIZER = ARCHITECTURE
 """The vision-language model, and its tokenizer."""
+INPUTS = Inputs("pi0_new_line_processor", "image_resolution", "center", ("observation.state", "action"))
+STEPS = INPUTS.steps
 VARIANTS = {2048: "gemma_2b", 1024: "gemma_300m"}
 """LeRobot's names for the widths that its language models can have."""
 _VOCABULARY = 257_152
@@ -47,13 +51,22 @@ def is_of(recipe: Mapping[str, Any], time: str = "concat_mlp") -> bool:
     return is_expert(recipe, family="gemma", time=time)
 
 
+def transforms(config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The transforms of a recipe, around those that normalise. Raises WeightsError."""
+    return INPUTS.transforms(config, normalize, 224)
+
+
+def processor(content: Mapping[str, Any]) -> Processor:
+    """Options of the config, steps of the preprocessor, and what is left to do of the content. Raises WeightsError."""
+    return INPUTS.processor(content, NEWLINE)
+
+
 def to_policysmith(
     weights: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Sections of a recipe, and its weights. Raises WeightsError.
 
-    The policy reads states of `max_state_dim` and actions of `max_action_dim` values, padded with zeros, and images in
-    [-1, 1]: transforms have to see to that.
+    The policy wants states and actions padded with zeros, and images in [-1, 1], as `transforms` has it.
     """
     kind = config["type"]
     refuse_others(config, _FIXED, f"LeRobot's {kind}")
@@ -79,9 +92,7 @@ def to_policysmith(
         else [vision] * bool(config.get("freeze_vision_encoder"))
     )
     proprio = {} if adaptive else {"proprio": {"type": "state", "reads": ["observation.state"]}}
-    prompt = {"prompt": "{task}\n"}
-    if adaptive:
-        prompt = {"prompt": "Task: {task}, State: {state};\nAction: ", "task_text": "cleaned"}
+    prompt = {"prompt": STATE_PROMPT, "task_text": "cleaned"} if adaptive else {"prompt": NEWLINE}
     policy = {
         "backbones": {
             "vlm": {"type": "vlm", "architecture": source, **reads_of(config, state=False)},
@@ -105,8 +116,9 @@ def to_policysmith(
     }
     collator = {
         "type": "language",
-        "tokenizer": ARCHITECTURE,
+        "tokenizer": TOKENIZER,
         "max_length": config.get("tokenizer_max_length", 200 if adaptive else 48),
+        "truncate": "end",
         **prompt,
     }
     return {**sections_of(config), "policy": policy, "collator": collator}, ours
@@ -194,4 +206,4 @@ def _pairs(model: Family, adaptive: bool) -> Iterator[Pair]:
         yield from layer("model.state_proj", f"{NETWORK}.project.proprio_tokens")
 
 
-__all__ = ["is_of", "to_lerobot", "to_policysmith"]
+__all__ = ["STEPS", "is_of", "processor", "to_lerobot", "to_policysmith", "transforms"]
