@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
-from typing import Any
 
 from ..components import lora
 from ..schemas.errors import CheckpointError
 from .evaluation.saved import SavedPolicy
-from .policy import BasePolicyModel, RecipePolicy
+from .policy import RecipePolicy
 
 
 def export(
@@ -32,26 +31,29 @@ def export(
     saved.run_imports(allowed=allow_imports)
     policy = saved.load()
     if merge:
+        if not isinstance(policy, RecipePolicy):
+            raise CheckpointError(
+                f"`{saved.model_type}` is written by hand, and merges its adapters itself; leave `--merge` out"
+            )
         merge_adapters(policy)
     policy.save_pretrained(output)
 
 
-def merge_adapters(policy: BasePolicyModel) -> None:
+def merge_adapters(policy: RecipePolicy) -> None:
     """Add the low-rank adapters of a policy to the weights beside them, and take them out of its recipe.
 
     What it does stays the same, but for rounding; what it costs at every step is that of the plain layers. Patterns of
     the recipe that named adapters alone go with them. Raises CheckpointError for a policy without adapters, and
     WeightsError for adapters that are not finite.
     """
-    backbones: dict[str, Any] = dict(policy.backbones.items()) if isinstance(policy, RecipePolicy) else {}
-    adapted = [name for name, backbone in backbones.items() if lora.count(backbone)]
+    adapted = [name for name, backbone in policy.backbones.items() if lora.count(backbone)]
     if not adapted:
         raise CheckpointError(
             "the policy has no low-rank adapters to merge; leave `--merge` out (adapters come from `lora` of a backbone)"
         )
     recipe = policy.content["recipe"]
     for name in adapted:
-        lora.merge(backbones[name])
+        lora.merge(policy.backbones[name])
         recipe["policy"]["backbones"][name]["lora"] = None
     names = [name for name, _ in policy.named_parameters()]
 

@@ -30,7 +30,7 @@ class PolicyPlan:
         parts, wiring = self.parts, self.wiring
         yield from ((site, wiring.into(index)) for index, site in enumerate(parts.transforms))
         yield from ((site, wiring.reads[name]) for name, site in parts.backbones.items())
-        yield from ((parts.necks[name], inputs) for name, inputs in wiring.necks.items())
+        yield from ((parts.necks[name], wiring.into_neck(name)) for name in wiring.necks)
         yield parts.head, {**wiring.features, **wiring.given}
 
 

@@ -162,14 +162,15 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
             batch = transform(batch)
             shapes = {key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)}
             _compare(site, wiring.into(index + 1), shapes)
+        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        features |= robots
         for name, site in parts.backbones.items():
             features |= _published(site, wiring, policy.encode(name, batch))
         for name in wiring.necks:
             site = parts.necks[name]
             features |= _published(site, wiring, policy.pass_on(name, features))
         site = parts.head
-        ordered = {key: features[key] for key in wiring.features}
-        ordered |= {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        ordered = {**{key: features[key] for key in wiring.features}, **robots}
         losses = policy.head.loss(ordered, batch["action"], padding(batch))
         if "loss" not in losses or any(value.ndim for value in losses.values()):
             raise SpecError('gives no scalar "loss"', label="a defect of this part")

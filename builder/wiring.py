@@ -147,6 +147,11 @@ class Wiring:
     """What the head gives."""
     facts: Mapping[str, Facts] = field(default_factory=dict)
 
+    def into_neck(self, name: str) -> Specs:
+        """What a neck reads, and the size of the embodiments where there are several."""
+        robots = {key: spec for key, spec in self.given.items() if spec.kind is Kind.EMBODIMENT}
+        return {**self.necks[name], **robots}
+
     def into(self, index: int) -> Specs:
         """What transform `index` reads; one past the last, what backbones and head read."""
         return self.transformed[index - 1] if index else self.collated
@@ -197,11 +202,12 @@ def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wirin
             problems.append(_problem(site, error, stages, code))
 
     _check_names(parts, problems)
-    necks = _wire_necks(parts, published, facts, problems)
+    robots = {key: spec for key, spec in current.items() if spec.kind is Kind.EMBODIMENT}
+    necks = _wire_necks(parts, published, robots, facts, problems)
     features = _head_inputs(parts, published, problems)
     if problems:
         raise WiringError(problems)
-    given = {key: spec for key, spec in current.items() if spec.kind in (Kind.ACTION, Kind.EMBODIMENT)}
+    given = {**robots, **{key: spec for key, spec in current.items() if spec.kind is Kind.ACTION}}
     try:
         head_facts = facts.get(parts.head.key, {})
         action = parts.head.part.specs(parts.head.config, {**features, **given}, head_facts)["action"]
@@ -256,7 +262,11 @@ def _check_names(parts: Parts, problems: list[Problem]) -> None:
 
 
 def _wire_necks(
-    parts: Parts, published: dict[str, Specs], facts: Mapping[str, Facts], problems: list[Problem]
+    parts: Parts,
+    published: dict[str, Specs],
+    robots: Specs,
+    facts: Mapping[str, Facts],
+    problems: list[Problem],
 ) -> dict[str, Specs]:
     """What each neck reads, each after those it reads from; adds what they publish to `published`."""
     necks: dict[str, Specs] = {}
@@ -279,7 +289,8 @@ def _wire_necks(
         if len(problems) > before or not sources <= published.keys():
             continue
         try:
-            published[name] = site.part.specs(site.config, features, facts.get(site.key, {}))
+            inputs = {**features, **robots}
+            published[name] = site.part.specs(site.config, inputs, facts.get(site.key, {}))
             necks[name] = features
         except PolicysmithError as error:
             also = _origins(parts, features)

@@ -158,13 +158,13 @@ class Neck(Learner):
     """By option that names features: the kinds it accepts, best first."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """`inputs` holds all features that it reads, by name (`vision.tokens`)."""
+        """`inputs` holds all features that it reads, by name (`vision.tokens`), and `embodiment` where there is one."""
         super().__init__()
         self.config = config
 
     @abstractmethod
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """The named outputs, and only those."""
+        """The named outputs, and only those. `features` also holds `embodiment` (B,) where the batch does."""
 
 
 class ActionHead(Learner):

@@ -64,4 +64,5 @@ class Block(nn.Module):
         rate = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=rate)
         tokens = tokens + self.dropout(self.mix(mixed.transpose(1, 2).flatten(2)))
-        return tokens + self.dropout(self.feedforward(self.feedforward_norm(tokens)))
+        out: Tensor = tokens + self.dropout(self.feedforward(self.feedforward_norm(tokens)))
+        return out

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from .layers import mlp
 
 DECAY, EPS = 0.8, 1e-5
+M = TypeVar("M", bound=nn.Module)
 
 
 class ResidualVq(nn.Module):
@@ -70,7 +73,7 @@ class ResidualVq(nn.Module):
     def update(self, vectors: Tensor, indices: Tensor, valid: Tensor, active: Tensor) -> None:
         """Where `active`, move the codes towards the valid vectors (N, D) that had the indices (N, L)."""
         residual = vectors.float()
-        for book, code in enumerate(self.codes.float()):
+        for book, code in enumerate(self.codes.float().clone()):
             index = indices[:, book]
             hits = (index[:, None] == torch.arange(len(code), device=index.device)) & valid[:, None]  # (N, C)
             counts = self.counts[book].float().lerp(hits.sum(0).float(), 1.0 - DECAY)
@@ -117,13 +120,15 @@ class ChunkVae(nn.Module):
         return chunks.float()
 
 
-class Settled(nn.Module):
+class Settled(nn.Module, Generic[M]):
     """A copy of a module, in buffers, that stops following it: what is trained no longer, whatever an optimiser does.
 
     The copy is `module`, and follows the tensors of the same names.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    module: M
+
+    def __init__(self, module: M) -> None:
         super().__init__()
         for owner in module.modules():
             for name, parameter in list(owner.named_parameters(recurse=False)):
@@ -132,7 +137,7 @@ class Settled(nn.Module):
         self.module = module
 
     @torch.no_grad()
-    def follow(self, source: nn.Module, active: Tensor) -> None:
+    def follow(self, source: M, active: Tensor) -> None:
         """Where `active`, a scalar, become the same as `source`."""
         tensors = dict(source.named_parameters()) | dict(source.named_buffers())
         for name, buffer in self.module.named_buffers():

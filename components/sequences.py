@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from ..schemas.specs import Dim, Kind, Spec, Specs
 from .base import Feature
 from .features import select
 from .layers import joined_mask
+
+Positions = Literal["none", "learned"]
 
 
 def only(config: Any, inputs: Specs, kinds: Sequence[Kind]) -> tuple[str, Spec]:
@@ -48,6 +50,24 @@ def joined_spec(features: Specs, width: int | None) -> Spec:
         for key, count in zip(features, counts, strict=True)
     )
     return Spec(Kind.TOKENS, ("B", total, width or first.width), f"tokens {whole}")
+
+
+def fixed_length(spec: Spec) -> int:
+    """Number of tokens, for positions of their own; raises SpecError where it varies."""
+    count = spec.dims[1]
+    if not isinstance(count, int):
+        raise SpecError(
+            f"positions are learned for a fixed number of tokens, and it varies: {spec.why}",
+            field="positions",
+            label="the number of tokens varies",
+            help="use `positions: none`, or resample the tokens by `{type: perceiver}` first",
+        )
+    return count
+
+
+def learned_positions(spec: Spec) -> nn.Parameter:
+    """Positions (1, N, D) of tokens."""
+    return nn.Parameter(torch.randn(1, fixed_length(spec), spec.width) * 0.02)
 
 
 class Joined(nn.Module):

@@ -10,8 +10,9 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from ...components.base import Backbone
 from ...schemas.errors import WeightsError
 from ...schemas.specs import Kind, Spec
 from ..assembly import assemble
@@ -91,6 +92,7 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
             f"no policy of LeRobot has a head like `{head}`; these can be converted: {', '.join(types())}"
         )
     converter = _converter(kind)
+    config: dict[str, Any]
     config, weights = converter.to_lerobot(policy.state_dict(), content)
     inputs, outputs = _features(policy)
     steps: list[dict[str, Any]] = []
@@ -106,10 +108,8 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
 def _with_reads(policy: RecipePolicy) -> dict[str, Any]:
     """The content of its config, with the observations spelled out that each backbone reads."""
     recipe = policy.content["recipe"]
-    backbones = {
-        name: {**raw, "reads": list(policy.backbones[name].keys)}
-        for name, raw in recipe["policy"]["backbones"].items()
-    }
+    read = {name: list(cast(Backbone, backbone).keys) for name, backbone in policy.backbones.items()}
+    backbones = {name: {**raw, "reads": read[name]} for name, raw in recipe["policy"]["backbones"].items()}
     section = {**recipe["policy"], "backbones": backbones}
     return {**policy.content, "recipe": {**recipe, "policy": section}}
 
@@ -143,6 +143,10 @@ def _compare(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> None:
 
 def _features(policy: RecipePolicy) -> tuple[dict[str, Any], dict[str, Any]]:
     """Input and output features as config.json has them; cameras in the order in which they are read."""
+<<<<<<< HEAD
+=======
+    read = dict.fromkeys(key for part in policy.backbones.values() for key in cast(Backbone, part).keys)
+>>>>>>> lead
     specs = {key: Spec.from_json(spec) for key, spec in policy.content["specs"].items()}
     read = [key for backbone in policy.backbones.values() for key in backbone.keys]
     if "{state}" in policy.content["recipe"]["collator"].get("prompt", ""):

@@ -69,16 +69,25 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     save_file(checkpoint.weights, directory / WEIGHTS)
     inputs, outputs = config["input_features"], config["output_features"]
     rules = {"eps": 1e-8, "norm_map": config["normalization_mapping"]}
-    device = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
-    normalizer = {"registry_name": NORMALIZER, "config": {**rules, "features": {**inputs, **outputs}}}
-    before = [
+    device: dict[str, Any] = {
+        "registry_name": "device_processor",
+        "config": {"device": "cpu", "float_dtype": None},
+    }
+    normalizer: dict[str, Any] = {
+        "registry_name": NORMALIZER,
+        "config": {**rules, "features": {**inputs, **outputs}},
+    }
+    before: list[dict[str, Any]] = [
         {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}},
         {"registry_name": "to_batch_processor", "config": {}},
         device,
         normalizer,
         *checkpoint.steps,
     ]
-    after = [{"registry_name": UNNORMALIZER, "config": {**rules, "features": outputs}}, device]
+    after: list[dict[str, Any]] = [
+        {"registry_name": UNNORMALIZER, "config": {**rules, "features": outputs}},
+        device,
+    ]
     shapes = {key: (-1, 1, 1) if feature["type"] == "VISUAL" else (-1,) for key, feature in inputs.items()}
     tensors = {
         f"{key}.{name}": torch.tensor(values).reshape(shapes.get(key, (-1,)))
@@ -89,8 +98,9 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         stem = file.removesuffix(".json")
         for index, step in enumerate(steps):
             if step["registry_name"] in (NORMALIZER, UNNORMALIZER):
-                step["state_file"] = f"{stem}_step_{index}_{step['registry_name']}.safetensors"
-                save_file(tensors, directory / step["state_file"])
+                state_file = f"{stem}_step_{index}_{step['registry_name']}.safetensors"
+                save_file(tensors, directory / state_file)
+                step["state_file"] = state_file
         _write_json(directory / file, {"name": stem, "steps": steps})
 
 

@@ -32,7 +32,7 @@ MODEL_TYPE = "policysmith_policy"
 CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
 """Fields of the config."""
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
-"""Keys of a batch that tell robots apart; heads get them beside their features."""
+"""Keys of a batch that tell robots apart; necks and heads get them beside their features."""
 _SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
 
 try:
@@ -112,7 +112,10 @@ class RecipePolicy(BasePolicyModel):
             {name: self._make(site, self._wiring.reads[name]) for name, site in self._parts.backbones.items()}
         )
         self.necks = nn.ModuleDict(
-            {name: self._make(self._parts.necks[name], inputs) for name, inputs in self._wiring.necks.items()}
+            {
+                name: self._make(self._parts.necks[name], self._wiring.into_neck(name))
+                for name in self._wiring.necks
+            }
         )
         self.head = cast(
             ActionHead, self._make(self._parts.head, {**self._wiring.features, **self._wiring.given})
@@ -233,12 +236,12 @@ class RecipePolicy(BasePolicyModel):
 
     def features(self, batch: Batch) -> dict[str, Feature]:
         """What the head reads: features by `<backbone>.<output>` or `<neck>.<output>`, and what the batch says of robots."""
-        features: dict[str, Feature] = {}
+        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        features = dict(robots)
         for name in self.backbones:
             features |= self.encode(name, batch)
         for name in self.necks:
             features |= self.pass_on(name, features)
-        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
         return {**{key: features[key] for key in self._wiring.features}, **robots}
 
     def encode(self, name: str, batch: Batch) -> dict[str, Feature]:
@@ -255,8 +258,8 @@ class RecipePolicy(BasePolicyModel):
         return {f"{name}.{output}": published[output] for output in outputs}
 
     def pass_on(self, name: str, features: Mapping[str, Feature]) -> dict[str, Feature]:
-        """What one neck makes of the features so far, by `<neck>.<output>`."""
-        read = {key: features[key] for key in self._wiring.necks[name]}
+        """What one neck makes of the features so far, `embodiment` among them, by `<neck>.<output>`."""
+        read = {key: features[key] for key in (*self._wiring.necks[name], *ROBOTS) if key in features}
         made = self.necks[name](read, self._wiring.outputs[name])
         return {f"{name}.{output}": made[output] for output in self._wiring.outputs[name]}
 

@@ -104,9 +104,7 @@ class LanguageCollator(Collator):
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        return cls.Config(
-            type="language", tokenizer="policysmith/tiny", max_length=48, prompt="{task}, State: {state};\n"
-        )
+        return cls.Config(type="language", tokenizer="policysmith/tiny", max_length=48, prompt="{task}\n")
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Samples (T, ...) -> batch (B, T, ...); raises DatasetError for a prompt that is too long."""

@@ -112,18 +112,20 @@ class Gmm(ActionHead):
         scores = weights.transpose(1, 2)  # (B, H or 1, M)
         modes = categorical(scores, generator) if drawn else scores.argmax(-1)
         chosen = modes[:, None, :, None].expand(-1, 1, *means.shape[2:])
-        actions = means.gather(1, chosen)[:, 0]
+        actions: Tensor = means.gather(1, chosen)[:, 0]
         if not drawn:
             return actions
         if self.config.evaluation_std is not None and not self.training:
-            return actions + self.config.evaluation_std * normal(actions, generator)
-        return actions + deviations.gather(1, chosen)[:, 0] * normal(actions, generator)
+            spread = torch.full_like(actions, self.config.evaluation_std)
+        else:
+            spread = deviations.gather(1, chosen)[:, 0]
+        return actions + spread * normal(actions, generator)
 
     def predict(self, features: Mapping[str, Feature]) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights (B, M, H or 1), means and standard deviations (B, M, H, A) of the modes, float32."""
         modes, shape = self.config.modes, (self.config.modes, self._horizon, self._action_dim)
         dtype = next(self.parameters()).dtype
-        out = self.layers(joined(features, self._sizes, self.config.tokens, dtype)).float()
+        out: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, dtype)).float()
         size = modes * self._horizon * self._action_dim
         weights, means, spreads = out.split([modes * self._mixtures, size, size], dim=-1)
         means = means.unflatten(-1, shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,22 +84,15 @@ class Vqbet(ActionHead):
         self._length = horizon - config.windows + 1
         self._features = features_of(inputs)
         self._names = {key: key.replace(".", "_") for key in self._features}  # module names hold no dots
-        steps, books, size = (
-            config.observation_steps,
-            len(config.code_weights),
-            self._length * self._action_dim,
-        )
+        steps, books = config.observation_steps, len(config.code_weights)
+        size = self._length * self._action_dim
         self.vae = ChunkVae(size, config.vae_hidden, books, config.codes, config.code_width)
         self.settled = Settled(copy.deepcopy(self.vae))
         self.register_buffer("trained", torch.zeros((), dtype=torch.int64))
-        self.project = nn.ModuleDict(
-            {
-                self._names[key]: nn.Linear(
-                    spec.width if spec.kind is Kind.TOKENS else spec.width // steps, config.width
-                )
-                for key, spec in self._features.items()
-            }
-        )
+        self.project = nn.ModuleDict()
+        for key, spec in self._features.items():
+            width = spec.width if spec.kind is Kind.TOKENS else spec.width // steps
+            self.project[self._names[key]] = nn.Linear(width, config.width)
         self.query = nn.Parameter(torch.randn(config.width))
         tokens = sum(_count(spec, steps) for spec in self._features.values())
         length = steps * (tokens + 1) + config.windows - 1
@@ -146,31 +139,25 @@ class Vqbet(ActionHead):
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        return cls.Config(
-            type="vqbet",
-            vae_steps=1,
-            windows=2,
-            codes=4,
-            code_width=4,
-            vae_hidden=16,
-            offset_weight=1.0,
-            width=16,
-            depth=1,
-            heads=2,
-            dropout=0.0,
-        )
+        small: dict[str, Any] = {
+            "codes": 4,
+            "code_width": 4,
+            "vae_hidden": 16,
+            "width": 16,
+            "depth": 1,
+            "heads": 2,
+        }
+        return cls.Config(type="vqbet", vae_steps=1, windows=2, offset_weight=1.0, dropout=0.0, **small)
 
     def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
         """The loss of the phase, and its terms; those of the other phase say nothing."""
         chunks, padded = self._windows(actions.float().masked_fill(is_pad, 0.0)), self._windows(is_pad)
         first = self._code_loss(chunks, padded)
         second = self._prediction_loss(features, chunks, padded)
-        learning = self.trained < self.config.vae_steps
+        total = torch.where(self.trained < self.config.vae_steps, first["loss"], second["loss"])
         if self.training:
             self.trained += (~padded).any()
-        total = torch.where(learning, first["loss"], second["loss"])
-        terms = {name: value.detach() for name, value in (first | second).items()}
-        return {**terms, "loss": total}
+        return {**{name: value.detach() for name, value in (first | second).items()}, "loss": total}
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
@@ -193,11 +180,8 @@ class Vqbet(ActionHead):
             self.vae.quantizer.update(vectors, indices, valid, now)
         error = masked_mean((decoded - chunks).abs(), padded)
         distance = masked_mean(errors.sum(-1), ~valid)
-        return {
-            "loss": error + self.config.commitment * distance,
-            "reconstruction": error,
-            "commitment": distance,
-        }
+        total = error + self.config.commitment * distance
+        return {"loss": total, "reconstruction": error, "commitment": distance}
 
     def _prediction_loss(
         self, features: Mapping[str, Feature], chunks: Tensor, padded: Tensor
@@ -209,8 +193,8 @@ class Vqbet(ActionHead):
             right = self.settled.module.codes(chunks)
         chances = scores.log_softmax(-1).gather(-1, right[..., None])[..., 0]  # (N, L), of the right codes
         focal = (1.0 - chances.exp()) ** 2 * -chances
-        weights = torch.tensor(self.config.code_weights, device=focal.device)
-        code = masked_mean((focal * weights).sum(-1), padded.all(-1))
+        weighted = sum(weight * focal[:, book] for book, weight in enumerate(self.config.code_weights))
+        code = masked_mean(cast(Tensor, weighted), padded.all(-1))
         offset = masked_mean((self._predicted(hidden, drawn) - chunks).abs(), padded)
         return {"loss": code + self.config.offset_weight * offset, "code": code, "offset": offset}
 
@@ -242,7 +226,7 @@ class Vqbet(ActionHead):
     def _drawn(self, hidden: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Scores (N, L, C) of the codes, float32, and the indices (N, L) that are drawn by them."""
         scores = self.code_scores(hidden).float().unflatten(-1, (-1, self.config.codes))
-        return scores, categorical(scores.detach() / self.config.temperature, generator)
+        return scores, categorical(scores.detach() / self.config.temperature, generator=generator)
 
     def _predicted(self, hidden: Tensor, indices: Tensor) -> Tensor:
         """Flat windows (N, c * A), float32: what the codes decode to, and their offsets."""
@@ -252,7 +236,8 @@ class Vqbet(ActionHead):
         chosen = indices[:, :, None, None].expand(-1, -1, 1, offsets.shape[-1])
         with torch.no_grad():
             decoded = self.settled.module.decode(indices)
-        return decoded + offsets.gather(2, chosen)[:, :, 0].sum(1)
+        offset: Tensor = offsets.gather(2, chosen)[:, :, 0].sum(1)
+        return decoded + offset
 
 
 def _count(spec: Spec, steps: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel
 
 from policysmith.builder import Builder
+from policysmith.builder.evaluation.saved import SavedPolicy
 from policysmith.builder.export import export, merge_adapters
 from policysmith.schemas.console import policysmith
 from policysmith.schemas.errors import CheckpointError, WeightsError
@@ -138,3 +139,11 @@ def test_adapters_that_are_not_finite_leave_nothing(adapted: Any, tmp_path: Path
     with pytest.raises(WeightsError, match="adapter of `0` cannot be merged"):
         export(tmp_path / "broken", tmp_path / "whole", merge=True)
     assert not (tmp_path / "whole").exists()
+
+
+def test_a_hand_written_policy_merges_its_own(
+    adapted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SavedPolicy, "load", lambda self: object())
+    with pytest.raises(CheckpointError, match="is written by hand"):
+        export(tmp_path / "adapted", tmp_path / "whole", merge=True)

@@ -173,6 +173,7 @@ def test_the_decoder_writes_what_transformers_writes(family: str, tmp_path: Path
         past = part(batch, ("decoder",))["decoder"]
         decoder = past.decoder
         assert decoder is not None
+        assert Vlm.specs(part.config, inputs(), Vlm.facts(part.config))["decoder"].vocab == 512
         hidden, longer = decoder.extend(past, decoder.embed(suffix))
         close(decoder.logits(hidden), expected)
         one = past

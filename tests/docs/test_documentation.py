@@ -124,6 +124,21 @@ def test_the_hand_written_policy_trains_and_acts(clone: Path) -> None:
     assert run(clone, sys.executable, "use.py").endswith("True 64\n")
 
 
+def test_one_policy_learns_from_two_robots_and_drives_each(clone: Path) -> None:
+    page = ROOT / "docs" / "multi_embodiment.md"
+    second, use = blocks(page, "python")
+    (recipe,), (commands,), (shown,) = (blocks(page, language) for language in ("yaml", "bash", "text"))
+    (clone / "second_robot.py").write_text(second)
+    (clone / "two_robots.yaml").write_text(recipe)
+    make, check, train, evaluate = (shlex.split(line) for line in commands.splitlines())
+    run(clone, sys.executable, *make[1:])
+    assert shown in run(clone, *check)
+    run(clone, *train)
+    assert "robot          second" in run(clone, *evaluate)
+    (clone / "use.py").write_text(use + "print(tuple(action.shape), action.isfinite().all().item())\n")
+    assert run(clone, sys.executable, "use.py").endswith("(7,) True\n")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text()
