@@ -143,12 +143,8 @@ def _compare(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> None:
 
 def _features(policy: RecipePolicy) -> tuple[dict[str, Any], dict[str, Any]]:
     """Input and output features as config.json has them; cameras in the order in which they are read."""
-<<<<<<< HEAD
-=======
-    read = dict.fromkeys(key for part in policy.backbones.values() for key in cast(Backbone, part).keys)
->>>>>>> lead
     specs = {key: Spec.from_json(spec) for key, spec in policy.content["specs"].items()}
-    read = [key for backbone in policy.backbones.values() for key in backbone.keys]
+    read = [key for part in policy.backbones.values() for key in cast(Backbone, part).keys]
     if "{state}" in policy.content["recipe"]["collator"].get("prompt", ""):
         read.append(_STATE)
     inputs = {
