@@ -66,7 +66,8 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
     section = loaded.recipe.data
     plan = plan_data(loaded, Windows(range(1 - section.observation_steps, 1), range(section.horizon)))
     _compare(found.config, plan.specs)
-    plan = replace(plan, statistics={**plan.statistics, **statistics})
+    (dataset,) = plan.sources
+    plan = replace(plan, sources=(replace(dataset, statistics={**plan.statistics, **statistics}),))
     wired = plan_policy(loaded, plan)
     rehearse(loaded, plan, wired)
     policy = assemble(loaded, plan, wired, "cpu")
