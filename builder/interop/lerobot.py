@@ -64,7 +64,9 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
     }
     loaded = load_recipe(recipe)
     section = loaded.recipe.data
-    plan = plan_data(loaded, Windows(range(1 - section.observation_steps, 1), range(section.horizon)))
+    past = section.past_actions
+    windows = Windows(range(1 - section.observation_steps, 1), range(-past, section.horizon - past))
+    plan = plan_data(loaded, windows)
     _compare(found.config, plan.specs)
     (dataset,) = plan.sources
     plan = replace(plan, sources=(replace(dataset, statistics={**plan.statistics, **statistics}),))

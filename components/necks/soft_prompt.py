@@ -66,7 +66,7 @@ class SoftPrompt(Neck):
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
         """`tokens` (B, P + N, D)."""
         tokens, mask = self.joined(features)
-        prompts = self.prompts
+        prompts: Tensor = self.prompts
         if self.config.per_embodiment:
             prompts = prompts[features[EMBODIMENT].values]
         prompts = prompts.expand(len(tokens), -1, -1)

@@ -37,7 +37,9 @@ def with_backbone(recipe: dict[str, Any], name: str, head: str, directory: Path)
         part: dict[str, Any] = {"type": "timm", "name": name}
     else:
         part = BACKBONES.get(name).tiny(directory).model_dump(mode="json")
-        if BACKBONES.get(name).kind is Kind.TOKEN_IDS:
+        if name == "vlm":
+            recipe["transforms"][1]["size"] = 32
+        if name == "vlm" or BACKBONES.get(name).kind is Kind.TOKEN_IDS:
             recipe["collator"] = COLLATORS.get("language").tiny(directory).model_dump(mode="json")
     recipe["policy"]["backbones"]["vision"] = part
     recipe["policy"]["head"] = HEADS.get(head).tiny(directory).model_dump(mode="json")
