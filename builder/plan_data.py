@@ -37,13 +37,6 @@ def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
         found += reader.found
     if not found and section.sources is not None:
         found += _disagreements(loaded, sources)
-    if section.past_actions >= section.horizon:
-        fault = SpecError(
-            f"of a chunk of {section.horizon} actions, {section.past_actions} were done before now",
-            label="leaves none to run",
-            help=f"lower `past_actions` to {section.horizon - 1} or less, or raise `data.horizon`",
-        )
-        found.append(loaded.diagnostic(("data", "past_actions"), fault))
     if found:
         raise RecipeError(in_order(found))
     sources = [_split(loaded, source) for source in sources]

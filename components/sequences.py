@@ -94,7 +94,8 @@ class Joined(nn.Module):
             values, mask = features[key].values, features[key].mask
             tokens = values if values.ndim == 3 else values[:, None]
             if name in self.project:
-                tokens = self.project[name](tokens)
+                layer: Any = self.project[name]
+                tokens = layer(tokens.to(layer.weight.dtype))
             found.append((tokens, mask))
         return found
 

@@ -103,7 +103,7 @@ class Diffusion(ActionHead):
             context = {key: value.repeat_interleave(repeats, 0) for key, value in context.items()}
             actions, is_pad = actions.repeat_interleave(repeats, 0), is_pad.repeat_interleave(repeats, 0)
         step, noise = self.draw(actions)
-        left = kept(config.schedule, config.train_steps).float().to(actions.device)[step][:, None, None]
+        left = kept(config.schedule, config.train_steps, actions.device).float()[step][:, None, None]
         noisy = zero_padded(_mix(actions, noise, left), features, repeats)
         predicted = self.network(noisy, step.float(), context, padded_steps(is_pad))
         target = {"epsilon": noise, "sample": actions, "v": _mix(noise, -actions, left)}[config.predicts]

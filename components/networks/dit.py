@@ -17,6 +17,7 @@ from ..base import Context, Facts, Feature, Network
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, features_of
 from ..layers import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
+from ..rotary import Rotation, rotation
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -25,8 +26,9 @@ class Dit(Network):
     """A transformer over the chunk whose layers are modulated by the time (DiT, Peebles & Xie, 2023).
 
     Norms are shifted and scaled, and branches gated, by layers that start at zero (AdaLN-zero), so the network starts
-    as the zero function. Features are projected to its width and get learned positions, one per token, where their
-    number is fixed.
+    as the zero function. Features are projected to its width. Where they are attended to they get learned positions,
+    one per token, where their number is fixed; with `conditioning: adaln`, as in LeRobot's multi-task DiT, pooled ones
+    are added to the time instead.
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
@@ -48,8 +50,10 @@ class Dit(Network):
         """Dropout rate in the feed-forward layers."""
         per_embodiment: bool = False
         """Whether each robot has weights of its own to read and to write actions; for data of several robots."""
-        conditioning: Literal["cross_attention", "in_context"] = "cross_attention"
-        """How actions see features: by attention of their own in every layer, or as tokens of the same sequence."""
+        conditioning: Literal["cross_attention", "in_context", "adaln"] = "cross_attention"
+        """How actions see features: by attention of their own in every layer, as tokens of the same sequence, or with the time."""
+        positions: Literal["learned", "rope"] = "learned"
+        """How actions know their step: by learned positions, or by rotary queries and keys."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -64,11 +68,12 @@ class Dit(Network):
             name = self._keys[key]
             self.project[name] = nn.Sequential(nn.LayerNorm(spec.width), nn.Linear(spec.width, width))
             count = spec.dims[1] if spec.kind is Kind.TOKENS else 1
-            if isinstance(count, int):
+            if isinstance(count, int) and config.conditioning != "adaln":
                 self.positions[name] = nn.Parameter(torch.randn(1, count, width) * 0.02)
         robots = required_embodiments(inputs, "per_embodiment") if config.per_embodiment else None
         self.action_in = _linear(robots, action_dim, width)
-        self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.02)
+        if config.positions == "learned":
+            self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.02)
         self.time = mlp([width, width, width], "silu")
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -77,16 +82,28 @@ class Dit(Network):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError where the heads cannot share the width, or robots are not told apart."""
-        features_of(inputs)
+        """`action` (B, H, A); raises SpecError where the heads cannot share the width, robots are not told apart, or
+        tokens are to be added to the time.
+        """
+        for key, spec in features_of(inputs).items():
+            if config.conditioning == "adaln" and spec.kind is not Kind.POOLED:
+                raise SpecError(
+                    f"`{key}` is {spec}; only pooled features are added to the time",
+                    field="conditioning",
+                    source=key,
+                    label=f"`{key}` is {spec.kind}",
+                    help=f"pool it by a neck, `{{type: attention_pool, reads: [{key}]}}`, or use "
+                    "`conditioning: cross_attention`",
+                )
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
-        if config.width % config.heads or config.width % 2:
+        parts = config.heads * (2 if config.positions == "rope" else 1)
+        if config.width % parts or config.width % 2:
             raise SpecError(
                 f"a width of {config.width} cannot be shared by {config.heads} heads",
                 field="width",
-                label=f"not an even multiple of {config.heads}",
-                help="choose an even `width` that is a multiple of `heads`",
+                label=f"not an even multiple of {parts}",
+                help=f"choose an even `width` that is a multiple of {parts}",
             )
         return {"action": action_spec(inputs)}
 
@@ -97,7 +114,8 @@ class Dit(Network):
     def encode(self, features: Mapping[str, Feature]) -> Context:
         """All features as one sequence, `tokens` (B, M, D), with its `mask` (B, M) unless every token is valid.
 
-        Where robots have weights of their own, also `embodiment` (B,).
+        Where they are added to the time, their sum, `condition` (B, D). Where robots have weights of their own, also
+        `embodiment` (B,).
         """
         dtype = self.action_in.weight.dtype
         parts = []
@@ -109,25 +127,33 @@ class Dit(Network):
         mask = joined_mask(*parts)
         tokens = torch.cat([tokens for tokens, _ in parts], dim=1)
         context = {"tokens": tokens} if mask is None else {"tokens": tokens, "mask": mask}
+        if self.config.conditioning == "adaln":
+            context = {"condition": tokens.sum(1)}
         if self.config.per_embodiment:
             context[EMBODIMENT] = features[EMBODIMENT].values
         return context
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
         """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
-        dtype, seen, mask = self.action_in.weight.dtype, context["tokens"], context.get("mask")
+        dtype, seen, mask = self.action_in.weight.dtype, context.get("tokens"), context.get("mask")
         robots = [context[EMBODIMENT]] if self.config.per_embodiment else []
-        tokens = self.action_in(chunk.to(dtype), *robots) + self.action_positions
+        tokens = self.action_in(chunk.to(dtype), *robots)
+        if self.config.positions == "learned":
+            tokens = tokens + self.action_positions
         condition = self.time(sinusoids(time, self.config.width, self._time_scale).to(dtype))
-        condition = nn.functional.silu(condition)
+        condition = nn.functional.silu(condition + context.get("condition", 0.0))
         valid = None
         if is_pad is not None:  # the first step is always shown, so that there is something to attend to
             valid = torch.cat([torch.ones_like(is_pad[:, :1]), ~is_pad[:, 1:]], dim=1)
-        if self.config.conditioning == "in_context":
+        if self.config.conditioning == "in_context" and seen is not None:
             valid = joined_mask((seen, mask), (tokens, valid))
             tokens = torch.cat([seen, tokens], dim=1)
+        by = None
+        if self.config.positions == "rope":
+            places = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            by = rotation(places, self.config.width // self.config.heads)
         for block in self.blocks:
-            tokens = block(tokens, valid, condition, seen, mask)
+            tokens = block(tokens, valid, condition, seen, mask, by)
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         modulated = self.norm(tokens[:, -self._horizon :]) * (1.0 + scale) + shift
         out: Tensor = self.action_out(modulated, *robots)
@@ -157,7 +183,13 @@ class Block(nn.Module):
         self.modulation = zero(nn.Linear(width, 3 * len(self.branches) * width))
 
     def forward(
-        self, tokens: Tensor, valid: Tensor | None, condition: Tensor, context: Tensor, mask: Tensor | None
+        self,
+        tokens: Tensor,
+        valid: Tensor | None,
+        condition: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        by: Rotation | None,
     ) -> Tensor:
         """tokens (B, N, D), valid (B, N), condition (B, D), context (B, M, D), mask (B, M) -> (B, N, D)."""
         changes = iter(self.modulation(condition)[:, None].chunk(3 * len(self.branches), dim=-1))
@@ -165,7 +197,7 @@ class Block(nn.Module):
             shift, scale, gate = next(changes), next(changes), next(changes)
             normal = self.norm(tokens) * (1.0 + scale) + shift
             if name == "attention":
-                change = branch(normal, normal, valid)
+                change = branch(normal, normal, valid, by)
             else:
                 change = branch(normal, context, mask) if name == "cross" else branch(normal)
             tokens = tokens + gate * change

@@ -236,7 +236,7 @@ def test_transform_decides_the_time_steps(builder: Builder, monkeypatch: pytest.
         (("resize", [0], [0]), "must give None, one transform or a list"),
         ((None, [], [0]), "must give a list of observation indices"),
         ((None, [0], [0.5]), "must give a list of action indices"),
-        ((None, [0], [-1, 0]), "gives the action indices [-1, 0]"),
+        ((None, [0], [-2, -1]), "gives the action indices [-2, -1]"),
         ((None, [0], [0, 2, 4]), "a chunk is executed step by step from 0, which is now"),
         ((None, [0], [1, 2]), "gives the action indices [1, 2]"),
         ((None, [0], [1, 0]), "gives the action indices [1, 0]"),

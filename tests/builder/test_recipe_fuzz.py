@@ -153,9 +153,10 @@ def _of_type(name: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         if name == "integer":
             low = above + 1 if above is not None else low
             high = below - 1 if below is not None else high
-            return st.integers(
-                -99 if low is None else math.ceil(low), 9999 if high is None else math.floor(high)
-            )
+            step = schema.get("multipleOf", 1)
+            least = -99 if low is None else math.ceil(low)
+            most = 9999 if high is None else math.floor(high)
+            return st.integers(-(-least // step), most // step).map(lambda number: number * step)
         low, high = (above if above is not None else low), (below if below is not None else high)
         return st.floats(
             low, high, exclude_min=above is not None, exclude_max=below is not None, allow_nan=False
@@ -182,7 +183,12 @@ def _of_type(name: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         other = schema.get("additionalProperties")
         if not isinstance(other, dict):
             return fixed
-        more = st.dictionaries(st.from_regex("[a-z]+", fullmatch=True), drawn(other), max_size=2)
+        more = st.dictionaries(
+            st.from_regex("[a-z]+", fullmatch=True),
+            drawn(other),
+            min_size=schema.get("minProperties", 0),
+            max_size=2,
+        )
         return st.builds(lambda a, b: {**b, **a}, fixed, more)
     return {"boolean": st.booleans(), "null": st.none()}[name]
 

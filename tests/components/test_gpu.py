@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from policysmith.components.base import Feature
 from policysmith.components.heads.flow_matching import FlowMatching
-from policysmith.components.registry import BACKBONES, HEADS, TRANSFORMS
+from policysmith.components.registry import BACKBONES, HEADS, NECKS, TRANSFORMS
 
 pytestmark = pytest.mark.gpu
 
@@ -41,6 +42,36 @@ def test_transforms_never_wait_for_the_gpu(name: str, world: Any, tmp_path: Path
         transform.inverse(transform(batch))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", NECKS.names())
+def test_necks_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> None:
+    part = NECKS.get(name)
+    config = part.tiny(tmp_path)
+    neck: Any = part(config, world.every_feature, {})
+    outputs = tuple(part.specs(config, world.every_feature, {}))
+    theirs = neck(world.features(), outputs)
+    ours = neck.to("cuda")(world.features(device="cuda"), outputs)
+    for key, feature in theirs.items():
+        torch.testing.assert_close(ours[key].values.cpu(), feature.values, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NECKS.names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_necks_without_a_valid_token_are_finite(
+    name: str, dtype: torch.dtype, world: Any, tmp_path: Path
+) -> None:
+    part = NECKS.get(name)
+    config = part.tiny(tmp_path)
+    neck: Any = part(config, world.every_feature, {}).to("cuda", dtype)
+    features = {
+        key: feature if feature.mask is None else replace(feature, mask=torch.zeros_like(feature.mask))
+        for key, feature in world.features(device="cuda", dtype=dtype).items()
+    }
+    published = neck(features, tuple(part.specs(config, world.every_feature, {})))
+    assert all(feature.values.isfinite().all() for feature in published.values())
+    sum(feature.values.square().sum() for feature in published.values()).backward()
+    assert all(p.grad.isfinite().all() for p in neck.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", HEADS.names())
