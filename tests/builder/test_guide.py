@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -330,7 +331,7 @@ def test_the_resolved_recipe_and_the_data_are_saved_with_it(home: Path, run: Any
 
 def test_building_again_leaves_a_policy_its_own_config(builder: Builder) -> None:
     first = builder.build()
-    record_data(first, "abc")
+    record_data(first, SimpleNamespace(fingerprint="abc"))  # type: ignore[arg-type]
     builder.build()
     builder.datasets()
     assert first.config.policysmith["provenance"]["dataset"] == "abc"
