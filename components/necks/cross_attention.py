@@ -60,10 +60,11 @@ class CrossAttention(Neck):
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
+        condition = ["vision.tokens", "state.pooled"]
         return cls.Config(
             type="cross_attention",
             reads=["model.queries"],
-            condition=["vision.tokens", "state.pooled"],
+            condition=condition,
             width=8,
             heads=2,
             self_attention=True,

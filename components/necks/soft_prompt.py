@@ -66,9 +66,7 @@ class SoftPrompt(Neck):
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
         """`tokens` (B, P + N, D)."""
         tokens, mask = self.joined(features)
-        prompts: Tensor = self.prompts
-        if self.config.per_embodiment:
-            prompts = prompts[features[EMBODIMENT].values]
-        prompts = prompts.expand(len(tokens), -1, -1)
+        own = features[EMBODIMENT].values if self.config.per_embodiment else slice(None)
+        prompts = self.prompts[own].expand(len(tokens), -1, -1)
         whole = torch.cat([prompts, tokens], dim=1)
         return {"tokens": Feature(whole, joined_mask((prompts, None), (tokens, mask)))}

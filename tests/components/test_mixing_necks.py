@@ -281,11 +281,18 @@ def test_positions_need_a_fixed_number_of_tokens(part: Any) -> None:
 
 
 def test_dropout_acts_in_training_alone() -> None:
-    layer = TransformerLayer(LayerOptions(heads=2, dropout=0.5), 8)
-    tokens = torch.randn(2, 5, 8)
-    assert not torch.equal(layer(tokens), layer(tokens))
-    layer.eval()
-    assert torch.equal(layer(tokens), layer(tokens))
+    tokens = torch.randn(2, 50, 8)
+    for branch in ("self", "mlp"):
+        layer = TransformerLayer(LayerOptions(heads=2, dropout=0.5), 8)
+        for other in {"self", "mlp"} - {branch}:
+            last: Any = layer.branches[other].out if other == "self" else layer.branches[other][-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        unchanged = (layer(tokens) == tokens).float().mean().item()
+        assert unchanged == pytest.approx(0.5, abs=0.1)
+        layer.eval()
+        assert torch.equal(layer(tokens), layer(tokens))
+        assert not (layer(tokens) == tokens).any()
 
 
 def test_turned_attention_depends_on_distance() -> None:
