@@ -111,7 +111,7 @@ def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wirin
         action = parts.head.part.specs(parts.head.config, {**features, **given}, head_facts)["action"]
     except PolicysmithError as error:
         found = as_spec_error(error)
-        also = origins(parts, {k: s for k, s in features.items() if found.source in (k, None)} or features)
+        also = origins(parts, features)
         if found.source == "action":
             also = [(("data", "horizon"), f"`action` is {given['action']}")]
         raise WiringError([Problem(parts.head.path, found, also, "E021 dim-mismatch")]) from error
