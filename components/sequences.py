@@ -44,7 +44,7 @@ def joined_spec(features: Specs, width: int | None) -> Spec:
             )
     counts = [spec.dims[1] if spec.kind is Kind.TOKENS else 1 for spec in features.values()]
     fixed = [count for count in counts if isinstance(count, int)]
-    total: Dim = sum(fixed) if len(fixed) == len(counts) else "L"
+    total: Dim = sum(fixed) if len(fixed) == len(counts) else " + ".join(map(str, counts))
     whole = " + ".join(
         f"{count} ({key.removesuffix('.tokens').removesuffix('.pooled')})"
         for key, count in zip(features, counts, strict=True)

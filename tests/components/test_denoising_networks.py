@@ -151,23 +151,24 @@ def dit(inputs: dict[str, Spec], **options: Any) -> Any:
     return make(Dit, inputs, width=8, depth=2, heads=2, **options)
 
 
-def test_pooled_features_are_added_to_the_time() -> None:
+def test_pooled_features_modulate_beside_the_time() -> None:
     inputs = {"state.pooled": POOLED, "vision.pooled": Spec(Kind.POOLED, ("B", 5))}
-    part = dit(inputs, conditioning="adaln")
+    part = dit(inputs, conditioning="adaln", time_width=6)
     given = {"state.pooled": Feature(torch.randn(2, 7)), "vision.pooled": Feature(torch.randn(2, 5))}
     context = part.encode(given)
-    expected = sum(part.project[key.replace(".", "_")](value.values) for key, value in given.items())
+    expected = torch.cat([value.values for value in given.values()], dim=-1)
     torch.testing.assert_close(context, {"condition": expected})
-    assert not part.positions
+    assert not part.positions and not part.project
+    assert part.modulation is None
     chunk = torch.randn(2, 4, 3)
     seen: list[Tensor] = []
     part.blocks[0].modulation.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     part(chunk, TIMES, context)
-    time = part.time(sinusoids(TIMES, 8, 1.0)) + expected
+    time = torch.cat([part.time(sinusoids(TIMES, 6, 1.0)), expected], dim=-1)
     torch.testing.assert_close(seen[0], time * time.sigmoid())
 
 
-def test_only_pooled_features_are_added_to_the_time(world: Any) -> None:
+def test_only_pooled_features_modulate(world: Any) -> None:
     config = Diffusion.Config(type="diffusion", network={"type": "dit", "conditioning": "adaln"})
     with pytest.raises(SpecError, match=r"`vision\.tokens` is tokens") as caught:
         Diffusion.specs(config, world.feature_specs, {})
