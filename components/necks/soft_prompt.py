@@ -55,7 +55,7 @@ class SoftPrompt(Neck):
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
         count = spec.dims[1]
-        total: Dim = config.prompts + count if isinstance(count, int) else count
+        total: Dim = config.prompts + count if isinstance(count, int) else f"{config.prompts} + {count}"
         why = f"{config.prompts} prompts before {spec.why}"
         return {"tokens": Spec(Kind.TOKENS, ("B", total, spec.width), why)}
 

@@ -58,20 +58,34 @@ def test_necks_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", NECKS.names())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_necks_without_a_valid_token_are_finite(
+def test_necks_do_not_see_what_is_masked_even_where_all_is(
     name: str, dtype: torch.dtype, world: Any, tmp_path: Path
 ) -> None:
     part = NECKS.get(name)
     config = part.tiny(tmp_path)
     neck: Any = part(config, world.every_feature, {}).to("cuda", dtype)
-    features = {
-        key: feature if feature.mask is None else replace(feature, mask=torch.zeros_like(feature.mask))
-        for key, feature in world.features(device="cuda", dtype=dtype).items()
-    }
-    published = neck(features, tuple(part.specs(config, world.every_feature, {})))
-    assert all(feature.values.isfinite().all() for feature in published.values())
-    sum(feature.values.square().sum() for feature in published.values()).backward()
-    assert all(p.grad.isfinite().all() for p in neck.parameters() if p.grad is not None)
+    results = []
+    for values in (None, 9.0):
+        features = {
+            key: feature
+            if feature.mask is None
+            else replace(
+                feature,
+                values=feature.values if values is None else torch.full_like(feature.values, values),
+                mask=torch.zeros_like(feature.mask),
+            )
+            for key, feature in world.features(device="cuda", dtype=dtype).items()
+        }
+        published = neck(features, tuple(part.specs(config, world.every_feature, {})))
+        shown = [
+            feature.values if feature.mask is None else feature.values * feature.mask[..., None]
+            for feature in published.values()
+        ]
+        assert all(value.isfinite().all() for value in shown)
+        sum(value.square().sum() for value in shown).backward()
+        assert all(p.grad.isfinite().all() for p in neck.parameters() if p.grad is not None)
+        results.append(shown)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("name", HEADS.names())

@@ -247,6 +247,11 @@ def test_prompts_stand_before_the_tokens() -> None:
     assert found.mask[:, 7:].all()
 
 
+def test_prompts_before_a_varying_number_of_tokens() -> None:
+    config = SoftPrompt.Config(type="soft_prompt", reads=["text"], prompts=2)
+    assert SoftPrompt.specs(config, INPUTS, {})["tokens"].dims == ("B", "2 + L", 8)
+
+
 def test_each_robot_has_prompts_of_its_own() -> None:
     inputs = {**INPUTS, "embodiment": Spec(Kind.EMBODIMENT, ("B",), vocab=3)}
     part = make(SoftPrompt, inputs, reads=["b"], prompts=2, per_embodiment=True)
