@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from ...schemas.part import NeckConfig
 from ...schemas.specs import Dim, Kind, Spec, Specs
