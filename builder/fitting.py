@@ -11,9 +11,10 @@ import torch
 from ..components.base import ActionHead, Batch, Chunks
 from ..schemas.errors import PolicysmithError, SpecError
 from .measure import Placed
+from .parts import Parts, Problem, WiringError
 from .policy.composed import padding
 from .sources import DataPlan
-from .wiring import Parts, Problem, Wiring, WiringError
+from .wiring import Wiring
 
 _MOST = 200_000  # chunks: more change no vocabulary, but take memory
 

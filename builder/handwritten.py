@@ -21,6 +21,7 @@ from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
 from .assembly import provenance
 from .measure import measure
+from .parts import WiringError
 from .plan import check_execute, locate, specs_to_json, transform_sites
 from .policy import BasePolicyModel
 from .policy.pipeline import KEY, way_of_samples
@@ -28,7 +29,7 @@ from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, 
 from .recipe import LoadedRecipe
 from .rehearsal import shared, unmatched
 from .sources import DataPlan, Windows
-from .wiring import WiringError, look_up, wire_samples, with_statistics
+from .wiring import look_up, wire_samples, with_statistics
 
 
 def configure(loaded: LoadedRecipe) -> PretrainedConfig:

@@ -12,9 +12,10 @@ from ..schemas.recipe import ComposedPolicySection
 from ..schemas.specs import Spec, Specs
 from .fitting import fit
 from .measure import measure
+from .parts import Parts, Problem, Site, WiringError
 from .recipe import LoadedRecipe
 from .sources import DataPlan
-from .wiring import Parts, Problem, Site, Wiring, WiringError, look_up, wire, with_statistics
+from .wiring import Wiring, look_up, wire, with_statistics
 
 
 @dataclass(frozen=True)

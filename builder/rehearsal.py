@@ -19,6 +19,7 @@ from ..schemas.document import KeyPath
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.specs import Kind, Spec
 from .assembly import Summary, content
+from .parts import Site
 from .plan import PolicyPlan
 from .policy import RecipeConfig, RecipePolicy
 from .policy.composed import ROBOTS, freeze, make, padding
@@ -27,7 +28,7 @@ from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
 from .sources import DataPlan
 from .unused import unused
-from .wiring import Site, Wiring
+from .wiring import Wiring
 
 _SIZES = {"B": 2, "L": 5}
 

@@ -237,7 +237,8 @@ class Transform(nn.Module, Part):
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """`facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the dataset,
-        `facts["measured"]` the same of the keys in `measures` whose values earlier transforms change.
+        `facts["measured"]` the same of the keys in `measures` whose values earlier transforms change. Of several robots,
+        each is by the robot's name first, and as wide as its own vectors (see `components.embodiments`).
         """
         super().__init__()
         self.config = config

@@ -44,7 +44,7 @@ def joined_spec(features: Specs, width: int | None) -> Spec:
             )
     counts = [spec.dims[1] if spec.kind is Kind.TOKENS else 1 for spec in features.values()]
     fixed = [count for count in counts if isinstance(count, int)]
-    total: Dim = sum(fixed) if len(fixed) == len(counts) else "L"
+    total: Dim = sum(fixed) if len(fixed) == len(counts) else " + ".join(map(str, counts))
     whole = " + ".join(
         f"{count} ({key.removesuffix('.tokens').removesuffix('.pooled')})"
         for key, count in zip(features, counts, strict=True)
@@ -94,7 +94,8 @@ class Joined(nn.Module):
             values, mask = features[key].values, features[key].mask
             tokens = values if values.ndim == 3 else values[:, None]
             if name in self.project:
-                tokens = self.project[name](tokens)
+                layer: Any = self.project[name]
+                tokens = layer(tokens.to(layer.weight.dtype))
             found.append((tokens, mask))
         return found
 

@@ -10,7 +10,8 @@ from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
 from ..data.info import DatasetInfo
-from ..wiring import Parts, Wiring, demanded, wire, with_statistics
+from ..parts import Parts
+from ..wiring import Wiring, demanded, wire, with_statistics
 from .saved import SavedPolicy
 
 IMAGES = "observation.images."

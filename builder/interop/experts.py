@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...components.pretrained import read_config
@@ -41,13 +43,30 @@ def model_of(source: str, depth: int | None = None) -> Family:
     return family_of(read_config(source, tuple(FAMILIES), "choose a vision-language model"), depth)
 
 
-def model_pairs(model: Family, theirs: str, renamed: Mapping[str, str]) -> Iterator[Pair]:
-    """Every weight of the vision-language model; `renamed` maps beginnings of our names to those of theirs."""
+def model_pairs(
+    model: Family, theirs: str, renamed: Mapping[str, str], vocabulary: int | None = None
+) -> Iterator[Pair]:
+    """Every weight of the vision-language model; `renamed` maps beginnings of our names to those of theirs.
+
+    Where their `vocabulary` is smaller than ours, ours goes on with tokens that are all zeros, which no tokenizer gives.
+    """
     with torch.device("meta"):
-        ours = list(model.build().state_dict())
-    for key in ours:
+        built = model.build()
+    embedding = next(name for name, part in built.named_modules() if part is model.embedding(built))
+    for key in built.state_dict():
         old = next((old for old in renamed if key.startswith(old)), "")
-        yield same(f"{theirs}.{renamed.get(old, '')}{key.removeprefix(old)}", f"backbones.vlm.model.{key}")
+        pair = same(f"{theirs}.{renamed.get(old, '')}{key.removeprefix(old)}", f"backbones.vlm.model.{key}")
+        cut = vocabulary is not None and key == f"{embedding}.weight" and vocabulary < model.vocabulary
+        yield _cut(pair, vocabulary or 0, model.vocabulary) if cut else pair
+
+
+def _cut(pair: Pair, theirs: int, ours: int) -> Pair:
+    """The pair, where their weight has the first rows of ours alone."""
+    return replace(
+        pair,
+        forth=lambda weight: [F.pad(weight, (0, 0, 0, ours - theirs))],
+        back=lambda weights: weights[0][:theirs],
+    )
 
 
 def expert_pairs(theirs: str, depth: int, adaptive: bool) -> Iterator[Pair]:
@@ -110,6 +129,16 @@ def sections_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def reads_of(config: Mapping[str, Any], state: bool) -> dict[str, list[str]]:
+    """What a `vlm` backbone reads: the cameras in LeRobot's order, the prompt and, where asked for, the state."""
+    cameras = [
+        key for key, feature in config.get("input_features", {}).items() if feature["type"] == "VISUAL"
+    ]
+    return (
+        {"reads": [*cameras, "task.input_ids", *(["observation.state"] if state else [])]} if cameras else {}
+    )
+
+
 def refuse_others(config: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
     """Raises WeightsError where an option is not as expected, which the other side does not have."""
     for key, value in expected.items():
@@ -120,6 +149,6 @@ def refuse_others(config: Mapping[str, Any], expected: Mapping[str, Any], what: 
 
 
 __all__ = [
-    "NETWORK", "action_pairs", "expert_pairs", "is_expert", "model_of", "model_pairs", "refuse_others",
+    "NETWORK", "action_pairs", "expert_pairs", "is_expert", "model_of", "model_pairs", "reads_of", "refuse_others",
     "sections_of", "sizes_of",
 ]  # fmt: skip

@@ -27,7 +27,7 @@ from . import lerobot_files, normalization
 from .lerobot_files import Checkpoint
 
 _TYPES = {Kind.IMAGE: "VISUAL", Kind.STATE: "STATE"}
-_ENVIRONMENT = "observation.environment_state"
+_STATE, _ENVIRONMENT, _IMAGES = "observation.state", "observation.environment_state", "observation.images."
 
 
 def types() -> list[str]:
@@ -46,11 +46,14 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
     kind = found.config["type"]
     if kind not in types():
         raise WeightsError(f"policies of type `{kind}` cannot be converted; these can: {', '.join(types())}")
-    if found.steps:
-        name = found.steps[0].get("registry_name")
-        raise WeightsError(f"its preprocessor has a step `{name}` that has no counterpart")
-    sections, weights = _converter(kind).to_policysmith(found.weights, found.config)
+    converter = _converter(kind)
+    for step in found.steps:
+        if (name := step.get("registry_name")) not in getattr(converter, "STEPS", ()):
+            raise WeightsError(f"its preprocessor has a step `{name}` that has no counterpart")
+    sections, weights = converter.to_policysmith(found.weights, found.config)
     normalize, statistics = normalization.transforms(found.config, found.statistics)
+    if hasattr(converter, "transforms"):
+        normalize = converter.transforms(found.config, normalize)
     recipe = {
         "recipe": 1,
         "name": f"lerobot_{kind}",
@@ -80,6 +83,10 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
     saved = SavedPolicy.find(source)
     if saved.handwritten:
         raise WeightsError("a hand-written policy has no counterpart in LeRobot")
+    if saved.robots:
+        raise WeightsError(
+            f"the policy is for {len(saved.robots)} robots, `{'`, `'.join(saved.robots.names)}`; LeRobot's are for one"
+        )
     policy: RecipePolicy = RecipePolicy.from_pretrained(saved.directory)
     content = _with_reads(policy)
     head = content["recipe"]["policy"]["head"]["type"]
@@ -88,12 +95,17 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
         raise WeightsError(
             f"no policy of LeRobot has a head like `{head}`; these can be converted: {', '.join(types())}"
         )
+    converter = _converter(kind)
     config: dict[str, Any]
-    config, weights = _converter(kind).to_lerobot(policy.state_dict(), content)
+    config, weights = converter.to_lerobot(policy.state_dict(), content)
     inputs, outputs = _features(policy)
+    steps: list[dict[str, Any]] = []
+    if hasattr(converter, "processor"):
+        options, steps, content = converter.processor(content)
+        config |= options
     mapping, statistics = normalization.processor(content, {**inputs, **outputs})
     config |= {"input_features": inputs, "output_features": outputs, "normalization_mapping": mapping}
-    lerobot_files.write(Path(output), Checkpoint(config, weights, statistics))
+    lerobot_files.write(Path(output), Checkpoint(config, weights, statistics, steps))
     return config
 
 
@@ -135,14 +147,17 @@ def _compare(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> None:
 
 def _features(policy: RecipePolicy) -> tuple[dict[str, Any], dict[str, Any]]:
     """Input and output features as config.json has them; cameras in the order in which they are read."""
-    read = dict.fromkeys(key for part in policy.backbones.values() for key in cast(Backbone, part).keys)
     specs = {key: Spec.from_json(spec) for key, spec in policy.content["specs"].items()}
+    read = [key for part in policy.backbones.values() for key in cast(Backbone, part).keys]
+    if "{state}" in policy.content["recipe"]["collator"].get("prompt", ""):
+        read.append(_STATE)
     inputs = {
         key: {
             "type": "ENV" if key == _ENVIRONMENT else _TYPES[specs[key].kind],
             "shape": list(specs[key].dims[2:]),
         }
-        for key in sorted(read, key=lambda key: specs[key].kind is Kind.IMAGE)
+        for key in sorted(dict.fromkeys(read), key=lambda key: key.startswith(_IMAGES))
+        if key in specs and specs[key].kind in _TYPES
     }
     return inputs, {"action": {"type": "ACTION", "shape": [specs["action"].width]}}
 

@@ -34,7 +34,7 @@ class Checkpoint:
     statistics: Statistics
     """By key and name (`mean`, `std`, `min`, `max`, ...), flat."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """Steps of the preprocessor other than those that only carry a batch to the policy and normalise it."""
+    """Steps of the preprocessor other than those that only carry a batch to the policy and normalise it, after these."""
 
 
 def read(directory: Path) -> Checkpoint:
@@ -82,6 +82,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         {"registry_name": "to_batch_processor", "config": {}},
         device,
         normalizer,
+        *checkpoint.steps,
     ]
     after: list[dict[str, Any]] = [
         {"registry_name": UNNORMALIZER, "config": {**rules, "features": outputs}},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ...components.vlms.family import Family
 from ...schemas.errors import WeightsError
+from .expert_inputs import NEWLINE, STATE_PROMPT, Inputs, Processor
 from .experts import (
     NETWORK,
     action_pairs,
@@ -16,6 +17,7 @@ from .experts import (
     is_expert,
     model_of,
     model_pairs,
+    reads_of,
     refuse_others,
     sections_of,
     sizes_of,
@@ -23,9 +25,14 @@ from .experts import (
 from .pairs import Pair, layer, to_ours, to_theirs
 
 ARCHITECTURE = "google/paligemma-3b-pt-224"
+TOKENIZER = ARCHITECTURE
 """The vision-language model, and its tokenizer."""
+INPUTS = Inputs("pi0_new_line_processor", "image_resolution", "center", ("observation.state", "action"))
+STEPS = INPUTS.steps
 VARIANTS = {2048: "gemma_2b", 1024: "gemma_300m"}
 """LeRobot's names for the widths that its language models can have."""
+_VOCABULARY = 257_152
+"""Token ids of the tokenizer; the published PaliGemma has embeddings for some more."""
 _MODEL = "model.paligemma_with_expert.paligemma"
 _EXPERT = "model.paligemma_with_expert.gemma_expert"
 _EMBEDDING = f"{_MODEL}.model.language_model.embed_tokens.weight"
@@ -44,13 +51,22 @@ def is_of(recipe: Mapping[str, Any], time: str = "concat_mlp") -> bool:
     return is_expert(recipe, family="gemma", time=time)
 
 
+def transforms(config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The transforms of a recipe, around those that normalise. Raises WeightsError."""
+    return INPUTS.transforms(config, normalize, 224)
+
+
+def processor(content: Mapping[str, Any]) -> Processor:
+    """Options of the config, steps of the preprocessor, and what is left to do of the content. Raises WeightsError."""
+    return INPUTS.processor(content, NEWLINE)
+
+
 def to_policysmith(
-    weights: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str = ARCHITECTURE
+    weights: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Sections of a recipe, and its weights. Raises WeightsError.
 
-    The policy reads states of `max_state_dim` and actions of `max_action_dim` values, padded with zeros, and images in
-    [-1, 1]: transforms have to see to that.
+    The policy wants states and actions padded with zeros, and images in [-1, 1], as `transforms` has it.
     """
     kind = config["type"]
     refuse_others(config, _FIXED, f"LeRobot's {kind}")
@@ -66,7 +82,8 @@ def to_policysmith(
         found[_EMBEDDING] = found[_HEADS[0]]
     for key in _HEADS:
         found.pop(key, None)
-    model, adaptive = model_of(architecture), kind == "pi05"
+    source, adaptive = architecture or ARCHITECTURE, kind == "pi05"
+    model = model_of(source)
     ours = to_ours(found, _pairs(model, adaptive), kind)
     vision, everything = ("backbones.vlm.model.vision_tower.*", "backbones.vlm.*")
     frozen = (
@@ -75,11 +92,12 @@ def to_policysmith(
         else [vision] * bool(config.get("freeze_vision_encoder"))
     )
     proprio = {} if adaptive else {"proprio": {"type": "state", "reads": ["observation.state"]}}
-    prompt = {"prompt": "{task}\n"}
-    if adaptive:
-        prompt = {"prompt": "Task: {task}, State: {state};\nAction: ", "task_text": "cleaned"}
+    prompt = {"prompt": STATE_PROMPT, "task_text": "cleaned"} if adaptive else {"prompt": NEWLINE}
     policy = {
-        "backbones": {"vlm": {"type": "vlm", "architecture": architecture}, **proprio},
+        "backbones": {
+            "vlm": {"type": "vlm", "architecture": source, **reads_of(config, state=False)},
+            **proprio,
+        },
         "head": {
             "type": "flow_matching",
             "reads": ["vlm.key_values", *(f"{name}.tokens" for name in proprio)],
@@ -98,8 +116,9 @@ def to_policysmith(
     }
     collator = {
         "type": "language",
-        "tokenizer": ARCHITECTURE,
+        "tokenizer": TOKENIZER,
         "max_length": config.get("tokenizer_max_length", 200 if adaptive else 48),
+        "truncate": "end",
         **prompt,
     }
     return {**sections_of(config), "policy": policy, "collator": collator}, ours
@@ -135,7 +154,7 @@ def to_lerobot(
             )
     theirs = to_theirs(weights, _pairs(model, adaptive), kind)
     theirs[_HEADS[0]] = theirs[_EMBEDDING].clone()
-    theirs[_HEADS[1]] = theirs[_EMBEDDING].new_zeros(model.vocabulary, network["width"])
+    theirs[_HEADS[1]] = theirs[_EMBEDDING].new_zeros(len(theirs[_EMBEDDING]), network["width"])
     config: dict[str, Any] = {
         "type": kind,
         "paligemma_variant": VARIANTS[model.width],
@@ -179,11 +198,12 @@ def _listing(kinds: Mapping[str, str]) -> str:
 
 def _pairs(model: Family, adaptive: bool) -> Iterator[Pair]:
     """Every weight of a policy."""
-    yield from model_pairs(model, f"{_MODEL}.model", {"vision_tower.": "vision_tower.vision_model."})
+    vision = {"vision_tower.": "vision_tower.vision_model."}
+    yield from model_pairs(model, f"{_MODEL}.model", vision, _VOCABULARY)
     yield from expert_pairs(f"{_EXPERT}.model", model.depth, adaptive)
     yield from action_pairs(adaptive)
     if not adaptive:
         yield from layer("model.state_proj", f"{NETWORK}.project.proprio_tokens")
 
 
-__all__ = ["is_of", "to_lerobot", "to_policysmith"]
+__all__ = ["STEPS", "is_of", "processor", "to_lerobot", "to_policysmith", "transforms"]

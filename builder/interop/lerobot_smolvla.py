@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ...components.vlms.family import Family
 from ...schemas.errors import WeightsError
+from .expert_inputs import NEWLINE, Inputs, Processor
 from .experts import (
     action_pairs,
     expert_pairs,
     is_expert,
     model_of,
     model_pairs,
+    reads_of,
     refuse_others,
     sections_of,
     sizes_of,
@@ -36,6 +38,14 @@ _FIXED = {
 }
 _NAME = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 _LEVELS = {"type": "beta", "alpha": 1.5, "beta": 1.0, "floor": 0.001}
+INPUTS = Inputs(
+    "smolvla_new_line_processor",
+    "resize_imgs_with_padding",
+    "bottom_right",
+    padded=("observation.state", "action"),
+    flipped=True,
+)
+STEPS = INPUTS.steps
 _READING = {"state": "token", "embedding_scale": "sqrt_width", "rope": 10_000.0}
 """How the model is read, whatever it was trained with."""
 
@@ -45,13 +55,22 @@ def is_of(recipe: Mapping[str, Any]) -> bool:
     return is_expert(recipe, family="llama")
 
 
+def transforms(config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The transforms of a recipe, around those that normalise. Raises WeightsError."""
+    return INPUTS.transforms(config, normalize, 512)
+
+
+def processor(content: Mapping[str, Any]) -> Processor:
+    """Options of the config, steps of the preprocessor, and what is left to do of the content. Raises WeightsError."""
+    return INPUTS.processor(content, NEWLINE)
+
+
 def to_policysmith(
     weights: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Sections of a recipe, and its weights. Raises WeightsError.
 
-    The policy reads states of `max_state_dim` and actions of `max_action_dim` values, padded with zeros, and images in
-    [-1, 1]: transforms have to see to that.
+    The policy wants states and actions padded with zeros, and images in [-1, 1], as `transforms` has it.
     """
     refuse_others(config, _FIXED, "LeRobot's SmolVLA")
     name, layers = config.get("vlm_model_name", _NAME), config.get("num_vlm_layers", 16)
@@ -75,7 +94,9 @@ def to_policysmith(
     if not config.get("train_state_proj", True):
         frozen.append("backbones.vlm.state.*")
     policy = {
-        "backbones": {"vlm": {"type": "vlm", "architecture": name, **depth, **_READING}},
+        "backbones": {
+            "vlm": {"type": "vlm", "architecture": name, **reads_of(config, state=True), **depth, **_READING}
+        },
         "head": {
             "type": "flow_matching",
             "reads": ["vlm.key_values"],
@@ -99,7 +120,8 @@ def to_policysmith(
         "tokenizer": name,
         "max_length": config.get("tokenizer_max_length", 48),
         "padding": config.get("pad_language_to", "longest"),
-        "prompt": "{task}\n",
+        "truncate": "end",
+        "prompt": NEWLINE,
     }
     return {**sections_of(config), "policy": policy, "collator": collator}, ours
 
@@ -165,4 +187,4 @@ def _pairs(model: Family) -> Iterator[Pair]:
     yield from layer("model.state_proj", "backbones.vlm.state")
 
 
-__all__ = ["is_of", "to_lerobot", "to_policysmith"]
+__all__ = ["STEPS", "is_of", "processor", "to_lerobot", "to_policysmith", "transforms"]

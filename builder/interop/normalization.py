@@ -64,7 +64,8 @@ def processor(
                 if not modes[key]:
                     raise WeightsError(f"LeRobot's processor has no normalisation `{mode}`")
                 if mode != "identity":
-                    statistics[key] = content["statistics"][key]
+                    held = content["statistics"][key]
+                    statistics[key] = held if key == "action" else _around(held, modes[key])
         elif raw["type"] not in _TRAINING_ONLY:
             raise WeightsError(f"LeRobot's processor has no transform like `{raw['type']}`")
     mapping: dict[str, str] = {}
@@ -120,6 +121,23 @@ def _spread(held: Mapping[str, list[float]], mode: str) -> dict[str, list[float]
         for first, second in zip(held[low], held[high], strict=True)
     ]
     return {**held, high: wider}
+
+
+def _around(held: Mapping[str, list[float]], mode: str) -> dict[str, list[float]]:
+    """The statistics, with some spread on both sides of an observation whose range has none.
+
+    Ours maps such a constant to 0, and LeRobot would map it to -1.
+    """
+    if mode == "MEAN_STD":
+        return dict(held)
+    low, high = _NEEDS[mode]
+    pairs = list(zip(held[low], held[high], strict=True))
+    spreads = [0.0 if second > first else max(_EPS, _SPREAD * abs(first)) for first, second in pairs]
+    return {
+        **held,
+        low: [value - spread for value, spread in zip(held[low], spreads, strict=True)],
+        high: [value + spread for value, spread in zip(held[high], spreads, strict=True)],
+    }
 
 
 def _constants(raw: Mapping[str, Any]) -> tuple[list[float], list[float]]:

@@ -23,7 +23,8 @@ from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
-from ..wiring import Parts, Site, Wiring, demanded, wire, with_statistics
+from ..parts import Parts, Site
+from ..wiring import Wiring, demanded, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed

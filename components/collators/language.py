@@ -9,7 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from ...schemas.errors import DatasetError, SpecError
 from ...schemas.part import PartConfig
@@ -104,7 +108,13 @@ class LanguageCollator(Collator):
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        return cls.Config(type="language", tokenizer="policysmith/tiny", max_length=48, prompt="{task}\n")
+        words = {"[PAD]": 0, "[UNK]": 1, "open": 2, "close": 3, "the": 4, "drawer": 5, "door": 6}
+        tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = Whitespace()
+        wrapper: Any = PreTrainedTokenizerFast
+        fast = wrapper(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+        fast.save_pretrained(str(directory / "tokenizer"))
+        return cls.Config(type="language", tokenizer=str(directory / "tokenizer"), max_length=16)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Samples (T, ...) -> batch (B, T, ...); raises DatasetError for a prompt that is too long."""

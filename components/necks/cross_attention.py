@@ -60,8 +60,15 @@ class CrossAttention(Neck):
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        names = {"reads": ["model.queries"], "condition": ["vision.tokens", "state.pooled"]}
-        return cls.Config(type="cross_attention", **names, width=8, heads=2, self_attention=True)
+        condition = ["vision.tokens", "state.pooled"]
+        return cls.Config(
+            type="cross_attention",
+            reads=["model.queries"],
+            condition=condition,
+            width=8,
+            heads=2,
+            self_attention=True,
+        )
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
         """`tokens` (B, N, D)."""

@@ -63,8 +63,9 @@ class SelfAttention(Neck):
     @classmethod
     def tiny(cls, directory: Path) -> Config:
         reads = ["vision.tokens", "state.pooled"]
-        options = {"width": 8, "heads": 2, "positions": "learned", "norm_in": True}
-        return cls.Config(type="self_attention", reads=reads, **options)
+        return cls.Config(
+            type="self_attention", reads=reads, width=8, heads=2, positions="learned", norm_in=True
+        )
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
         """`tokens` (B, N, D)."""

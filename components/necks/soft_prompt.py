@@ -55,7 +55,7 @@ class SoftPrompt(Neck):
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
         count = spec.dims[1]
-        total: Dim = config.prompts + count if isinstance(count, int) else count
+        total: Dim = config.prompts + count if isinstance(count, int) else f"{config.prompts} + {count}"
         why = f"{config.prompts} prompts before {spec.why}"
         return {"tokens": Spec(Kind.TOKENS, ("B", total, spec.width), why)}
 
@@ -66,9 +66,7 @@ class SoftPrompt(Neck):
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
         """`tokens` (B, P + N, D)."""
         tokens, mask = self.joined(features)
-        prompts = self.prompts
-        if self.config.per_embodiment:
-            prompts = prompts[features[EMBODIMENT].values]
-        prompts = prompts.expand(len(tokens), -1, -1)
+        own = features[EMBODIMENT].values if self.config.per_embodiment else slice(None)
+        prompts = self.prompts[own].expand(len(tokens), -1, -1)
         whole = torch.cat([prompts, tokens], dim=1)
         return {"tokens": Feature(whole, joined_mask((prompts, None), (tokens, mask)))}

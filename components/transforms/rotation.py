@@ -13,6 +13,7 @@ from ...schemas.errors import SpecError
 from ...schemas.specs import Spec, Specs
 from ..base import Batch, Facts, Transform
 from ..conventions import ConventionConfig, check_conventions, rotation
+from ..embodiments import ACTION_PADDING
 from ..rotations import Representation, convert
 from ..rotations import Rotation as Form
 from ..vectors import changed, refuse_normalised, vector
@@ -31,7 +32,8 @@ class Rotation(Transform):
 
     The inverse converts back, from whatever a network predicts: 6d values and matrices by Gram-Schmidt, quaternions by
     their length. What comes back is the same rotation in its canonical values: angles of axis-angle up to pi,
-    quaternions with a real part of at least 0. Put it before `normalize`.
+    quaternions with a real part of at least 0. Put it before `normalize`. Of several robots, one that has none of the
+    rotation's dimensions has none of the converted ones.
     """
 
     class Config(ConventionConfig):
@@ -88,10 +90,20 @@ class Rotation(Transform):
         return self._convert(batch, self._target, self._source)
 
     def _convert(self, batch: Batch, source: Form, target: Form) -> dict[str, Any]:
-        key, start = self.config.key, self.config.start
-        if key not in batch:
-            return dict(batch)
-        values: Tensor = batch[key].float()
-        sizes = [start, source.width, values.shape[-1] - start - source.width]
-        before, turned, after = values.split(sizes, dim=-1)
-        return {**batch, key: torch.cat([before, convert(turned, source, target), after], dim=-1)}
+        key, found = self.config.key, dict(batch)
+        if key in batch:
+            before, turned, after = self._parts(batch[key].float(), source)
+            found[key] = torch.cat([before, convert(turned, source, target), after], dim=-1)
+        if key == "action" and ACTION_PADDING in batch:  # at deployment too
+            before, turned, after = self._parts(batch[ACTION_PADDING], source)
+            missing = turned.all(-1, keepdim=True).expand(-1, target.width)
+            found[ACTION_PADDING] = torch.cat([before, missing, after], dim=-1)
+        return found
+
+    def _parts(self, values: Tensor, form: Form) -> tuple[Tensor, ...]:
+        """What lies before the rotation, the rotation, and what lies after it."""
+        start = self.config.start
+        parts: tuple[Tensor, ...] = values.split(
+            [start, form.width, values.shape[-1] - start - form.width], dim=-1
+        )
+        return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,8 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..vectors import Constants, chosen
+from ..embodiments import each_own, embodiments, facts_by_robot, ids_of
+from ..vectors import Constants, chosen, statistics_of
 
 Deviation = Annotated[float, Field(ge=0.0)]
 
@@ -22,6 +24,7 @@ class StateNoise(Transform):
     """Adds Gaussian noise to states in training, so that a policy leans on them less.
 
     `std` is in the units that the state has here: in deviations of the data after `normalize`, in the robot's before.
+    Of several robots, dimensions that are not a sample's own, or never move, stay as they are.
     """
 
     class Config(PartConfig):
@@ -40,6 +43,15 @@ class StateNoise(Transform):
             key: Constants(std=config.std if isinstance(config.std, list) else [config.std] * spec.width)
             for key, spec in chosen(config.keys, inputs, (Kind.STATE,)).items()
         }
+        self._moving: dict[str, Constants] | None = None
+        if embodiments(inputs) is not None:
+            robots = facts_by_robot(inputs, facts)
+            self._moving = {key: _moving(key, inputs[key], robots) for key in self._std}
+
+    @classmethod
+    def measures(cls, config: Config, inputs: Specs) -> Collection[str]:
+        """Of several robots, the states: to know which dimensions each has."""
+        return () if embodiments(inputs) is None else chosen(config.keys, inputs, (Kind.STATE,))
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
@@ -63,8 +75,20 @@ class StateNoise(Transform):
         """A new batch, in training with noise on the states (float32)."""
         if not self.training:
             return dict(batch)
-        return {**batch, **{key: self._disturb(batch[key], key) for key in self._std if key in batch}}
+        return {**batch, **{key: self._disturb(batch, key) for key in self._std if key in batch}}
 
-    def _disturb(self, values: Tensor, key: str) -> Tensor:
-        values = values.float()
-        return values + self._std[key].on(values.device)["std"] * torch.randn_like(values)
+    def _disturb(self, batch: Batch, key: str) -> Tensor:
+        values: Tensor = batch[key].float()
+        noise = self._std[key].on(values.device)["std"] * torch.randn_like(values)
+        if self._moving is not None:
+            moving = self._moving[key].on(values.device)["moving"]
+            noise = noise.where(each_own(moving, ids_of(batch), values), 0.0)
+        return values + noise
+
+
+def _moving(key: str, spec: Spec, robots: Sequence[Facts]) -> Constants:
+    """Which dimensions of a state vary for each robot, (R, S)."""
+    spreads = [statistics_of(key, spec, own).get("std", []) for own in robots]
+    missing = [[False] * (spec.width - len(spread)) for spread in spreads]
+    own = [[value > 0.0 for value in spread] for spread in spreads]
+    return Constants(moving=[[*row, *rest] for row, rest in zip(own, missing, strict=True)])

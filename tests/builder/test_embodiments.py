@@ -18,11 +18,14 @@ from transformers import AutoModel
 from policysmith.builder import Builder
 from policysmith.builder.evaluation import evaluate
 from policysmith.builder.evaluation.needs import needs_of
+from policysmith.builder.evaluation.rollout import roll_out
 from policysmith.builder.evaluation.saved import SavedPolicy
+from policysmith.builder.interop.lerobot import export_policy
 from policysmith.schemas import console
-from policysmith.schemas.errors import SpecError
+from policysmith.schemas.errors import SpecError, WeightsError
 
 from .data.synthetic import write_robot
+from .evaluation.reach import ReachEnvironment
 
 OBSERVATIONS = {
     "arm": {"observation.images.front": torch.full((3, 48, 64), 90, dtype=torch.uint8), "observation.state": torch.ones(3)},
@@ -154,6 +157,9 @@ def test_a_robot_s_projections_learn_from_its_own_samples(
         gradient = gradients[f"head.network.{name}"]
         assert gradient[0].any()
         assert not gradient[1].any()
+    bias = gradients["head.network.action_out.bias"][0]
+    assert bias[:2].all()
+    assert not bias[2:].any()  # what the head says of dimensions that the arm does not have is no error
 
 
 def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -326,6 +332,54 @@ def test_one_source_is_a_robot_with_a_name(recipe: dict[str, Any]) -> None:
     del recipe["data"]["sources"]["arm"]
     policy = Builder.from_recipe(recipe).build()
     assert act(policy, "dog").shape == (6,)
+
+
+def test_transforms_that_change_widths_keep_padding_where_it_belongs(
+    recipe: dict[str, Any], batch: Callable[[], dict[str, Any]]
+) -> None:
+    """The dog has a rotation in its first three actions and states, the arm has two joints."""
+    recipe["data"]["sources"]["arm"]["cameras"] = {"front": "top"}
+    turn = {"type": "rotation", "start": 3, "source": "axis_angle", "target": "rotation_6d"}
+    recipe["transforms"] += [
+        {"type": "pad_dims", "sizes": {"action": 12}},
+        {"type": "state_noise", "std": 0.5},
+    ]
+    recipe["transforms"][1:1] = [{**turn, "key": "action"}]
+    policy, given = Builder.from_recipe(recipe).build().train(), batch()
+    seen = policy.transform(given)
+    assert seen["action"].shape == (6, 4, 12)
+    expected = {0: [False] * 2 + [True] * 10, 1: [False] * 9 + [True] * 3}
+    for row, robot in enumerate(given["embodiment"].tolist()):
+        assert seen["action_dim_is_pad"][row].tolist() == expected[robot]
+        assert not seen["action"][row][:, expected[robot]].any()
+    arms = given["embodiment"] == 0
+    assert not seen["observation.state"][arms][..., 3:].any()  # no noise where there is nothing
+    assert (
+        seen["observation.state"][~arms] != policy.eval().transform(given)["observation.state"][~arms]
+    ).all()
+    for name, width in WIDTHS.items():
+        assert act(policy, name).shape == (width,)
+
+
+def test_a_rollout_in_an_environment_with_names_of_its_own(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    write_robot(tmp_path / "plane", state=4, action=2, cameras={"top": (16, 16)})
+    recipe["data"]["sources"]["plane"] = {
+        "path": str(tmp_path / "plane"),
+        "cameras": {"front": "top"},
+        "resize": 32,
+    }
+    Builder.from_recipe(recipe).build().save_pretrained(tmp_path / "policy")
+    saved = SavedPolicy.find(tmp_path / "policy")
+    needs, environment = needs_of(saved, "plane"), ReachEnvironment(16, True)
+    rolled = roll_out(saved.load(), environment, index=0, seed=3, needs=needs)
+    assert rolled.episode.steps == len(environment.actions)
+    assert {action.shape for action in environment.actions} == {(2,)}
+
+
+def test_lerobot_has_no_policy_of_several_robots(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    Builder.from_recipe(recipe).build().save_pretrained(tmp_path / "policy")
+    with pytest.raises(WeightsError, match="for 2 robots, `arm`, `dog`"):
+        export_policy(tmp_path / "policy", output=tmp_path / "out")
 
 
 HAND_WRITTEN = """

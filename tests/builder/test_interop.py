@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.builder.interop import lerobot_files, normalization
+from policysmith.builder.interop import lerobot_diffusion, lerobot_files, normalization
 from policysmith.builder.interop.lerobot import export_policy, import_policy
 from policysmith.components.registry import TRANSFORMS
 from policysmith.schemas.console import policysmith
@@ -250,3 +250,18 @@ def test_cameras_with_the_same_statistics_share_a_transform() -> None:
     for camera in cameras:
         for name in ("mean", "std"):
             assert back[camera][name] == pytest.approx(held[camera][name])
+
+
+def test_a_crop_is_done_by_the_encoder_of_diffusion_policy_and_by_nothing_of_act() -> None:
+    features = {CAMERA: {"type": "VISUAL", "shape": [3, 96, 96]}}
+    resolved = []
+    for raw in ({"type": "crop", "size": 84}, {"type": "normalize_image"}):
+        part: Any = TRANSFORMS.get(str(raw["type"]))
+        resolved.append(part.Config.model_validate(raw).model_dump(mode="json"))
+    content = {"recipe": {"transforms": resolved}, "statistics": {}}
+    with pytest.raises(WeightsError, match="no transform like `crop`"):
+        normalization.processor(content, features)
+    options, steps, left = lerobot_diffusion.processor(content)
+    assert (options, steps) == ({}, [])
+    assert normalization.processor(left, features)[0] == {"VISUAL": "MEAN_STD"}
+    assert content["recipe"]["transforms"] == resolved

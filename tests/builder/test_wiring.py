@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policysmith.builder import Builder
-from policysmith.builder.wiring import Parts, WiringError, wire
+from policysmith.builder.parts import Parts, WiringError
+from policysmith.builder.wiring import wire
 from policysmith.components.backbones.mlp import MlpBackbone
 from policysmith.components.base import Feature
 from policysmith.components.heads.mlp import MlpHead
@@ -239,7 +240,7 @@ def test_actions_of_the_past_are_not_executed(wrong: Wrong) -> None:
         finding.message
         == "`policy.execute`: cannot execute 4 actions of a chunk of 4, of which 1 lies in the past"
     )
-    (finding,) = wrong({"data.past_actions": 4})
+    (finding,) = wrong({"policy.execute": None, "data.past_actions": 4})
     assert finding.message == "`data.past_actions`: of a chunk of 4 actions, 4 were done before now"
     assert finding.span.text == "4"
 

@@ -625,7 +625,7 @@ def test_one_batch_is_learned_by_heart(built: Built) -> None:
         error = (
             (part.eval().sample(features, torch.Generator().manual_seed(0)) - batch["action"]).abs().mean()
         )
-    assert error < 0.1
+    assert error < 0.2  # about 1 before
 
 
 # --- transforms --------------------------------------------------------------------------------------------------

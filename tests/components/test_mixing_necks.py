@@ -247,6 +247,11 @@ def test_prompts_stand_before_the_tokens() -> None:
     assert found.mask[:, 7:].all()
 
 
+def test_prompts_before_a_varying_number_of_tokens() -> None:
+    config = SoftPrompt.Config(type="soft_prompt", reads=["text"], prompts=2)
+    assert SoftPrompt.specs(config, INPUTS, {})["tokens"].dims == ("B", "2 + L", 8)
+
+
 def test_each_robot_has_prompts_of_its_own() -> None:
     inputs = {**INPUTS, "embodiment": Spec(Kind.EMBODIMENT, ("B",), vocab=3)}
     part = make(SoftPrompt, inputs, reads=["b"], prompts=2, per_embodiment=True)
@@ -281,11 +286,18 @@ def test_positions_need_a_fixed_number_of_tokens(part: Any) -> None:
 
 
 def test_dropout_acts_in_training_alone() -> None:
-    layer = TransformerLayer(LayerOptions(heads=2, dropout=0.5), 8)
-    tokens = torch.randn(2, 5, 8)
-    assert not torch.equal(layer(tokens), layer(tokens))
-    layer.eval()
-    assert torch.equal(layer(tokens), layer(tokens))
+    tokens = torch.randn(2, 50, 8)
+    for branch in ("self", "mlp"):
+        layer = TransformerLayer(LayerOptions(heads=2, dropout=0.5), 8)
+        for other in {"self", "mlp"} - {branch}:
+            last: Any = layer.branches[other].out if other == "self" else layer.branches[other][-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        unchanged = (layer(tokens) == tokens).float().mean().item()
+        assert unchanged == pytest.approx(0.5, abs=0.1)
+        layer.eval()
+        assert torch.equal(layer(tokens), layer(tokens))
+        assert not (layer(tokens) == tokens).any()
 
 
 def test_turned_attention_depends_on_distance() -> None:

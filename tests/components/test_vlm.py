@@ -277,6 +277,27 @@ def test_the_state_sees_the_prompt_and_is_not_seen() -> None:
     assert not torch.isclose(part(other, ("pooled",))["pooled"].values, before["pooled"].values).all()
 
 
+def test_earlier_states_do_not_see_later_ones() -> None:
+    given, batch = inputs(steps=2), observations(steps=2)
+    part = build(given, architecture=architecture("smolvlm"), state="token")
+    later = batch["observation.state"].clone()
+    later[:, 1] += 1.0
+    before, after = (
+        part(each, ("tokens",))["tokens"].values for each in (batch, {**batch, "observation.state": later})
+    )
+    assert torch.equal(before[:, :-1], after[:, :-1])
+    assert not torch.isclose(before[:, -1], after[:, -1]).all()
+
+
+def test_a_sequence_that_begins_with_what_is_hidden_is_finite() -> None:
+    part, batch = build(architecture=architecture("internvl")), observations()
+    batch["observation.images.front_is_pad"] = torch.tensor([[True], [True]])
+    found = part(batch, ("tokens", "layers", "key_values"))
+    sum(feature.values.sum() for feature in found.values()).backward()  # type: ignore[union-attr]
+    assert all(feature.values.isfinite().all() for feature in found.values())
+    assert all(p.grad.isfinite().all() for p in part.parameters() if p.grad is not None)
+
+
 def test_soft_prompts_are_read_first() -> None:
     part, batch = build(architecture=architecture("internvl"), soft_prompts=2), observations()
     before = part(batch, ("tokens",))["tokens"]
