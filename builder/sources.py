@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ..components.embodiments import EMBODIMENT
 from ..schemas.document import KeyPath
+from ..schemas.recipe import DataSection
 from ..schemas.specs import Kind, Spec, Specs
 from .data.dataset import LeRobotDataset
 from .data.info import DatasetInfo
@@ -30,6 +31,12 @@ class Windows:
 
     observations: Sequence[int]
     actions: Sequence[int]
+
+    @classmethod
+    def of(cls, section: DataSection) -> Windows:
+        """Those that a recipe asks for."""
+        past = section.past_actions
+        return cls(range(1 - section.observation_steps, 1), range(-past, section.horizon - past))
 
 
 @dataclass(frozen=True)
