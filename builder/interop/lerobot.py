@@ -63,14 +63,7 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
         "training": {"steps": 100_000, **sections.get("training", {})},
     }
     loaded = load_recipe(recipe)
-<<<<<<< HEAD
-    section = loaded.recipe.data
-    past = section.past_actions
-    windows = Windows(range(1 - section.observation_steps, 1), range(-past, section.horizon - past))
-    plan = plan_data(loaded, windows)
-=======
     plan = plan_data(loaded, Windows.of(loaded.recipe.data))
->>>>>>> act
     _compare(found.config, plan.specs)
     (dataset,) = plan.sources
     plan = replace(plan, sources=(replace(dataset, statistics={**plan.statistics, **statistics}),))
