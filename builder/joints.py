@@ -127,7 +127,7 @@ def _resolve(
             if output in offered:
                 message = f"{noun} `{kind}` cannot read `{output}`; it reads {' or '.join(kinds)}"
             error = SpecError(
-                message, field=field, label=f"`{entry}` does not fit", help=_cure(name, kinds, offered)
+                message, field=field, label=f"`{entry}` does not fit", help=_cure(entry, kinds, offered)
             )
             also = [(parts.sources[name].path, f"publishes {' and '.join(offered)}")]
             problems.append(Problem(reader.path, error, also, "E022 missing-input"))
@@ -140,13 +140,14 @@ def _resolve(
     return features
 
 
-def _cure(name: str, kinds: Sequence[Kind], offered: Specs) -> str:
+def _cure(entry: str, kinds: Sequence[Kind], offered: Specs) -> str:
     """What to do where a source publishes nothing that its reader can read."""
+    name, _, output = entry.partition(".")
     fitting = [output for output, spec in offered.items() if spec.kind in kinds]
+    if Kind.KEY_VALUES in kinds and (output == Kind.KEY_VALUES or not fitting):
+        return "take a backbone of type `vlm`, which publishes key_values, or a network that reads tokens, such as `dit`"
     if fitting:
         return f"read `{name}.{fitting[0]}`"
-    if Kind.KEY_VALUES in kinds:
-        return "take a backbone of type `vlm`, which publishes key_values, or a network that reads tokens, such as `dit`"
     if Kind.POOLED in kinds and any(spec.kind is Kind.TOKENS for spec in offered.values()):
         return f"put a neck between, `necks: {{pool: {{type: attention_pool, reads: [{name}]}}}}`, and read `pool`"
     if Kind.TOKENS in kinds:

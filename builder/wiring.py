@@ -110,9 +110,11 @@ def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wirin
         head_facts = facts.get(parts.head.key, {})
         action = parts.head.part.specs(parts.head.config, {**features, **given}, head_facts)["action"]
     except PolicysmithError as error:
+        found = as_spec_error(error)
         also = origins(parts, features)
-        problem = Problem(parts.head.path, as_spec_error(error), also, "E021 dim-mismatch")
-        raise WiringError([problem]) from error
+        if found.source == "action":
+            also = [(("data", "horizon"), f"`action` is {given['action']}")]
+        raise WiringError([Problem(parts.head.path, found, also, "E021 dim-mismatch")]) from error
     read = dict.fromkeys(key for specs in (*necks.values(), features) for key in specs)
     asked = {name: [key.split(".")[1] for key in read if key.split(".")[0] == name] for name in parts.sources}
     collated, *after = [stage.specs for stage in stages[1:]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def test_octo_tokenizer_has_the_published_size() -> None:
     with torch.device("meta"):
         part = Conv(Conv.Config(type="conv"), inputs(), {})
     sizes = [3, 32, 96, 192, 384]
-    convolutions = sum(9 * a * b + 3 * b for a, b in zip(sizes, sizes[1:], strict=False))
+    convolutions = sum(9 * a * b + 3 * b for a, b in itertools.pairwise(sizes))
     assert sum(p.numel() for p in part.parameters()) == convolutions + 384 * 512 + 512
 
 

@@ -158,7 +158,8 @@ def test_pooled_features_modulate_beside_the_time() -> None:
     context = part.encode(given)
     expected = torch.cat([value.values for value in given.values()], dim=-1)
     torch.testing.assert_close(context, {"condition": expected})
-    assert not part.positions and not part.project
+    assert not part.positions
+    assert not part.project
     assert part.modulation is None
     chunk = torch.randn(2, 4, 3)
     seen: list[Tensor] = []

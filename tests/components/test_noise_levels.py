@@ -34,7 +34,9 @@ def draw(options: dict[str, Any], count: int = COUNT) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize(("options", "law"), LAWS, ids=str)
+@pytest.mark.parametrize(
+    ("options", "law"), LAWS, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
 def test_levels_follow_their_law(options: dict[str, Any], law: Any) -> None:
     drawn = draw(options).double().numpy()
     if law is None:  # the logit of the level is normal
@@ -78,7 +80,9 @@ def test_stratified_levels_are_in_random_order() -> None:
     assert (levels.diff().abs() > 0.1).double().mean() > 0.5
 
 
-@pytest.mark.parametrize(("options", "_law"), LAWS, ids=str)
+@pytest.mark.parametrize(
+    ("options", "_law"), LAWS, ids=lambda value: str(value) if isinstance(value, dict) else ""
+)
 def test_levels_are_seeded_and_drawn_on_meta(options: dict[str, Any], _law: Any) -> None:
     draws = []
     for seed in (0, 0, 1):

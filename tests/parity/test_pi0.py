@@ -106,17 +106,10 @@ def test_gradients_are_lerobots(converted: Converted, golden: Golden) -> None:
 
 
 def test_samples_are_lerobots(policy: Policy, golden: Golden) -> None:
-    """From one point of the original's way to the next, and all the way.
-
-    The golden of pi0 has norms twice as large as a model has, and its field is so steep that rounding grows a hundredfold
-    within four steps.
-    """
+    """From one point of the original's way to the next, and all the way."""
     sample, steps = policy.sample()
-    steep = kind(golden) == "pi0"
-    torch.testing.assert_close(
-        steps, golden.outputs["step_velocities"], atol=3e-5 if steep else 1e-5, rtol=1e-5
-    )
-    torch.testing.assert_close(sample, golden.outputs["sample"], atol=1e-3 if steep else 1e-5, rtol=1e-5)
+    torch.testing.assert_close(steps, golden.outputs["step_velocities"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sample, golden.outputs["sample"], atol=1e-5, rtol=1e-5)
 
 
 def test_weights_come_back(converted: Converted, golden: Golden) -> None:
