@@ -176,6 +176,15 @@ def to_lerobot(
     return config, to_theirs(weights, pairs, "Diffusion Policy")
 
 
+def processor(
+    content: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """No options and no steps of LeRobot's processor, and the content without what its encoder does itself."""
+    recipe = content["recipe"]
+    kept = [raw for raw in recipe["transforms"] if raw["type"] not in rgb_encoder.OWN]
+    return {}, [], {**content, "recipe": {**recipe, "transforms": kept}}
+
+
 def _layout(recipe: Mapping[str, Any], specs: Mapping[str, Any]) -> _Layout:
     """What the head of a resolved recipe reads. Raises WeightsError for a policy that LeRobot's cannot be."""
     policy = recipe["policy"]
@@ -254,4 +263,4 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-__all__ = ["is_of", "to_lerobot", "to_policysmith"]
+__all__ = ["is_of", "processor", "to_lerobot", "to_policysmith"]
