@@ -176,11 +176,13 @@ def to_lerobot(
     return config, to_theirs(weights, pairs, "Diffusion Policy")
 
 
-def processor(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """Options of the config, steps of the preprocessor, and the content without what LeRobot's encoder does itself."""
+def processor(
+    content: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """No options and no steps of LeRobot's processor, and the content without what its encoder does itself."""
     recipe = content["recipe"]
-    left = [raw for raw in recipe["transforms"] if raw["type"] not in ("resize", "crop")]
-    return {}, [], {**content, "recipe": {**recipe, "transforms": left}}
+    kept = [raw for raw in recipe["transforms"] if raw["type"] not in rgb_encoder.OWN]
+    return {}, [], {**content, "recipe": {**recipe, "transforms": kept}}
 
 
 def _layout(recipe: Mapping[str, Any], specs: Mapping[str, Any]) -> _Layout:

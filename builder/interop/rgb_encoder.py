@@ -15,6 +15,8 @@ from ...components.norms import group_norms
 from ...schemas.errors import WeightsError
 from .pairs import Pair, layer, pointwise, same
 
+OWN = ("resize", "crop")
+"""Our transforms that it does itself."""
 _STAGES = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
 """Places of a ResNet's modules in LeRobot's `nn.Sequential`."""
 _STRIDE = 32
@@ -94,7 +96,7 @@ def shapes(transforms: Sequence[Mapping[str, Any]], size: Sequence[int]) -> dict
     """
     options: dict[str, Any] = {"resize_shape": None, "crop_shape": None, "crop_is_random": True}
     for change in transforms:
-        if change["type"] not in ("resize", "crop"):
+        if change["type"] not in OWN:
             continue
         name, after = f"{change['type']}_shape", list(height_width(change["size"]))
         if options["crop_shape"] is not None or options[name] is not None or change["keys"] is not None:
@@ -111,10 +113,10 @@ def shapes(transforms: Sequence[Mapping[str, Any]], size: Sequence[int]) -> dict
 def grid(transforms: Sequence[Mapping[str, Any]], size: Sequence[int]) -> tuple[int, int]:
     """Height and width of a ResNet's last map for images (height, width), after the transforms."""
     for change in transforms:
-        if change["type"] in ("resize", "crop"):
+        if change["type"] in OWN:
             size = height_width(change["size"])
     height, width = (-(-side // _STRIDE) for side in size)
     return height, width
 
 
-__all__ = ["Encoder", "encoder_pairs", "grid", "shapes", "transforms"]
+__all__ = ["OWN", "Encoder", "encoder_pairs", "grid", "shapes", "transforms"]

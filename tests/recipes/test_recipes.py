@@ -17,6 +17,7 @@ from policysmith.builder import Builder
 from policysmith.builder.data.record import record
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+PAGE = RECIPES.parent / "docs" / "policies.md"
 ALL = sorted(path for path in RECIPES.rglob("*.yaml") if "datasets" not in path.parts)
 TINY = sorted((RECIPES / "tiny").glob("*.yaml"))
 FULL = [RECIPES / path.name for path in TINY]
@@ -175,6 +176,8 @@ def test_a_full_size_recipe_has_the_published_size(name: str) -> None:
     assert summary is not None
     ours = summary.parameters - summary.parts.get(count.apart, 0)
     assert ours == pytest.approx(count.original + sum(count.differences.values()), rel=0.01)
+    row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| [{name}]"))
+    assert row.split("|")[4].split()[:2] == [f"{ours / 1e6:.1f}", "M"]
 
 
 def test_every_full_size_recipe_is_counted() -> None:
