@@ -116,7 +116,10 @@ def explain(args: Namespace) -> int:
         fields = {name: field for section in sections for name, field in section.model_fields.items()}
         if step not in fields:
             here = f"`{'.'.join(seen)}` has" if seen else "here are"
-            known = ", ".join([*fields, *(() if seen else REGISTRIES)]) or "no options"
+            known = ", ".join(dict.fromkeys([*fields, *(() if seen else REGISTRIES)])) or "no options"
+            kinds = [] if seen else [kind for kind, parts in REGISTRIES.items() if step in parts.names()]
+            if kinds:
+                here, known = "did you mean", ", ".join(f"`{kind}.{step}`" for kind in kinds) + "?"
             raise RegistryError(f"there is nothing called `{args.topic}` to explain; {here}: {known}")
         seen.append(step)
         text, sections = fields[step].description or "", _models(fields[step].annotation)

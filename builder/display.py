@@ -61,7 +61,7 @@ def show_summary(console: Console, summary: Summary) -> None:
     table.add_column("trainable", justify="right")
     table.add_column("gives")
     for part, count in summary.parts.items():
-        name = part.removeprefix("backbones.")
+        name = part.partition(".")[2]
         given = [
             f"{key} {_dims(spec.dims)}" for key, spec in summary.features.items() if key.split(".")[0] == name
         ]

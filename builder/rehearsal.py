@@ -72,7 +72,11 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
         parts=count,
         trains=trains,
         adapted={name: layers for name, layers in adapted.items() if layers},
-        features=plan.wiring.features,
+        features={
+            key: spec
+            for specs in (*plan.wiring.necks.values(), plan.wiring.features)
+            for key, spec in specs.items()
+        },
         action=plan.wiring.action,
         unused=idle,
     )

@@ -108,6 +108,8 @@ class Backbone(Learner):
     Config: ClassVar[type[BackboneConfig]]
     kind: ClassVar[Kind]
     """Kind of the inputs it reads when the recipe does not say."""
+    own: ClassVar[tuple[str, ...]] = ()
+    """Children that no pretrained weights fill: they train beside adapters, and get none."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         super().__init__()

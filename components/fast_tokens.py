@@ -84,13 +84,16 @@ class FastTokens:
 
 def dct(chunks: Tensor) -> Tensor:
     """Orthonormal DCT-II over the steps of chunks (B, H, A)."""
-    return torch.einsum("kh,bha->bka", _basis(chunks.shape[1], chunks.device), chunks.float())
+    basis = _basis(chunks.shape[1], chunks.device)
+    return (basis[None, :, :, None] * chunks.float()[:, None]).sum(
+        2
+    )  # no product of matrices: autocast rounds these
 
 
 def inverse_dct(frequencies: Tensor) -> Tensor:
     """Chunks (B, H, A) of their frequencies (B, H, A)."""
     basis = _basis(frequencies.shape[1], frequencies.device)
-    return torch.einsum("kh,bka->bha", basis, frequencies.float())
+    return (basis[None, :, :, None] * frequencies.float()[:, :, None]).sum(1)
 
 
 def _basis(steps: int, device: torch.device) -> Tensor:

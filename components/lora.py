@@ -49,6 +49,7 @@ def adaptable(backbone: nn.Module) -> dict[str, nn.Module]:
         name: module
         for name, module in backbone.named_modules()
         if isinstance(module, _ADAPTABLE)
+        and not _is_own(backbone, name)
         and id(module) not in inside
         and held[id(module.weight)] == 1
         and getattr(module, "groups", 1) == 1
@@ -56,15 +57,19 @@ def adaptable(backbone: nn.Module) -> dict[str, nn.Module]:
 
 
 def rest(backbone: nn.Module) -> None:
-    """Stop the gradients of all but the adapters; nothing where there are none."""
+    """Stop the gradients of all but the adapters and what is the part's own; nothing where there are no adapters."""
     adapters = {
         id(parameter)
         for _, _, layer in _layers(backbone)
         for name in layer.adapter_layer_names
         for parameter in getattr(layer, name).parameters()
     }
-    for parameter in backbone.parameters() if adapters else ():
-        parameter.requires_grad_(id(parameter) in adapters)
+    for name, parameter in backbone.named_parameters() if adapters else ():
+        parameter.requires_grad_(id(parameter) in adapters or _is_own(backbone, name))
+
+
+def _is_own(backbone: nn.Module, name: str) -> bool:
+    return name.partition(".")[0] in getattr(backbone, "own", ())
 
 
 def count(backbone: nn.Module) -> int:

@@ -66,7 +66,7 @@ class RecipeConfig(PretrainedConfig):
     def transform(self) -> tuple[None, list[int], list[int]]:
         """Observation and action time steps; a composed policy runs its transforms itself."""
         data = (self.recipe or {})["data"]
-        past = data["past_actions"]
+        past = data.get("past_actions", 0)
         return None, list(range(1 - data["observation_steps"], 1)), list(range(-past, data["horizon"] - past))
 
     @classmethod
@@ -227,12 +227,13 @@ class RecipePolicy(BasePolicyModel):
         return self.inference(on_device, generator)[0].cpu()
 
     def transform(self, batch: Batch) -> dict[str, Any]:
-        """The batch as the backbones read it."""
+        """The batch as the backbones read it. In float32 under autocast too: targets must be as exact as statistics."""
         current = dict(batch)
         if self.robots and ACTION_PADDING not in current:
             current[ACTION_PADDING] = self.robots.action_padding(ids_of(batch))
-        for transform in self.transforms:
-            current = transform(current)
+        with torch.autocast(self.device.type, enabled=False):
+            for transform in self.transforms:
+                current = transform(current)
         return current
 
     def features(self, batch: Batch) -> dict[str, Feature]:
@@ -268,8 +269,9 @@ class RecipePolicy(BasePolicyModel):
         self, features: Mapping[str, Feature], batch: Batch, generator: torch.Generator | None
     ) -> Tensor:
         current: dict[str, Any] = {**batch, "action": self.head.sample(features, generator).float()}
-        for transform in reversed(self.transforms):
-            current = cast(Transform, transform).inverse(current)
+        with torch.autocast(self.device.type, enabled=False):
+            for transform in reversed(self.transforms):
+                current = cast(Transform, transform).inverse(current)
         return cast(Tensor, current["action"])
 
     def save_assets(self, directory: Path) -> None:

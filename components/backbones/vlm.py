@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -46,6 +47,7 @@ class Vlm(Backbone):
     """
 
     kind = Kind.IMAGE
+    own = ("state", "queries", "soft_prompts")
 
     class Config(BackboneConfig):
         """A vision-language model."""
@@ -225,9 +227,11 @@ class Vlm(Backbone):
         if not self.config.decoder:
             return None
         assert self._rotary is not None
-        embedding = self._family.embedding(self.model)
-        head = embedding.weight if self.lm_head is None else self.lm_head.weight
+        head = self._tied_head if self.lm_head is None else self.lm_head
         return Continuation(self._family, self.model, head, self._rotary, self._scale)
+
+    def _tied_head(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self._family.embedding(self.model).weight)
 
 
 def _learned(count: int, width: int) -> nn.Parameter | None:

@@ -45,7 +45,7 @@ class Fast(ActionHead):
         scale: Annotated[float, Field(gt=0.0)] = 10.0
         """Steps into which a frequency of size 1 is divided: more are finer, and make more tokens."""
         max_tokens: Count = 256
-        """Most tokens of a chunk; what is longer is cut off, its highest frequencies first."""
+        """Most tokens of a chunk; chunks of the training data must fit."""
         skip: Annotated[int, Field(ge=0)] = 128
         """Ids at the end of the language model's vocabulary that stay free, as in pi0-FAST."""
         width: Count = 256
@@ -77,8 +77,18 @@ class Fast(ActionHead):
 
     @classmethod
     def fit(cls, config: Config, inputs: Specs, facts: Facts, chunks: Callable[[], Chunks]) -> dict[str, Any]:
-        """The tokens; raises SpecError where the vocabulary is too small for them."""
-        tokens = FastTokens.fit(_held(*chunks()), config.vocabulary, config.scale)
+        """The tokens; raises SpecError where the vocabulary or `max_tokens` are too small for them."""
+        held = _held(*chunks())
+        tokens = FastTokens.fit(held, config.vocabulary, config.scale)
+        longest = max(map(len, FastTokens(tokens).encode(held)))
+        if longest > config.max_tokens:
+            raise SpecError(
+                f"the longest chunk of the data takes {longest} tokens, more than {config.max_tokens}",
+                field="max_tokens",
+                source="action",
+                label=f"the data needs {longest}",
+                help=f"set `max_tokens: {longest}`, or lower `scale`",
+            )
         return {"tokens": {**tokens, "size": FastTokens(tokens).size}}
 
     @classmethod
@@ -196,8 +206,9 @@ class Fast(ActionHead):
 
 
 def _held(actions: Tensor, is_pad: Tensor) -> Tensor:
-    """Actions (B, H, A) whose padded steps repeat the last one that counts, and whose padded dimensions are zero."""
+    """Actions (B, H, A) whose padded steps hold the nearest earlier one that counts, or the first; padded dimensions are 0."""
     actions = actions.float().masked_fill(is_pad, 0.0)
-    steps = torch.arange(actions.shape[1], device=actions.device)
-    last = torch.where(padded_steps(is_pad), 0, steps).cummax(1).values  # (B, H)
-    return actions.gather(1, last[..., None].expand_as(actions))
+    steps, counts = torch.arange(actions.shape[1], device=actions.device), ~padded_steps(is_pad)
+    last = torch.where(counts, steps, -1).cummax(1).values  # (B, H)
+    first = counts.int().argmax(1, keepdim=True)
+    return actions.gather(1, torch.where(last < 0, first, last)[..., None].expand_as(actions))

@@ -94,7 +94,10 @@ class SpatialSoftmax(Neck):
         share = maps.softmax(dim=2)
         if valid is not None:
             share = share.masked_fill(~valid, 0.0)
-        points = torch.einsum("bfpk,pc->bfkc", share, self._places(maps.device)).flatten(2)  # (B, F, 2 K)
+        places = self._places(maps.device)
+        points = (
+            (share[..., None] * places[:, None]).sum(2).flatten(2)
+        )  # (B, F, 2 K), float32 under autocast too
         tokens = self.project(points.to(dtype))
         seen = None if valid is None else valid.any(dim=2)[..., 0]
         made = {"pooled": Feature(tokens.flatten(1)), "tokens": Feature(tokens, seen)}

@@ -6,10 +6,13 @@ from typing import Any
 
 from ...schemas.errors import SpecError
 from ..base import Facts
-from ..images import frame_size, frames
+from ..images import STATISTICS, check_normalisation, frame_size, frames
 from .families import FAMILIES, family_of
 from .family import Family
 from .inputs import Inputs
+
+_OF_HALF = ("paligemma", "smolvlm", "openvla")
+"""Families whose images lie in [-1, 1]."""
 
 
 def check(config: Any, inputs: Inputs, facts: Facts) -> tuple[Family, int | str]:
@@ -33,6 +36,9 @@ def check(config: Any, inputs: Inputs, facts: Facts) -> tuple[Family, int | str]
                 label=f"there are {most} layers",
                 help=f"set `{name}` to {most} or less",
             )
+    if facts["config"]["model_type"] in _OF_HALF:
+        mean, std = (list(values) for values in STATISTICS["half"])
+        check_normalisation(inputs.cameras, {"mean": mean, "std": std}, source)
     family = family_of(facts["config"], config.depth)
     for name in ("rope", "decoder"):
         if getattr(config, name) and not family.grows:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GemmaModel
 
@@ -102,8 +101,15 @@ def _through(
 class Continuation:
     """Goes on where a model stopped reading, with the same weights: the `Decoder` of its key_values."""
 
-    def __init__(self, family: Family, model: nn.Module, head: Tensor, rotary: Rotary, scale: float) -> None:
-        """`head` (vocabulary, D) scores the token that follows; embeddings are multiplied by `scale`."""
+    def __init__(
+        self,
+        family: Family,
+        model: nn.Module,
+        head: Callable[[Tensor], Tensor],
+        rotary: Rotary,
+        scale: float,
+    ) -> None:
+        """`head` scores the token that follows hidden states; embeddings are multiplied by `scale`."""
         self._family, self._model, self._head = family, model, head
         self._rotary, self._scale = rotary, scale
 
@@ -135,4 +141,4 @@ class Continuation:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores (B, M, vocabulary) of the tokens that follow."""
-        return F.linear(hidden, self._head)
+        return self._head(hidden)

@@ -33,7 +33,7 @@ def test_what_is_explained(topic: str, words: list[str], capsys: pytest.CaptureF
         ("data.path.foo.bar", "`data.path` has: no options"),
         ("nonsense", "here are: recipe, name"),
         ("backbones.vit.nonsense", "`backbones.vit` has: type, reads"),
-        ("backbones", "explain one of backbones.language"),
+        ("backbones", "explain one of backbones.conv"),
         ("backbones.vt", "did you mean `vit`?"),
     ],
 )

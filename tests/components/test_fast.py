@@ -84,7 +84,23 @@ def test_padding_repeats_the_last_action_that_counts() -> None:
     is_pad[0, 2:], is_pad[1, :, 2] = True, True
     held = _held(torch.where(is_pad, torch.nan, actions), is_pad)
     assert held[0].tolist() == [[0, 1, 2], [3, 4, 5], [3, 4, 5], [3, 4, 5]]
+    begins_later = torch.tensor([True, True, False, True])[None, :, None].expand(1, 4, 3)
+    assert _held(actions[:1], begins_later)[0].tolist() == [[6, 7, 8]] * 4
     assert held[1].tolist() == [[12, 13, 0], [15, 16, 0], [18, 19, 0], [21, 22, 0]]
+
+
+def test_tokens_are_the_same_under_autocast() -> None:
+    tokens = FastTokens(FastTokens.fit(smooth(200), 512, 50.0))
+    plain = tokens.encode(smooth(50, seed=3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tokens.encode(smooth(50, seed=3)) == plain
+
+
+def test_chunks_that_do_not_fit_are_refused(world: Any) -> None:
+    config, batch = Fast.Config(type="fast", vocabulary=512, max_tokens=2), world.batch(64)
+    with pytest.raises(SpecError, match="longest chunk of the data takes") as caught:
+        Fast.fit(config, world.feature_specs, {}, lambda: (batch["action"], world.is_pad(batch)))
+    assert caught.value.field == "max_tokens"
 
 
 def make(world: Any, **options: Any) -> Fast:
@@ -123,7 +139,7 @@ def test_a_language_model_writes_with_its_last_ids(world: Any) -> None:
     read = model.read(features)
     spec = Spec(Kind.KEY_VALUES, ("B", 2, 2, 2, 6, 8), vocab=700)
     inputs = {"vlm.decoder": spec, "action": world.feature_specs["action"]}
-    config = Fast.Config(type="fast", writer="language_model", vocabulary=512, skip=100, max_tokens=9)
+    config = Fast.Config(type="fast", writer="language_model", vocabulary=512, skip=100, max_tokens=12)
     facts = Fast.fit(config, inputs, {}, lambda: (world.batch(64)["action"], world.is_pad(world.batch(64))))
     assert Fast.specs(config, inputs, facts) == {"action": inputs["action"]}
     part = Fast(config, inputs, facts)

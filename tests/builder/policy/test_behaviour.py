@@ -192,3 +192,19 @@ def test_a_stock_trainer_trains_the_policy(tiny: dict[str, Any], tmp_path: Path,
     loaded = AutoModel.from_pretrained(tmp_path / "saved")
     assert torch.equal(loaded.inference(batch()), policy.inference(batch()))
     assert isinstance(policy.head, MlpHead)
+
+
+def test_transforms_are_exact_under_autocast(tiny: dict[str, Any], batch: Batches) -> None:
+    """The trainer's default precision rounds products of matrices to bf16; targets must stay as they are measured."""
+    turned = {
+        "type": "rotation",
+        "key": "action",
+        "start": 0,
+        "source": "axis_angle",
+        "target": "rotation_6d",
+    }
+    tiny["transforms"].insert(0, turned)
+    policy = Builder.from_recipe(tiny).build()
+    exact = policy.transform(batch())["action"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(policy.transform(batch())["action"], exact)
