@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, Qwen2VLImageProcessor
 
-from policysmith.components import pretrained
+from policysmith.components import lora, pretrained
 from policysmith.components.backbones.vlm import Vlm
 from policysmith.schemas.errors import SpecError, WeightsError
+from policysmith.schemas.part import LoraSection
 from policysmith.schemas.specs import Kind, Spec
 
 LENGTHS = (5, 3)
@@ -490,3 +492,27 @@ def size(part: Vlm) -> int:
 
 def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_no_weights_fill_trains_beside_adapters() -> None:
+    part = build(architecture=architecture("paligemma"), queries=2, soft_prompts=1, state="token")
+    lora.adapt(part, LoraSection(rank=2))
+    trains = {name for name, parameter in part.named_parameters() if parameter.requires_grad}
+    assert {"queries", "soft_prompts", "state.weight", "state.bias"} <= trains
+    assert all("lora_" in name for name in trains if name.startswith("model."))
+
+
+def test_an_adapter_of_the_language_head_is_heard() -> None:
+    part = build(architecture=architecture("internvl"), decoder=True)
+    lora.adapt(part, LoraSection(rank=2, targets=["lm_head"]))
+    with torch.no_grad():
+        for name, parameter in part.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    decoder = part(observations(), ["decoder"])["decoder"].decoder
+    assert decoder is not None
+    hidden = torch.randn(2, 3, part._family.width)
+    merged = copy.deepcopy(part)
+    lora.merge(merged)
+    assert merged.lm_head is not None
+    torch.testing.assert_close(decoder.logits(hidden), merged.lm_head(hidden), atol=1e-5, rtol=1e-5)
