@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -163,9 +164,9 @@ def done(run: Path, recipe: Path, arguments: argparse.Namespace) -> bool:
 def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
     """In a row's process: train, train the control, and judge both."""
     from policysmith.builder import Builder
+    from policysmith.builder.evaluation import evaluate_closed_loop
     from policysmith.builder.evaluation.control import BlindControl
     from policysmith.builder.evaluation.machine import hardware, versions
-    from policysmith.builder.evaluation.run import evaluate
     from policysmith.builder.evaluation.saved import SavedPolicy
 
     run = arguments.runs.resolve() / recipe.stem
@@ -176,7 +177,10 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
         changes["data.path"] = os.path.relpath(demonstrations(dataset(recipe), arguments), recipe.parent)
     builder = Builder.from_recipe(recipe).override(changes)
     builder.check()
-    section, summary = builder.recipe.recipe.training, builder.summary
+    section, evaluation, summary = (
+        builder.recipe.recipe.training, builder.recipe.recipe.evaluation, builder.summary,
+    )  # fmt: skip
+    assert evaluation is not None
     assert summary is not None
     start = time.perf_counter()
     builder.train(output=run, resume=True, device=arguments.device)
@@ -185,36 +189,36 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
     names = [name for name, _ in saved.load().named_parameters()]
     BlindControl.plan(saved, names, run / "control", allow_imports=False).train(arguments.device, tell)
     controlled = time.perf_counter()
-    result = evaluate(
-        run,
-        episodes=arguments.episodes,
-        control="blind",
+    judge = partial(
+        evaluate_closed_loop,
+        env=evaluation.env,
+        episodes=arguments.episodes or evaluation.episodes,
+        seed=evaluation.seed,
         device=arguments.rollout_device,
         processes=arguments.processes,
-        progress=tell,
     )
-    assert result.closed_loop is not None
-    assert result.control is not None
+    closed = judge(run)
+    blind = judge(run / "control")
     command = f"build-and-train {recipe.relative_to(ROOT)} --output runs/learning/{recipe.stem}"
     row = {
         "recipe": str(recipe.relative_to(ROOT)),
-        "task": result.closed_loop.env,
-        "policy": outcome(result.closed_loop),
-        "blind": outcome(result.control),
+        "task": closed.env,
+        "policy": outcome(closed),
+        "blind": outcome(blind),
         "parameters": summary.parameters,
         "steps": section.steps,
         "batch_size": section.batch_size,
         "precision": "fp32",
         "training_seconds": round(trained - start, 1),
         "control_training_seconds": round(controlled - trained, 1),
-        "rollout_seconds": round(result.closed_loop.seconds, 1),
+        "rollout_seconds": round(closed.seconds + blind.seconds, 1),
         "final_loss": last_loss(run),
         "trial": {"steps": arguments.steps, "episodes": arguments.episodes},
         "hardware": hardware(),
         "versions": versions(),
         "commands": [
             " ".join([command, *(f"-o {key}={value}" for key, value in changes.items())]),
-            result.command.replace(str(run), f"runs/learning/{recipe.stem}"),
+            f"policysmith evaluate runs/learning/{recipe.stem} --control blind --device {closed.device}",
         ],
     }
     (run / DONE).write_text(json.dumps(row, indent=2) + "\n")
