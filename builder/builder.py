@@ -179,8 +179,7 @@ class Builder:
 
     @cached_property
     def _data(self) -> DataPlan:
-        section = self.recipe.recipe.data
-        windows = Windows(range(1 - section.observation_steps, 1), range(section.horizon))
+        windows = Windows.of(self.recipe.recipe.data)
         if self._config is not None:
             windows = handwritten.windows(self.recipe, self._config)
         return plan_data(self.recipe, windows)

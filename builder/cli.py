@@ -227,3 +227,36 @@ def evaluate(args: Namespace) -> int:
     for line in result.lines:
         console.print(line, markup=False)
     return 0
+
+
+def import_lerobot(args: Namespace) -> int:
+    """`policysmith import-lerobot`."""
+    from .interop.lerobot import import_policy
+
+    _quiet()
+    policy = import_policy(args.directory, data=args.data, output=args.output)
+    console.print(
+        f"{sum(p.numel() for p in policy.parameters()):,} parameters of {args.directory}", markup=False
+    )
+    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained", markup=False)
+    return 0
+
+
+def export_lerobot(args: Namespace) -> int:
+    """`policysmith export-lerobot`."""
+    from .interop.lerobot import export_policy
+
+    _quiet()
+    config = export_policy(args.checkpoint, output=args.output)
+    console.print(f"{config['type']} of LeRobot  {shown(Path(args.output))}", markup=False)
+    return 0
+
+
+def export(args: Namespace) -> int:
+    """`policysmith export`."""
+    from .export import export as write
+
+    _quiet()
+    write(args.checkpoint, args.output, merge=args.merge, allow_imports=args.allow_imports)
+    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained", markup=False)
+    return 0

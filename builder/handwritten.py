@@ -20,6 +20,8 @@ from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
 from .assembly import provenance
+from .measure import measure
+from .parts import WiringError
 from .plan import check_execute, locate, specs_to_json, transform_sites
 from .policy import BasePolicyModel
 from .policy.pipeline import KEY, way_of_samples
@@ -27,7 +29,7 @@ from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, 
 from .recipe import LoadedRecipe
 from .rehearsal import shared, unmatched
 from .sources import DataPlan, Windows
-from .wiring import WiringError, look_up, wire_samples, with_statistics
+from .wiring import look_up, wire_samples, with_statistics
 
 
 def configure(loaded: LoadedRecipe) -> PretrainedConfig:
@@ -88,8 +90,10 @@ def windows(loaded: LoadedRecipe, config: PretrainedConfig) -> Windows:
         raise _failed(loaded, f"{type(config).__name__}.transform() fails", error) from error
     found = Windows(observations, actions)
     data = loaded.recipe.data
-    problems = check_execute(loaded, len(actions))
-    for key, value in (("horizon", len(actions)), ("observation_steps", len(observations))):
+    past = sum(step < 0 for step in actions)
+    problems = check_execute(loaded, actions)
+    asked = {"horizon": len(actions), "observation_steps": len(observations), "past_actions": past}
+    for key, value in asked.items():
         if key in data.model_fields_set and getattr(data, key) != value:
             clash = SpecError(
                 f"`data.{key}` is {getattr(data, key)}, but the policy's config asks for {value}",
@@ -110,6 +114,7 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
     transforms = transform_sites(loaded)
     try:
         facts = look_up(transforms, loaded.directory)
+        facts = measure(transforms, data.specs, facts, data.statistics, data.numbers)
         wire_samples(transforms, data.specs, with_statistics(facts, transforms, data.statistics))
     except WiringError as error:
         raise RecipeError(in_order([locate(loaded, problem) for problem in error.problems])) from error
@@ -118,6 +123,7 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
     recipe["data"] |= {
         "horizon": len(data.windows.actions),
         "observation_steps": len(data.windows.observations),
+        "past_actions": sum(step < 0 for step in data.windows.actions),
     }
     content: dict[str, Any] = {
         "recipe": recipe,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import RecipeError, SpecError
 from ..schemas.recipe import ComposedPolicySection
 from ..schemas.specs import Spec, Specs
+from .fitting import fit
+from .measure import measure
+from .parts import Parts, Problem, Site, WiringError
 from .recipe import LoadedRecipe
 from .sources import DataPlan
-from .wiring import Parts, Problem, Site, Wiring, WiringError, look_up, wire, with_statistics
+from .wiring import Wiring, look_up, wire, with_statistics
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class PolicyPlan:
         parts, wiring = self.parts, self.wiring
         yield from ((site, wiring.into(index)) for index, site in enumerate(parts.transforms))
         yield from ((site, wiring.reads[name]) for name, site in parts.backbones.items())
-        yield from ((parts.necks[name], inputs) for name, inputs in wiring.necks.items())
+        yield from ((parts.necks[name], wiring.into_neck(name)) for name in wiring.necks)
         yield parts.head, {**wiring.features, **wiring.given}
 
 
@@ -45,12 +48,15 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
         necks={name: Site(("policy", "necks", name), *pair) for name, pair in loaded.necks.items()},
         head=Site(("policy", "head"), *loaded.head),
     )
-    found = check_execute(loaded, len(data.windows.actions))
+    found = check_execute(loaded, data.windows.actions)
     try:
         facts = look_up(parts, loaded.directory)
-        wiring = wire(
-            parts, data.specs, with_statistics(facts, [parts.collator, *parts.transforms], data.statistics)
-        )
+        way = [parts.collator, *parts.transforms]
+        facts = measure(way, data.specs, facts, data.statistics, data.numbers)
+        wiring = wire(parts, data.specs, with_statistics(facts, way, data.statistics))
+        if learned := fit(parts, wiring, data):
+            facts[parts.head.key] = learned
+            wiring = replace(wiring, facts={**wiring.facts, parts.head.key: learned})
     except WiringError as error:
         found += [locate(loaded, problem) for problem in error.problems]
         raise RecipeError(in_order(found)) from error
@@ -64,14 +70,16 @@ def transform_sites(loaded: LoadedRecipe) -> list[Site]:
     return [Site(("transforms", i), *pair) for i, pair in enumerate(loaded.transforms)]
 
 
-def check_execute(loaded: LoadedRecipe, horizon: int) -> list[Diagnostic]:
-    """Findings where more actions are to be executed than a chunk has, or too many to average their predictions."""
+def check_execute(loaded: LoadedRecipe, steps: Sequence[int]) -> list[Diagnostic]:
+    """Findings where a chunk of such steps has fewer actions than are executed, or too many to average their predictions."""
     policy = loaded.recipe.policy
     found = []
-    if policy.execute is not None and policy.execute > horizon:
+    horizon, past = len(steps), sum(step < 0 for step in steps)
+    if policy.execute is not None and policy.execute > horizon - past:
+        lost = f", of which {past} lie{'s' if past == 1 else ''} in the past" if past else ""
         error = SpecError(
-            f"cannot execute {policy.execute} actions of a chunk of {horizon}",
-            label=f"a chunk has {horizon}",
+            f"cannot execute {policy.execute} actions of a chunk of {horizon}{lost}",
+            label=f"a chunk has {horizon - past}",
             help="lower `policy.execute` or raise `data.horizon`",
         )
         given = "horizon" in loaded.recipe.data.model_fields_set

@@ -28,7 +28,7 @@ def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
     given: list[tuple[str | None, KeyPath, DataSection | SourceSection]] = [(None, ("data",), section)]
     if section.sources is not None:
         given = [(n, ("data", "sources", n), source) for n, source in sorted(section.sources.items())]
-    found: list[Diagnostic] = []
+    found = _past(loaded)
     sources = []
     for name, place, one in given:
         reader = _Reader(loaded, name, place, one, windows)
@@ -43,6 +43,19 @@ def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
     _check_batch(loaded, sources)
     specs = dict(sources[0].specs)
     return DataPlan(windows, tuple(sources), specs if section.sources is None else common_specs(sources))
+
+
+def _past(loaded: LoadedRecipe) -> list[Diagnostic]:
+    """A finding where all actions of a chunk were done before now."""
+    section = loaded.recipe.data
+    if section.past_actions < section.horizon:
+        return []
+    fault = SpecError(
+        f"of a chunk of {section.horizon} actions, {section.past_actions} were done before now",
+        label="leaves none to run",
+        help=f"lower `past_actions` to {section.horizon - 1} or less, or raise `data.horizon`",
+    )
+    return [loaded.diagnostic(("data", "past_actions"), fault, code="E023 bad-dataset")]
 
 
 class _Reader:
@@ -157,43 +170,50 @@ def _check_batch(loaded: LoadedRecipe, sources: Sequence[Source]) -> None:
 
 
 def _disagreements(loaded: LoadedRecipe, sources: Sequence[Source]) -> list[Diagnostic]:
-    """Findings for cameras that one robot has and another has not, or at another size."""
+    """A finding for every source whose cameras, or their sizes, are not those of the first."""
     found = []
-    owners: dict[str, Source] = {}
-    for source in sources:
-        owners = {**dict.fromkeys(source.cameras, source), **owners}
-    for source in sources:
-        for name, first in owners.items():
-            if name not in source.cameras:
-                fault, theirs = _missing(source, name, first), f"has `{name}`"
-            elif (here := source.image_size(name)) != (there := first.image_size(name)):
-                fault, theirs = _of_another_size(source, name, first), f"{there[1]} x {there[0]} pixels"
-                fault.label = f"{here[1]} x {here[0]} pixels"
-            else:
-                continue
-            place = (*source.place, "cameras")
-            related = [(first.place, theirs)]
-            found.append(loaded.diagnostic(place, fault, code="E023 bad-dataset", related=related))
-            break
+    first, *others = sources
+    for source in others:
+        lacking = [name for name in first.cameras if name not in source.cameras]
+        extra = [name for name in source.cameras if name not in first.cameras]
+        other_size = [
+            n for n in first.cameras if n in source.cameras and source.image_size(n) != first.image_size(n)
+        ]
+        if lacking:
+            found.append(_missing(loaded, source, lacking[0], first))
+        elif extra:
+            found.append(_missing(loaded, first, extra[0], source))
+        elif other_size:
+            found.append(_of_another_size(loaded, source, other_size[0], first))
     return found
 
 
-def _missing(source: Source, camera: str, other: Source) -> SpecError:
+def _missing(loaded: LoadedRecipe, source: Source, camera: str, other: Source) -> Diagnostic:
     own = ", ".join(f"`{name}`" for name in source.info.cameras) or "no camera"
-    return SpecError(
+    fault = SpecError(
         f"`{source.name}` has no camera `{camera}`, which `{other.name}` has; all robots must see the same",
         label=f"its dataset has {own}",
         help=f"call one of its cameras so, `cameras: {{{camera}: <name in its dataset>}}`, or leave `{camera}` out of "
         f"the `cameras` of `{other.name}`",
     )
+    return _differs(loaded, source, fault, (other.place, f"has `{camera}`"))
 
 
-def _of_another_size(source: Source, camera: str, other: Source) -> SpecError:
-    height, width = other.image_size(camera)
-    return SpecError(
-        f"camera `{camera}` of `{source.name}` and of `{other.name}` differ in size; one batch holds both",
-        help=f"add `resize: [{height}, {width}]` (height, width) to `{source.name}`, or one size to both",
+def _of_another_size(loaded: LoadedRecipe, source: Source, camera: str, other: Source) -> Diagnostic:
+    (height, width), (h, w) = source.image_size(camera), other.image_size(camera)
+    fault = SpecError(
+        f"`{source.name}` and `{other.name}` have camera `{camera}` at different sizes; one batch holds both",
+        label=f"{width} x {height} pixels",
+        help=f"add `resize: [{h}, {w}]` (height, width) to `{source.name}`, or one size to both",
     )
+    return _differs(loaded, source, fault, (other.place, f"{w} x {h} pixels"))
+
+
+def _differs(
+    loaded: LoadedRecipe, source: Source, fault: SpecError, other: tuple[KeyPath, str]
+) -> Diagnostic:
+    place = (*source.place, "cameras")
+    return loaded.diagnostic(place, fault, code="E023 bad-dataset", related=[other])
 
 
 def _specs(info: DatasetInfo, cameras: Mapping[str, str], windows: Windows, path: str) -> dict[str, Spec]:

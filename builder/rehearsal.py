@@ -19,6 +19,7 @@ from ..schemas.document import KeyPath
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.specs import Kind, Spec
 from .assembly import Summary, content
+from .parts import Site
 from .plan import PolicyPlan
 from .policy import RecipeConfig, RecipePolicy
 from .policy.composed import ROBOTS, freeze, make, padding
@@ -27,7 +28,7 @@ from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
 from .sources import DataPlan
 from .unused import unused
-from .wiring import Site, Wiring
+from .wiring import Wiring
 
 _SIZES = {"B": 2, "L": 5}
 
@@ -162,14 +163,15 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
             batch = transform(batch)
             shapes = {key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)}
             _compare(site, wiring.into(index + 1), shapes)
+        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        features |= robots
         for name, site in parts.backbones.items():
             features |= _published(site, wiring, policy.encode(name, batch))
         for name in wiring.necks:
             site = parts.necks[name]
             features |= _published(site, wiring, policy.pass_on(name, features))
         site = parts.head
-        ordered = {key: features[key] for key in wiring.features}
-        ordered |= {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        ordered = {**{key: features[key] for key in wiring.features}, **robots}
         losses = policy.head.loss(ordered, batch["action"], padding(batch))
         if "loss" not in losses or any(value.ndim for value in losses.values()):
             raise SpecError('gives no scalar "loss"', label="a defect of this part")

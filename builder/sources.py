@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +12,15 @@ from torch.utils.data import Dataset
 
 from ..components.embodiments import EMBODIMENT
 from ..schemas.document import KeyPath
+from ..schemas.recipe import DataSection
 from ..schemas.specs import Kind, Spec, Specs
 from .data.dataset import LeRobotDataset
 from .data.info import DatasetInfo
+from .data.layout import read_layout
 from .data.mixture import Mixture, RobotDataset
 from .data.robots import Robots
+from .data.table import read_table
+from .data.windows import windows as numeric_windows
 
 IMAGES = "observation.images."
 
@@ -27,6 +31,12 @@ class Windows:
 
     observations: Sequence[int]
     actions: Sequence[int]
+
+    @classmethod
+    def of(cls, section: DataSection) -> Windows:
+        """Those that a recipe asks for."""
+        past = section.past_actions
+        return cls(range(1 - section.observation_steps, 1), range(-past, section.horizon - past))
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,14 @@ class DataPlan:
         """Where the dataset lies, or that of each robot by name; for the record of a run."""
         found = {source.name: str(source.path.resolve()) for source in self.sources}
         return found[None] if None in found else {str(name): path for name, path in found.items()}
+
+    def numbers(self) -> Iterator[dict[str, Any]]:
+        """States and actions of all training samples in the form the policy gets them, in batches, without images."""
+        for source in self.sources:
+            layout = read_layout(source.path)
+            table = read_table(layout, layout.choose_episodes(source.training))
+            for batch in numeric_windows(table, self.windows.observations, self.windows.actions):
+                yield batch if source.name is None else self.robots.find(source.name).unified_batch(batch)
 
     def open(self, split: Literal["training", "validation"]) -> Dataset[Any] | None:
         """The samples of a split; None where it has no episodes. Decodes videos once."""

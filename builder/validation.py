@@ -93,9 +93,9 @@ def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
 
     if data.sources is None:
         if data.path is None:
-            help = "name a dataset by `path`, or those of several robots by `sources`"
-            message = "`data` needs the key `path` or `sources`"
-            report(("data",), "E004 missing-key", message, "neither is given", help)
+            help = "name a dataset, or leave it out and name those of several robots by `sources`"
+            message = "`data.path` must be a string, found nothing (null)"
+            report(("data", "path"), "E005 wrong-type", message, "expected a string", help)
         if judged is not None and judged.embodiment is not None:
             help = "remove it, or name the robots under `data.sources`"
             message = "`evaluation.embodiment` chooses among several robots, but the data has one"

@@ -108,6 +108,8 @@ class Backbone(Learner):
     Config: ClassVar[type[BackboneConfig]]
     kind: ClassVar[Kind]
     """Kind of the inputs it reads when the recipe does not say."""
+    joint: ClassVar[bool] = False
+    """Whether it reads images together with something else, and cannot do without them."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         super().__init__()
@@ -158,13 +160,13 @@ class Neck(Learner):
     """By option that names features: the kinds it accepts, best first."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """`inputs` holds all features that it reads, by name (`vision.tokens`)."""
+        """`inputs` holds all features that it reads, by name (`vision.tokens`), and `embodiment` where there is one."""
         super().__init__()
         self.config = config
 
     @abstractmethod
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """The named outputs, and only those."""
+        """The named outputs, and only those. `features` also holds `embodiment` (B,) where the batch does."""
 
 
 class ActionHead(Learner):
@@ -237,7 +239,8 @@ class Transform(nn.Module, Part):
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """`facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the dataset,
-        `facts["measured"]` the same of the keys in `measures` whose values earlier transforms change.
+        `facts["measured"]` the same of the keys in `measures` whose values earlier transforms change. Of several robots,
+        each is by the robot's name first, and as wide as its own vectors (see `components.embodiments`).
         """
         super().__init__()
         self.config = config

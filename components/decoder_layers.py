@@ -75,4 +75,5 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
     groups, count = key.shape[1], query.shape[2]
     folded = query.unflatten(1, (groups, -1)).flatten(2, 3)  # (B, G, h / G * N, E)
     mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
-    return mixed.unflatten(2, (-1, count)).flatten(1, 2).transpose(1, 2).flatten(2)
+    heads: Tensor = mixed.unflatten(2, (-1, count)).flatten(1, 2)  # (B, h, N, E)
+    return heads.transpose(1, 2).flatten(2)

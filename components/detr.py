@@ -77,7 +77,8 @@ class Layer(nn.Module):
     def sublayer(self, tokens: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """The tokens (B, N, D) with a branch added, normed before or after."""
         if self.sizes.norm == "pre":
-            return tokens + self.dropout(branch(norm(tokens)))
+            added: Tensor = tokens + self.dropout(branch(norm(tokens)))
+            return added
         normed: Tensor = norm(tokens + self.dropout(branch(tokens)))
         return normed
 

@@ -63,7 +63,8 @@ class ExpertLayer(nn.Module):
         return tokens + _gated(self.mlp(normal), gate)
 
     def _split(self, values: Tensor) -> Tensor:
-        return values.unflatten(-1, (-1, self.size)).transpose(1, 2)  # (B, heads, S, E)
+        heads: Tensor = values.unflatten(-1, (-1, self.size))
+        return heads.transpose(1, 2)  # (B, heads, S, E)
 
 
 def _gated(change: Tensor, gate: Tensor | None) -> Tensor:

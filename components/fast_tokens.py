@@ -44,7 +44,7 @@ class FastTokens:
                 field="vocabulary",
                 source="action",
                 label=f"at least {least}",
-                help="normalise the actions, `{type: normalize, modes: {action: q99}}`, or lower `scale`",
+                help="normalise the actions, `{type: normalize, mode: quantiles}`, or lower `scale`",
             )
         tokenizer = Tokenizer(BPE())
         trainer = BpeTrainer(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..schemas.errors import SpecError
 from ..schemas.part import PartConfig
-from ..schemas.specs import Kind, Spec, Specs
+from ..schemas.specs import Kind, Range, Spec, Specs
 from .base import Batch, Facts, Feature, Transform
 
 Side = Annotated[int, Field(ge=1)]
@@ -143,17 +143,54 @@ def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return picked.reshape(*images.shape[:3], rows.shape[1], columns.shape[1])
 
 
-def scaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+def scaled(images: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:
     """Images (B, T, 3, H, W) resized bilinearly to `size`, in their dtype; bytes are rounded to the nearest level."""
     if images.shape[-2:] == size:
         return images
     flat = images.flatten(0, 1)
-    if images.dtype == torch.uint8 and images.device.type != "cpu":
-        resized = F.interpolate(flat.float(), size, mode="bilinear", antialias=True)
-        resized = resized.round_().clamp_(0.0, 255.0).to(torch.uint8)
-    else:  # the CPU has its own, several times faster, kernel for bytes
-        resized = F.interpolate(flat, size, mode="bilinear", antialias=True)
+    # With antialiasing, the CPU has its own, several times faster, kernel for bytes; it is wrong for one column.
+    direct = images.device.type == "cpu" and antialias and size[1] > 1
+    if images.dtype == torch.uint8 and not direct:
+        resized = to_bytes(F.interpolate(flat.float(), size, mode="bilinear", antialias=antialias))
+    else:
+        resized = F.interpolate(flat, size, mode="bilinear", antialias=antialias)
     return resized.reshape(*images.shape[:3], *size)
+
+
+def padded(images: Tensor, size: tuple[int, int], corner: tuple[int, int], fill: float) -> Tensor:
+    """Images (..., h, w) at `corner`, as top and left, of larger ones of `size` and of brightness `fill` in [0, 1]."""
+    (height, width), (top, left) = size, corner
+    around = (left, width - images.shape[-1] - left, top, height - images.shape[-2] - top)
+    return F.pad(images, around, value=round(255.0 * fill) if images.dtype == torch.uint8 else fill)
+
+
+def grey(images: Tensor) -> Tensor:
+    """Brightness (B, T, 1, H, W) of images (B, T, 3, H, W), the luma of ITU-R BT.601, as floats."""
+    red, green, blue = images.unbind(2)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(2)
+
+
+def to_bytes(values: Tensor) -> Tensor:
+    """Levels 0.0 to 255.0 as uint8, rounded; changes `values`."""
+    return values.round_().clamp_(0.0, 255.0).to(torch.uint8)
+
+
+def with_size(spec: Spec, size: tuple[int, int], why: str) -> Spec:
+    """The spec of images at a new height and width."""
+    return replace(spec, dims=(*spec.dims[:3], *size), why=f"{spec.why}, {why}".removeprefix(", "))
+
+
+def refuse_normalised(cameras: Specs, name: str, why: str) -> None:
+    """Raises SpecError for images that are normalised already; `why` says in a phrase what `name` works on."""
+    for key, spec in cameras.items():
+        if spec.range is Range.NORMALISED:
+            raise SpecError(
+                f"`{name}` {why}, but `{key}` is normalised",
+                source=key,
+                trait="range",
+                label="too late",
+                help="put it before `normalize_image`",
+            )
 
 
 class ImageTransformConfig(PartConfig):
@@ -189,11 +226,10 @@ class ImageTransform(Transform):
     @classmethod
     def resized(cls, config: Any, inputs: Specs, size: tuple[int, int], why: str) -> dict[str, Spec]:
         """Specs of all inputs, with the images at a new height and width."""
-        changed = {
-            key: replace(spec, dims=(*spec.dims[:3], *size), why=f"{spec.why}, {why}".removeprefix(", "))
-            for key, spec in cls.cameras(config, inputs).items()
+        return {
+            **inputs,
+            **{key: with_size(spec, size, why) for key, spec in cls.cameras(config, inputs).items()},
         }
-        return {**inputs, **changed}
 
     @classmethod
     def specs(cls, config: Any, inputs: Specs, facts: Facts) -> dict[str, Spec]:
@@ -207,3 +243,23 @@ class ImageTransform(Transform):
     @abstractmethod
     def apply_to(self, images: Tensor) -> Tensor:
         """Change the images (B, T, 3, H, W) of one camera."""
+
+
+class OccasionalTransform(ImageTransform):
+    """Changes each camera of each sample with probability `p`, in training only; with a `p` of 1 always."""
+
+    Config: ClassVar[type[PartConfig]]
+    """Has the option `p`."""
+
+    def apply_to(self, images: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> the same size and dtype."""
+        if self.config.p == 1.0:
+            return self.change(images)
+        if not self.training:
+            return images
+        hit = torch.rand(len(images), 1, 1, 1, 1, device=images.device) < self.config.p
+        return torch.where(hit, self.change(images), images)
+
+    @abstractmethod
+    def change(self, images: Tensor) -> Tensor:
+        """Images (B, T, 3, H, W) as they look when changed, of the same size and dtype."""

@@ -53,7 +53,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """queries (B, N, D), context (B, M, C) -> (B, N, D).
 
-        mask (B, M) is True where the context is valid, (B, N, M) where a query may see it; `by` turns queries and keys.
+        mask (B, M) is True where the context is valid, (B, N, M) where a query may see it; one that may see nothing
+        gathers zeros. `by` turns queries and keys.
         """
         query = self._split(self.query(queries))
         key, value = (self._split(half) for half in self.key_value(context).chunk(2, dim=-1))
@@ -63,6 +64,8 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed
         )  # (B, heads, N, D / heads)
+        if allowed is not None:  # some kernels mix the hidden where nothing is allowed
+            mixed = mixed.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 

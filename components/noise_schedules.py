@@ -29,9 +29,9 @@ class Cosine(Section):
     max_beta: Beta = 0.999
     """Cap of the noise that one step adds."""
 
-    def betas(self, count: int) -> Tensor:
+    def betas(self, count: int, device: torch.device | str) -> Tensor:
         """(N,), float64."""
-        share = torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64, device="cpu")
+        share = torch.linspace(0.0, 1.0, count + 1, dtype=torch.float64, device=device)
         left = torch.cos((share + 0.008) / 1.008 * math.pi / 2.0) ** 2
         return (1.0 - left[1:] / left[:-1]).clamp_max(self.max_beta)
 
@@ -46,9 +46,9 @@ class Linear(Section):
     end: Beta = 0.02
     """Noise that the last step adds."""
 
-    def betas(self, count: int) -> Tensor:
+    def betas(self, count: int, device: torch.device | str) -> Tensor:
         """(N,), float64."""
-        return torch.linspace(self.start, self.end, count, dtype=torch.float64, device="cpu")
+        return torch.linspace(self.start, self.end, count, dtype=torch.float64, device=device)
 
 
 class ScaledLinear(Section):
@@ -61,15 +61,15 @@ class ScaledLinear(Section):
     end: Beta = 0.02
     """Noise that the last step adds."""
 
-    def betas(self, count: int) -> Tensor:
+    def betas(self, count: int, device: torch.device | str) -> Tensor:
         """(N,), float64."""
         bounds = (self.start**0.5, self.end**0.5)
-        return torch.linspace(*bounds, count, dtype=torch.float64, device="cpu") ** 2
+        return torch.linspace(*bounds, count, dtype=torch.float64, device=device) ** 2
 
 
 NoiseSchedule = Annotated[Cosine | Linear | ScaledLinear, Field(discriminator="type")]
 
 
-def kept(schedule: Cosine | Linear | ScaledLinear, count: int) -> Tensor:
-    """a_t (N,) of all steps, float64, on the CPU."""
-    return torch.cumprod(1.0 - schedule.betas(count), dim=0)
+def kept(schedule: Cosine | Linear | ScaledLinear, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """a_t (N,) of all steps, float64."""
+    return torch.cumprod(1.0 - schedule.betas(count, device), dim=0)

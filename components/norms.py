@@ -12,6 +12,15 @@ _CHANNELS = 16
 _freeze: Any = freeze_batch_norm_2d
 
 
+def with_norm(model: nn.Module, norm: str) -> nn.Module:
+    """The model with its batch norms left (`batch`), `frozen`, or replaced by `group` norms; raises ValueError."""
+    if norm == "frozen":
+        freeze_batch_norms(model)
+    elif norm == "group":
+        group_norms(model)
+    return model
+
+
 def freeze_batch_norms(model: nn.Module) -> None:
     """Fix statistics, weight and bias of every batch norm: they become buffers, under the same names.
 

@@ -49,12 +49,22 @@ def cleaned(task: str) -> str:
     return task.strip().replace("_", " ").replace("\n", " ")
 
 
+def bins_of_robots(bins: int, range: StateRange, statistics: Mapping[str, Any]) -> list[StateBins]:
+    """What writes the state of each robot, in the order of their numbers; of one, where the data tells none apart.
+
+    Raises SpecError where the statistics of a state are missing.
+    """
+    by_robot = STATE not in statistics and any(STATE in held for held in statistics.values())
+    robots = [statistics[name] for name in sorted(statistics)] if by_robot else [statistics]
+    return [StateBins(bins, range, held) for held in robots]
+
+
 class StateBins:
     """Writes a state (S,) as the numbers of the bins its values lie in, such as `12 200 128`.
 
     Values are mapped to [-1, 1] by statistics of the dataset; bin k of K holds those from -1 + 2 k / K on. As in pi0.5,
     values above 1 are in the last bin, and those below -1 are numbered -1. A dimension that is constant in the data is
-    in the middle bin.
+    in the middle bin. What pads the state of a robot to the width of another's is left out.
     """
 
     def __init__(self, bins: int, range: StateRange, statistics: Mapping[str, Any]) -> None:
@@ -79,6 +89,6 @@ class StateBins:
         self._edges = np.linspace(-1.0, 1.0, bins + 1)[:-1]
 
     def __call__(self, state: npt.NDArray[Any]) -> str:
-        scale = np.where(self._varies, self._scale, 1.0)
-        normal = np.where(self._varies, (state.astype(np.float64) - self._centre) / scale, 0.0)
+        own, scale = state[: self.width].astype(np.float64), np.where(self._varies, self._scale, 1.0)
+        normal = np.where(self._varies, (own - self._centre) / scale, 0.0)
         return " ".join(str(number) for number in np.digitize(normal, self._edges) - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from ..schemas.specs import Dim, Kind, Spec, Specs
 from .base import Feature
 from .features import select
 from .layers import joined_mask
+
+Positions = Literal["none", "learned"]
 
 
 def only(config: Any, inputs: Specs, kinds: Sequence[Kind]) -> tuple[str, Spec]:
@@ -42,12 +44,30 @@ def joined_spec(features: Specs, width: int | None) -> Spec:
             )
     counts = [spec.dims[1] if spec.kind is Kind.TOKENS else 1 for spec in features.values()]
     fixed = [count for count in counts if isinstance(count, int)]
-    total: Dim = sum(fixed) if len(fixed) == len(counts) else "L"
+    total: Dim = sum(fixed) if len(fixed) == len(counts) else " + ".join(map(str, counts))
     whole = " + ".join(
         f"{count} ({key.removesuffix('.tokens').removesuffix('.pooled')})"
         for key, count in zip(features, counts, strict=True)
     )
     return Spec(Kind.TOKENS, ("B", total, width or first.width), f"tokens {whole}")
+
+
+def fixed_length(spec: Spec) -> int:
+    """Number of tokens, for positions of their own; raises SpecError where it varies."""
+    count = spec.dims[1]
+    if not isinstance(count, int):
+        raise SpecError(
+            f"positions are learned for a fixed number of tokens, and it varies: {spec.why}",
+            field="positions",
+            label="the number of tokens varies",
+            help="use `positions: none`, or resample the tokens by `{type: perceiver}` first",
+        )
+    return count
+
+
+def learned_positions(spec: Spec) -> nn.Parameter:
+    """Positions (1, N, D) of tokens."""
+    return nn.Parameter(torch.randn(1, fixed_length(spec), spec.width) * 0.02)
 
 
 class Joined(nn.Module):
@@ -74,7 +94,8 @@ class Joined(nn.Module):
             values, mask = features[key].values, features[key].mask
             tokens = values if values.ndim == 3 else values[:, None]
             if name in self.project:
-                tokens = self.project[name](tokens)
+                layer: Any = self.project[name]
+                tokens = layer(tokens.to(layer.weight.dtype))
             found.append((tokens, mask))
         return found
 

@@ -70,6 +70,29 @@ def policysmith() -> ArgumentParser:
     )
     _device(evaluate)
 
+    taken = _verb(verbs, "import-lerobot", "import_lerobot", "turn a policy of LeRobot into one of ours")
+    taken.add_argument("directory", metavar="DIR", help="where LeRobot saved it: config.json and weights")
+    taken.add_argument(
+        "--data", metavar="PATH", required=True, help="LeRobot dataset with its observations and actions"
+    )
+    taken.add_argument("--output", metavar="DIR", required=True, help="directory of the new checkpoint")
+    given = _verb(verbs, "export-lerobot", "export_lerobot", "turn a trained policy into one of LeRobot")
+    given.add_argument(
+        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
+    )
+    given.add_argument("--output", metavar="DIR", required=True, help="new directory, as LeRobot saves it")
+    export = _verb(verbs, "export", "export", "write a trained policy as a checkpoint of its own")
+    export.add_argument(
+        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
+    )
+    export.add_argument("--output", metavar="DIR", required=True, help="directory of the new checkpoint")
+    export.add_argument(
+        "--merge", action="store_true", help="add low-rank adapters to the weights beside them"
+    )
+    export.add_argument(
+        "--allow-imports", action="store_true", help="run the Python files that the recipe imports"
+    )
+
     data = verbs.add_parser("data", help="record or inspect demonstrations", description="Demonstrations.")
     data_verbs = data.add_subparsers(metavar="VERB", required=True)
     record = _verb(data_verbs, "record", "data_record", "record scripted demonstrations in simulation")

@@ -61,6 +61,8 @@ class DataSection(Section):
     """Actions predicted at once (the action chunk)."""
     observation_steps: int = Field(default=1, ge=1)
     """Most recent observations given to the policy."""
+    past_actions: int = Field(default=0, ge=0)
+    """Of the chunk, actions that were done before now, which are predicted but not run; `observation_steps - 1` in Diffusion Policy."""
     cameras: Names | None = Field(default=None, min_length=1)
     """Cameras to use, without the `observation.images.` prefix; by default all of them."""
     episodes: Numbers | None = Field(default=None, min_length=1)

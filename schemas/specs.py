@@ -47,9 +47,10 @@ class Range(StrEnum):
 class Spec:
     """Kind and dims of one tensor; `why` says where its size comes from, in a phrase.
 
-    `vocab` is the number of different token ids, or of robots (None where it is not known). `range` is None where
-    nothing is known of the values, such as a robot's own units. `grid` tells that tokens are the places of feature
-    maps: F frames of h x w places, row by row (N = F * h * w). `rope` is the base of the rotary embedding in keys.
+    `vocab` is the number of different token ids, of those that the decoder of key_values writes, or of robots (None
+    where it is not known). `range` is None where nothing is known of the values, such as a robot's own units. `grid`
+    tells that tokens are the places of feature maps: F frames of h x w places, row by row (N = F * h * w). `rope` is
+    the base of the rotary embedding in keys.
     `normalised_by` holds the mean and the deviation of each channel that were taken out of images in [0, 1].
     """
 

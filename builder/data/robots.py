@@ -50,6 +50,18 @@ class Robot:
         values[ACTION_PADDING] = self.action_padding
         return values
 
+    def unified_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """States (B, T, S) and actions (B, H, A) of this robot in the common form."""
+        count, values = len(batch["action"]), dict(batch)
+        for key, spec in self.common.items():
+            if spec.kind is Kind.STATE and key not in self.own:
+                values[key] = torch.zeros(count, self._steps(spec), spec.width)
+            elif key in batch and spec.kind in (Kind.STATE, Kind.ACTION):
+                values[key] = padded(batch[key], spec.width)
+        values[EMBODIMENT] = torch.full((count,), self.number)
+        values[ACTION_PADDING] = self.action_padding.expand(count, -1)
+        return values
+
     @property
     def action_padding(self) -> Tensor:
         """Which of the common dimensions of the action it does not have, bool (A,)."""

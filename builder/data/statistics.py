@@ -36,6 +36,54 @@ def compute_statistics(table: EpisodeTable, *, episodes: Sequence[int] | None = 
     return {key: _describe(_finite(table, key, rows)) for key in table.columns}
 
 
+class RunningStatistics:
+    """The statistics of `compute_statistics` for rows (N, D) that come in pieces.
+
+    Quantiles are exact up to `limit` rows; of more, evenly spaced ones are kept, at least half as many.
+    """
+
+    def __init__(self, limit: int = 1 << 20) -> None:
+        self._limit, self._stride, self._count = limit, 1, 0
+        self._mean: npt.NDArray[np.float64] = np.zeros(1)
+        self._squares: npt.NDArray[np.float64] = np.zeros(1)
+        self._low: npt.NDArray[np.float64] = np.full(1, np.inf)
+        self._high: npt.NDArray[np.float64] = np.full(1, -np.inf)
+        self._kept: list[npt.NDArray[np.float64]] = []
+
+    def add(self, rows: npt.NDArray[np.float32]) -> None:
+        """Take rows (N, D) in, after those before."""
+        if not len(rows):
+            return
+        values, seen, count = rows.astype(np.float64), self._count, len(rows)
+        total, mean = seen + count, values.mean(axis=0)
+        shift = mean - self._mean
+        self._squares = (
+            self._squares + np.square(values - mean).sum(axis=0) + shift**2 * (seen * count / total)
+        )
+        self._mean = self._mean + shift * (count / total)
+        self._low, self._high = (
+            np.minimum(self._low, values.min(axis=0)),
+            np.maximum(self._high, values.max(axis=0)),
+        )
+        self._count = total
+        self._kept.append(values[-seen % self._stride :: self._stride])
+        while sum(map(len, self._kept)) > self._limit:
+            self._kept, self._stride = [np.concatenate(self._kept)[::2]], 2 * self._stride
+
+    def result(self) -> dict[str, list[float]]:
+        """`mean`, `std`, `min`, `max`, `q01`, `q99` for each of the D dimensions, and `count`."""
+        low, high = np.quantile(np.concatenate(self._kept), (0.01, 0.99), axis=0)
+        return {
+            "mean": self._mean.tolist(),
+            "std": np.sqrt(self._squares / self._count).tolist(),
+            "min": self._low.tolist(),
+            "max": self._high.tolist(),
+            "q01": low.tolist(),
+            "q99": high.tolist(),
+            "count": [float(self._count)],
+        }
+
+
 def _rows(table: EpisodeTable, episodes: Sequence[int] | None) -> npt.NDArray[np.int64]:
     if episodes is None:
         return np.arange(table.rows)

@@ -10,7 +10,8 @@ from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
 from ..data.info import DatasetInfo
-from ..wiring import Parts, Wiring, wire
+from ..parts import Parts
+from ..wiring import Wiring, demanded, wire, with_statistics
 from .saved import SavedPolicy
 
 IMAGES = "observation.images."
@@ -65,7 +66,7 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
     read = set(specs)
     if not saved.handwritten:
         wiring = wiring_of(saved)
-        wanted = {key for inputs in wiring.reads.values() for key in inputs}
+        wanted = demanded(Parts.from_resolved(saved.recipe), wiring)
         if wanted <= specs.keys() | wiring.collated.keys():
             read = wanted & specs.keys()
     own = specs if robot is None else robot.own
@@ -87,10 +88,9 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
 def wiring_of(saved: SavedPolicy) -> Wiring:
     """The edges of a composed policy."""
     parts = Parts.from_resolved(saved.recipe)
-    facts = dict(saved.content.get("facts") or {})
-    for site in parts.transforms:
-        facts[site.key] = {**facts.get(site.key, {}), "statistics": saved.content["statistics"]}
-    return wire(parts, saved.specs, facts)
+    held = saved.content.get("facts") or {}
+    way = [parts.collator, *parts.transforms]
+    return wire(parts, saved.specs, with_statistics(held, way, saved.content["statistics"]))
 
 
 @dataclass(frozen=True)

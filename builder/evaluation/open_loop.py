@@ -104,8 +104,7 @@ def evaluate_open_loop(
     size = dataset.robot.action_dim if isinstance(dataset, RobotDataset) else size
     mean = statistics["action"]["mean"] if statistics and "action" in statistics else None
     sums = _Sums(horizon, size, mean)
-    indices = list(policy.config.transform()[2])
-    now = indices.index(0) if 0 in indices else 0
+    now = policy.present
     chunks: list[Array] = []
     done: list[Array] = []
     first_length = dataset.episode_lengths[0]
@@ -127,8 +126,8 @@ def evaluate_open_loop(
             if start < first_length:
                 chunks.append(predicted[: first_length - start].double().numpy())
                 done.append(true[: first_length - start, now].double().numpy())
-    execute = policy.execute or horizon
-    predicted_trace = executed(np.concatenate(chunks), execute)
+    execute = policy.execute or horizon - now
+    predicted_trace = executed(np.concatenate(chunks)[:, now:], execute)
     trace = Trace(dataset.episodes[0], np.concatenate(done), predicted_trace, execute)
     return OpenLoopResult(
         split=split,

@@ -6,5 +6,11 @@
     to_lerobot(weights, content) -> (config, weights)           content of a policy's config; the other way round
     is_of(recipe) -> bool                                       whether a resolved recipe is of this family
 
-and each accounts for every weight, by name (`pairs.py`).
+and, where a policy does more to its inputs than normalise them,
+
+    STEPS                                                       names of the steps that its preprocessor may have
+    transforms(config, normalize) -> transforms                 those of the recipe, around those that normalise
+    processor(content) -> (options, steps, content)             of the config and the preprocessor; what is left to do
+
+Each accounts for every weight, by name (`pairs.py`).
 """

@@ -1,19 +1,23 @@
-"""What LeRobot's pi0 and SmolVLA share: an expert and a vision-language model, by their names there and here."""
+"""What pi0, pi0.5 and SmolVLA of LeRobot share: an expert beside a vision-language model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...components.pretrained import read_config
 from ...components.vlms.families import FAMILIES, family_of
 from ...components.vlms.family import Family
 from ...schemas.errors import WeightsError
+from .pairs import Pair, layer, same
 
-NETWORK = "head.network."
+IMAGES = "observation.images."
+NETWORK = "head.network"
 _LAYER = {
     "self_attn.q_proj": "query",
     "self_attn.k_proj": "key",
@@ -26,62 +30,125 @@ _LAYER = {
 _NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
 
 
-def expert_names(prefix: str, depth: int, adaptive: bool) -> dict[str, str]:
-    """Theirs to ours, of the expert's layers and its last norm."""
-    norm = {".dense.weight": ".modulation.weight", ".dense.bias": ".modulation.bias"}
-    norm = norm if adaptive else {".weight": ".weight"}
-    names = {f"norm{old}": f"norm{new}" for old, new in norm.items()}
-    for layer in (f"layers.{index}." for index in range(depth)):
-        names |= {f"{layer}{old}.weight": f"{layer}{new}.weight" for old, new in _LAYER.items()}
-        for theirs, ours in _NORMS.items():
-            names |= {f"{layer}{theirs}{old}": f"{layer}{ours}{new}" for old, new in norm.items()}
-    return {prefix + theirs: NETWORK + ours for theirs, ours in names.items()}
+def is_expert(recipe: Mapping[str, Any], **options: str) -> bool:
+    """Whether a resolved recipe has an expert with these options."""
+    policy = recipe["policy"]
+    if policy.get("type") != "composed" or policy["head"]["type"] != "flow_matching":
+        return False
+    return bool({"type": "expert", **options}.items() <= policy["head"]["network"].items())
 
 
-def linear_names(pairs: Mapping[str, str]) -> dict[str, str]:
-    """Theirs to ours, of linear layers with biases."""
-    return {f"{old}.{kind}": f"{new}.{kind}" for old, new in pairs.items() for kind in ("weight", "bias")}
+def model_of(source: str, depth: int | None = None) -> Family:
+    """The vision-language model of that name, or in that directory, with its first `depth` layers."""
+    return family_of(read_config(source, tuple(FAMILIES), "choose a vision-language model"), depth)
 
 
-def language_model(architecture: str, depth: int | None = None) -> Family:
-    """The vision-language model of that name, or in that directory."""
-    return family_of(read_config(architecture, tuple(FAMILIES), "choose a vision-language model"), depth)
+def model_pairs(
+    model: Family, theirs: str, renamed: Mapping[str, str], vocabulary: int | None = None
+) -> Iterator[Pair]:
+    """Every weight of the vision-language model; `renamed` maps beginnings of our names to those of theirs.
 
-
-def model_names(family: Family, prefix: str, renamings: Mapping[str, str]) -> dict[str, str]:
-    """Theirs to ours, of the vision-language model; `renamings` are beginnings of names, ours to theirs."""
+    Where their `vocabulary` is smaller than ours, ours goes on with tokens that are all zeros, which no tokenizer gives.
+    """
     with torch.device("meta"):
-        ours = list(family.build().state_dict())
-    names = {}
-    for key in ours:
-        old = next((old for old in renamings if key.startswith(old)), "")
-        names[prefix + renamings.get(old, "") + key.removeprefix(old)] = f"backbones.vlm.model.{key}"
-    return names
+        built = model.build()
+    embedding = next(name for name, part in built.named_modules() if part is model.embedding(built))
+    for key in built.state_dict():
+        old = next((old for old in renamed if key.startswith(old)), "")
+        pair = same(f"{theirs}.{renamed.get(old, '')}{key.removeprefix(old)}", f"backbones.vlm.model.{key}")
+        cut = vocabulary is not None and key == f"{embedding}.weight" and vocabulary < model.vocabulary
+        yield _cut(pair, vocabulary or 0, model.vocabulary) if cut else pair
 
 
-def expert_of(state: Mapping[str, Tensor], model: Family) -> dict[str, int]:
-    """Sizes of the expert whose weights these are, under our names."""
+def _cut(pair: Pair, theirs: int, ours: int) -> Pair:
+    """The pair, where their weight has the first rows of ours alone."""
+    return replace(
+        pair,
+        forth=lambda weight: [F.pad(weight, (0, 0, 0, ours - theirs))],
+        back=lambda weights: weights[0][:theirs],
+    )
+
+
+def expert_pairs(theirs: str, depth: int, adaptive: bool) -> Iterator[Pair]:
+    """Every weight of the expert's layers, and its last norm."""
+    yield from _norm(f"{theirs}.norm", f"{NETWORK}.norm", adaptive)
+    for index in range(depth):
+        old, new = f"{theirs}.layers.{index}", f"{NETWORK}.layers.{index}"
+        for name, own in _LAYER.items():
+            yield same(f"{old}.{name}.weight", f"{new}.{own}.weight")
+        for name, own in _NORMS.items():
+            yield from _norm(f"{old}.{name}", f"{new}.{own}", adaptive)
+
+
+def _norm(theirs: str, ours: str, adaptive: bool) -> Iterator[Pair]:
+    if adaptive:
+        yield from layer(f"{theirs}.dense", f"{ours}.modulation")
+    else:
+        yield same(f"{theirs}.weight", f"{ours}.weight")
+
+
+def action_pairs(adaptive: bool) -> Iterator[Pair]:
+    """Every weight of what turns actions and times into tokens, and tokens into velocities."""
+    yield from layer("model.action_in_proj", f"{NETWORK}.action_in")
+    yield from layer("model.action_out_proj", f"{NETWORK}.action_out")
+    for name, place in (("in", 0), ("out", 2)):
+        yield from layer(f"model.{'' if adaptive else 'action_'}time_mlp_{name}", f"{NETWORK}.time.{place}")
+
+
+def sizes_of(weights: Mapping[str, Tensor], model: Family) -> dict[str, int]:
+    """Sizes of the expert whose weights these are, by our names."""
     return {
-        "width": state[f"{NETWORK}action_in.weight"].shape[0],
-        "hidden": state[f"{NETWORK}layers.0.mlp.gate.weight"].shape[0],
-        "heads": state[f"{NETWORK}layers.0.query.weight"].shape[0] // model.head_size,
+        "width": weights[f"{NETWORK}.action_in.weight"].shape[0],
+        "hidden": weights[f"{NETWORK}.layers.0.mlp.gate.weight"].shape[0],
+        "heads": weights[f"{NETWORK}.layers.0.query.weight"].shape[0] // model.head_size,
     }
 
 
-def option(config: Mapping[str, Any], *path: str) -> Any:
-    """What a config says at a path of keys; raises WeightsError where it says nothing."""
-    found: Any = config
-    for key in path:
-        if not isinstance(found, Mapping) or key not in found:
-            raise WeightsError(f"the config lacks `{'.'.join(path)}`")
-        found = found[key]
-    return found
+def sections_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections `data` and `training` of a recipe."""
+    features = config.get("input_features", {})
+    cameras = [key.removeprefix(IMAGES) for key, feature in features.items() if feature["type"] == "VISUAL"]
+    lr = config.get("optimizer_lr", 2.5e-5)
+    return {
+        "data": {"horizon": config.get("chunk_size", 50), "cameras": cameras or None},
+        "training": {
+            "steps": config.get("scheduler_decay_steps", 30_000),
+            "optimizer": {
+                "lr": lr,
+                "betas": list(config.get("optimizer_betas", (0.9, 0.95))),
+                "eps": config.get("optimizer_eps", 1e-8),
+                "weight_decay": config.get("optimizer_weight_decay", 0.01),
+            },
+            "schedule": {
+                "type": "cosine",
+                "warmup": config.get("scheduler_warmup_steps", 1000),
+                "final": config.get("scheduler_decay_lr", 2.5e-6) / lr,
+            },
+            "clip_norm": float(config.get("optimizer_grad_clip_norm", 1.0)),
+        },
+    }
 
 
-def refuse(config: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
-    """Raise WeightsError where an option of a config is not as expected, which the other side does not have."""
+def reads_of(config: Mapping[str, Any], state: bool) -> dict[str, list[str]]:
+    """What a `vlm` backbone reads: the cameras in LeRobot's order, the prompt and, where asked for, the state."""
+    cameras = [
+        key for key, feature in config.get("input_features", {}).items() if feature["type"] == "VISUAL"
+    ]
+    return (
+        {"reads": [*cameras, "task.input_ids", *(["observation.state"] if state else [])]} if cameras else {}
+    )
+
+
+def refuse_others(config: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Raises WeightsError where an option is not as expected, which the other side does not have."""
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise WeightsError(
-                f"{what} with `{key}: {config[key]}` cannot be converted: only `{key}: {value}` can"
+                f"{what} with `{key}: {config[key]}` cannot be converted, only with `{key}: {value}`"
             )
+
+
+__all__ = [
+    "NETWORK", "action_pairs", "expert_pairs", "is_expert", "model_of", "model_pairs", "reads_of", "refuse_others",
+    "sections_of", "sizes_of",
+]  # fmt: skip

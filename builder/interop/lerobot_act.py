@@ -44,7 +44,7 @@ class _Sources:
 def is_of(recipe: Mapping[str, Any]) -> bool:
     """Whether a resolved recipe is of this family."""
     policy = recipe["policy"]
-    return policy.get("type") == "composed" and policy["head"]["type"] == "act"
+    return bool(policy["type"] == "composed" and policy["head"]["type"] == "act")
 
 
 def to_policysmith(
@@ -191,9 +191,9 @@ def _pairs(head: Mapping[str, Any], sources: _Sources, network: str) -> Iterator
     yield from layer("model.action_head", "head.out")
     yield same("model.encoder_1d_feature_pos_embed.weight", "head.positions")
     yield same("model.decoder_pos_embed.weight", "head.queries")
-    for name, short in ((sources.state, "robot"), (sources.environment, "env")):
-        if name is not None:
-            yield from layer(f"model.encoder_{short}_state_input_proj", f"head.project.{name}_pooled")
+    for source, short in ((sources.state, "robot"), (sources.environment, "env")):
+        if source is not None:
+            yield from layer(f"model.encoder_{short}_state_input_proj", f"head.project.{source}_pooled")
     if head["variational"]:
         yield from _posterior(head, sources)
     if sources.images is not None:

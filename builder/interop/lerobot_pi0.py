@@ -1,158 +1,209 @@
-"""LeRobot's pi0 and pi0.5 as ours, and back."""
+"""pi0 of LeRobot as a policy of ours, and back; pi0.5 alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...components.vlms.family import Family
 from ...schemas.errors import WeightsError
+from .expert_inputs import NEWLINE, STATE_PROMPT, Inputs, Processor
 from .experts import (
     NETWORK,
-    expert_names,
-    expert_of,
-    language_model,
-    linear_names,
-    model_names,
-    option,
-    refuse,
+    action_pairs,
+    expert_pairs,
+    is_expert,
+    model_of,
+    model_pairs,
+    reads_of,
+    refuse_others,
+    sections_of,
+    sizes_of,
 )
-from .renaming import inverted, renamed
+from .pairs import Pair, layer, to_ours, to_theirs
 
 ARCHITECTURE = "google/paligemma-3b-pt-224"
-"""The vision-language model of both."""
+TOKENIZER = ARCHITECTURE
+"""The vision-language model, and its tokenizer."""
+INPUTS = Inputs("pi0_new_line_processor", "image_resolution", "center", ("observation.state", "action"))
+STEPS = INPUTS.steps
 VARIANTS = {2048: "gemma_2b", 1024: "gemma_300m"}
 """LeRobot's names for the widths that its language models can have."""
-_MODEL = "model.paligemma_with_expert.paligemma.model."
-_EXPERT = "model.paligemma_with_expert.gemma_expert.model."
-_EMBEDDING = f"{_MODEL}language_model.embed_tokens.weight"
-_HEADS = (
-    "model.paligemma_with_expert.paligemma.lm_head.weight",
-    "model.paligemma_with_expert.gemma_expert.lm_head.weight",
-)
-"""Language heads, which neither policy uses."""
-_FIXED = {"min_period": 4e-3, "max_period": 4.0, "use_relative_actions": False}
+_VOCABULARY = 257_152
+"""Token ids of the tokenizer; the published PaliGemma has embeddings for some more."""
+_MODEL = "model.paligemma_with_expert.paligemma"
+_EXPERT = "model.paligemma_with_expert.gemma_expert"
+_EMBEDDING = f"{_MODEL}.model.language_model.embed_tokens.weight"
+_HEADS = (f"{_MODEL}.lm_head.weight", f"{_EXPERT}.lm_head.weight")
+"""Language heads, which the policy does not use."""
+_FIXED = {"min_period": 4e-3, "max_period": 4.0, "use_relative_actions": False, "n_obs_steps": 1}
+_TIMES = {
+    "alpha": "time_sampling_beta_alpha",
+    "beta": "time_sampling_beta_beta",
+    "floor": "time_sampling_offset",
+}
+
+
+def is_of(recipe: Mapping[str, Any], time: str = "concat_mlp") -> bool:
+    """Whether a resolved recipe is of this family."""
+    return is_expert(recipe, family="gemma", time=time)
+
+
+def transforms(config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The transforms of a recipe, around those that normalise. Raises WeightsError."""
+    return INPUTS.transforms(config, normalize, 224)
+
+
+def processor(content: Mapping[str, Any]) -> Processor:
+    """Options of the config, steps of the preprocessor, and what is left to do of the content. Raises WeightsError."""
+    return INPUTS.processor(content, NEWLINE)
 
 
 def to_policysmith(
-    state: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str = ARCHITECTURE
+    weights: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The recipe of a LeRobot policy, without its data, and its weights under our names.
+    """Sections of a recipe, and its weights. Raises WeightsError.
 
-    State and actions are padded to `max_state_dim` and `max_action_dim`, as LeRobot does; the dataset must be, too. The
-    prompt ends with a newline. Raises WeightsError for weights that are missing or unknown, and for options that we
-    do not have.
+    The policy wants states and actions padded with zeros, and images in [-1, 1], as `transforms` has it.
     """
-    kind = option(config, "type")
-    what = f"LeRobot's {kind}"
-    refuse(config, _FIXED, what)
-    floor, scale = config.get("time_sampling_offset", 0.001), config.get("time_sampling_scale", 0.999)
-    if abs(floor + scale - 1.0) > 1e-9:
-        raise WeightsError(
-            f"{what} with noise levels up to {floor + scale} cannot be converted: only up to 1 can"
-        )
-    weights = {key if key.startswith("model.") else f"model.{key}": value for key, value in state.items()}
-    if _EMBEDDING not in weights and _HEADS[0] in weights:  # files hold one of two tied weights
-        weights[_EMBEDDING] = weights[_HEADS[0]]
-    model, adaptive = language_model(architecture), kind == "pi05"
-    ours = renamed(weights, _names(model, adaptive), what, unused=_HEADS)
-    proprio = {} if adaptive else {"proprio": {"type": "state"}}
-    recipe = {
-        "recipe": 1,
-        "name": kind,
-        "data": {"horizon": config.get("chunk_size", 50)},
-        "policy": {
-            "backbones": {"vlm": {"type": "vlm", "architecture": architecture}, **proprio},
-            "head": {
-                "type": "flow_matching",
-                "reads": ["vlm.key_values", *(f"{name}.tokens" for name in proprio)],
-                "network": {
-                    "type": "expert",
-                    **expert_of(ours, model),
-                    "time": "adarms" if adaptive else "concat_mlp",
-                },
-                "noise_at": 1,
-                "levels": {
-                    "type": "beta",
-                    "alpha": config.get("time_sampling_beta_alpha", 1.5),
-                    "beta": config.get("time_sampling_beta_beta", 1.0),
-                    "floor": floor,
-                },
-                "padded_dims": "noise",
-                "steps": config.get("num_inference_steps", 10),
-            },
-        },
+    kind = config["type"]
+    refuse_others(config, _FIXED, f"LeRobot's {kind}")
+    levels = {
+        ours: config.get(name, default)
+        for (ours, name), default in zip(_TIMES.items(), (1.5, 1.0, 1e-3), strict=True)
     }
-    return recipe, ours
+    top = levels["floor"] + config.get("time_sampling_scale", 0.999)
+    if abs(top - 1.0) > 1e-9:
+        raise WeightsError(f"noise levels go up to {top} here, and in our policies up to 1")
+    found = {key if key.startswith("model.") else f"model.{key}": value for key, value in weights.items()}
+    if _EMBEDDING not in found and _HEADS[0] in found:  # a file holds one of two weights that are tied
+        found[_EMBEDDING] = found[_HEADS[0]]
+    for key in _HEADS:
+        found.pop(key, None)
+    source, adaptive = architecture or ARCHITECTURE, kind == "pi05"
+    model = model_of(source)
+    ours = to_ours(found, _pairs(model, adaptive), kind)
+    vision, everything = ("backbones.vlm.model.vision_tower.*", "backbones.vlm.*")
+    frozen = (
+        [everything]
+        if config.get("train_expert_only")
+        else [vision] * bool(config.get("freeze_vision_encoder"))
+    )
+    proprio = {} if adaptive else {"proprio": {"type": "state", "reads": ["observation.state"]}}
+    prompt = {"prompt": STATE_PROMPT, "task_text": "cleaned"} if adaptive else {"prompt": NEWLINE}
+    policy = {
+        "backbones": {
+            "vlm": {"type": "vlm", "architecture": source, **reads_of(config, state=False)},
+            **proprio,
+        },
+        "head": {
+            "type": "flow_matching",
+            "reads": ["vlm.key_values", *(f"{name}.tokens" for name in proprio)],
+            "network": {
+                "type": "expert",
+                **sizes_of(ours, model),
+                "time": "adarms" if adaptive else "concat_mlp",
+            },
+            "noise_at": 1,
+            "levels": {"type": "beta", **levels},
+            "padded_dims": "noise",
+            "steps": config.get("num_inference_steps", 10),
+        },
+        "freeze": frozen,
+        "execute": config["n_action_steps"],
+    }
+    collator = {
+        "type": "language",
+        "tokenizer": TOKENIZER,
+        "max_length": config.get("tokenizer_max_length", 200 if adaptive else 48),
+        "truncate": "end",
+        **prompt,
+    }
+    return {**sections_of(config), "policy": policy, "collator": collator}, ours
 
 
 def to_lerobot(
-    state: Mapping[str, Tensor], recipe: Mapping[str, Any]
+    weights: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config of LeRobot's pi0 or pi0.5 for the recipe of one, and the weights under LeRobot's names.
+    """LeRobot's config, without its features and normalisation, and the weights. Raises WeightsError.
 
-    Language heads, which the policies do not use, are the embedding and zeros. Raises WeightsError where the recipe
-    is not one of these policies, or LeRobot has no expert of its size.
+    The language heads, which the policy does not use, are the embedding and zeros.
     """
-    head = option(recipe, "policy", "head")
-    network, vlm = option(head, "network"), option(recipe, "policy", "backbones", "vlm")
-    refuse(
-        {**head, **network, "network": network.get("type")},
-        {
-            "network": "expert",
-            "noise_at": 1,
-            "family": "gemma",
-            "action_attention": "bidirectional",
-            "joint_every": 1,
-        },
-        "a policy for LeRobot's pi0",
-    )
-    adaptive = network.get("time") == "adarms"
-    model = language_model(vlm.get("pretrained") or vlm.get("architecture"), vlm.get("depth"))
+    policy, data = content["recipe"]["policy"], content["recipe"]["data"]
+    head = policy["head"]
+    network = head["network"]
+    adaptive = network["time"] == "adarms"
     kind = "pi05" if adaptive else "pi0"
-    theirs = renamed(state, inverted(_names(model, adaptive)), f"our {kind}")
-    width, levels = network["width"], head.get("levels") or {}
-    for size in (width, model.width):
-        if size not in VARIANTS:
+    model = _model_of(policy, kind, adaptive)
+    refuse_others(
+        head, {"noise_at": 1, "padded_dims": "noise", "sampler": "euler", "predicts": "velocity"}, "a policy"
+    )
+    refuse_others(
+        network, {"action_attention": "bidirectional", "joint_every": 1, "depth": None}, "an expert"
+    )
+    if head["levels"]["type"] != "beta":
+        raise WeightsError(
+            f"LeRobot's {kind} draws its noise levels by `beta`, not by `{head['levels']['type']}`"
+        )
+    for width in (model.width, network["width"]):
+        if width not in VARIANTS:
             raise WeightsError(
-                f"LeRobot has no language model of width {size}, only {', '.join(map(str, VARIANTS))}"
+                f"LeRobot's {kind} has language models of widths {' and '.join(map(str, VARIANTS))}, not {width}"
             )
-    theirs[_HEADS[0]] = theirs[_EMBEDDING]
-    theirs[_HEADS[1]] = torch.zeros(model.vocabulary, width, dtype=theirs[_EMBEDDING].dtype)
-    horizon, floor = option(recipe, "data", "horizon"), levels.get("floor", 0.001)
-    config = {
+    theirs = to_theirs(weights, _pairs(model, adaptive), kind)
+    theirs[_HEADS[0]] = theirs[_EMBEDDING].clone()
+    theirs[_HEADS[1]] = theirs[_EMBEDDING].new_zeros(len(theirs[_EMBEDDING]), network["width"])
+    config: dict[str, Any] = {
         "type": kind,
         "paligemma_variant": VARIANTS[model.width],
-        "action_expert_variant": VARIANTS[width],
-        "chunk_size": horizon,
-        "n_action_steps": horizon,
+        "action_expert_variant": VARIANTS[network["width"]],
+        "chunk_size": data["horizon"],
+        "n_action_steps": policy["execute"] or data["horizon"],
         "max_action_dim": len(theirs["model.action_out_proj.bias"]),
-        "num_inference_steps": head.get("steps", 10),
-        "time_sampling_beta_alpha": levels.get("alpha", 1.5),
-        "time_sampling_beta_beta": levels.get("beta", 1.0),
-        "time_sampling_offset": floor,
-        "time_sampling_scale": 1.0 - floor,
+        "num_inference_steps": head["steps"],
+        **{name: head["levels"][ours] for ours, name in _TIMES.items()},
+        "time_sampling_scale": 1.0 - head["levels"]["floor"],
     }
     if not adaptive:
         config["max_state_dim"] = theirs["model.state_proj.weight"].shape[1]
     return config, theirs
 
 
-def _names(model: Family, adaptive: bool) -> dict[str, str]:
-    """LeRobot's names to ours."""
-    linear = {
-        "action_in_proj": "action_in",
-        "action_out_proj": "action_out",
-        ("time_mlp_in" if adaptive else "action_time_mlp_in"): "time.0",
-        ("time_mlp_out" if adaptive else "action_time_mlp_out"): "time.2",
-        **({} if adaptive else {"state_proj": "project.proprio_tokens"}),
+def _model_of(policy: Mapping[str, Any], kind: str, adaptive: bool) -> Family:
+    """The vision-language model of a policy. Raises WeightsError for one that LeRobot's cannot be."""
+    kinds = {name: raw["type"] for name, raw in policy["backbones"].items()}
+    wanted = {"vlm": "vlm"} if adaptive else {"vlm": "vlm", "proprio": "state"}
+    if kinds != wanted or policy["necks"]:
+        raise WeightsError(
+            f"LeRobot's {kind} has backbones {_listing(wanted)} and no necks; this policy has {_listing(kinds)}"
+        )
+    raw = policy["backbones"]["vlm"]
+    plain = {
+        "depth": None,
+        "attention": None,
+        "state": "none",
+        "soft_prompts": 0,
+        "queries": 0,
+        "decoder": False,
     }
+    refuse_others(raw, {**plain, "embedding_scale": "model", "rope": None, "lora": None}, "a `vlm` backbone")
+    return model_of(raw["pretrained"] or raw["architecture"])
+
+
+def _listing(kinds: Mapping[str, str]) -> str:
+    return " and ".join(f"`{name}` ({kind})" for name, kind in kinds.items())
+
+
+def _pairs(model: Family, adaptive: bool) -> Iterator[Pair]:
+    """Every weight of a policy."""
     vision = {"vision_tower.": "vision_tower.vision_model."}
-    return {
-        **model_names(model, _MODEL, vision),
-        **expert_names(_EXPERT, model.depth, adaptive),
-        **linear_names({f"model.{old}": NETWORK + new for old, new in linear.items()}),
-    }
+    yield from model_pairs(model, f"{_MODEL}.model", vision, _VOCABULARY)
+    yield from expert_pairs(f"{_EXPERT}.model", model.depth, adaptive)
+    yield from action_pairs(adaptive)
+    if not adaptive:
+        yield from layer("model.state_proj", f"{NETWORK}.project.proprio_tokens")
+
+
+__all__ = ["STEPS", "is_of", "processor", "to_lerobot", "to_policysmith", "transforms"]

@@ -1,147 +1,175 @@
-"""LeRobot's SmolVLA as ours, and back."""
+"""SmolVLA of LeRobot as a policy of ours, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ...components.vlms.family import Family
 from ...schemas.errors import WeightsError
+from .expert_inputs import NEWLINE, Inputs, Processor
 from .experts import (
-    NETWORK,
-    expert_names,
-    expert_of,
-    language_model,
-    linear_names,
-    model_names,
-    option,
-    refuse,
+    action_pairs,
+    expert_pairs,
+    is_expert,
+    model_of,
+    model_pairs,
+    reads_of,
+    refuse_others,
+    sections_of,
+    sizes_of,
 )
-from .renaming import inverted, renamed
+from .pairs import Pair, layer, to_ours, to_theirs
 
-_MODEL = "model.vlm_with_expert.vlm.model."
-_EXPERT = "model.vlm_with_expert.lm_expert."
-_HEAD = "model.vlm_with_expert.vlm.lm_head.weight"
+_MODEL = "model.vlm_with_expert.vlm"
+_HEAD = f"{_MODEL}.lm_head.weight"
 """Language head, which the policy does not use."""
-_EMBEDDING = f"{_MODEL}text_model.embed_tokens.weight"
+_EMBEDDING = f"{_MODEL}.model.text_model.embed_tokens.weight"
 _FIXED = {
     "min_period": 4e-3,
     "max_period": 4.0,
+    "n_obs_steps": 1,
     "add_image_special_tokens": False,
     "prefix_length": -1,
     "adapt_to_pi_aloha": False,
     "use_delta_joint_actions_aloha": False,
 }
-_DEFAULT = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
-_ROPE = 10_000.0
-"""Base of the rotary embedding, whatever the language model was trained with."""
+_NAME = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+_LEVELS = {"type": "beta", "alpha": 1.5, "beta": 1.0, "floor": 0.001}
+INPUTS = Inputs(
+    "smolvla_new_line_processor",
+    "resize_imgs_with_padding",
+    "bottom_right",
+    padded=("observation.state", "action"),
+    flipped=True,
+)
+STEPS = INPUTS.steps
+_READING = {"state": "token", "embedding_scale": "sqrt_width", "rope": 10_000.0}
+"""How the model is read, whatever it was trained with."""
+
+
+def is_of(recipe: Mapping[str, Any]) -> bool:
+    """Whether a resolved recipe is of this family."""
+    return is_expert(recipe, family="llama")
+
+
+def transforms(config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The transforms of a recipe, around those that normalise. Raises WeightsError."""
+    return INPUTS.transforms(config, normalize, 512)
+
+
+def processor(content: Mapping[str, Any]) -> Processor:
+    """Options of the config, steps of the preprocessor, and what is left to do of the content. Raises WeightsError."""
+    return INPUTS.processor(content, NEWLINE)
 
 
 def to_policysmith(
-    state: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str | None = None
+    weights: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The recipe of a LeRobot SmolVLA, without its data, and its weights under our names.
+    """Sections of a recipe, and its weights. Raises WeightsError.
 
-    The vision-language model is that of the config, unless `architecture` names another place to read it from. State
-    and actions are padded to `max_state_dim` and `max_action_dim`, as LeRobot does; the dataset must be, too. The prompt
-    ends with a newline. Raises WeightsError for weights that are missing or unknown, and for options that we do not have.
+    The policy wants states and actions padded with zeros, and images in [-1, 1], as `transforms` has it.
     """
-    refuse(config, {"type": "smolvla", **_FIXED}, "LeRobot's SmolVLA")
-    source = architecture or config.get("vlm_model_name", _DEFAULT)
-    layers = config.get("num_vlm_layers", 16)
+    refuse_others(config, _FIXED, "LeRobot's SmolVLA")
+    name, layers = config.get("vlm_model_name", _NAME), config.get("num_vlm_layers", 16)
     depth = {"depth": layers} if layers > 0 else {}
-    model = language_model(source, **depth)
-    experts = config.get("num_expert_layers", -1)
-    refuse(
-        {"num_expert_layers": experts if experts > 0 else model.depth},
-        {"num_expert_layers": model.depth},
-        "SmolVLA",
+    model = model_of(name, **depth)
+    if config.get("num_expert_layers", -1) not in (*range(-1, 1), model.depth):
+        raise WeightsError(
+            f"an expert of {config['num_expert_layers']} layers beside {model.depth} cannot be converted"
+        )
+    every = (
+        config.get("self_attn_every_n_layers", 2)
+        if "cross" in config.get("attention_mode", "cross_attn")
+        else 1
     )
-    every = config.get("self_attn_every_n_layers", 2)
-    if "cross" not in config.get("attention_mode", "cross_attn"):
-        every = 1
     if every < 1:
-        raise WeightsError("SmolVLA without joint layers cannot be converted")
-    ours = renamed(state, _names(model), "LeRobot's SmolVLA", unused=(_HEAD,))
-    recipe = {
-        "recipe": 1,
-        "name": "smolvla",
-        "data": {"horizon": config.get("chunk_size", 50)},
-        "policy": {
-            "backbones": {
-                "vlm": {
-                    "type": "vlm",
-                    "architecture": source,
-                    **depth,
-                    "state": "token",
-                    "embedding_scale": "sqrt_width",
-                    "rope": _ROPE,
-                }
-            },
-            "head": {
-                "type": "flow_matching",
-                "reads": ["vlm.key_values"],
-                "network": {
-                    "type": "expert",
-                    **expert_of(ours, model),
-                    "family": "llama",
-                    "action_attention": "causal",
-                    "joint_every": every,
-                },
-                "noise_at": 1,
-                "padded_dims": "noise",
-                "steps": config.get("num_steps", 10),
-            },
+        raise WeightsError("an expert without joint layers cannot be converted")
+    ours = to_ours({key: value for key, value in weights.items() if key != _HEAD}, _pairs(model), "SmolVLA")
+    frozen = ["backbones.vlm.model.vision_model.*"] * bool(config.get("freeze_vision_encoder", True))
+    if config.get("train_expert_only", True):
+        frozen = ["backbones.vlm.model.*"]
+    if not config.get("train_state_proj", True):
+        frozen.append("backbones.vlm.state.*")
+    policy = {
+        "backbones": {
+            "vlm": {"type": "vlm", "architecture": name, **reads_of(config, state=True), **depth, **_READING}
         },
+        "head": {
+            "type": "flow_matching",
+            "reads": ["vlm.key_values"],
+            "network": {
+                "type": "expert",
+                **sizes_of(ours, model),
+                "family": "llama",
+                "action_attention": "causal",
+                "joint_every": every,
+            },
+            "noise_at": 1,
+            "levels": _LEVELS,
+            "padded_dims": "noise",
+            "steps": config.get("num_steps", 10),
+        },
+        "freeze": frozen,
+        "execute": config["n_action_steps"],
     }
-    return recipe, ours
+    collator = {
+        "type": "language",
+        "tokenizer": name,
+        "max_length": config.get("tokenizer_max_length", 48),
+        "padding": config.get("pad_language_to", "longest"),
+        "truncate": "end",
+        "prompt": NEWLINE,
+    }
+    return {**sections_of(config), "policy": policy, "collator": collator}, ours
 
 
 def to_lerobot(
-    state: Mapping[str, Tensor], recipe: Mapping[str, Any]
+    weights: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config of LeRobot's SmolVLA for the recipe of one, and the weights under LeRobot's names.
+    """LeRobot's config, without its features and normalisation, and the weights. Raises WeightsError.
 
-    The language head, which the policy does not use, is the embedding. Raises WeightsError where the recipe is not that
-    of a SmolVLA, or the expert has another size than LeRobot would give it.
+    The language head, which the policy does not use, is the embedding.
     """
-    head, vlm = option(recipe, "policy", "head"), option(recipe, "policy", "backbones", "vlm")
-    network = option(head, "network")
-    wanted = {
-        "network": "expert",
-        "noise_at": 1,
-        "family": "llama",
-        "action_attention": "causal",
-        "time": "concat_mlp",
-    }
-    refuse({**head, **network, "network": network.get("type")}, wanted, "a policy for LeRobot's SmolVLA")
-    refuse(
-        vlm,
-        {"state": "token", "embedding_scale": "sqrt_width", "rope": _ROPE},
-        "a policy for LeRobot's SmolVLA",
+    policy, data = content["recipe"]["policy"], content["recipe"]["data"]
+    head, network = policy["head"], policy["head"]["network"]
+    if list(policy["backbones"]) != ["vlm"] or policy["necks"]:
+        raise WeightsError("LeRobot's SmolVLA has one backbone, a `vlm` of that name, and no necks")
+    raw = policy["backbones"]["vlm"]
+    plain = {"attention": None, "soft_prompts": 0, "queries": 0, "decoder": False, "lora": None}
+    refuse_others(raw, {**plain, **_READING}, "a `vlm` backbone")
+    refuse_others(
+        head,
+        {
+            "noise_at": 1,
+            "padded_dims": "noise",
+            "sampler": "euler",
+            "predicts": "velocity",
+            "levels": _LEVELS,
+        },
+        "a policy",
     )
-    source = vlm.get("pretrained") or vlm.get("architecture")
-    model = language_model(source, vlm.get("depth"))
-    width = network["width"]
-    sizes = {"hidden": _hidden(width), "heads": model.text_sizes.num_attention_heads}
-    refuse(network, sizes, "a policy for LeRobot's SmolVLA")
-    theirs = renamed(state, inverted(_names(model)), "our SmolVLA")
-    theirs[_HEAD] = theirs[_EMBEDDING]
-    horizon, every = option(recipe, "data", "horizon"), network.get("joint_every", 1)
+    name = raw["pretrained"] or raw["architecture"]
+    model = model_of(name, raw["depth"])
+    width, every = network["width"], network["joint_every"]
+    sizes = {"hidden": _hidden(width), "heads": model.text_sizes.num_attention_heads, "depth": None}
+    refuse_others(network, {**sizes, "action_attention": "causal", "time": "concat_mlp"}, "an expert")
+    theirs = to_theirs(weights, _pairs(model), "SmolVLA")
+    theirs[_HEAD] = theirs[_EMBEDDING].clone()
     config = {
         "type": "smolvla",
-        "vlm_model_name": source,
+        "vlm_model_name": name,
         "num_vlm_layers": model.depth,
         "expert_width_multiplier": width / model.width,
         "attention_mode": "cross_attn" if every > 1 else "self_attn",
         "self_attn_every_n_layers": every,
-        "chunk_size": horizon,
-        "n_action_steps": horizon,
+        "chunk_size": data["horizon"],
+        "n_action_steps": policy["execute"] or data["horizon"],
         "max_state_dim": theirs["model.state_proj.weight"].shape[1],
         "max_action_dim": len(theirs["model.action_out_proj.bias"]),
-        "num_steps": head.get("steps", 10),
+        "num_steps": head["steps"],
     }
     return config, theirs
 
@@ -151,17 +179,12 @@ def _hidden(width: int) -> int:
     return -(-(4 * (2 * width // 3)) // 256) * 256
 
 
-def _names(model: Family) -> dict[str, str]:
-    """LeRobot's names to ours."""
-    linear = {
-        "action_in_proj": "action_in",
-        "action_out_proj": "action_out",
-        "action_time_mlp_in": "time.0",
-        "action_time_mlp_out": "time.2",
-    }
-    return {
-        **model_names(model, _MODEL, {}),
-        **expert_names(_EXPERT, model.depth, adaptive=False),
-        **linear_names({f"model.{old}": NETWORK + new for old, new in linear.items()}),
-        **linear_names({"model.state_proj": "backbones.vlm.state"}),
-    }
+def _pairs(model: Family) -> Iterator[Pair]:
+    """Every weight of a policy."""
+    yield from model_pairs(model, f"{_MODEL}.model", {})
+    yield from expert_pairs("model.vlm_with_expert.lm_expert", model.depth, adaptive=False)
+    yield from action_pairs(adaptive=False)
+    yield from layer("model.state_proj", "backbones.vlm.state")
+
+
+__all__ = ["STEPS", "is_of", "processor", "to_lerobot", "to_policysmith", "transforms"]

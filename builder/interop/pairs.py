@@ -33,7 +33,9 @@ def layer(theirs: str, ours: str) -> list[Pair]:
 
 def packed(theirs: str, ours: Sequence[str]) -> Pair:
     """A weight that holds several of ours, one below the other."""
-    return Pair(theirs, tuple(ours), lambda weight: weight.chunk(len(ours)), torch.cat)
+    return Pair(
+        theirs, tuple(ours), lambda weight: weight.chunk(len(ours)), lambda weights: torch.cat(list(weights))
+    )
 
 
 def pointwise(theirs: str, ours: str) -> list[Pair]:

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self, TypeVar, cast
 import torch
 from ruamel.yaml import YAML
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...components.embodiments import EMBODIMENT
@@ -159,6 +159,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         actions = self.inference(on_device, **({} if generator is None else {"generator": generator}))
         actions = actions if actions.ndim == 3 else actions.unsqueeze(0)
+        horizon, dim = chunk_size(pipeline.transformed)
         if actions.shape != (1, horizon, dim):
             raise SpecError(
                 f"{type(self).__name__}.inference gives {tuple(actions.shape)} for one observation; "
@@ -181,6 +182,12 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """Actions run from each chunk; None for all of them."""
         recipe = self.content.get("recipe") or {"policy": {}}
         return cast("int | None", recipe["policy"].get("execute"))
+
+    @property
+    def present(self) -> int:
+        """Place in a chunk of the action for the newest observation; those before it were done already."""
+        steps = list(self.config.transform()[2])
+        return steps.index(0) if 0 in steps else 0
 
     @property
     def ensemble(self) -> float | None:
@@ -221,14 +228,17 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         steps = self.observation_steps()
         self._history.add(self.observed.admit(observation), steps)
         if not self._queue:
-            chunk = self._chunk(self._history.window(steps), generator)
+            chunk = self._chunk(self._history.window(steps), generator)[self.present :]
             if self.ensemble is not None:
                 return self._ensemble.add(chunk, self.ensemble)
             self._queue.extend(chunk[: self.execute])
         return self._queue.popleft()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every part initialises its own weights, and pretrained ones must survive `post_init`."""
+    def initialize_weights(self) -> None:
+        """Nothing: every part has initialised its own weights, and pretrained ones must survive `post_init`.
+
+        transformers would draw anew whatever stands in a model of its own unannounced, such as an adapter.
+        """
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

@@ -23,7 +23,8 @@ from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
-from ..wiring import Parts, Site, Wiring, wire, with_statistics
+from ..parts import Parts, Site
+from ..wiring import Wiring, demanded, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
@@ -32,7 +33,7 @@ MODEL_TYPE = "policysmith_policy"
 CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
 """Fields of the config."""
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
-"""Keys of a batch that tell robots apart; heads get them beside their features."""
+"""Keys of a batch that tell robots apart; necks and heads get them beside their features."""
 _SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
 
 try:
@@ -65,7 +66,8 @@ class RecipeConfig(PretrainedConfig):
     def transform(self) -> tuple[None, list[int], list[int]]:
         """Observation and action time steps; a composed policy runs its transforms itself."""
         data = (self.recipe or {})["data"]
-        return None, list(range(1 - data["observation_steps"], 1)), list(range(data["horizon"]))
+        past = data["past_actions"]
+        return None, list(range(1 - data["observation_steps"], 1)), list(range(-past, data["horizon"] - past))
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
@@ -111,7 +113,10 @@ class RecipePolicy(BasePolicyModel):
             {name: self._make(site, self._wiring.reads[name]) for name, site in self._parts.backbones.items()}
         )
         self.necks = nn.ModuleDict(
-            {name: self._make(self._parts.necks[name], inputs) for name, inputs in self._wiring.necks.items()}
+            {
+                name: self._make(self._parts.necks[name], self._wiring.into_neck(name))
+                for name in self._wiring.necks
+            }
         )
         self.head = cast(
             ActionHead, self._make(self._parts.head, {**self._wiring.features, **self._wiring.given})
@@ -133,12 +138,12 @@ class RecipePolicy(BasePolicyModel):
 
     @cached_property
     def observed(self) -> Observed:
-        """The observations that its backbones read, and those of which its collator and transforms make what they read.
+        """The observations that its backbones read or its transforms need, and those of which its collator makes these.
 
         A collator cannot do without an observation where its `specs` refuses the others, or makes less of them.
         """
         wiring, site = self._wiring, self._parts.collator
-        wanted = {key for inputs in wiring.reads.values() for key in inputs}
+        wanted = demanded(self._parts, wiring)
         made = wanted - wiring.observations.keys()
 
         def needed(key: str) -> bool:
@@ -232,12 +237,12 @@ class RecipePolicy(BasePolicyModel):
 
     def features(self, batch: Batch) -> dict[str, Feature]:
         """What the head reads: features by `<backbone>.<output>` or `<neck>.<output>`, and what the batch says of robots."""
-        features: dict[str, Feature] = {}
+        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        features = dict(robots)
         for name in self.backbones:
             features |= self.encode(name, batch)
         for name in self.necks:
             features |= self.pass_on(name, features)
-        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
         return {**{key: features[key] for key in self._wiring.features}, **robots}
 
     def encode(self, name: str, batch: Batch) -> dict[str, Feature]:
@@ -254,8 +259,8 @@ class RecipePolicy(BasePolicyModel):
         return {f"{name}.{output}": published[output] for output in outputs}
 
     def pass_on(self, name: str, features: Mapping[str, Feature]) -> dict[str, Feature]:
-        """What one neck makes of the features so far, by `<neck>.<output>`."""
-        read = {key: features[key] for key in self._wiring.necks[name]}
+        """What one neck makes of the features so far, `embodiment` among them, by `<neck>.<output>`."""
+        read = {key: features[key] for key in (*self._wiring.necks[name], *ROBOTS) if key in features}
         made = self.necks[name](read, self._wiring.outputs[name])
         return {f"{name}.{output}": made[output] for output in self._wiring.outputs[name]}
 

@@ -42,6 +42,7 @@ class SamplePipeline:
             facts = {**held, "statistics": content["statistics"]}
             self._transforms.append(part(options, specs, facts))
             specs = part.specs(options, specs, facts)
+        self.transformed = specs
         self._own, _, _ = way_of_samples(config)
 
     def __call__(self, sample: Mapping[str, Any], mode: str) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class SamplePipeline:
 
     def inverse(self, actions: Tensor, samples: Sequence[Mapping[str, Any]]) -> Tensor:
         """Predicted actions (B, H, A) in the robot's units; `samples` are what they were predicted for, transformed."""
-        kept = [key for key in samples[0] if key == EMBODIMENT]
+        kept = [key for key in samples[0] if key == EMBODIMENT or key.startswith("action_reference.")]
         batch = {key: torch.stack([sample[key] for sample in samples]).to(actions.device) for key in kept}
         batch["action"] = actions.float()
         for transform in reversed(self._transforms):
@@ -86,7 +87,7 @@ def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], lis
             raise SpecError(
                 f"{called} must give a list of {name} indices, at least one, it gives {indices!r}"
             )
-    if list(actions) != list(range(len(actions))):
+    if 0 not in actions or list(actions) != list(range(actions[0], actions[0] + len(actions))):
         raise SpecError(
             f"{called} gives the action indices {list(actions)}, but a chunk is executed step by step from 0, which is "
             "now",

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_TEXT_ENCODING_MAPPING,
+    BertConfig,
+    BertModel,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     PreTrainedConfig,
@@ -113,7 +115,16 @@ class Language(Backbone):
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        return cls.Config(type="language", architecture="policysmith/tiny-bert")
+        sizes = BertConfig(
+            vocab_size=64,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+        )
+        BertModel(sizes, add_pooling_layer=False).save_pretrained(directory / "text_encoder")
+        return cls.Config(type="language", pretrained=str(directory / "text_encoder"))
 
     def load_pretrained(self) -> None:
         """Copy the weights of the encoder; raises WeightsError where they do not fit."""

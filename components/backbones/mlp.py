@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..layers import Activation, mlp
+from ..embodiments import EMBODIMENT, required_embodiments
+from ..layers import Activation, CategoryMlp, mlp
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -23,7 +24,8 @@ class MlpBackbone(Backbone):
     """Encodes each observation step of the state (B, T, S) by the same layers.
 
     Publishes one token a step, `tokens` (B, T, D), and their concatenation, `pooled` (B, T * D). Several states are
-    concatenated first.
+    concatenated first. Without hidden layers it is one linear layer; with one, and layers of its own for each robot, it
+    is the state encoder of GR00T (Bjorck et al., 2025).
     """
 
     kind = Kind.STATE
@@ -36,23 +38,43 @@ class MlpBackbone(Backbone):
         width: Width = 64
         """Size D of what comes out for each observation step."""
         hidden: list[Width] = Field(default_factory=lambda: [256])
-        """Sizes of the hidden layers."""
+        """Sizes of the hidden layers; `[]` for one linear layer."""
         activation: Activation = "gelu"
         """Activation after each hidden layer."""
         dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
         """Dropout rate after each hidden layer."""
+        per_embodiment: bool = False
+        """Whether each robot has first and last layers of its own; for data of several robots."""
         in_dim: Width | None = None
         """Expected size of the state; by default that of the data. A different size is an error."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        size = sum(inputs[key].width for key in self.keys)
-        self.layers = mlp([size, *config.hidden, config.width], config.activation, config.dropout)
+        self._states = tuple(
+            key for key, spec in inputs.items() if key in self.keys and spec.kind is self.kind
+        )
+        sizes = [sum(inputs[key].width for key in self._states), *config.hidden, config.width]
+        self.layers: nn.Module
+        if config.per_embodiment:
+            robots = required_embodiments(inputs, "per_embodiment")
+            self.layers = CategoryMlp(robots, sizes, config.activation, config.dropout)
+        else:
+            self.layers = mlp(sizes, config.activation, config.dropout)
+
+    @classmethod
+    def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
+        """The states, and which robot they are of where that matters; raises SpecError where one is missing."""
+        assert isinstance(config, cls.Config)
+        found = super().reads(config, available)
+        if config.per_embodiment:
+            required_embodiments(available, "per_embodiment")
+            found[EMBODIMENT] = available[EMBODIMENT]
+        return found
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """`pooled` and `tokens`; raises SpecError for a state of another size than `in_dim`."""
-        states = cls.reads(config, inputs)
+        states = {key: spec for key, spec in cls.reads(config, inputs).items() if spec.kind is cls.kind}
         size = sum(spec.width for spec in states.values())
         source, first = next(iter(states.items()))
         if config.in_dim is not None and config.in_dim != size:
@@ -84,7 +106,8 @@ class MlpBackbone(Backbone):
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """`pooled` (B, T * D) and `tokens` (B, T, D)."""
         weight = next(self.parameters())
-        state = torch.cat([observations[key] for key in self.keys], dim=-1).to(weight.dtype)
-        tokens: Tensor = self.layers(state)
+        state = torch.cat([observations[key] for key in self._states], dim=-1).to(weight.dtype)
+        ids = [observations[EMBODIMENT]] if self.config.per_embodiment else []
+        tokens: Tensor = self.layers(state, *ids)
         features = {"pooled": Feature(tokens.flatten(1)), "tokens": Feature(tokens)}
         return {name: features[name] for name in features if name in outputs}

@@ -21,7 +21,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from .. import weights
 from ..base import Backbone, Batch, Facts, Feature
 from ..images import fold, frame_size, frames, image_features, unfold
-from ..norms import freeze_batch_norms, group_norms
+from ..norms import with_norm
 
 
 class Timm(Backbone):
@@ -57,7 +57,7 @@ class Timm(Backbone):
         super().__init__(config, inputs, facts)
         self._cameras = self.reads(config, inputs)
         self._frames = frames(self._cameras)
-        self.model: Any = _normed(
+        self.model: Any = with_norm(
             _create(config.name, frame_size(self._cameras), config.drop_path), config.norm
         )
 
@@ -161,15 +161,6 @@ def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
     return model
 
 
-def _normed(model: nn.Module, norm: str) -> nn.Module:
-    """The model with its batch norms left, frozen, or replaced by group norms; raises ValueError where it cannot be."""
-    if norm == "frozen":
-        freeze_batch_norms(model)
-    elif norm == "group":
-        group_norms(model)
-    return model
-
-
 def _check_norm(config: Timm.Config) -> None:
     """Raises SpecError for a norm that the model, or its weights, cannot have."""
     if config.norm == "group" and config.pretrained is not None:
@@ -193,7 +184,7 @@ def _norm_problem(name: str, norm: str) -> str:
     """Why a model cannot have a norm; empty where it can."""
     try:
         with torch.device("meta"):
-            _normed(timm.create_model(name, num_classes=0), norm)
+            with_norm(timm.create_model(name, num_classes=0), norm)
     except ValueError as error:
         return str(error)
     return ""

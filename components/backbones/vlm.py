@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images import fold, frame_size
 from ..pretrained import copy_transformer, read_config, source_of
 from ..vlms.checks import check
 from ..vlms.families import FAMILIES, family_of
-from ..vlms.inputs import Inputs, inputs_of, read_by_default
+from ..vlms.inputs import inputs_of, read_inputs
 from ..vlms.reading import Continuation, read
-from ..vlms.sequence import Attention, Places, blocks, visible
+from ..vlms.sequence import Attention, blocks, visible
+from ..vlms.stretches import Stretch
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -47,6 +46,7 @@ class Vlm(Backbone):
     """
 
     kind = Kind.IMAGE
+    joint = True
 
     class Config(BackboneConfig):
         """A vision-language model."""
@@ -84,7 +84,6 @@ class Vlm(Backbone):
         super().__init__(config, inputs, facts)
         self._family = family_of(facts["config"], config.depth)
         self._inputs = inputs_of(config, inputs)
-        self._size = frame_size(self._inputs.cameras)
         self._rotary = self._family.rotary(config.rope)
         self._scale = math.sqrt(self._family.width) if config.embedding_scale == "sqrt_width" else 1.0
         width, states = self._family.width, sum(spec.width for spec in self._inputs.states.values())
@@ -103,7 +102,7 @@ class Vlm(Backbone):
     @classmethod
     def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
         """Cameras, the prompt's token ids and, with `state: token`, the state; raises SpecError where one is missing."""
-        return read_by_default(config, available)
+        return read_inputs(config, available)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
@@ -126,7 +125,7 @@ class Vlm(Backbone):
                 rope=rotary.base,
             )
             if config.decoder:
-                published["decoder"] = published["key_values"]
+                published["decoder"] = replace(published["key_values"], vocab=family.vocabulary)
         if config.queries:
             published["queries"] = Spec(Kind.TOKENS, ("B", config.queries, width), why)
         return published
@@ -149,97 +148,71 @@ class Vlm(Backbone):
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """The named outputs for normalised float images (B, T, 3, H, W), token ids (B, L) and the state (B, T, S)."""
-        family, config = self._family, self.config
-        prefix, every = self._sequence(observations), set(outputs)
-        batch, count = prefix.mask.shape
-        device = prefix.mask.device
-        places = Places.joined([prefix.places, Places.in_line(config.queries, family.axes, device)])
-        queries = self._expanded(self.queries, batch)
-        embeddings = torch.cat([prefix.embeddings, queries], dim=1)  # (B, N + n, D)
-        mask = pad(prefix.mask, (0, config.queries), value=True)
-        positions, passed = places.positions(mask)
-        order = blocks([*prefix.stretches, (config.queries, config.query_attention)], device)
+        family, config, every = self._family, self.config, set(outputs)
+        told, state, queries = self._stretches(observations)
+        sequence = Stretch.joined([*told, state, queries])
+        count, device = sequence.count - queries.count, sequence.mask.device
+        positions, passed = sequence.places.positions(sequence.mask)
+        order = blocks(
+            [
+                (sum(stretch.count for stretch in told), config.attention or family.attention),
+                (state.count, "causal"),
+                (queries.count, config.query_attention),
+            ],
+            device,
+        )
 
         whole = config.layer is None or every & {"layers", "key_values", "decoder"}
         layers = family.layers(self.model)
         done = read(
             layers if whole else layers[: config.layer],
-            family.enter(self.model, embeddings, positions),
-            visible(order, mask),
-            None if self._rotary is None else self._rotary(positions, embeddings.dtype),
-            deep=[pad(deep, (0, 0, 0, config.queries)) for deep in prefix.deep],
+            family.enter(self.model, sequence.embeddings, positions),
+            visible(order, sequence.mask),
+            None if self._rotary is None else self._rotary(positions, sequence.embeddings.dtype),
+            deep=sequence.deep,
         )
+        mask = sequence.mask[:, :count]
         normed = family.leave(self.model, done.layers[-1]) if whole else done.layers[-1]
         chosen = normed if config.layer is None else done.layers[config.layer - 1]
 
         features = {}
         if "tokens" in every:
-            features["tokens"] = Feature(chosen[:, :count], prefix.mask)
+            features["tokens"] = Feature(chosen[:, :count], mask)
         if "pooled" in every:
-            features["pooled"] = Feature(self._pool(chosen[:, :count], prefix.mask))
+            features["pooled"] = Feature(self._pool(chosen[:, :count], mask))
         if "layers" in every:
             stacked = torch.stack([*done.layers[:-1], normed], dim=1)  # (B, L, N + n, D)
-            features["layers"] = Feature(stacked[:, :, :count], prefix.mask)
+            features["layers"] = Feature(stacked[:, :, :count], mask)
         if every & {"key_values", "decoder"}:
             held = torch.stack(list(done.key_values), dim=1)[..., :count, :]  # (B, L, 2, G, N, E)
             end = passed[:, count - 1]
-            features["key_values"] = Feature(held, prefix.mask, end)
-            features["decoder"] = Feature(held, prefix.mask, end, self._decoder())
+            features["key_values"] = Feature(held, mask, end)
+            features["decoder"] = Feature(held, mask, end, self._decoder())
         if "queries" in every:
             features["queries"] = Feature(chosen[:, count:])
         return {name: features[name] for name in outputs}
 
-    def _sequence(self, observations: Batch) -> _Prefix:
-        """Everything before the queries."""
-        family, inputs, config = self._family, self._inputs, self.config
-        ids, mask = observations[inputs.ids], observations[_mask_of(inputs.ids)].bool()
-        batch, device = len(ids), ids.device
+    def _stretches(self, observations: Batch) -> tuple[list[Stretch], Stretch, Stretch]:
+        """What the model is told, which is [soft prompts, frames, prompt]; the state, and the queries."""
+        family, inputs, axes = self._family, self._inputs, self._family.axes
+        ids, mask = observations[inputs.ids], observations[inputs.mask].bool()
         prompt = family.embedding(self.model)(ids) * self._scale
-        seen = family.see(self.model, fold(observations, inputs.cameras, prompt.dtype))
-        images = seen.embeddings.unflatten(0, (batch, -1)).flatten(1, 2) * self._scale  # (B, F * n, D)
-        frames = _shown(observations, inputs, batch, device)  # (B, F)
-        soft = self._expanded(self.soft_prompts, batch)
-        parts = [soft, images, prompt]
-        if self.state is not None:
-            state = torch.cat([observations[key] for key in inputs.states], dim=-1)
-            parts.append(self.state(state.to(prompt.dtype)))
-        steps = sum(part.shape[1] for part in parts[3:])
-
-        rest = ids.shape[1] + steps
-        deep = [
-            pad(added.unflatten(0, (batch, -1)).flatten(1, 2), (0, 0, config.soft_prompts, rest))
-            for added in seen.deep
-        ]
-        of_frames = family.frame_places(self._size, device)
-        masks = [
-            pad(
-                frames.repeat_interleave(len(of_frames.advance), dim=1), (config.soft_prompts, 0), value=True
-            ),
-            mask,
-        ]
-        return _Prefix(
-            torch.cat(parts, dim=1),
-            pad(torch.cat(masks, dim=1), (0, steps), value=True),
-            Places.joined(
-                [
-                    Places.in_line(config.soft_prompts, family.axes, device),
-                    of_frames.repeated(frames.shape[1]),
-                    Places.in_line(rest, family.axes, device),
-                ]
-            ),
-            [
-                (config.soft_prompts + images.shape[1] + ids.shape[1], config.attention or family.attention),
-                (steps, "causal"),
-            ],
-            deep,
+        frames = Stretch.of_frames(family, self.model, inputs, observations, prompt.dtype)
+        none = prompt[:, :0]
+        soft, queries = (
+            none if learned is None else learned.expand(len(ids), -1, -1)
+            for learned in (self.soft_prompts, self.queries)
         )
-
-    def _expanded(self, learned: Tensor | None, batch: int) -> Tensor:
-        """Learned tokens (n, D) for every sample, (B, n, D)."""
-        if learned is None:
-            weight = self._family.embedding(self.model).weight
-            return weight.new_zeros(batch, 0, self._family.width)
-        return learned.expand(batch, -1, -1)
+        state = none
+        if self.state is not None:
+            values = torch.cat([observations[key] for key in inputs.states], dim=-1)
+            state = self.state(values.to(prompt.dtype))  # (B, T, D)
+        told = [
+            Stretch.in_line(soft, axes),
+            replace(frames, embeddings=frames.embeddings * self._scale),
+            Stretch.in_line(prompt, axes, mask),
+        ]
+        return told, Stretch.in_line(state, axes), Stretch.in_line(queries, axes)
 
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
         if self.config.pooling == "last":
@@ -258,36 +231,6 @@ class Vlm(Backbone):
         return Continuation(self._family, self.model, head, self._rotary, self._scale)
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    """What a model reads before the queries: N tokens."""
-
-    embeddings: Tensor
-    """(B, N, D)."""
-    mask: Tensor
-    """(B, N)."""
-    places: Places
-    stretches: list[tuple[int, Attention]]
-    """Lengths of its stretches, and how the tokens of each see each other."""
-    deep: list[Tensor]
-    """(B, N, D), what is added after each of the first layers."""
-
-
 def _learned(count: int, width: int) -> nn.Parameter | None:
     """Learned tokens (n, D), as small as the embeddings of language models are at the start."""
     return nn.Parameter(torch.randn(count, width) * 0.02) if count else None
-
-
-def _mask_of(ids: str) -> str:
-    return f"{ids.removesuffix('.input_ids')}.attention_mask"
-
-
-def _shown(observations: Batch, inputs: Inputs, batch: int, device: torch.device) -> Tensor:
-    """Frames (B, T * V) that are no padding."""
-    shown = [
-        ~observations[f"{key}_is_pad"].bool()
-        if f"{key}_is_pad" in observations
-        else torch.ones(batch, int(spec.dims[1]), dtype=torch.bool, device=device)
-        for key, spec in inputs.cameras.items()
-    ]
-    return torch.stack(shown, dim=2).flatten(1)

@@ -9,14 +9,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from ...schemas.errors import DatasetError, SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Dim, Kind, Spec, Specs
 from ..base import Collator, Facts
+from ..embodiments import EMBODIMENT
 from ..pretrained import read_tokenizer
-from ..prompts import STATE, StateBins, StateRange, cleaned, fields
+from ..prompts import STATE, StateBins, StateRange, bins_of_robots, cleaned, fields
 from .default import stack
 
 _KEY = "task"
@@ -84,11 +89,11 @@ class LanguageCollator(Collator):
                 label=f"no `{_KEY}`",
                 help="use `collator: {type: default}`, or a dataset with instructions",
             )
-        if (bins := _bins(config, facts)) is not None:
-            state = inputs.get(STATE)
-            if state is None or state.width != bins.width:
+        if bins := _bins(config, facts):
+            state, width = inputs.get(STATE), max(robot.width for robot in bins)
+            if state is None or state.width != width:
                 problem = (
-                    "has none" if state is None else f"has {state}, and statistics of {bins.width} dimensions"
+                    "has none" if state is None else f"has {state}, and statistics of {width} dimensions"
                 )
                 raise SpecError(
                     f"the prompt writes `{STATE}`, and the data {problem}",
@@ -103,9 +108,13 @@ class LanguageCollator(Collator):
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        return cls.Config(
-            type="language", tokenizer="policysmith/tiny", max_length=48, prompt="{task}, State: {state};\n"
-        )
+        words = {"[PAD]": 0, "[UNK]": 1, "open": 2, "close": 3, "the": 4, "drawer": 5, "door": 6}
+        tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = Whitespace()
+        wrapper: Any = PreTrainedTokenizerFast
+        fast = wrapper(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+        fast.save_pretrained(str(directory / "tokenizer"))
+        return cls.Config(type="language", tokenizer=str(directory / "tokenizer"), max_length=16)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Samples (T, ...) -> batch (B, T, ...); raises DatasetError for a prompt that is too long."""
@@ -113,7 +122,7 @@ class LanguageCollator(Collator):
         if _KEY not in batch:
             raise DatasetError(f"`language` tokenizes `{_KEY}`, and the samples have none")
         encoded = [self._encode(self._prompt(sample)) for sample in samples]
-        ids, mask = (torch.stack([row[column] for row in encoded]) for column in (0, 1))
+        ids, mask = torch.stack([row for row, _, _ in encoded]), torch.stack([row for _, row, _ in encoded])
         if self.config.padding == "longest":
             length = max(1, int(mask.sum(1).max()))
             kept = slice(length) if self.config.padding_side == "right" else slice(-length, None)
@@ -131,11 +140,14 @@ class LanguageCollator(Collator):
 
     def _prompt(self, sample: Mapping[str, Any]) -> str:
         task = cleaned(sample[_KEY]) if self.config.task_text == "cleaned" else sample[_KEY]
-        if self._bins is None:
+        if not self._bins:
             return str(self.config.prompt.format(task=task))
-        if STATE not in sample:
-            raise DatasetError(f"the prompt asks for `{{state}}`, and the samples have no `{STATE}`")
-        return str(self.config.prompt.format(task=task, state=self._bins(np.asarray(sample[STATE])[-1])))
+        wanted = [STATE] if len(self._bins) == 1 else [STATE, EMBODIMENT]
+        for key in wanted:
+            if key not in sample:
+                raise DatasetError(f"the prompt asks for `{{state}}`, and the samples have no `{key}`")
+        write = self._bins[int(sample[EMBODIMENT]) if EMBODIMENT in wanted else 0]
+        return str(self.config.prompt.format(task=task, state=write(np.asarray(sample[STATE])[-1])))
 
     def _encode(self, text: str) -> tuple[Tensor, Tensor, bytes]:
         """Ids and mask (max_length,) of one prompt, and what they are known by."""
@@ -163,11 +175,11 @@ class LanguageCollator(Collator):
         return self._known[text]
 
 
-def _bins(config: LanguageCollator.Config, facts: Facts) -> StateBins | None:
-    """What writes the state into the prompt, if it asks for it; raises SpecError without statistics."""
+def _bins(config: LanguageCollator.Config, facts: Facts) -> list[StateBins]:
+    """What writes the state of each robot into the prompt, if it asks for it; raises SpecError without statistics."""
     if "state" not in fields(config.prompt):
-        return None
-    return StateBins(config.state_bins, config.state_range, facts.get("statistics", {}))
+        return []
+    return bins_of_robots(config.state_bins, config.state_range, facts.get("statistics", {}))
 
 
 def _ends(config: LanguageCollator.Config, tokenizer: Any) -> list[int]:

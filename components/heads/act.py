@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -125,17 +125,9 @@ class Act(ActionHead):
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
-        return cls.Config(
-            type="act",
-            width=16,
-            heads=2,
-            feedforward=32,
-            encoder_layers=1,
-            decoder_layers=2,
-            dropout=0.0,
-            latent=4,
-            posterior_layers=1,
-        )
+        layers = {"encoder_layers": 1, "posterior_layers": 1}
+        sizes: dict[str, Any] = {"width": 16, "heads": 2, "feedforward": 32, "latent": 4, **layers}
+        return cls.Config(type="act", dropout=0.0, **sizes)
 
     def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
         """Mean absolute error over the values that are no padding, `l1`, and in training the divergence, `kl`."""
@@ -166,7 +158,7 @@ class Act(ActionHead):
             size = len(features[next(iter(self._features))].values)
             latent = torch.zeros(size, self.config.latent, device=device)
         parts: list[tuple[Tensor, Tensor | None]] = [(self.latent(latent.to(dtype))[:, None], None)]
-        positions = [self.positions]
+        positions: list[Tensor] = [self.positions]
         for key, spec in self._features.items():
             feature, name = features[key], self._names[key]
             tokens = self.project[name](feature.values.to(dtype))
@@ -183,9 +175,8 @@ class Act(ActionHead):
             frames, height, width = spec.grid
             places = map_positions(height, width, self.config.width, tokens.device).to(tokens.dtype)
             return places.repeat(frames, 1)
-        if name in self.token_positions:
-            return self.token_positions[name]
-        return tokens.new_zeros(tokens.shape[1:])
+        learned: Tensor | None = self.token_positions.get(name)
+        return tokens.new_zeros(tokens.shape[1:]) if learned is None else learned
 
     def _decode(self, features: Mapping[str, Feature], latent: Tensor | None = None) -> Tensor:
         """Actions (B, H, A), float32."""

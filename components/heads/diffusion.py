@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -103,7 +104,7 @@ class Diffusion(ActionHead):
             context = {key: value.repeat_interleave(repeats, 0) for key, value in context.items()}
             actions, is_pad = actions.repeat_interleave(repeats, 0), is_pad.repeat_interleave(repeats, 0)
         step, noise = self.draw(actions)
-        left = kept(config.schedule, config.train_steps).float().to(actions.device)[step][:, None, None]
+        left = kept(config.schedule, config.train_steps, actions.device).float()[step][:, None, None]
         noisy = zero_padded(_mix(actions, noise, left), features, repeats)
         predicted = self.network(noisy, step.float(), context, padded_steps(is_pad))
         target = {"epsilon": noise, "sample": actions, "v": _mix(noise, -actions, left)}[config.predicts]
@@ -121,7 +122,8 @@ class Diffusion(ActionHead):
             return torch.randn(shape, generator=generator, device=source).to(device)
 
         chunk = normal()
-        for step, left, left_before in self._way():
+        most = 1 if chunk.is_meta else None  # there, one step is like the other
+        for step, left, left_before in itertools.islice(self._way(), most):
             action, noise = self._split(chunk, step, left, context, features)
             if self.config.sampler == "ddim":
                 chunk = _mix(action, noise, left_before)
@@ -167,4 +169,5 @@ class Diffusion(ActionHead):
 
 def _mix(first: Tensor, second: Tensor, share: Share) -> Tensor:
     """sqrt(share) first + sqrt(1 - share) second."""
-    return share**0.5 * first + (1.0 - share) ** 0.5 * second
+    mixed: Tensor = share**0.5 * first + (1.0 - share) ** 0.5 * second
+    return mixed

@@ -31,6 +31,7 @@ class Fast(ActionHead):
     """
 
     accepts = ()
+    waits_for_device = True
 
     class Config(HeadConfig):
         """Actions as tokens that a language model writes."""

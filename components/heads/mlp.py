@@ -16,7 +16,8 @@ from ...schemas.part import HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
-from ..features import action_spec, chunk_size, features_of, masked_mean
+from ..features import action_spec, chunk_size, masked_mean
+from ..flattening import Tokens, joined, sizes_of
 from ..layers import Activation, CategoryMlp, mlp
 
 Width = Annotated[int, Field(ge=1)]
@@ -42,7 +43,7 @@ class MlpHead(ActionHead):
         """Activation after each hidden layer."""
         dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
         """Dropout rate after each hidden layer."""
-        tokens: Literal["flatten", "mean"] = "flatten"
+        tokens: Tokens = "flatten"
         """How tokens become one vector: all side by side (keeps where things are in an image), or their mean."""
         per_embodiment: bool = False
         """Whether each robot has first and last layers of its own; for data of several robots."""
@@ -51,7 +52,7 @@ class MlpHead(ActionHead):
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._sizes = _sizes(config, inputs)
+        self._sizes = sizes_of(inputs, config.tokens)
         self._horizon, self._action_dim = chunk_size(inputs)
         sizes = [sum(self._sizes.values()), *config.hidden, self._horizon * self._action_dim]
         self.layers: nn.Module
@@ -66,7 +67,7 @@ class MlpHead(ActionHead):
         """`action` (B, H, A); raises SpecError for another number of input features than `in_dim`, and for one robot alone."""
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
-        sizes = _sizes(config, inputs)
+        sizes = sizes_of(inputs, config.tokens)
         total = sum(sizes.values())
         if config.in_dim is not None and config.in_dim != total:
             parts = [f"{size} ({key.removesuffix('.pooled')})" for key, size in sizes.items()]
@@ -97,38 +98,6 @@ class MlpHead(ActionHead):
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """The predicted chunk (B, H, A); it is the same for every generator."""
         weight = next(self.parameters())
-        vectors = [self._vector(features[key]).to(weight.dtype) for key in self._sizes]
         ids = [features[EMBODIMENT].values] if self.config.per_embodiment else []
-        predicted: Tensor = self.layers(torch.cat(vectors, dim=-1), *ids)
+        predicted: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, weight.dtype), *ids)
         return predicted.reshape(-1, self._horizon, self._action_dim)
-
-    def _vector(self, feature: Feature) -> Tensor:
-        """(B, D) or (B, N, D) -> (B, ...); tokens that the mask leaves out count as zero, or not at all."""
-        values, mask = feature.values, feature.mask
-        if values.ndim == 2:
-            return values
-        if mask is not None:
-            values = values.masked_fill(~mask[..., None], 0.0)
-        if self.config.tokens == "flatten":
-            return values.flatten(1)
-        return values.mean(1) if mask is None else values.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
-
-
-def _sizes(config: MlpHead.Config, inputs: Specs) -> dict[str, int]:
-    """Number of values that each feature gives."""
-    sizes = {}
-    for key, spec in features_of(inputs).items():
-        size = spec.width
-        if spec.kind is Kind.TOKENS and config.tokens == "flatten":
-            count = spec.dims[1]
-            if not isinstance(count, int):
-                raise SpecError(
-                    f"`{key}` is {spec}: a varying number of tokens has no fixed size when flattened",
-                    field="tokens",
-                    source=key,
-                    label="the number of tokens varies",
-                    help="use `tokens: mean`",
-                )
-            size *= count
-        sizes[key] = size
-    return sizes

@@ -17,6 +17,7 @@ from ..base import Context, Facts, Feature, Network
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, features_of
 from ..layers import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
+from ..rotary import Rotation, rotation
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -25,8 +26,9 @@ class Dit(Network):
     """A transformer over the chunk whose layers are modulated by the time (DiT, Peebles & Xie, 2023).
 
     Norms are shifted and scaled, and branches gated, by layers that start at zero (AdaLN-zero), so the network starts
-    as the zero function. Features are projected to its width and get learned positions, one per token, where their
-    number is fixed.
+    as the zero function. Features are projected to its width, and get learned positions, one per token, where their
+    number is fixed. With `conditioning: adaln` it is LeRobot's multi-task DiT instead: pooled features, as they are,
+    stand beside the time in what modulates every layer, and there is no norm before the last one.
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
@@ -48,8 +50,12 @@ class Dit(Network):
         """Dropout rate in the feed-forward layers."""
         per_embodiment: bool = False
         """Whether each robot has weights of its own to read and to write actions; for data of several robots."""
-        conditioning: Literal["cross_attention", "in_context"] = "cross_attention"
-        """How actions see features: by attention of their own in every layer, or as tokens of the same sequence."""
+        time_width: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+        """Size of the embedded time, by default `width`; even."""
+        conditioning: Literal["cross_attention", "in_context", "adaln"] = "cross_attention"
+        """How actions see features: by attention of their own in every layer, as tokens of the same sequence, or with the time."""
+        positions: Literal["learned", "rope"] = "learned"
+        """How actions know their step: by learned positions, or by rotary queries and keys."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -57,10 +63,13 @@ class Dit(Network):
         self._time_scale = 1000.0 if facts["time"] == "unit" else 1.0
         features = features_of(inputs)
         self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
-        width = config.width
+        width, condition = config.width, config.time_width or config.width
+        self.time = mlp([condition, condition, condition], "silu")
+        beside = config.conditioning == "adaln"
+        condition += sum(spec.width for spec in features.values()) if beside else 0
         self.project = nn.ModuleDict()
         self.positions = nn.ParameterDict()
-        for key, spec in features.items():
+        for key, spec in features.items() if not beside else ():
             name = self._keys[key]
             self.project[name] = nn.Sequential(nn.LayerNorm(spec.width), nn.Linear(spec.width, width))
             count = spec.dims[1] if spec.kind is Kind.TOKENS else 1
@@ -68,25 +77,37 @@ class Dit(Network):
                 self.positions[name] = nn.Parameter(torch.randn(1, count, width) * 0.02)
         robots = required_embodiments(inputs, "per_embodiment") if config.per_embodiment else None
         self.action_in = _linear(robots, action_dim, width)
-        self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.02)
-        self.time = mlp([width, width, width], "silu")
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        if config.positions == "learned":
+            self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(config, condition) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = zero(nn.Linear(width, 2 * width))
+        self.modulation = None if beside else zero(nn.Linear(condition, 2 * width))
         self.action_out = zero(_linear(robots, width, action_dim))
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError where the heads cannot share the width, or robots are not told apart."""
-        features_of(inputs)
+        """`action` (B, H, A); raises SpecError where the heads cannot share the width, robots are not told apart, or
+        tokens are to modulate the layers.
+        """
+        for key, spec in features_of(inputs).items():
+            if config.conditioning == "adaln" and spec.kind is not Kind.POOLED:
+                raise SpecError(
+                    f"`{key}` is {spec}; only pooled features modulate the layers",
+                    field="conditioning",
+                    source=key,
+                    label=f"`{key}` is {spec.kind}",
+                    help=f"pool it by a neck, `{{type: attention_pool, reads: [{key}]}}`, or use "
+                    "`conditioning: cross_attention`",
+                )
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
-        if config.width % config.heads or config.width % 2:
+        parts = config.heads * (2 if config.positions == "rope" else 1)
+        if config.width % parts or config.width % 2:
             raise SpecError(
                 f"a width of {config.width} cannot be shared by {config.heads} heads",
                 field="width",
-                label=f"not an even multiple of {config.heads}",
-                help="choose an even `width` that is a multiple of `heads`",
+                label=f"not an even multiple of {parts}",
+                help=f"choose an even `width` that is a multiple of {parts}",
             )
         return {"action": action_spec(inputs)}
 
@@ -97,9 +118,16 @@ class Dit(Network):
     def encode(self, features: Mapping[str, Feature]) -> Context:
         """All features as one sequence, `tokens` (B, M, D), with its `mask` (B, M) unless every token is valid.
 
-        Where robots have weights of their own, also `embodiment` (B,).
+        Where they stand beside the time, all side by side, `condition` (B, C). Where robots have weights of their own,
+        also `embodiment` (B,).
         """
         dtype = self.action_in.weight.dtype
+        context: Context = {}
+        if self.config.per_embodiment:
+            context[EMBODIMENT] = features[EMBODIMENT].values
+        if self.config.conditioning == "adaln":
+            beside = [features[key].values.to(dtype) for key in self._keys]
+            return {"condition": torch.cat(beside, dim=-1), **context}
         parts = []
         for key, name in self._keys.items():
             values = features[key].values
@@ -108,29 +136,37 @@ class Dit(Network):
             parts.append((tokens, features[key].mask))
         mask = joined_mask(*parts)
         tokens = torch.cat([tokens for tokens, _ in parts], dim=1)
-        context = {"tokens": tokens} if mask is None else {"tokens": tokens, "mask": mask}
-        if self.config.per_embodiment:
-            context[EMBODIMENT] = features[EMBODIMENT].values
-        return context
+        return {"tokens": tokens, **({} if mask is None else {"mask": mask}), **context}
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
         """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
-        dtype, seen, mask = self.action_in.weight.dtype, context["tokens"], context.get("mask")
+        dtype, seen, mask = self.action_in.weight.dtype, context.get("tokens"), context.get("mask")
         robots = [context[EMBODIMENT]] if self.config.per_embodiment else []
-        tokens = self.action_in(chunk.to(dtype), *robots) + self.action_positions
-        condition = self.time(sinusoids(time, self.config.width, self._time_scale).to(dtype))
+        tokens = self.action_in(chunk.to(dtype), *robots)
+        if self.config.positions == "learned":
+            tokens = tokens + self.action_positions
+        told = sinusoids(time, self.config.time_width or self.config.width, self._time_scale).to(dtype)
+        condition = self.time(told)
+        if "condition" in context:
+            condition = torch.cat([condition, context["condition"]], dim=-1)
         condition = nn.functional.silu(condition)
         valid = None
         if is_pad is not None:  # the first step is always shown, so that there is something to attend to
             valid = torch.cat([torch.ones_like(is_pad[:, :1]), ~is_pad[:, 1:]], dim=1)
-        if self.config.conditioning == "in_context":
+        if self.config.conditioning == "in_context" and seen is not None:
             valid = joined_mask((seen, mask), (tokens, valid))
             tokens = torch.cat([seen, tokens], dim=1)
+        by = None
+        if self.config.positions == "rope":
+            places = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            by = rotation(places, self.config.width // self.config.heads)
         for block in self.blocks:
-            tokens = block(tokens, valid, condition, seen, mask)
-        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        modulated = self.norm(tokens[:, -self._horizon :]) * (1.0 + scale) + shift
-        out: Tensor = self.action_out(modulated, *robots)
+            tokens = block(tokens, valid, condition, seen, mask, by)
+        tokens = tokens[:, -self._horizon :]
+        if self.modulation is not None:
+            shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
+            tokens = self.norm(tokens) * (1.0 + scale) + shift
+        out: Tensor = self.action_out(tokens, *robots)
         return out.float()
 
 
@@ -144,7 +180,7 @@ def _linear(robots: int | None, in_features: int, out_features: int) -> nn.Linea
 class Block(nn.Module):
     """A transformer layer with AdaLN-zero: self-attention, cross-attention where asked for, and feed-forward."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, condition: int) -> None:
         super().__init__()
         width, hidden = config.width, round(config.width * config.mlp_ratio)
         branches = {"attention": Attention(width, config.heads)}
@@ -154,18 +190,24 @@ class Block(nn.Module):
             {**branches, "mlp": mlp([width, hidden, width], "gelu", config.dropout)}
         )
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = zero(nn.Linear(width, 3 * len(self.branches) * width))
+        self.modulation = zero(nn.Linear(condition, 3 * len(self.branches) * width))
 
     def forward(
-        self, tokens: Tensor, valid: Tensor | None, condition: Tensor, context: Tensor, mask: Tensor | None
+        self,
+        tokens: Tensor,
+        valid: Tensor | None,
+        condition: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        by: Rotation | None,
     ) -> Tensor:
-        """tokens (B, N, D), valid (B, N), condition (B, D), context (B, M, D), mask (B, M) -> (B, N, D)."""
+        """tokens (B, N, D), valid (B, N), condition (B, C), context (B, M, D), mask (B, M) -> (B, N, D)."""
         changes = iter(self.modulation(condition)[:, None].chunk(3 * len(self.branches), dim=-1))
         for name, branch in self.branches.items():
             shift, scale, gate = next(changes), next(changes), next(changes)
             normal = self.norm(tokens) * (1.0 + scale) + shift
             if name == "attention":
-                change = branch(normal, normal, valid)
+                change = branch(normal, normal, valid, by)
             else:
                 change = branch(normal, context, mask) if name == "cross" else branch(normal)
             tokens = tokens + gate * change

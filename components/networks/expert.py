@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class Expert(Network):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, action_dim = chunk_size(inputs)
-        self._time_scale = 1.0 if facts["time"] == "unit" else 1e-3
+        self._longest = 1.0 if facts["time"] == "unit" else 1000.0
         self._model, spec = _model(inputs)
         features = {key: held for key, held in features_of(inputs).items() if key != self._model}
         self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
@@ -126,7 +126,8 @@ class Expert(Network):
             raise ValueError(f"`{self._model}` does not tell where its positions end")
         held = model.values.to(dtype)[:, :: self._stride]
         if self.config.joint_every > 1:
-            held = torch.stack([layer.read(held[:, i]) for i, layer in enumerate(self.layers)], dim=1)
+            layers: Any = self.layers
+            held = torch.stack([layer.read(held[:, i]) for i, layer in enumerate(layers)], dim=1)
         context = {"key_values": held, "end": model.end}
         if model.mask is not None:
             context["mask"] = model.mask
@@ -145,7 +146,7 @@ class Expert(Network):
         """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
         dtype, config = self.action_in.weight.dtype, self.config
         tokens = self.action_in(chunk.to(dtype))
-        told, condition = waves(time * self._time_scale, config.width).to(dtype), None
+        told, condition = waves(time / self._longest, config.width).to(dtype), None
         if config.time == "adarms":
             condition = F.silu(self.time(told))
         else:

@@ -200,7 +200,8 @@ class Block(nn.Module):
         normal = self.norm(tokens) * (1.0 + scale) + shift
         change = self.attention(normal, normal if context is None else context, mask)
         tokens = tokens + self.dropout(change)
-        return tokens + self.dropout(self.mlp(self.norm(tokens)))
+        out: Tensor = tokens + self.dropout(self.mlp(self.norm(tokens)))
+        return out
 
 
 def _steps(step: Tensor) -> Tensor:

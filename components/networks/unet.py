@@ -62,9 +62,9 @@ class Unet(Network):
         condition = config.time_width + sum(spec.width for spec in features_of(inputs).values())
         self.time = mlp([config.time_width, 4 * config.time_width, config.time_width], "mish")
 
-        def level(before: int, after: int, change: nn.Module) -> nn.ModuleDict:
+        def level(before: int, after: int, change: nn.Module) -> Level:
             first, second = (ResidualBlock(width, after, condition, config) for width in (before, after))
-            return nn.ModuleDict({"first": first, "second": second, "change": change})
+            return Level(first, second, change)
 
         widths = config.widths
         self.down = nn.ModuleList()
@@ -130,15 +130,26 @@ class Unet(Network):
         hidden = chunk.to(dtype).transpose(1, 2)  # (B, A, H)
         skipped = []
         for level in self.down:
-            hidden = level["second"](level["first"](hidden, condition), condition)  # (B, D_i, H / 2^i)
-            skipped.append(hidden)
-            hidden = level["change"](hidden)
-        hidden = self.middle["second"](self.middle["first"](hidden, condition), condition)
+            kept, hidden = level(hidden, condition)  # (B, D_i, H / 2^i), (B, D_i, H / 2^(i+1))
+            skipped.append(kept)
+        _, hidden = self.middle(hidden, condition)
         for level in self.up:
-            hidden = torch.cat([hidden, skipped.pop()], dim=1)
-            hidden = level["change"](level["second"](level["first"](hidden, condition), condition))
+            _, hidden = level(torch.cat([hidden, skipped.pop()], dim=1), condition)
         out: Tensor = self.action_out(self.last(hidden))
         return out.transpose(1, 2).float()
+
+
+class Level(nn.Module):
+    """Two residual blocks, and what changes the number of steps after them."""
+
+    def __init__(self, first: ResidualBlock, second: ResidualBlock, change: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.change = first, second, change
+
+    def forward(self, steps: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """steps (B, D, H) and condition (B, C) -> (B, D', H), and the same with H changed."""
+        hidden = self.second(self.first(steps, condition), condition)
+        return hidden, self.change(hidden)
 
 
 class ConvBlock(nn.Sequential):

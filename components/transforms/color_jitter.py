@@ -9,14 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...schemas.errors import SpecError
-from ...schemas.specs import Range, Spec, Specs
+from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images import ImageTransform, ImageTransformConfig
+from ..images import ImageTransform, ImageTransformConfig, grey, refuse_normalised
 
 Strength = Annotated[float, Field(ge=0.0)]
-
-_GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 
 
 class ColorJitter(ImageTransform):
@@ -43,15 +40,7 @@ class ColorJitter(ImageTransform):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """All inputs as they are; raises SpecError for images that are normalised already."""
-        for key, spec in cls.cameras(config, inputs).items():
-            if spec.range is Range.NORMALISED:
-                raise SpecError(
-                    f"`color_jitter` changes colours in [0, 1], but `{key}` is normalised",
-                    source=key,
-                    trait="range",
-                    label="too late",
-                    help="put it before `normalize_image`",
-                )
+        refuse_normalised(cls.cameras(config, inputs), "color_jitter", "changes colours in [0, 1]")
         return dict(inputs)
 
     @classmethod
@@ -67,9 +56,9 @@ class ColorJitter(ImageTransform):
         if config.brightness > 0.0:
             values = (values * _factors(values, config.brightness)).clamp_(0.0, 1.0)
         if config.contrast > 0.0:
-            values = _blend(values, _grey(values).mean(dim=(2, 3, 4), keepdim=True), config.contrast)
+            values = _blend(values, grey(values).mean(dim=(2, 3, 4), keepdim=True), config.contrast)
         if config.saturation > 0.0:
-            values = _blend(values, _grey(values), config.saturation)
+            values = _blend(values, grey(values), config.saturation)
         if config.hue > 0.0:
             turn = torch.empty(len(values), 1, 1, 1, device=values.device).uniform_(-config.hue, config.hue)
             values = turn_hue(values, turn)
@@ -102,12 +91,6 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
 def _factors(images: Tensor, strength: float) -> Tensor:
     shape = (len(images), 1, 1, 1, 1)
     return torch.empty(shape, device=images.device).uniform_(max(0.0, 1.0 - strength), 1.0 + strength)
-
-
-def _grey(images: Tensor) -> Tensor:
-    """(B, T, 3, H, W) -> (B, T, 1, H, W)."""
-    red, green, blue = images.unbind(2)
-    return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue).unsqueeze(2)
 
 
 def _blend(images: Tensor, base: Tensor, strength: float) -> Tensor:

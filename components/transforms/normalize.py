@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,20 +13,34 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import DatasetError, SpecError
-from ...schemas.part import PartConfig
-from ...schemas.specs import Kind, Range, Spec, Specs
+from ...schemas.part import PartConfig, Section
+from ...schemas.specs import Range, Spec, Specs
 from ..base import Batch, Facts, Transform
 from ..embodiments import each_own, embodiments, facts_by_robot, ids_of
+from ..vectors import Constants, columns, statistics_of, vectors
 
-Mode = Literal["mean_std", "min_max", "q99", "binary", "identity"]
+Mode = Literal["mean_std", "min_max", "quantiles", "q99", "scale", "binary", "identity"]
 
 _NEEDS: dict[str, tuple[str, str]] = {
     "mean_std": ("mean", "std"),
     "min_max": ("min", "max"),
+    "quantiles": ("q01", "q99"),
     "q99": ("q01", "q99"),
+    "scale": ("min", "max"),
     "binary": ("min", "max"),
 }
 _CONSTANT = 1e-6  # spread, relative to the values, under which float32 holds hardly more than rounding
+
+
+class DimMode(Section):
+    """A mode for some dimensions of one key."""
+
+    key: str
+    """The state, or `action`."""
+    dims: list[int] = Field(min_length=1)
+    """Its dimensions; -1 is the last."""
+    mode: Mode
+    """Their mode."""
 
 
 class Normalize(Transform):
@@ -36,14 +50,15 @@ class Normalize(Transform):
     |---|---|---|
     | `mean_std` | mean, mean + std | 0, 1 |
     | `min_max` | min, max | -1, 1 |
-    | `q99` | 1st and 99th percentile | -1, 1; values beyond are not clipped, so that it can be inverted |
-    | `binary` | below and above the middle of min and max | -1, 1 |
+    | `quantiles` | 1st and 99th percentile | -1, 1; values beyond reach farther, and come back (LeRobot, openpi) |
+    | `q99` | 1st and 99th percentile | -1, 1; values beyond are clipped, and come back as the percentile (GR00T) |
+    | `scale` | 0, the largest absolute value | 0, 1; signs and zero stay |
+    | `binary` | below and above the middle of min and max | -1, 1; come back as min and max |
     | `identity` | nothing is changed | |
 
-    A dimension that is constant in the data maps to 0, and back to its constant. Everything but `binary` is undone
-    exactly, up to float32 rounding; `binary` returns min or max.
-
-    Of several robots, each sample is mapped by the statistics of its own. Dimensions that a robot does not have are 0.
+    A dimension that is constant in the data maps to 0 and back to its constant; by `scale` only where it is zero.
+    Statistics are those of the values that arrive here, whatever transforms before this one made of the dataset's.
+    Of several robots, each sample is mapped by the statistics of its own; dimensions that a robot does not have are 0.
     """
 
     class Config(PartConfig):
@@ -54,22 +69,27 @@ class Normalize(Transform):
         keys: list[str] | None = Field(default=None, min_length=1)
         """Keys to normalise; by default every state and the action."""
         mode: Mode = "mean_std"
-        """Range that values are brought to: `mean_std`, or -1 to 1 by `min_max`, by `q99` or as `binary`."""
+        """Range that values are brought to: `mean_std`, or -1 to 1 by `min_max`, `quantiles`, `q99`, `scale`, `binary`."""
         modes: dict[str, Mode] = Field(default_factory=dict)
         """Modes of single keys that differ from `mode`, such as `{action: min_max}`."""
+        dims: list[DimMode] = Field(default_factory=list)
+        """Modes of single dimensions, such as `[{key: action, dims: [-1], mode: binary}]` for a gripper."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        # Plain numbers, not buffers: they must survive a cast of the model to bf16 and construction on meta.
-        self._ranges = _ranges(config, inputs, facts)
+        self._maps = {key: _Map(robots) for key, robots in _scalings(config, inputs, facts).items()}
         self._many = embodiments(inputs) is not None
-        self._tensors: dict[tuple[str, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+
+    @classmethod
+    def measures(cls, config: Config, inputs: Specs) -> Collection[str]:
+        return [
+            key for key, modes in _modes(config, inputs).items() if {mode for mode, _ in modes} & {*_NEEDS}
+        ]
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """All inputs, marked as normalised; raises SpecError where statistics are missing or do not fit, or done twice."""
-        changed = _ranges(config, inputs, facts)
-        for key in changed:
+        for key in (normalised := _modes(config, inputs)):
             if inputs[key].range is Range.NORMALISED:
                 raise SpecError(
                     f"`{key}` is normalised already",
@@ -79,7 +99,8 @@ class Normalize(Transform):
                     label="again",
                     help="remove one of the two, or give each its own values under `keys`",
                 )
-        return {**inputs, **{key: replace(inputs[key], range=Range.NORMALISED) for key in changed}}
+        _scalings(config, inputs, facts)
+        return {**inputs, **{key: replace(inputs[key], range=Range.NORMALISED) for key in normalised}}
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
@@ -87,100 +108,118 @@ class Normalize(Transform):
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """A new batch with normalised values (float32)."""
-        return self._map(batch, _forward)
+        return self._map(batch, _Map.forward)
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
         """A new batch with values in the units of the dataset (float32)."""
-        return self._map(batch, _inverse)
+        return self._map(batch, _Map.inverse)
 
-    def _map(self, batch: Batch, step: Callable[..., Tensor]) -> dict[str, Any]:
-        changed = {
-            key: step(batch[key].float(), *self._for(key, batch), mode == "binary")
-            for key, (mode, _, _) in self._ranges.items()
-            if key in batch
-        }
-        return {**batch, **changed}
-
-    def _for(self, key: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Centre, scale and which dims vary, each (D,), or for several robots (B, 1, D)."""
-        centre, scale, varies = self._on(key, batch[key].device)
-        if not self._many:
-            return centre[0], scale[0], varies[0]
-        ids = ids_of(batch)
-        return tuple(each_own(table, ids, batch[key]) for table in (centre, scale, varies))  # type: ignore[return-value]
-
-    def _on(self, key: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Centre, scale and which dims vary, each (R, D), as tensors of `device`."""
-        if (key, device) not in self._tensors:
-            _, centre, scale = self._ranges[key]
-            with torch.inference_mode(False):  # else training could never use what inference made first
-                self._tensors[key, device] = (
-                    torch.tensor(centre, dtype=torch.float32, device=device),
-                    torch.tensor(
-                        [[s or 1.0 for s in row] for row in scale], dtype=torch.float32, device=device
-                    ),
-                    torch.tensor([[s > 0.0 for s in row] for row in scale], device=device),
-                )
-        return self._tensors[key, device]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tensors": {}}
+    def _map(self, batch: Batch, step: Callable[[_Map, Tensor, Tensor | None], Tensor]) -> dict[str, Any]:
+        present = [key for key in self._maps if key in batch]
+        ids = ids_of(batch) if self._many and present else None
+        return {**batch, **{key: step(self._maps[key], batch[key], ids) for key in present}}
 
 
-def _forward(values: Tensor, centre: Tensor, scale: Tensor, varies: Tensor, binary: bool) -> Tensor:
-    normal = torch.where(values > centre, 1.0, -1.0) if binary else (values - centre) / scale
-    return torch.where(varies, normal, 0.0)
+@dataclass(frozen=True)
+class _Scaling:
+    """One dimension: its mode, and what maps to 0 and to 1. A `scale` of 0 marks a constant, or what a robot lacks."""
+
+    mode: str
+    centre: float = 0.0
+    scale: float = 1.0
 
 
-def _inverse(values: Tensor, centre: Tensor, scale: Tensor, varies: Tensor, binary: bool) -> Tensor:
-    normal = torch.where(values > 0.0, 1.0, -1.0) if binary else values
-    return torch.where(varies, normal * scale + centre, centre)
+class _Map:
+    """The dimensions of one key, for each robot."""
+
+    def __init__(self, robots: Sequence[Sequence[_Scaling]]) -> None:
+        modes = [scaling.mode for scaling in robots[0]]
+        self._binary, self._clips = "binary" in modes, "q99" in modes
+        self._constants = Constants(
+            centre=[[scaling.centre for scaling in own] for own in robots],
+            scale=[[scaling.scale or 1.0 for scaling in own] for own in robots],
+            varies=[[scaling.scale > 0.0 for scaling in own] for own in robots],
+            binary=[[mode == "binary" for mode in modes] for _ in robots],
+            clips=[[mode == "q99" for mode in modes] for _ in robots],
+        )
+
+    def _of(self, ids: Tensor | None, values: Tensor) -> dict[str, Tensor]:
+        """The constants that samples of robots `ids` (B,) meet, or of the only robot."""
+        held = self._constants.on(values.device)
+        if ids is None:
+            return {name: table[0] for name, table in held.items()}
+        return {name: each_own(table, ids, values) for name, table in held.items()}
+
+    def forward(self, values: Tensor, ids: Tensor | None) -> Tensor:
+        held = self._of(ids, values)
+        values = values.float()
+        normal = (values - held["centre"]) / held["scale"]
+        if self._clips:
+            normal = torch.where(held["clips"], normal.clamp(-1.0, 1.0), normal)
+        if self._binary:
+            normal = torch.where(held["binary"], torch.where(values > held["centre"], 1.0, -1.0), normal)
+        return torch.where(held["varies"], normal, 0.0)
+
+    def inverse(self, normal: Tensor, ids: Tensor | None) -> Tensor:
+        held = self._of(ids, normal)
+        normal = normal.float()
+        if self._binary:
+            normal = torch.where(held["binary"], torch.where(normal > 0.0, 1.0, -1.0), normal)
+        return torch.where(held["varies"], normal * held["scale"] + held["centre"], held["centre"])
 
 
-Scaling = tuple[str, list[list[float]], list[list[float]]]
-
-
-def _ranges(config: Normalize.Config, inputs: Specs, facts: Facts) -> dict[str, Scaling]:
-    """Mode, centre and scale of each key, by robot; the scale is 0 where a dimension is constant, or not there."""
-    known = {key: spec for key, spec in inputs.items() if spec.kind in (Kind.STATE, Kind.ACTION)}
+def _modes(config: Normalize.Config, inputs: Specs) -> dict[str, list[tuple[str, str]]]:
+    """Mode of each dimension of each key that is normalised, and the option that asks for it."""
+    known = vectors(inputs)
     wanted = list(known) if config.keys is None else config.keys
-    for place, names, choice in (("keys", wanted, known), ("modes", list(config.modes), wanted)):
-        for position, key in enumerate(names):
-            if key not in choice:
-                raise SpecError(
-                    f"`{key}` is not among the values to normalise",
-                    field=f"keys.{position}" if place == "keys" else f"modes.{key}",
-                    label="not normalised",
-                    help=f"values are: {', '.join(choice) or 'none'}",
-                )
-    ranges: dict[str, Scaling] = {}
+    places: dict[str, tuple[str, Collection[str]]] = {
+        f"keys.{position}": (key, known) for position, key in enumerate(wanted)
+    }
+    places |= {f"modes.{key}": (key, wanted) for key in config.modes}
+    places |= {f"dims.{position}.key": (entry.key, wanted) for position, entry in enumerate(config.dims)}
+    for option, (key, choice) in places.items():
+        if key not in choice:
+            raise SpecError(
+                f"`{key}` is not among the values to normalise",
+                field=option,
+                label="not normalised",
+                help=f"values are: {', '.join(choice) or 'none'}",
+            )
+    modes: dict[str, list[tuple[str, str]]] = {}
     for key in wanted:
-        mode = config.modes.get(key, config.mode)
-        if mode != "identity":
-            field = f"modes.{key}" if key in config.modes else "mode"
-            many = embodiments(inputs) is not None
-            rows = []
-            for own in facts_by_robot(inputs, facts):
-                held = own.get("statistics", {})
-                spec, has = known[key], not many or key in held
-                centre, scale = _range(key, mode, field, spec, held, many) if has else ([], [])
-                missing = [0.0] * (spec.width - len(scale))
-                rows.append((centre + missing, scale + missing))
-            ranges[key] = (mode, [centre for centre, _ in rows], [scale for _, scale in rows])
-    return ranges
+        option = f"modes.{key}" if key in config.modes else "mode"
+        modes[key] = [(config.modes.get(key, config.mode), option)] * known[key].width
+    for position, entry in enumerate(config.dims):
+        for dim in columns(entry.dims, known[entry.key].width, entry.key, f"dims.{position}.dims"):
+            modes[entry.key][dim] = (entry.mode, f"dims.{position}.mode")
+    return {key: chosen for key, chosen in modes.items() if {mode for mode, _ in chosen} != {"identity"}}
 
 
-def _range(
-    key: str, mode: str, field: str, spec: Spec, statistics: Mapping[str, Any], narrower: bool
-) -> tuple[list[float], list[float]]:
-    first, second = _NEEDS[mode]
-    held = statistics.get(key, {})
-    for name in (first, second):
+def _scalings(config: Normalize.Config, inputs: Specs, facts: Facts) -> dict[str, list[list[_Scaling]]]:
+    """How each dimension of each key is mapped, by robot."""
+    many = embodiments(inputs) is not None
+    scalings: dict[str, list[list[_Scaling]]] = {}
+    for key, modes in _modes(config, inputs).items():
+        scalings[key] = []
+        for own in facts_by_robot(inputs, facts):
+            held = statistics_of(key, inputs[key], own)
+            if many and not held:  # the robot has no such state
+                scalings[key].append([_Scaling(mode, 0.0, 0.0) for mode, _ in modes])
+                continue
+            for mode, option in dict.fromkeys(modes):
+                _check(key, mode, option, inputs[key], held, narrower=many)
+            scalings[key].append([_scaling(key, mode, dim, held) for dim, (mode, _) in enumerate(modes)])
+    return scalings
+
+
+def _check(key: str, mode: str, option: str, spec: Spec, held: Mapping[str, Any], *, narrower: bool) -> None:
+    """Raises SpecError or DatasetError for statistics that a mode cannot use."""
+    for name in _NEEDS.get(mode, ()):
         if name not in held:
             usable = [other for other, names in _NEEDS.items() if all(n in held for n in names)]
             raise SpecError(
                 f"`{mode}` needs `{name}` of `{key}`, which the statistics of the dataset do not hold",
-                field=field,
+                field=option,
                 source=key,
                 label=f"no `{name}` of `{key}`",
                 help=f"use one of: {', '.join(usable)}"
@@ -190,7 +229,7 @@ def _range(
         if len(held[name]) > spec.width or (len(held[name]) < spec.width and not narrower):
             raise SpecError(
                 f"statistics of `{key}` have {len(held[name])} dimensions, its values have {spec.width}",
-                field=field,
+                field=option,
                 source=key,
                 label=f"{len(held[name])} statistics for {spec.width} dimensions",
                 help="recompute the statistics of the dataset",
@@ -199,19 +238,23 @@ def _range(
             raise DatasetError(
                 f"`{name}` of `{key}` in the statistics of the dataset is not finite: {held[name]}"
             )
-    pairs = list(zip(map(float, held[first]), map(float, held[second]), strict=True))
-    for position, (low, high) in enumerate(pairs):
-        if (mode == "mean_std" and high < 0.0) or (mode != "mean_std" and high < low):
-            raise DatasetError(
-                f"statistics of `{key}` are damaged: dimension {position} has {first} {low} and {second} {high}"
-            )
-    if mode == "mean_std":
-        centre, scale = [mean for mean, _ in pairs], [std for _, std in pairs]
-    else:
-        centre, scale = (
-            [(low + high) / 2.0 for low, high in pairs],
-            [(high - low) / 2.0 for low, high in pairs],
+
+
+def _scaling(key: str, mode: str, dim: int, held: Mapping[str, Any]) -> _Scaling:
+    if mode == "identity":
+        return _Scaling(mode)
+    first, second = _NEEDS[mode]
+    if dim >= len(held[first]):  # a narrower robot
+        return _Scaling(mode, 0.0, 0.0)
+    low, high = float(held[first][dim]), float(held[second][dim])
+    if (mode == "mean_std" and high < 0.0) or (mode != "mean_std" and high < low):
+        raise DatasetError(
+            f"statistics of `{key}` are damaged: dimension {dim} has {first} {low} and {second} {high}"
         )
-    return centre, [
-        s if s > _CONSTANT * abs(c) and s > 1e-30 else 0.0 for s, c in zip(scale, centre, strict=True)
-    ]
+    if mode == "mean_std":
+        centre, scale = low, high
+    elif mode == "scale":
+        centre, scale = 0.0, max(abs(low), abs(high))
+    else:
+        centre, scale = (low + high) / 2.0, (high - low) / 2.0
+    return _Scaling(mode, centre, scale if scale > _CONSTANT * abs(centre) and scale > 1e-30 else 0.0)

@@ -154,7 +154,7 @@ class Family(ABC):
         """Embeddings (B, N, D) at positions (A, B, N) as the first layer reads them."""
         return embeddings
 
-    def layers(self, model: Any) -> Sequence[nn.Module]:
+    def layers(self, model: Any) -> nn.ModuleList:
         """The layers of the language model."""
         text: Any = self.text(model)
         found: nn.ModuleList = text.layers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,7 +77,7 @@ class Florence(Family):
         entered: Tensor = encoder.layernorm_embedding(embeddings + learned)
         return F.dropout(entered, p=encoder.dropout, training=encoder.training)
 
-    def layers(self, model: Any) -> Sequence[nn.Module]:
+    def layers(self, model: Any) -> nn.ModuleList:
         found: nn.ModuleList = model.language_model.layers
         return found
 

@@ -24,8 +24,13 @@ class Inputs:
     """Token ids of the tokenizer."""
     states: dict[str, Spec]
 
+    @property
+    def mask(self) -> str:
+        """Key of the prompt's mask."""
+        return f"{self.ids.removesuffix('.input_ids')}.attention_mask"
 
-def read_by_default(config: Any, available: Specs) -> dict[str, Spec]:
+
+def read_inputs(config: Any, available: Specs) -> dict[str, Spec]:
     """The inputs to read: those that `reads` names, or all of the kinds that the model takes; raises SpecError."""
     kinds = [Kind.IMAGE, Kind.TOKEN_IDS, *([Kind.STATE] if config.state == "token" else [])]
     listing = ", ".join(f"{key} ({spec.kind})" for key, spec in available.items()) or "none"
@@ -56,7 +61,7 @@ def read_by_default(config: Any, available: Specs) -> dict[str, Spec]:
 
 def inputs_of(config: Any, available: Specs) -> Inputs:
     """The inputs sorted by kind; raises SpecError for several prompts, or states whose steps differ."""
-    found = read_by_default(config, available)
+    found = read_inputs(config, available)
     texts = [key for key, spec in found.items() if spec.kind is Kind.TOKEN_IDS]
     if len(texts) > 1:
         raise SpecError(

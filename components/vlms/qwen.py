@@ -15,6 +15,7 @@ from transformers import (
     Qwen3VLModel,
 )
 
+from ..rotary import Rotation, turn
 from .family import Family, Seen
 from .sequence import Places, Rotary
 
@@ -87,12 +88,9 @@ class Qwen(Family):
         """Maps (F, C, h, w) as places (F, h * w, C), one block of merged places after the other."""
         merge = self.sizes.vision_config.spatial_merge_size
         rows, columns = maps.shape[2] // merge, maps.shape[3] // merge
-        return (
-            maps.unflatten(3, (columns, merge))
-            .unflatten(2, (rows, merge))
-            .permute(0, 2, 4, 3, 5, 1)
-            .flatten(1, 4)
-        )
+        cut = maps.unflatten(3, (columns, merge)).unflatten(2, (rows, merge))
+        places: Tensor = cut.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+        return places
 
     def _coordinates(self, images: Tensor) -> Tensor:
         """Row and column (P, 2) of each patch."""
@@ -101,22 +99,20 @@ class Qwen(Family):
         columns = torch.arange(images.shape[3] // patch, device=images.device)
         return self._by_block(torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None])[0]
 
-    def _turns(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (P, E) of the vision tower's rotary embedding: half of a head for rows, half for columns."""
+    def _turns(self, coordinates: Tensor) -> Rotation:
+        """The rotation of heads by the places of their patches: half of the frequencies for rows, half for columns."""
         vision = self.sizes.vision_config
         quarter = vision.hidden_size // vision.num_heads // 4
         base = vision.rope_parameters["rope_theta"]
         frequencies = base ** (-torch.arange(quarter, device=coordinates.device).float() / quarter)
-        angles = (coordinates[..., None] * frequencies).flatten(1).repeat(1, 2)  # (P, E)
+        angles = (coordinates[..., None] * frequencies).flatten(1)  # (P, E / 2)
         return angles.cos(), angles.sin()
 
-    def _attend(
-        self, attention: Any, hidden: Tensor, turns: tuple[Tensor, Tensor], near: Tensor | None
-    ) -> Tensor:
+    def _attend(self, attention: Any, hidden: Tensor, turns: Rotation, near: Tensor | None) -> Tensor:
         """Attention of the patches (F, P, D) of each frame, under mask near (P, P)."""
         heads = attention.qkv(hidden).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads  # (F, heads, P, E)
-        query, key = _turned(query, turns), _turned(key, turns)
+        query, key = turn(query, turns), turn(key, turns)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=near, scale=attention.scaling)
         out: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -168,11 +164,3 @@ class Qwen3Vl(Qwen):
         square = tower.pos_embed.weight.T.unflatten(1, (side, side))[None].float()  # (1, D, side, side)
         size = (images.shape[2] // patch, images.shape[3] // patch)
         return self._by_block(F.interpolate(square, size=size, mode="bilinear", align_corners=True))
-
-
-def _turned(heads: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys (F, heads, P, E) after the rotary embedding, computed in float32."""
-    cosine, sine = turns
-    wide = heads.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cosine + torch.cat([-second, first], dim=-1) * sine).to(heads.dtype)

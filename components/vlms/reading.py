@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ class Read:
 
 
 def read(
-    layers: Sequence[nn.Module],
+    layers: Iterable[nn.Module],
     hidden: Tensor,
     visible: Tensor,
     rotary: tuple[Tensor, Tensor] | None,
@@ -81,7 +81,8 @@ def _through(
     """
 
     def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        cache, options = KeyValues(past), {"attention_mask": visible}
+        cache = KeyValues(past)
+        options: dict[str, Any] = {"attention_mask": visible}
         if rotary is not None:
             options |= {"position_embeddings": rotary, _CACHE: cache}
         if again:

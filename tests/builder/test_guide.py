@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -236,7 +237,7 @@ def test_transform_decides_the_time_steps(builder: Builder, monkeypatch: pytest.
         (("resize", [0], [0]), "must give None, one transform or a list"),
         ((None, [], [0]), "must give a list of observation indices"),
         ((None, [0], [0.5]), "must give a list of action indices"),
-        ((None, [0], [-1, 0]), "gives the action indices [-1, 0]"),
+        ((None, [0], [-2, -1]), "gives the action indices [-2, -1]"),
         ((None, [0], [0, 2, 4]), "a chunk is executed step by step from 0, which is now"),
         ((None, [0], [1, 2]), "gives the action indices [1, 2]"),
         ((None, [0], [1, 0]), "gives the action indices [1, 0]"),
@@ -330,7 +331,7 @@ def test_the_resolved_recipe_and_the_data_are_saved_with_it(home: Path, run: Any
 
 def test_building_again_leaves_a_policy_its_own_config(builder: Builder) -> None:
     first = builder.build()
-    record_data(first, "abc")
+    record_data(first, SimpleNamespace(fingerprint="abc"))  # type: ignore[arg-type]
     builder.build()
     builder.datasets()
     assert first.config.policysmith["provenance"]["dataset"] == "abc"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from policysmith.builder.recipe import load_recipe
-from policysmith.builder.validation import part_sites
+from policysmith.builder.validation import contradictions, part_sites
 from policysmith.components.registry import REGISTRIES
 from policysmith.schemas.check import check, check_against
 from policysmith.schemas.document import from_mapping
@@ -39,7 +39,7 @@ GOOD: dict[str, Any] = {
     "evaluation": {"env": "metaworld/x", "control": "blind"},
     "meta": {"note": [1, None, {"deep": True}]},
 }
-BEYOND_SCHEMA = {"value_error", "assertion_error"}
+BEYOND_SCHEMA = {"value_error", "assertion_error", "contradiction"}
 TREE = SchemaTree(shipped_schema())
 COMMON = settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
 PARTS = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
@@ -54,8 +54,10 @@ def complaints(model: type[BaseModel], value: Any) -> list[str]:
 
 
 def all_complaints(recipe: dict[str, Any]) -> list[str]:
-    """What pydantic alone says of a recipe and its parts, as types of errors."""
+    """What pydantic says of a recipe and its parts, as types of errors, and what options say of each other."""
     found = complaints(Recipe, recipe)
+    if not found and contradictions(from_mapping(recipe), Recipe.model_validate(recipe)):
+        found.append("contradiction")
     for kind, _, raw in part_sites(recipe):
         try:
             part = REGISTRIES[kind].get(raw["type"])
@@ -153,9 +155,10 @@ def _of_type(name: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         if name == "integer":
             low = above + 1 if above is not None else low
             high = below - 1 if below is not None else high
-            return st.integers(
-                -99 if low is None else math.ceil(low), 9999 if high is None else math.floor(high)
-            )
+            step = schema.get("multipleOf", 1)
+            least = -99 if low is None else math.ceil(low)
+            most = 9999 if high is None else math.floor(high)
+            return st.integers(-(-least // step), most // step).map(lambda number: number * step)
         low, high = (above if above is not None else low), (below if below is not None else high)
         return st.floats(
             low, high, exclude_min=above is not None, exclude_max=below is not None, allow_nan=False
@@ -182,7 +185,12 @@ def _of_type(name: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         other = schema.get("additionalProperties")
         if not isinstance(other, dict):
             return fixed
-        more = st.dictionaries(st.from_regex("[a-z]+", fullmatch=True), drawn(other), max_size=2)
+        more = st.dictionaries(
+            st.from_regex("[a-z]+", fullmatch=True),
+            drawn(other),
+            min_size=schema.get("minProperties", 0),
+            max_size=2,
+        )
         return st.builds(lambda a, b: {**b, **a}, fixed, more)
     return {"boolean": st.booleans(), "null": st.none()}[name]
 

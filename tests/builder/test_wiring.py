@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policysmith.builder import Builder
-from policysmith.builder.wiring import Parts, WiringError, wire
+from policysmith.builder.parts import Parts, WiringError
+from policysmith.builder.wiring import wire
 from policysmith.components.backbones.mlp import MlpBackbone
 from policysmith.components.base import Feature
 from policysmith.components.heads.mlp import MlpHead
@@ -231,6 +232,17 @@ def test_more_executed_than_predicted(wrong: Wrong) -> None:
     (finding,) = wrong({"policy.execute": 5})
     assert finding.span.text == "5"
     assert [span.text for span, _ in finding.related] == ["4"]
+
+
+def test_actions_of_the_past_are_not_executed(wrong: Wrong) -> None:
+    (finding,) = wrong({"policy.execute": 4, "data.past_actions": 1})
+    assert (
+        finding.message
+        == "`policy.execute`: cannot execute 4 actions of a chunk of 4, of which 1 lies in the past"
+    )
+    (finding,) = wrong({"policy.execute": None, "data.past_actions": 4})
+    assert finding.message == "`data.past_actions`: of a chunk of 4 actions, 4 were done before now"
+    assert finding.span.text == "4"
 
 
 @pytest.mark.parametrize("executed", [None, 2])

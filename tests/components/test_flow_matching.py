@@ -81,6 +81,34 @@ def test_loss_is_the_formula(
     assert torch.equal(seen["steps"], batch["action_is_pad"])
 
 
+@pytest.mark.parametrize("padded_dims", ["zero", "noise"])
+def test_padded_dimensions_are_shown_as_asked(
+    world: Any, monkeypatch: pytest.MonkeyPatch, padded_dims: str
+) -> None:
+    """In training and in sampling; whatever is shown, they do not count."""
+    part, batch = make(world, padded_dims=padded_dims, noise_at=1, steps=2), world.batch()
+    absent = torch.zeros(3, 3, dtype=torch.bool)
+    absent[1, 2], absent[2, 1:] = True, True
+    features = {**world.features(), "action_dim_is_pad": Feature(absent)}
+    is_pad = absent[:, None].expand(3, 4, 3)
+    level, noise, seen = torch.tensor([1.0, 0.5, 0.2]), torch.randn(3, 4, 3), []
+
+    def network(chunk: Tensor, *_: Any) -> Tensor:
+        seen.append(chunk)
+        return torch.zeros_like(chunk)
+
+    monkeypatch.setattr(part, "draw", lambda _: (level, noise))
+    monkeypatch.setattr(part.network, "forward", network)
+    loss = part.loss(features, batch["action"], is_pad)["loss"]
+    torch.testing.assert_close(loss, ((noise - batch["action"])[~is_pad] ** 2).mean())
+    start = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0))
+    part.sample(features, torch.Generator().manual_seed(0))
+    for chunk, whole in zip(seen, (level[:, None, None] * noise, start, start), strict=True):
+        expected = whole if padded_dims == "noise" else torch.zeros(())
+        torch.testing.assert_close(chunk[is_pad], expected.expand_as(whole)[is_pad])
+        assert chunk[~is_pad].abs().min() > 0.0
+
+
 def test_repeats_keep_samples_together(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     part, batch = make(world, repeats=3), world.batch()
     level, noise, is_pad = torch.rand(9), torch.randn(9, 4, 3), world.is_pad(batch)

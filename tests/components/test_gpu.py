@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 
 from policysmith.components.base import Feature
 from policysmith.components.heads.flow_matching import FlowMatching
-from policysmith.components.registry import BACKBONES, HEADS, TRANSFORMS
+from policysmith.components.registry import BACKBONES, HEADS, NECKS, TRANSFORMS
+from policysmith.schemas.specs import FEATURES
 
 pytestmark = pytest.mark.gpu
 
@@ -23,7 +26,8 @@ def test_transforms_agree_with_the_cpu_in_evaluation(name: str, world: Any, tmp_
     for key, value in theirs.items():
         if isinstance(value, torch.Tensor):
             assert ours[key].dtype == value.dtype
-            level = 1 if name == "resize" and value.dtype == torch.uint8 else 1e-5
+            resizes = name in ("resize", "resize_with_pad") and value.dtype == torch.uint8
+            level = 1 if resizes else 1e-5
             torch.testing.assert_close(ours[key].cpu().float(), value.float(), atol=level, rtol=1e-5)
     back = transform.inverse(ours)["action"]
     torch.testing.assert_close(back.cpu(), world.batch()["action"], atol=1e-5, rtol=1e-5)
@@ -42,23 +46,81 @@ def test_transforms_never_wait_for_the_gpu(name: str, world: Any, tmp_path: Path
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("name", NECKS.names())
+def test_necks_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> None:
+    part = NECKS.get(name)
+    config = part.tiny(tmp_path)
+    neck: Any = part(config, world.every_feature, {})
+    outputs = tuple(part.specs(config, world.every_feature, {}))
+    theirs = neck(world.features(), outputs)
+    ours = neck.to("cuda")(world.features(device="cuda"), outputs)
+    for key, feature in theirs.items():
+        torch.testing.assert_close(ours[key].values.cpu(), feature.values, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NECKS.names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_necks_do_not_see_what_is_masked_even_where_all_is(
+    name: str, dtype: torch.dtype, world: Any, tmp_path: Path
+) -> None:
+    part = NECKS.get(name)
+    config = part.tiny(tmp_path)
+    neck: Any = part(config, world.every_feature, {}).to("cuda", dtype)
+    results = []
+    for values in (None, 9.0):
+        features = {
+            key: feature
+            if feature.mask is None
+            else replace(
+                feature,
+                values=feature.values if values is None else torch.full_like(feature.values, values),
+                mask=torch.zeros_like(feature.mask),
+            )
+            for key, feature in world.features(device="cuda", dtype=dtype).items()
+        }
+        published = neck(features, tuple(part.specs(config, world.every_feature, {})))
+        shown = [
+            feature.values if feature.mask is None else feature.values * feature.mask[..., None]
+            for feature in published.values()
+        ]
+        assert all(value.isfinite().all() for value in shown)
+        sum(value.square().sum() for value in shown).backward()
+        assert all(p.grad.isfinite().all() for p in neck.parameters() if p.grad is not None)
+        results.append(shown)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def head_of(name: str, world: Any, directory: Path) -> Any:
+    """A head of its tiny config, away from its initial weights, on the GPU."""
+    part = HEADS.get(name)
+    config = part.tiny(directory)
+    kinds, batch = part.kinds(config), world.batch(64)
+    inputs = {
+        key: spec
+        for key, spec in world.every_feature.items()
+        if spec.kind not in FEATURES or (spec.kind in kinds and (config.reads is None or key in config.reads))
+    }
+    facts = part.facts(config) | part.fit(config, inputs, {}, lambda: (batch["action"], world.is_pad(batch)))
+    head: Any = part(config, inputs, facts).to("cuda")
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return head
+
+
 @pytest.mark.parametrize("name", HEADS.names())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_heads_train_and_sample_without_a_valid_token(
     name: str, dtype: torch.dtype, world: Any, tmp_path: Path
 ) -> None:
-    part = HEADS.get(name)
-    head: Any = part(part.tiny(tmp_path), world.feature_specs, {}).to("cuda", dtype)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+    made = head_of(name, world, tmp_path).to(dtype)
     batch, features = world.batch(device="cuda"), world.features(device="cuda", dtype=dtype)
     tokens = features["vision.tokens"]
     mask = tokens.mask & (torch.arange(3, device="cuda") > 0)[:, None]
     results = []
     for values in (tokens.values, torch.where(mask[..., None], tokens.values, 9.0)):
         torch.manual_seed(0)
-        head.zero_grad()
+        head = copy.deepcopy(made)  # a loss may move a head's buffers
         shown = {**features, "vision.tokens": Feature(values, mask)}
         loss = head.loss(shown, batch["action"], world.is_pad(batch))["loss"]
         loss.backward()
@@ -71,8 +133,7 @@ def test_heads_train_and_sample_without_a_valid_token(
 
 @pytest.mark.parametrize("name", [name for name in HEADS.names() if not HEADS.get(name).waits_for_device])
 def test_losses_never_wait_for_the_gpu(name: str, world: Any, tmp_path: Path) -> None:
-    part = HEADS.get(name)
-    head: Any = part(part.tiny(tmp_path), world.feature_specs, {}).to("cuda")
+    head = head_of(name, world, tmp_path)
     batch, features = world.batch(device="cuda"), world.features(device="cuda")
     head.loss(features, batch["action"], world.is_pad(batch))["loss"].backward()
     torch.cuda.set_sync_debug_mode("error")

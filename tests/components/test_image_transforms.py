@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
 from policysmith.components.registry import TRANSFORMS
-from policysmith.components.transforms import color_jitter
+from policysmith.components.transforms import color_jitter, random_rotation
 from policysmith.schemas.errors import SpecError
-from policysmith.schemas.specs import Kind, Spec
+from policysmith.schemas.specs import Kind, Range, Spec
 
 KEY = "observation.images.front"
 
@@ -240,10 +241,234 @@ def test_blank_images_are_black(training: bool) -> None:
     assert images.any()
 
 
+# --- pad_square, resize_with_pad ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(24, 32), (33, 20), (9, 9), (7, 8)])
+@pytest.mark.parametrize("fill", [0.0, 0.5])
+def test_pad_square_agrees_with_torchvision(shape: tuple[int, int], fill: float) -> None:
+    images, side = pictures(shape=shape), max(shape)
+    top, left = (side - shape[0]) // 2, (side - shape[1]) // 2
+    around = [left, top, side - shape[1] - left, side - shape[0] - top]
+    part = make("pad_square", shape=shape, fill=fill)
+    assert torch.equal(part({KEY: images})[KEY], reference.pad(images, around, fill=round(255 * fill)))
+    theirs = reference.pad(images / 255.0, around, fill=fill)
+    assert torch.equal(part({KEY: images / 255.0})[KEY], theirs)
+
+
+def test_cameras_of_two_shapes_are_padded_each() -> None:
+    part = TRANSFORMS.get("pad_square")
+    sizes = {"observation.images.a": (8, 12), "observation.images.b": (10, 6)}
+    inputs = {key: Spec(Kind.IMAGE, ("B", 1, 3, *size)) for key, size in sizes.items()}
+    specs = part.specs(part.Config(type="pad_square"), inputs, {})
+    assert [spec.dims[3:] for spec in specs.values()] == [(12, 12), (10, 10)]
+
+
+@settings(max_examples=40, deadline=None)
+@example(shape=(9, 9), size=(3, 1), place="center", antialias=True)  # torch's kernel for bytes is wrong here
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    place=st.sampled_from(["center", "top_left", "bottom_right"]),
+    antialias=st.booleans(),
+)
+def test_resize_with_pad_is_resizing_and_padding(
+    shape: tuple[int, int], size: tuple[int, int], place: str, antialias: bool
+) -> None:
+    images = pictures(2, shape)
+    options = {"size": list(size), "place": place, "antialias": antialias, "fill": 0.25}
+    part = make("resize_with_pad", shape=shape, **options)
+    ratio = max(shape[0] / size[0], shape[1] / size[1])
+    height, width = max(1, int(shape[0] / ratio)), max(1, int(shape[1] / ratio))
+    spare = (size[0] - height, size[1] - width)
+    top, left = {"center": (spare[0] // 2, spare[1] // 2), "top_left": (0, 0), "bottom_right": spare}[place]
+    around = [left, top, spare[1] - left, spare[0] - top]
+    floats = images / 255.0
+    theirs = reference.pad(reference.resize(floats, [height, width], antialias=antialias), around, fill=0.25)
+    torch.testing.assert_close(part({KEY: floats})[KEY], theirs, atol=1e-6, rtol=0)
+    ours = part({KEY: images})[KEY]
+    assert ours.dtype == torch.uint8
+    assert (ours / 255.0 - theirs).abs().max() <= 1.01 / 255.0
+
+
+def test_resize_with_pad_keeps_the_aspect_ratio() -> None:
+    images = torch.full((1, 1, 3, 480, 640), 255, dtype=torch.uint8)
+    ours = make("resize_with_pad", shape=(480, 640), size=224)({KEY: images})[KEY]
+    assert ours.shape[-2:] == (224, 224)
+    lit = (ours == 255).all(dim=2)[0, 0]
+    assert lit.sum() == 168 * 224
+    assert lit[28:196].all()
+
+
+# --- random_rotation ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    angle=st.floats(-180, 180),
+    shape=st.sampled_from([(24, 32), (9, 9), (11, 6)]),
+    seed=st.integers(0, 1000),
+)
+def test_rotation_agrees_with_torchvision(angle: float, shape: tuple[int, int], seed: int) -> None:
+    images = torch.rand(2, 2, 3, *shape, generator=torch.Generator().manual_seed(seed))
+    angles = torch.tensor([angle, -angle / 2])
+    ours = random_rotation.turned(images, torch.deg2rad(angles), 0.0)
+    for index in range(2):
+        theirs = reference.rotate(images[index], angles[index].item(), reference.InterpolationMode.BILINEAR)
+        torch.testing.assert_close(ours[index], theirs, atol=2e-4, rtol=0)
+
+
+def test_quarter_turns_are_exact_and_what_was_outside_is_filled() -> None:
+    images = pictures(2, (9, 9))
+    quarter = torch.full((2,), torch.pi / 2)
+    assert torch.equal(random_rotation.turned(images, quarter, 0.0), images.rot90(1, (-2, -1)))
+    white = torch.full((2, 1, 3, 9, 9), 255, dtype=torch.uint8)
+    assert torch.equal(random_rotation.turned(white, quarter / 2, 1.0), white)
+    grey = random_rotation.turned(images, quarter / 2, 0.4)
+    assert (grey[..., 0, 0] == 102).all()
+
+
+def test_random_rotation_draws_evenly_up_to_its_degrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(random_rotation, "turned", lambda images, angles, fill: seen.append(angles) or images)
+    make("random_rotation", degrees=30.0).train()({KEY: pictures(4000, (1, 1))})
+    degrees = torch.rad2deg(seen[0])
+    assert 29.5 < degrees.max() <= 30.0
+    assert -30.0 <= degrees.min() < -29.5
+    assert abs(degrees.mean()) < 1.0
+    assert abs(degrees.std() - 60 / 12**0.5) < 0.5
+
+
+# --- grayscale, posterize ----------------------------------------------------------------------------------------
+
+
+def test_grayscale_agrees_with_torchvision() -> None:
+    images, part = pictures(), make("grayscale").eval()
+    theirs = reference.rgb_to_grayscale(images / 255.0, num_output_channels=3)
+    torch.testing.assert_close(part({KEY: images / 255.0})[KEY], theirs, atol=5e-4, rtol=0)
+    ours = part({KEY: images})[KEY]
+    assert ours.dtype == torch.uint8
+    assert (ours / 255.0 - theirs).abs().max() <= 0.6 / 255.0
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 8])
+def test_posterize_agrees_with_torchvision(bits: int) -> None:
+    images, part = pictures(), make("posterize", bits=bits, p=1.0).eval()
+    assert torch.equal(part({KEY: images})[KEY], reference.posterize(images, bits))
+    torch.testing.assert_close(part({KEY: images / 255.0})[KEY], reference.posterize(images / 255.0, bits))
+
+
+@pytest.mark.parametrize("name", ["grayscale", "posterize", "flip"])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_a_probability_is_the_share_of_changed_samples(name: str, p: float) -> None:
+    images = pictures(1, (6, 8)).expand(4000, -1, -1, -1, -1)
+    part = make(name, shape=(6, 8), p=p)
+    changed = (part.train()({KEY: images})[KEY] != images).flatten(1).any(1).float().mean().item()
+    assert abs(changed - p) < 0.03
+    resting = torch.equal(part.eval()({KEY: images})[KEY], images)
+    assert resting == (p < 1.0)
+
+
+# --- flip --------------------------------------------------------------------------------------------------------
+
+FLIPPED = {
+    "observation.images.a": Spec(Kind.IMAGE, ("B", 1, 3, 4, 5)),
+    "observation.images.b": Spec(Kind.IMAGE, ("B", 1, 3, 4, 5)),
+    "observation.state": Spec(Kind.STATE, ("B", 1, 3)),
+    "action": Spec(Kind.ACTION, ("B", 2, 4)),
+}
+
+
+def flip(**options: Any) -> Any:
+    part = TRANSFORMS.get("flip")
+    config = part.Config(type="flip", **options)
+    part.specs(config, FLIPPED, {})
+    return part(config, FLIPPED, {})
+
+
+def flippable(size: int) -> dict[str, Tensor]:
+    shapes = {key: (size, *spec.dims[1:]) for key, spec in FLIPPED.items()}
+    return {key: torch.rand(*shape) for key, shape in shapes.items()}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("direction", "theirs"), [("horizontal", "hflip"), ("vertical", "vflip")])
+def test_flip_mirrors_all_of_a_sample_or_nothing(direction: str, theirs: str) -> None:
+    batch = flippable(64)
+    part = flip(direction=direction, negate={"action": [1, -1], "observation.state": [0]})
+    changed = part.train()(batch)
+    mirror = {key: getattr(reference, theirs)(batch[key]) for key in FLIPPED if "images" in key}
+    mirror["action"] = batch["action"] * torch.tensor([1.0, -1.0, 1.0, -1.0])
+    mirror["observation.state"] = batch["observation.state"] * torch.tensor([-1.0, 1.0, 1.0])
+    hits = (changed["action"] != batch["action"]).flatten(1).any(1)
+    assert 10 < hits.sum() < 54
+    for key, value in changed.items():
+        assert torch.equal(value[hits], mirror[key][hits])
+        assert torch.equal(value[~hits], batch[key][~hits])
+    assert all(torch.equal(value, batch[key]) for key, value in part.eval()(batch).items())
+
+
+def test_a_flip_of_everything_is_undone_for_actions() -> None:
+    part, batch = flip(p=1.0, negate={"action": [0]}).eval(), flippable(3)
+    changed = part(batch)
+    assert torch.equal(changed["action"][..., 0], -batch["action"][..., 0])
+    assert torch.equal(part.inverse(changed)["action"], batch["action"])
+    plain = flip(negate={"action": [0]}).eval()
+    assert torch.equal(plain.inverse(batch)["action"], batch["action"])
+    specs = part.specs(part.config, FLIPPED, {})
+    assert [spec.range for spec in specs.values()] == [None, None, None, Range.CHANGED]
+
+
+def test_flips_that_contradict_themselves_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"`observation.images.b` is not") as caught:
+        flip(keys=["observation.images.a"], negate={"action": [1]})
+    assert caught.value.field == "keys"
+    with pytest.raises(SpecError, match="dimension 4 is not among the 4") as caught:
+        flip(negate={"action": [1, 4]})
+    assert caught.value.field == "negate.action.1"
+    with pytest.raises(SpecError, match="`actions` is no state or action") as caught:
+        flip(negate={"actions": [1]})
+    assert caught.value.field == "negate.actions"
+    part = TRANSFORMS.get("flip")
+    normal = {**FLIPPED, "action": replace(FLIPPED["action"], range=Range.NORMALISED)}
+    with pytest.raises(SpecError, match="`action` is normalised") as caught:
+        part.specs(part.Config(type="flip", negate={"action": [1]}), normal, {})
+    assert (caught.value.source, caught.value.trait) == ("action", "range")
+
+
 # --- all ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["crop", "random_shift", "color_jitter"])
+@pytest.mark.parametrize(
+    "name", ["pad_square", "resize_with_pad", "random_rotation", "grayscale", "posterize", "color_jitter"]
+)
+def test_what_works_on_levels_comes_before_normalising(name: str) -> None:
+    part = TRANSFORMS.get(name)
+    options = {"size": 8} if name == "resize_with_pad" else {}
+    inputs = {KEY: Spec(Kind.IMAGE, ("B", 1, 3, 8, 8), range=Range.NORMALISED)}
+    with pytest.raises(SpecError, match=f"`{KEY}` is normalised") as caught:
+        part.specs(part.Config(type=name, **options), inputs, {})
+    assert (caught.value.source, caught.value.trait) == (KEY, "range")
+    assert "before `normalize_image`" in caught.value.help
+
+
+@pytest.mark.parametrize(
+    "name", ["crop", "random_shift", "color_jitter", "random_rotation", "grayscale", "posterize", "flip"]
+)
+def test_cameras_draw_apart_and_steps_together(name: str) -> None:
+    part = TRANSFORMS.get(name)
+    options = {"crop": {"size": [12, 16]}, "grayscale": {"p": 0.5}}.get(name, {})
+    keys = ["observation.images.a", "observation.images.b"]
+    inputs = {key: Spec(Kind.IMAGE, ("B", 3, 3, 24, 32)) for key in keys}
+    images = pictures(32)[:, :1].expand(-1, 3, -1, -1, -1)
+    changed = part(part.Config(type=name, **options), inputs, {}).train()(dict.fromkeys(keys, images))
+    for value in changed.values():
+        assert value.dtype == torch.uint8
+        assert torch.equal(value, value[:, :1].expand_as(value))
+    same = torch.equal(*changed.values())
+    assert same == (name == "flip")  # a scene is mirrored as a whole
+
+
+@pytest.mark.parametrize("name", ["crop", "random_shift", "color_jitter", "random_rotation"])
 def test_samples_differ_in_training(name: str) -> None:
     options = {"size": [12, 16]} if name == "crop" else {}
     images = pictures(1).expand(16, -1, -1, -1, -1)

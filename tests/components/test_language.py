@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -19,7 +16,6 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextModel,
-    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
 )
@@ -288,21 +284,8 @@ def test_an_image_model_is_no_text_encoder(tmp_path: Path) -> None:
 # --- collators ---------------------------------------------------------------------------------------------------
 
 
-def words(directory: Path) -> str:
-    """A tokenizer of seven words."""
-    known = {"[PAD]": 0, "[UNK]": 1, "open": 2, "close": 3, "the": 4, "drawer": 5, "door": 6}
-    tokenizer = Tokenizer(WordLevel(known, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    wrapper: Any = PreTrainedTokenizerFast
-    fast = wrapper(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-    fast.save_pretrained(str(directory / "tokenizer"))
-    return str(directory / "tokenizer")
-
-
 def make(tmp_path: Path, **options: Any) -> LanguageCollator:
-    config = LanguageCollator.Config(
-        **{"type": "language", "tokenizer": words(tmp_path), "max_length": 16, **options}
-    )
+    config = LanguageCollator.tiny(tmp_path).model_copy(update=options)
     return LanguageCollator(config, LanguageCollator.facts(config))
 
 

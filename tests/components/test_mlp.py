@@ -56,6 +56,36 @@ def test_backbone_concatenates_states_and_steps() -> None:
         torch.testing.assert_close(out["pooled"].values[:, 6 * step : 6 * step + 6], expected)
 
 
+def test_backbone_without_hidden_layers_is_linear() -> None:
+    inputs = {"observation.state": Spec(Kind.STATE, ("B", 2, 5))}
+    part = MlpBackbone(MlpBackbone.Config(type="mlp", width=6, hidden=[]), inputs, {})
+    assert [type(layer) for layer in part.layers] == [nn.Linear]
+    state = torch.randn(4, 2, 5)
+    torch.testing.assert_close(
+        part({"observation.state": state}, ("tokens",))["tokens"].values, part.layers[0](state)
+    )
+
+
+def test_backbone_has_layers_of_its_own_for_each_robot() -> None:
+    config = MlpBackbone.Config(type="mlp", width=6, hidden=[7], activation="relu", per_embodiment=True)
+    inputs = {
+        "observation.state": Spec(Kind.STATE, ("B", 2, 5)),
+        "embodiment": Spec(Kind.EMBODIMENT, ("B",), vocab=3),
+    }
+    assert list(MlpBackbone.reads(config, inputs)) == ["observation.state", "embodiment"]
+    assert MlpBackbone.specs(config, inputs, {})["tokens"].dims == ("B", 2, 6)
+    part = MlpBackbone(config, inputs, {})
+    state, robots = torch.randn(4, 2, 5), torch.tensor([2, 0, 2, 1])
+    out = part({"observation.state": state, "embodiment": robots}, ("tokens",))["tokens"].values
+    first, last = part.layers.layers[0], part.layers.layers[2]
+    for row, robot in enumerate(robots):
+        hidden = torch.relu(state[row] @ first.weight[robot] + first.bias[robot])
+        torch.testing.assert_close(out[row], hidden @ last.weight[robot] + last.bias[robot])
+    with pytest.raises(SpecError, match="the data does not say") as caught:
+        MlpBackbone.reads(config, {"observation.state": inputs["observation.state"]})
+    assert caught.value.field == "per_embodiment"
+
+
 def test_backbone_expects_the_size_it_was_told() -> None:
     inputs = {"observation.state": Spec(Kind.STATE, ("B", 1, 5))}
     MlpBackbone.specs(MlpBackbone.Config(type="mlp", in_dim=5), inputs, {})

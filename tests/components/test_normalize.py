@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from policysmith.components.transforms.normalize import Normalize
 from policysmith.schemas.errors import DatasetError, SpecError
-from policysmith.schemas.specs import Kind, Spec
+from policysmith.schemas.specs import Kind, Range, Spec
 
 WIDTH = 3
-AFFINE = ("mean_std", "min_max", "q99")
+AFFINE = ("mean_std", "min_max", "quantiles")
 PAIRS = {
     "mean_std": ("mean", "std"),
     "min_max": ("min", "max"),
+    "quantiles": ("q01", "q99"),
     "q99": ("q01", "q99"),
     "binary": ("min", "max"),
 }
@@ -184,6 +185,76 @@ def test_first_use_in_inference_mode_does_not_forbid_training() -> None:
 def test_no_tensors_are_pickled_or_saved() -> None:
     part = make({"action": statistics("mean_std", [1.0, 2.0, 3.0], [2.0, 2.0, 2.0])})
     part({"action": torch.ones(1, 2, WIDTH)})
-    assert part._tensors
-    assert pickle.loads(pickle.dumps(part))._tensors == {}
+    assert b"_rebuild_tensor" not in pickle.dumps(part)
+    assert b"_rebuild_tensor" in pickle.dumps(torch.ones(1))
     assert part.state_dict() == {}
+
+
+def test_q99_clips_and_quantiles_do_not() -> None:
+    held = {"action": statistics("q99", [1.0, 0.0, 0.0], [2.0, 1.0, 1.0])}
+    values = torch.tensor([[[5.0, -3.0, 0.5]]])
+    clipped, kept = make(held, mode="q99"), make(held, mode="quantiles")
+    assert clipped({"action": values})["action"].tolist() == [[[1.0, -1.0, 0.5]]]
+    assert kept({"action": values})["action"].tolist() == [[[2.0, -3.0, 0.5]]]
+    back = clipped.inverse({"action": torch.tensor([[[1.5, -1.0, 0.5]]])})["action"]
+    assert back.tolist() == [[[4.0, -1.0, 0.5]]]  # a prediction beyond the percentiles is not clipped
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    low=st.lists(st.floats(-100, 0), min_size=WIDTH, max_size=WIDTH),
+    high=st.lists(st.one_of(st.just(0.0), st.floats(0.01, 100)), min_size=WIDTH, max_size=WIDTH),
+)
+def test_scale_keeps_signs_and_zero(low: list[float], high: list[float]) -> None:
+    part = make({"action": {"min": low, "max": high}}, mode="scale")
+    values = torch.tensor([[low, high, [0.0] * WIDTH]])
+    normal = part({"action": values})["action"]
+    largest = np.maximum(np.abs(low), np.abs(high))
+    exact = values.double().numpy() / np.where(largest > 1e-30, largest, np.inf)
+    np.testing.assert_allclose(normal.numpy(), exact, atol=1e-6)
+    torch.testing.assert_close(part.inverse({"action": normal})["action"], values, rtol=1e-5, atol=1e-30)
+
+
+def test_single_dimensions_have_their_own_mode() -> None:
+    held = {"mean": [1.0, 1.0, 1.0], "std": [2.0, 2.0, 2.0], "min": [0.0] * 3, "max": [4.0] * 3}
+    dims = [
+        {"key": "action", "dims": [-1], "mode": "binary"},
+        {"key": "action", "dims": [1], "mode": "identity"},
+    ]
+    part = make({"action": held}, dims=dims)
+    values = torch.tensor([[[3.0, 3.0, 3.0], [0.0, 0.0, 0.0]]])
+    normal = part({"action": values})["action"]
+    assert normal.tolist() == [[[1.0, 3.0, 1.0], [-0.5, 0.0, -1.0]]]
+    assert part.inverse({"action": normal})["action"].tolist() == [[[3.0, 3.0, 4.0], [0.0, 0.0, 0.0]]]
+    only = make({"action": held}, mode="identity", dims=[{"key": "action", "dims": [0], "mode": "min_max"}])
+    assert only({"action": values})["action"].tolist() == [[[0.5, 3.0, 3.0], [-1.0, 0.0, 0.0]]]
+
+
+@pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        ({"key": "actions", "dims": [0], "mode": "binary"}, "dims.0.key"),
+        ({"key": "action", "dims": [0, 3], "mode": "binary"}, "dims.0.dims.1"),
+        ({"key": "action", "dims": [0, -3], "mode": "binary"}, "dims.0.dims.1"),
+        ({"key": "action", "dims": [0], "mode": "q99"}, "dims.0.mode"),
+    ],
+)
+def test_dimensions_that_cannot_be_normalised_are_located(entry: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make(
+            {"action": {"mean": [0.0] * 3, "std": [1.0] * 3, "min": [0.0] * 3, "max": [1.0] * 3}},
+            dims=[entry],
+        )
+    assert caught.value.field == field
+
+
+def test_statistics_of_other_values_are_stale() -> None:
+    inputs = {"action": Spec(Kind.ACTION, ("B", 2, WIDTH), range=Range.CHANGED)}
+    held = {"mean": [0.0] * WIDTH, "std": [1.0] * WIDTH}
+    config = Normalize.Config(type="normalize")
+    with pytest.raises(SpecError, match="an earlier transform changes its values") as caught:
+        Normalize.specs(config, inputs, {"statistics": {"action": held}})
+    assert (caught.value.source, caught.value.trait) == ("action", "range")
+    facts = {"statistics": {"action": held}, "measured": {"action": {**held, "std": [4.0] * WIDTH}}}
+    part = Normalize(config, inputs, facts)
+    assert part({"action": torch.ones(1, 2, WIDTH)})["action"].unique().tolist() == [0.25]

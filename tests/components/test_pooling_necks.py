@@ -132,7 +132,7 @@ def test_concat_of_pooled_features_is_their_concatenation() -> None:
 def test_concat_of_a_varying_number_of_tokens_varies() -> None:
     inputs = {"a.tokens": Spec(Kind.TOKENS, ("B", "L", 3)), "b.pooled": Spec(Kind.POOLED, ("B", 3))}
     specs = Concat.specs(Concat.Config(type="concat", reads=["a", "b"]), inputs, {})
-    assert specs["tokens"].dims == ("B", "L", 3)
+    assert specs["tokens"].dims == ("B", "L + 1", 3)
 
 
 @pytest.mark.parametrize(("part", "name"), [(Concat, "concat"), (AttentionPool, "attention_pool")])

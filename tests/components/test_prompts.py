@@ -109,6 +109,20 @@ def test_a_state_needs_data_and_statistics() -> None:
     make({}, prompt="{task}")
 
 
+def test_each_robot_is_written_by_its_own_statistics() -> None:
+    narrow = {key: values[:2] for key, values in STATISTICS["observation.state"].items()}
+    part = make({"b": {"observation.state": narrow}, "a": STATISTICS}, prompt="{state}")
+    for number, expected in ((0, "255 0 128"), (1, "255 0")):
+        sample = {
+            "task": "open",
+            "observation.state": state(2.0, 0.0, 0.0),
+            "embodiment": torch.tensor(number),
+        }
+        assert text(part, **sample) == expected
+    with pytest.raises(DatasetError, match="the samples have no `embodiment`"):
+        part([{"task": "open", "observation.state": state(2.0, 0.0, 0.0)}])
+
+
 def test_tokens_are_appended_and_survive_a_cut() -> None:
     part = make(append=["<eos>"])
     ids = part([{"task": "open the drawer"}])["task.input_ids"][0]

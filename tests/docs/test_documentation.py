@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 BINARIES = Path(sys.executable).parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+POLICIES = ROOT / "docs" / "policies.md"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -122,6 +123,74 @@ def test_the_hand_written_policy_trains_and_acts(clone: Path) -> None:
     )
     (clone / "use.py").write_text(use + act)
     assert run(clone, sys.executable, "use.py").endswith("True 64\n")
+
+
+def test_one_policy_learns_from_two_robots_and_drives_each(clone: Path) -> None:
+    page = ROOT / "docs" / "multi_embodiment.md"
+    second, use = blocks(page, "python")
+    (recipe,), (commands,), (shown,) = (blocks(page, language) for language in ("yaml", "bash", "text"))
+    (clone / "second_robot.py").write_text(second)
+    (clone / "two_robots.yaml").write_text(recipe)
+    make, check, train, evaluate = (shlex.split(line) for line in commands.splitlines())
+    run(clone, sys.executable, *make[1:])
+    assert shown in run(clone, *check)
+    run(clone, *train)
+    assert "robot          second" in run(clone, *evaluate)
+    (clone / "use.py").write_text(use + "print(tuple(action.shape), action.isfinite().all().item())\n")
+    assert run(clone, sys.executable, "use.py").endswith("(7,) True\n")
+
+
+VARIANTS = [
+    line
+    for block in blocks(POLICIES, "bash")
+    for line in block.splitlines()
+    if line.startswith("policysmith")
+]
+REFUSED = re.findall(r"^\| `(policysmith [^|]*)` \| (.+) \|$", POLICIES.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", VARIANTS)
+def test_a_variant_of_a_policy_is_what_it_says(
+    command: str, clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Good, but for the last one, which is shown with its report."""
+    monkeypatch.chdir(clone)
+    (shown,) = blocks(POLICIES, "text")
+    code = console.policysmith(shlex.split(command)[1:])
+    written = capsys.readouterr().err
+    assert (code, written) == (
+        (console.INVALID_RECIPE, shown) if command == VARIANTS[-1] else (console.OK, "")
+    )
+
+
+@pytest.mark.parametrize(("command", "said"), REFUSED)
+def test_parts_that_do_not_fit_are_told(
+    command: str,
+    said: str,
+    clone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(clone)
+    assert console.policysmith(shlex.split(command)[1:]) == console.INVALID_RECIPE
+    assert said in capsys.readouterr().err.splitlines()[0]
+
+
+def test_a_composition_of_ones_own_trains(clone: Path) -> None:
+    (recipe,) = blocks(POLICIES, "yaml")
+    (clone / "my_mix.yaml").write_text(recipe)
+    run(clone, "build-and-train", "my_mix.yaml", "-o", "training.steps=2")
+    train = blocks(POLICIES, "bash")[0]
+    assert "runs/pi0_tiny" in run(clone, *shlex.split(train))
+
+
+def test_every_policy_is_on_its_page() -> None:
+    listed = re.findall(r"^\| \[(\w+)\]\(\.\./recipes/(\w+)\.yaml\)", POLICIES.read_text(), re.MULTILINE)
+    assert sorted(listed) == [
+        (path.stem, path.stem) for path in sorted((ROOT / "recipes" / "tiny").glob("*.yaml"))
+    ]
+    assert len(VARIANTS) > 15
+    assert len(REFUSED) == 5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

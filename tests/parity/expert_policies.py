@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from policysmith.builder.recipe import load_recipe
 from policysmith.components.base import Feature
 from policysmith.components.heads.flow_matching import FlowMatching
 from policysmith.components.registry import BACKBONES
@@ -17,8 +18,14 @@ from policysmith.schemas.specs import Kind, Spec
 from .golden import Golden, digest
 
 
+def resolved(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole recipe of sections that a converter made, every default filled in."""
+    whole = {"recipe": 1, "name": "converted", **sections, "data": {"path": "anywhere", **sections["data"]}}
+    return load_recipe(whole).resolved()
+
+
 class Policy(nn.Module):
-    """Backbones and head of a recipe, with the names of weights that a policy has."""
+    """Backbones and head of a resolved recipe, with the names of weights that a policy has."""
 
     def __init__(self, recipe: Mapping[str, Any], golden: Golden) -> None:
         super().__init__()
@@ -124,9 +131,10 @@ def gradients_of(policy: nn.Module) -> dict[str, Tensor]:
 
 
 def differences(gradients: Mapping[str, Tensor], golden: Golden) -> dict[str, float]:
-    """By weight of the golden, how far our gradient is from it, relative to its norm or to a thousandth of the largest."""
+    """By weight that both have, how far our gradient is from the golden's, relative to its norm or to a thousandth of the largest."""
     least = max(expected.norm() for expected in golden.gradients.values()) / 1e3
     return {
         key: ((digest(key, gradients[key]) - expected).norm() / torch.maximum(expected.norm(), least)).item()
         for key, expected in golden.gradients.items()
+        if key in gradients
     }

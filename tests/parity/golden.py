@@ -58,7 +58,8 @@ def _weight(name: str, shape: Sequence[int]) -> Tensor:
     if len(shape) > 1:
         by_category = len(shape) == 3 and name.endswith(".W")  # (categories, in, out)
         return values / math.sqrt(shape[1] if by_category else math.prod(shape[1:]))
-    return 0.1 * values if name.endswith(("bias", "running_mean")) else 1.0 + 0.1 * values
+    gemma = "norm" in name and ("language_model" in name or "gemma_expert" in name)  # scales by 1 + w
+    return 0.1 * values if gemma or name.endswith(("bias", "running_mean")) else 1.0 + 0.1 * values
 
 
 def refill(module: nn.Module) -> dict[str, list[int]]:

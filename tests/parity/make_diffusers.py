@@ -40,9 +40,9 @@ def sample(scheduler: Any, steps: int, name: str) -> dict[str, Tensor]:
     }
 
 
-def add_noise(scheduler: Any, name: str) -> dict[str, Tensor]:
+def add_noise(scheduler: Any, actions: Tensor, name: str) -> dict[str, Tensor]:
     """A noisy chunk, and v."""
-    actions, noise = uniform(f"{name}/action", SHAPE), uniform(f"{name}/noise", SHAPE)
+    noise = uniform(f"{name}/noise", SHAPE)
     steps = torch.tensor([0, 10, scheduler.config.num_train_timesteps - 1])
     return {
         f"{name}/steps": steps,
@@ -52,7 +52,8 @@ def add_noise(scheduler: Any, name: str) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    config, outputs, draws = {}, {}, {}
+    config, outputs = {}, {}
+    inputs = {f"{name}/action": uniform(f"{name}/action", SHAPE) for name in CASES}
     for name, (scheduler, options, steps) in CASES.items():
         types = {"epsilon": "epsilon", "sample": "sample", "v": "v_prediction"}
         whole = {
@@ -75,9 +76,9 @@ def main() -> None:
             outputs |= sample(made, steps, name)
         finally:
             torch.randn = original
-        outputs |= add_noise(made, name)
+        outputs |= add_noise(made, inputs[f"{name}/action"], name)
         config[name] = {**whole, "steps": steps, "drawn": len(drawn)}
-    save("diffusers", config=config, weights={}, inputs={}, draws=draws, outputs=outputs)
+    save("diffusers", config=config, weights={}, inputs=inputs, outputs=outputs)
 
 
 if __name__ == "__main__":

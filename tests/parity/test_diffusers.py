@@ -80,7 +80,7 @@ def test_samplers_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_noisy_actions_and_targets_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part, outputs = make(name), GOLDEN.outputs
     steps, noise = outputs[f"{name}/steps"], uniform(f"{name}/noise", SHAPE)
-    actions, seen = uniform(f"{name}/action", SHAPE), SimpleNamespace()
+    actions, seen = GOLDEN.inputs[f"{name}/action"], SimpleNamespace()
 
     def network(chunk: Tensor, time: Tensor, context: Any, is_pad: Tensor) -> Tensor:
         seen.chunk, seen.time = chunk, time

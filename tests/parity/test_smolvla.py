@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import pytest
 import torch
 from transformers import SmolVLMConfig
 
-from policysmith.builder.interop.lerobot_smolvla import to_lerobot, to_policysmith
+from policysmith.builder.interop.lerobot_smolvla import is_of, to_lerobot, to_policysmith
 from policysmith.components.features import masked_mean
 from policysmith.schemas.errors import WeightsError
 
+from .expert_policies import Policy, differences, gradients_of, resolved
 from .golden import Golden, load
-from .expert_policies import Policy, differences, gradients_of
 
 
 @pytest.fixture
@@ -37,12 +38,12 @@ def config(golden: Golden, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def recipe(golden: Golden, config: dict[str, Any]) -> dict[str, Any]:
-    return to_policysmith(golden.weights(), config)[0]
+    return resolved(to_policysmith(golden.weights(), config)[0])
 
 
 @pytest.fixture
-def policy(golden: Golden, config: dict[str, Any]) -> Policy:
-    recipe, weights = to_policysmith(golden.weights(), config)
+def policy(golden: Golden, config: dict[str, Any], recipe: dict[str, Any]) -> Policy:
+    _, weights = to_policysmith(golden.weights(), config)
     built = Policy(recipe, golden).eval()
     built.load_state_dict(weights, strict=True)
     return built
@@ -73,9 +74,9 @@ def test_gradients_are_lerobots(policy: Policy, golden: Golden, recipe: dict[str
     loss = masked_mean((policy.velocity() - target) ** 2, policy.padding(steps=True))
     torch.testing.assert_close(loss, golden.outputs["loss_masked"], atol=1e-5, rtol=1e-6)
     loss.backward()
-    _, gradients = to_lerobot(gradients_of(policy), recipe)
+    _, gradients = to_lerobot(gradients_of(policy), {"recipe": recipe})
     found = differences(gradients, golden)
-    assert len(found) > 80
+    assert found.keys() == golden.gradients.keys()
     assert max(found.values()) < 1e-5
 
 
@@ -88,8 +89,9 @@ def test_samples_are_lerobots(policy: Policy, golden: Golden) -> None:
 def test_weights_come_back(
     policy: Policy, golden: Golden, config: dict[str, Any], recipe: dict[str, Any]
 ) -> None:
-    found, state = to_lerobot(policy.state_dict(), recipe)
+    found, state = to_lerobot(policy.state_dict(), {"recipe": recipe})
     weights = golden.weights()
+    assert is_of(recipe)
     assert {key: config[key] for key in found} == found
     assert state.keys() == weights.keys()
     for key, value in weights.items():
@@ -97,21 +99,58 @@ def test_weights_come_back(
         assert key.endswith("lm_head.weight") or torch.equal(value, state[key]), key
 
 
-def test_other_weights_and_options_are_refused(
-    policy: Policy, golden: Golden, config: dict[str, Any], recipe: dict[str, Any]
+@pytest.mark.parametrize(
+    ("options", "frozen"),
+    [
+        ({}, []),
+        ({"freeze_vision_encoder": True}, ["backbones.vlm.model.vision_model.*"]),
+        ({"train_expert_only": True}, ["backbones.vlm.model.*"]),
+        (
+            {"train_expert_only": True, "train_state_proj": False},
+            ["backbones.vlm.model.*", "backbones.vlm.state.*"],
+        ),
+    ],
+)
+def test_what_lerobot_freezes_is_frozen(
+    golden: Golden, config: dict[str, Any], options: dict[str, Any], frozen: list[str]
 ) -> None:
-    weights = golden.weights()
-    first = "model.state_proj.weight"
-    with pytest.raises(WeightsError, match=f"missing: `{first}`$"):
+    sections, _ = to_policysmith(golden.weights(), {**config, **options})
+    assert sections["policy"]["freeze"] == frozen
+
+
+def test_other_weights_and_options_are_refused(golden: Golden, config: dict[str, Any]) -> None:
+    weights, first = golden.weights(), "model.state_proj.weight"
+    with pytest.raises(WeightsError, match=f"missing: {first}$"):
         to_policysmith({key: value for key, value in weights.items() if key != first}, config)
-    with pytest.raises(WeightsError, match=r"unexpected: `model\.other`"):
+    with pytest.raises(WeightsError, match=r"unexpected: model\.other$"):
         to_policysmith({**weights, "model.other": weights[first]}, config)
-    for option, value in (("prefix_length", 7), ("num_expert_layers", 2), ("add_image_special_tokens", True)):
+    for option, value in (("prefix_length", 7), ("add_image_special_tokens", True)):
         with pytest.raises(WeightsError, match=f"`{option}: {value}` cannot be converted"):
             to_policysmith(weights, {**config, option: value})
+    with pytest.raises(WeightsError, match="an expert of 2 layers beside 4"):
+        to_policysmith(weights, {**config, "num_expert_layers": 2})
     with pytest.raises(WeightsError, match="without joint layers"):
         to_policysmith(weights, {**config, "self_attn_every_n_layers": -1})
-    backbone = {**recipe["policy"]["backbones"]["vlm"], "rope": 100_000.0}
-    other = {**recipe, "policy": {**recipe["policy"], "backbones": {"vlm": backbone}}}
-    with pytest.raises(WeightsError, match=r"`rope: 100000.0` cannot be converted"):
-        to_lerobot(policy.state_dict(), other)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("backbones.vlm.rope", 100_000.0, r"`rope: 100000\.0` cannot be converted"),
+        ("head.network.hidden", 512, "`hidden: 512` cannot be converted, only with `hidden: 256`"),
+        ("head.network.action_attention", "bidirectional", "`action_attention: bidirectional` cannot"),
+        ("head.levels.floor", 0.0, "`levels: .*` cannot be converted"),
+        ("backbones.proprio", {"type": "state"}, "one backbone"),
+    ],
+)
+def test_what_lerobot_lacks_is_refused(
+    policy: Policy, recipe: dict[str, Any], path: str, value: Any, message: str
+) -> None:
+    changed = copy.deepcopy(recipe)
+    *steps, last = path.split(".")
+    section = changed["policy"]
+    for step in steps:
+        section = section[step]
+    section[last] = value
+    with pytest.raises(WeightsError, match=message):
+        to_lerobot(policy.state_dict(), {"recipe": changed})

@@ -22,7 +22,18 @@ data: {path: datasets/x}
 policy: {backbones: {proprio: {type: mlp}}, head: {type: mlp}}
 training: {steps: 10}
 """
-CALLS = ("train", "check", "render", "listing", "explain", "schema", "evaluate", "data_record", "data_info")
+CALLS = (
+    "train",
+    "check",
+    "render",
+    "listing",
+    "explain",
+    "schema",
+    "evaluate",
+    "export",
+    "data_record",
+    "data_info",
+)
 
 
 @pytest.fixture
@@ -94,6 +105,12 @@ def test_train(called: list[tuple[str, Namespace]], recipe: str) -> None:
             },
         ),
         (
+            ["export", "runs/x", "--merge", "--output", "d"],
+            "export",
+            {"checkpoint": "runs/x", "merge": True, "output": "d", "allow_imports": False},
+        ),
+        (["export", "runs/x", "--output", "d"], "export", {"merge": False}),
+        (
             ["data", "record", "--env", "metaworld/x", "--output", "d", "--noise", "0.1"],
             "data_record",
             {"env": "metaworld/x", "output": "d", "noise": 0.1, "episodes": 50, "image_size": 96, "seed": 0},
@@ -127,6 +144,7 @@ def test_recipes_are_judged_before_anything_is_imported(
         ["paint"],
         ["list", "wheels"],
         ["evaluate", "x", "--episodes", "0"],
+        ["export", "x"],
         ["check"],
         ["data", "record"],
         ["data", "record", "--env", "e", "--output", "d", "--noise", "-1"],

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from policysmith.builder.data.writer import LeRobotWriter
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -280,3 +282,33 @@ def _write_v3(data: Synthetic, image_camera: bool) -> None:
         pq.write_table(pa.Table.from_pylist([rows[e] for e in episodes]), path)
     tasks = pa.table({"task_index": range(len(TASKS)), "__index_level_0__": list(TASKS)})
     pq.write_table(tasks, data.root / "meta/tasks.parquet")
+
+
+def write_robot(
+    root: Path,
+    *,
+    state: int,
+    action: int,
+    cameras: dict[str, tuple[int, int]],
+    shift: float = 0.0,
+    force: int = 0,
+) -> Path:
+    """Write a dataset of a robot with these widths and cameras; its numbers lie around `shift`."""
+    generator = np.random.default_rng([state, action])
+    vectors = {
+        "observation.state": [f"joint_{i}" for i in range(state)],
+        "action": [f"motor_{i}" for i in range(action)],
+        "observation.force": [f"force_{i}" for i in range(force)],
+    }
+    vectors = {key: names for key, names in vectors.items() if names}
+    with LeRobotWriter(root, fps=FPS, cameras=cameras, vectors=vectors) as writer:
+        for length in (12, 9, 15, 10):
+            frames: dict[str, np.ndarray] = {
+                key: generator.normal(shift, 1.0 + shift, (length, len(names))).astype(np.float32)
+                for key, names in vectors.items()
+            }
+            for name, size in cameras.items():
+                pixels = generator.integers(0, 256, (length, 3, *size), dtype=np.uint8)
+                frames[f"observation.images.{name}"] = pixels
+            writer.add_episode(f"move {action} motors", frames)
+    return root

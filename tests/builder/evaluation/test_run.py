@@ -149,7 +149,7 @@ def test_another_dataset_is_told_and_one_that_does_not_fit_is_refused(run: Path)
 
 
 def test_a_dataset_that_changed_since_is_noted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SavedPolicy, "fingerprint", lambda self: "another")
+    monkeypatch.setattr(SavedPolicy, "fingerprint", lambda self, embodiment: "another")
     result = evaluate(run, open_loop=True, device="cpu")
     assert any("has changed since the policy was trained" in line for line in result.lines)
 

@@ -108,6 +108,21 @@ def test_select_action_runs_part_of_each_chunk(
         policy.train().select_action(observation)
 
 
+def test_actions_of_the_past_are_predicted_but_not_run(
+    tiny: dict[str, Any], observation: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = Builder.from_recipe(tiny).override({"data.past_actions": 1, "policy.execute": 2})
+    training, _ = builder.datasets()
+    horizon = builder.recipe.recipe.data.horizon
+    assert torch.equal(training[1]["action"][1:], training[2]["action"][:-1])
+    assert training[0]["action_is_pad"].tolist() == [True] + [False] * (horizon - 1)
+    policy = builder.build()
+    chunk = torch.arange(horizon)[None, :, None].expand(1, -1, 4).float()
+    monkeypatch.setattr(policy, "inference", lambda batch, generator=None: chunk)
+    acted = [policy.select_action(observation)[0].item() for _ in range(3)]
+    assert acted == [1.0, 2.0, 1.0]
+
+
 def test_a_history_starts_with_its_first_frame(tiny: dict[str, Any], observation: dict[str, Any]) -> None:
     policy = build(tiny, **{"data.observation_steps": 3, "policy.execute": 1})
     seen: list[torch.Tensor] = []

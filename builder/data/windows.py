@@ -1,0 +1,37 @@
+"""The numeric columns of a table as batches of windows: what samples hold, without images, many at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .features import ACTION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .table import EpisodeTable
+
+
+def windows(
+    table: EpisodeTable, observations: Sequence[int], actions: Sequence[int], size: int = 1024
+) -> Iterator[dict[str, Any]]:
+    """Batches of up to `size` samples, in order, as `LeRobotDataset` gives them for these offsets from a frame.
+
+    Each holds every `observation.*` (B, T, D), `action` (B, H, A) and `action_is_pad` (B, H).
+    """
+    first = np.repeat(np.asarray(table.first_rows), table.lengths)
+    last = first + np.repeat(np.asarray(table.lengths), table.lengths) - 1
+    for start in range(0, table.rows, size):
+        rows = np.arange(start, min(start + size, table.rows))
+        bounds = first[rows, None], last[rows, None]
+        seen = np.clip(rows[:, None] + np.asarray(observations), *bounds)
+        wanted = rows[:, None] + np.asarray(actions)
+        done = np.clip(wanted, *bounds)
+        chosen = {key: done if key == ACTION else seen for key in table.columns}
+        batch: dict[str, Any] = {
+            key: torch.from_numpy(table.columns[key][index]) for key, index in chosen.items()
+        }
+        yield {**batch, "action_is_pad": torch.from_numpy(wanted != done)}

@@ -1,0 +1,54 @@
+"""What a head learns from the training chunks before it is built, such as a vocabulary of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+
+from ..components.base import ActionHead, Batch, Chunks
+from ..schemas.errors import PolicysmithError, SpecError
+from .measure import Placed
+from .parts import Parts, Problem, WiringError
+from .policy.composed import padding
+from .sources import DataPlan
+from .wiring import Wiring
+
+_MOST = 200_000  # chunks: more change no vocabulary, but take memory
+
+
+def fit(parts: Parts, wiring: Wiring, data: DataPlan) -> dict[str, Any]:
+    """Facts of the head with what it learned from the training episodes. Raises WiringError where it cannot."""
+    site, head = parts.head, cast(type[ActionHead], parts.head.part)
+    known: Mapping[str, Any] = wiring.facts.get(site.key, {})
+    inputs = {**wiring.features, **wiring.given}
+    try:
+        return {**known, **head.fit(site.config, inputs, known, lambda: _chunks(parts, wiring, data))}
+    except WiringError:
+        raise
+    except PolicysmithError as error:
+        found = error if isinstance(error, SpecError) else SpecError(str(error))
+        raise WiringError([Problem(site.path, found)]) from error
+
+
+@torch.no_grad()
+def _chunks(parts: Parts, wiring: Wiring, data: DataPlan) -> Chunks:
+    """Actions (N, H, A) of the training episodes as the head gets them, evenly spaced where they are many, and is_pad."""
+    way = [
+        Placed(site, wiring.into(index), wiring.facts.get(site.key, {}))
+        for index, site in enumerate(parts.transforms)
+    ]
+    stride = math.ceil(sum(source.frames(source.training) for source in data.sources) / _MOST)
+    actions, pads = [], []
+    for given in data.numbers():
+        batch: Batch = {key: value[::stride] for key, value in given.items()}
+        for transform in way:
+            batch = transform(batch)
+        actions.append(batch["action"])
+        pads.append(padding(batch))
+    return torch.cat(actions), torch.cat(pads)
+
+
+__all__ = ["fit"]

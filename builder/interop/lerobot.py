@@ -1,0 +1,165 @@
+"""Policies of LeRobot's directories as checkpoints of ours, and the other way round.
+
+import_policy("pretrained_model", data="demonstrations", output="runs/act/policy")
+export_policy("runs/act", output="pretrained_model")
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from ...components.base import Backbone
+from ...schemas.errors import WeightsError
+from ...schemas.specs import Kind, Spec
+from ..assembly import assemble
+from ..evaluation.saved import SavedPolicy
+from ..plan import plan_policy
+from ..plan_data import plan_data
+from ..policy import RecipePolicy
+from ..recipe import load_recipe
+from ..rehearsal import rehearse
+from ..sources import Windows
+from . import lerobot_files, normalization
+from .lerobot_files import Checkpoint
+
+_TYPES = {Kind.IMAGE: "VISUAL", Kind.STATE: "STATE"}
+_STATE, _ENVIRONMENT, _IMAGES = "observation.state", "observation.environment_state", "observation.images."
+
+
+def types() -> list[str]:
+    """The policy types of LeRobot that can be converted."""
+    files = Path(__file__).parent.glob("lerobot_*.py")
+    return sorted(path.stem.removeprefix("lerobot_") for path in files if path.stem != "lerobot_files")
+
+
+def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -> RecipePolicy:
+    """Write a directory of LeRobot as a policy of ours, which `AutoModel.from_pretrained(output)` loads.
+
+    `data` is the LeRobot dataset that it was trained on, or another with the same observations and actions: its
+    sizes are checked, and its recipe can train on. Raises CheckpointError, WeightsError, RecipeError.
+    """
+    found = lerobot_files.read(Path(source))
+    kind = found.config["type"]
+    if kind not in types():
+        raise WeightsError(f"policies of type `{kind}` cannot be converted; these can: {', '.join(types())}")
+    converter = _converter(kind)
+    for step in found.steps:
+        if (name := step.get("registry_name")) not in getattr(converter, "STEPS", ()):
+            raise WeightsError(f"its preprocessor has a step `{name}` that has no counterpart")
+    sections, weights = converter.to_policysmith(found.weights, found.config)
+    normalize, statistics = normalization.transforms(found.config, found.statistics)
+    if hasattr(converter, "transforms"):
+        normalize = converter.transforms(found.config, normalize)
+    recipe = {
+        "recipe": 1,
+        "name": f"lerobot_{kind}",
+        **sections,
+        "data": {"path": str(Path(data).resolve()), **sections["data"]},
+        "transforms": [*sections.get("transforms", ()), *normalize],
+        "training": {"steps": 100_000, **sections.get("training", {})},
+    }
+    loaded = load_recipe(recipe)
+    plan = plan_data(loaded, Windows.of(loaded.recipe.data))
+    _compare(found.config, plan.specs)
+    (dataset,) = plan.sources
+    plan = replace(plan, sources=(replace(dataset, statistics={**plan.statistics, **statistics}),))
+    wired = plan_policy(loaded, plan)
+    rehearse(loaded, plan, wired)
+    policy = assemble(loaded, plan, wired, "cpu")
+    _load(policy, weights)
+    policy.save_pretrained(output)
+    return policy
+
+
+def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
+    """Write a policy of ours as a directory of LeRobot; gives its config. `source` is a policy or a run.
+
+    Raises CheckpointError for a directory without a policy, WeightsError for one that LeRobot cannot hold.
+    """
+    saved = SavedPolicy.find(source)
+    if saved.handwritten:
+        raise WeightsError("a hand-written policy has no counterpart in LeRobot")
+    if saved.robots:
+        raise WeightsError(
+            f"the policy is for {len(saved.robots)} robots, `{'`, `'.join(saved.robots.names)}`; LeRobot's are for one"
+        )
+    policy: RecipePolicy = RecipePolicy.from_pretrained(saved.directory)
+    content = _with_reads(policy)
+    head = content["recipe"]["policy"]["head"]["type"]
+    kind = next((kind for kind in types() if _converter(kind).is_of(content["recipe"])), None)
+    if kind is None:
+        raise WeightsError(
+            f"no policy of LeRobot has a head like `{head}`; these can be converted: {', '.join(types())}"
+        )
+    converter = _converter(kind)
+    config: dict[str, Any]
+    config, weights = converter.to_lerobot(policy.state_dict(), content)
+    inputs, outputs = _features(policy)
+    steps: list[dict[str, Any]] = []
+    if hasattr(converter, "processor"):
+        options, steps, content = converter.processor(content)
+        config |= options
+    mapping, statistics = normalization.processor(content, {**inputs, **outputs})
+    config |= {"input_features": inputs, "output_features": outputs, "normalization_mapping": mapping}
+    lerobot_files.write(Path(output), Checkpoint(config, weights, statistics, steps))
+    return config
+
+
+def _with_reads(policy: RecipePolicy) -> dict[str, Any]:
+    """The content of its config, with the observations spelled out that each backbone reads."""
+    recipe = policy.content["recipe"]
+    read = {name: list(cast(Backbone, backbone).keys) for name, backbone in policy.backbones.items()}
+    backbones = {name: {**raw, "reads": read[name]} for name, raw in recipe["policy"]["backbones"].items()}
+    section = {**recipe["policy"], "backbones": backbones}
+    return {**policy.content, "recipe": {**recipe, "policy": section}}
+
+
+def _converter(kind: str) -> Any:
+    return importlib.import_module(f"{__package__}.lerobot_{kind}")
+
+
+def _load(policy: RecipePolicy, weights: Mapping[str, Any]) -> None:
+    """Fill the policy. Raises WeightsError for weights of another shape, and with their names."""
+    own = policy.state_dict()
+    misfits = [
+        f"{name} is {tuple(value.shape)}, the policy's is {tuple(own[name].shape)}"
+        for name, value in weights.items()
+        if name in own and own[name].shape != value.shape
+    ]
+    misfits += [f"{name} has no counterpart" for name in sorted(own.keys() ^ weights.keys())]
+    if misfits:
+        raise WeightsError(f"the weights do not fit the policy: {'; '.join(misfits[:5])}")
+    policy.load_state_dict(dict(weights))
+
+
+def _compare(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> None:
+    """Raises WeightsError for observations or actions that the dataset lacks, or of another size."""
+    for key, feature in {**config["input_features"], **config["output_features"]}.items():
+        spec, shape = specs.get(key), tuple(feature["shape"])
+        if spec is None or spec.dims[2:] != shape:
+            has = "has none" if spec is None else f"has {spec.dims[2:]}"
+            raise WeightsError(f"the policy was trained with `{key}` {shape}, and the dataset {has}")
+
+
+def _features(policy: RecipePolicy) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Input and output features as config.json has them; cameras in the order in which they are read."""
+    specs = {key: Spec.from_json(spec) for key, spec in policy.content["specs"].items()}
+    read = [key for part in policy.backbones.values() for key in cast(Backbone, part).keys]
+    if "{state}" in policy.content["recipe"]["collator"].get("prompt", ""):
+        read.append(_STATE)
+    inputs = {
+        key: {
+            "type": "ENV" if key == _ENVIRONMENT else _TYPES[specs[key].kind],
+            "shape": list(specs[key].dims[2:]),
+        }
+        for key in sorted(dict.fromkeys(read), key=lambda key: key.startswith(_IMAGES))
+        if key in specs and specs[key].kind in _TYPES
+    }
+    return inputs, {"action": {"type": "ACTION", "shape": [specs["action"].width]}}
+
+
+__all__ = ["export_policy", "import_policy", "types"]

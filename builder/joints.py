@@ -1,0 +1,166 @@
+"""Features by name: what necks and head read of the backbones, and of each other."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from ..components.base import ActionHead, Facts, Neck
+from ..components.features import named
+from ..schemas.document import KeyPath
+from ..schemas.errors import PolicysmithError, SpecError
+from ..schemas.part import HeadConfig
+from ..schemas.specs import Kind, Spec, Specs
+from .parts import Parts, Problem, Site, as_spec_error, because
+
+
+def check_names(parts: Parts, problems: list[Problem]) -> None:
+    for name, site in parts.necks.items():
+        if name in parts.backbones:
+            label, help = "the name of a backbone", "rename one of the two"
+            error = SpecError(f"a backbone is called `{name}` too", label=label, help=help)
+            problems.append(Problem(site.path, error))
+
+
+def wire_necks(
+    parts: Parts,
+    published: dict[str, Specs],
+    robots: Specs,
+    facts: Mapping[str, Facts],
+    problems: list[Problem],
+) -> dict[str, Specs]:
+    """What each neck reads, each after those it reads from; adds what they publish to `published`."""
+    necks: dict[str, Specs] = {}
+    waiting = {
+        name: {entry.partition(".")[0] for _, entry, _ in _entries(site)}
+        for name, site in parts.necks.items()
+    }
+    while waiting:
+        name = next((name for name, sources in waiting.items() if not sources & waiting.keys()), None)
+        if name is None:
+            for name in waiting:
+                error = SpecError(
+                    f"neck `{name}` reads from itself, through {' and '.join(waiting)}", field="reads"
+                )
+                problems.append(Problem(parts.necks[name].path, error))
+            break
+        sources, site = waiting.pop(name), parts.necks[name]
+        before = len(problems)
+        features = _resolve(parts, site, _entries(site), published, problems)
+        if len(problems) > before or not sources <= published.keys():
+            continue
+        try:
+            inputs = {**features, **robots}
+            published[name] = site.part.specs(site.config, inputs, facts.get(site.key, {}))
+            necks[name] = features
+        except PolicysmithError as error:
+            also = origins(parts, features)
+            problems.append(Problem(site.path, as_spec_error(error), also, "E021 dim-mismatch"))
+    return necks
+
+
+def _entries(site: Site) -> list[tuple[str, str, tuple[Kind, ...]]]:
+    """The features that a neck's options name: the option, the name, and the kinds it accepts there."""
+    neck = cast(type[Neck], site.part)
+    return [
+        (f"{role}.{position}", entry, kinds)
+        for role, kinds in neck.roles.items()
+        for position, entry in enumerate(getattr(site.config, role) or ())
+    ]
+
+
+def head_inputs(parts: Parts, published: Mapping[str, Specs], problems: list[Problem]) -> dict[str, Spec]:
+    """What the head reads. `published` lacks the sources that do not fit themselves; nothing is said of these."""
+    head = cast(type[ActionHead], parts.head.part)
+    config = cast(HeadConfig, parts.head.config)
+    kinds = head.kinds(config)
+    passed_on = {entry.partition(".")[0] for site in parts.necks.values() for _, entry, _ in _entries(site)}
+    if config.reads is None:
+        wanted = [("", name, kinds) for name in sorted(parts.sources) if name not in passed_on]
+    else:
+        wanted = [(f"reads.{position}", entry, kinds) for position, entry in enumerate(config.reads)]
+    features = _resolve(parts, parts.head, wanted, published, problems)
+    read = passed_on | {entry.partition(".")[0] for _, entry, _ in wanted}
+    for name, site in parts.sources.items():
+        if name not in read:
+            noun = "backbone" if name in parts.backbones else "neck"
+            error = SpecError(
+                f"nothing reads {noun} `{name}`",
+                label="computed for nothing",
+                help=f"add `{name}` to `policy.head.reads`, or remove the {noun}",
+            )
+            problems.append(Problem(site.path, error))
+    return features
+
+
+def _resolve(
+    parts: Parts,
+    reader: Site,
+    entries: Sequence[tuple[str, str, tuple[Kind, ...]]],
+    published: Mapping[str, Specs],
+    problems: list[Problem],
+) -> dict[str, Spec]:
+    """The features that a head or a neck names, each entry with its option and the kinds accepted there."""
+    features: dict[str, Spec] = {}
+    taken: set[tuple[str, str]] = set()
+    kind, noun = reader.config.type, "head" if reader is parts.head else "neck"
+    for where, entry, kinds in entries:
+        field, (name, _, output) = where or None, entry.partition(".")
+        if name not in parts.sources:
+            near = difflib.get_close_matches(name, parts.sources, n=1)
+            nouns = "backbones are" if not parts.necks else "backbones and necks are"
+            help = f"did you mean `{near[0]}`?" if near else f"{nouns}: {', '.join(parts.sources)}"
+            thing = "backbone" if not parts.necks else "backbone or neck"
+            message = f"`{kind}` reads `{entry}`, but no {thing} is called `{name}`"
+            error = SpecError(message, field=field, label=f"no such {thing}", help=help)
+            problems.append(Problem(reader.path, error, code="E022 missing-input"))
+            continue
+        if name not in published:
+            continue
+        offered = published[name]
+        source = "backbone" if name in parts.backbones else "neck"
+        key = named(entry, {f"{name}.{o}": spec for o, spec in offered.items()}, kinds)
+        if key is None or offered[key.split(".")[1]].kind not in kinds:
+            message = f"{noun} `{kind}` reads {' or '.join(kinds)}, "
+            message += f"but {source} `{name}` publishes {' and '.join(offered)}"
+            if output in offered:
+                message = f"{noun} `{kind}` cannot read `{output}`; it reads {' or '.join(kinds)}"
+            error = SpecError(
+                message, field=field, label=f"`{entry}` does not fit", help=_cure(entry, kinds, offered)
+            )
+            also = [(parts.sources[name].path, f"publishes {' and '.join(offered)}")]
+            problems.append(Problem(reader.path, error, also, "E022 missing-input"))
+        elif (role := (where.partition(".")[0], key)) in taken:
+            error = SpecError(f"`{kind}` reads `{key}` twice", field=field, label="again")
+            problems.append(Problem(reader.path, error))
+        else:
+            taken.add(role)
+            features[key] = offered[key.split(".")[1]]
+    return features
+
+
+def _cure(entry: str, kinds: Sequence[Kind], offered: Specs) -> str:
+    """What to do where a source publishes nothing that its reader can read."""
+    name, _, output = entry.partition(".")
+    fitting = [output for output, spec in offered.items() if spec.kind in kinds]
+    if Kind.KEY_VALUES in kinds and (output == Kind.KEY_VALUES or not fitting):
+        return "take a backbone of type `vlm`, which publishes key_values, or a network that reads tokens, such as `dit`"
+    if fitting:
+        return f"read `{name}.{fitting[0]}`"
+    if Kind.POOLED in kinds and any(spec.kind is Kind.TOKENS for spec in offered.values()):
+        return f"put a neck between, `necks: {{pool: {{type: attention_pool, reads: [{name}]}}}}`, and read `pool`"
+    if Kind.TOKENS in kinds:
+        return "take a backbone that publishes tokens, or a head that reads pooled features, such as `mlp`"
+    return f"take a backbone that publishes {' or '.join(kinds)}"
+
+
+def origins(parts: Parts, features: Specs) -> list[tuple[KeyPath, str]]:
+    """The parts that publish some features, with what they publish."""
+    return [
+        (parts.sources[key.split(".")[0]].path, f"{key} is {spec}{because(spec)}")
+        for key, spec in features.items()
+    ]
+
+
+__all__ = ["check_names", "head_inputs", "origins", "wire_necks"]

@@ -1,0 +1,135 @@
+"""A mixture of Gaussians over actions, predicted by a multi-layer perceptron."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ...schemas.errors import SpecError
+from ...schemas.part import HeadConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import ActionHead, Facts, Feature
+from ..draws import categorical, normal
+from ..features import action_spec, chunk_size, masked_mean, padded_steps
+from ..flattening import Tokens, joined, sizes_of
+from ..layers import Activation, mlp
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Gmm(ActionHead):
+    """Predicts a distribution of actions with several modes (BC-GMM of robomimic, Mandlekar et al., 2021).
+
+        p(a) = sum over modes m of w_m prod over dims d of N(a_d; mu_md, sigma_md)
+        sigma = softplus(s) + min_std        loss = -log p(a)
+
+    Every step of the chunk has a mixture of its own, or all of them share one whose modes are whole chunks. The
+    densities of padded values are left out of the product. Features are read as by the head `mlp`.
+    """
+
+    accepts = (Kind.POOLED, Kind.TOKENS)
+
+    class Config(HeadConfig):
+        """A mixture of Gaussians over actions, predicted by a multi-layer perceptron."""
+
+        type: Literal["gmm"]
+        """Predict actions by a mixture of Gaussians."""
+        modes: Count = 5
+        """Gaussians of a mixture."""
+        mixture: Literal["step", "chunk"] = "step"
+        """What a mode is: an action of one step, as in robomimic, or a whole chunk, so that its steps agree."""
+        means: Literal["free", "tanh"] = "free"
+        """`tanh` keeps means between -1 and 1, as robomimic does, for actions that are normalised to that range."""
+        min_std: Positive = 1e-4
+        """Smallest standard deviation, in normalised units."""
+        sampling: Literal["draw", "mean"] = "draw"
+        """Draw a mode and an action from it, or take the mean of the likeliest mode."""
+        evaluation_std: Positive | None = 1e-4
+        """Standard deviation of what is drawn in evaluation, where noise only disturbs; null for that of the mode."""
+        hidden: list[Count] = Field(default_factory=lambda: [1024, 1024])
+        """Sizes of the hidden layers."""
+        activation: Activation = "relu"
+        """Activation after each hidden layer."""
+        dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+        """Dropout rate after each hidden layer."""
+        tokens: Tokens = "flatten"
+        """How tokens become one vector: all side by side (keeps where things are in an image), or their mean."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._sizes = sizes_of(inputs, config.tokens)
+        self._horizon, self._action_dim = chunk_size(inputs)
+        self._mixtures = self._horizon if config.mixture == "step" else 1
+        outputs = config.modes * (self._mixtures + 2 * self._horizon * self._action_dim)
+        sizes = [sum(self._sizes.values()), *config.hidden, outputs]
+        self.layers = mlp(sizes, config.activation, config.dropout)
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`action` (B, H, A); raises SpecError for tokens of a varying number that are flattened, and for no effect."""
+        sizes_of(inputs, config.tokens)
+        default = cls.Config.model_fields["evaluation_std"].default
+        if config.sampling == "mean" and config.evaluation_std != default:
+            raise SpecError(
+                "`evaluation_std` has no effect where means are taken",
+                field="evaluation_std",
+                label="has no effect",
+                help="set `sampling: draw`, or leave it out",
+            )
+        return {"action": action_spec(inputs)}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="gmm", modes=2, hidden=[32])
+
+    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """Mean negative log-likelihood of a step, or of a chunk, over those with a value that is no padding."""
+        weights, means, deviations = self.predict(features)
+        actions = actions.float().masked_fill(is_pad, 0.0)[:, None]
+        distances = (actions - means) / deviations
+        densities = -0.5 * distances**2 - deviations.log() - 0.5 * math.log(2.0 * math.pi)
+        densities = densities.masked_fill(is_pad[:, None], 0.0).sum(-1)  # (B, M, H)
+        if self.config.mixture == "chunk":
+            densities, padded = densities.sum(-1, keepdim=True), padded_steps(is_pad).all(-1, keepdim=True)
+        else:
+            padded = padded_steps(is_pad)
+        likelihoods = torch.logsumexp(weights + densities, dim=1)  # (B, H or 1)
+        return {"loss": masked_mean(-likelihoods, padded)}
+
+    @torch.no_grad()
+    def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
+        """An action chunk (B, H, A), drawn by the generator or without chance, as `sampling` says."""
+        weights, means, deviations = self.predict(features)
+        drawn = self.config.sampling == "draw"
+        scores = weights.transpose(1, 2)  # (B, H or 1, M)
+        modes = categorical(scores, generator) if drawn else scores.argmax(-1)
+        chosen = modes[:, None, :, None].expand(-1, 1, *means.shape[2:])
+        actions: Tensor = means.gather(1, chosen)[:, 0]
+        if not drawn:
+            return actions
+        if self.config.evaluation_std is not None and not self.training:
+            spread = torch.full_like(actions, self.config.evaluation_std)
+        else:
+            spread = deviations.gather(1, chosen)[:, 0]
+        return actions + spread * normal(actions, generator)
+
+    def predict(self, features: Mapping[str, Feature]) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (B, M, H or 1), means and standard deviations (B, M, H, A) of the modes, float32."""
+        modes, shape = self.config.modes, (self.config.modes, self._horizon, self._action_dim)
+        dtype = next(self.parameters()).dtype
+        out: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, dtype)).float()
+        size = modes * self._horizon * self._action_dim
+        weights, means, spreads = out.split([modes * self._mixtures, size, size], dim=-1)
+        means = means.unflatten(-1, shape)
+        if self.config.means == "tanh":
+            means = means.tanh()
+        deviations = F.softplus(spreads.unflatten(-1, shape)) + self.config.min_std
+        return weights.unflatten(-1, (modes, -1)).log_softmax(1), means, deviations

@@ -1,0 +1,247 @@
+"""Vector-quantised behaviour transformer: classify what kind of chunk comes next, and correct it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...schemas.errors import SpecError
+from ...schemas.part import HeadConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import ActionHead, Facts, Feature
+from ..draws import categorical
+from ..features import action_spec, chunk_size, features_of, masked_mean
+from ..gpt import Gpt
+from ..residual_vq import ChunkVae, Settled
+
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+class Vqbet(ActionHead):
+    """Predicts codes of chunks and an offset from what they decode to (VQ-BeT, Lee et al., 2024).
+
+    For its first `vae_steps` batches it learns the codes: an auto-encoder with residual vector quantisation,
+
+        loss = |a - decoded| + commitment * sum over codebooks |x - code|^2
+
+    which then rests, and a causal transformer learns to predict them. It reads [features, action query] of every
+    observation step and further queries, one for each window of the chunk: window i is the actions i, i + 1, ... Codes
+    are drawn in training too, p being the probability of the right one:
+
+        loss = sum over codebooks w (1 - p)^2 (-log p) + offset_weight |a - (decoded(drawn) + offset(drawn))|
+
+    The first window is what VQ-BeT executes; later ones add the actions that it does not reach.
+    """
+
+    accepts = (Kind.TOKENS, Kind.POOLED)
+    trained: Tensor
+
+    class Config(HeadConfig):
+        """Vector-quantised behaviour transformer: classify what kind of chunk comes next, and correct it."""
+
+        type: Literal["vqbet"]
+        """Predict actions as VQ-BeT does."""
+        vae_steps: Count = 20_000
+        """Batches that train the codes before the transformer begins; `training.steps` counts them too."""
+        windows: Count = 1
+        """Chunks predicted at successive steps; together they are `data.horizon` long, each `horizon - windows + 1`."""
+        codes: Count = 16
+        """Codes of a codebook."""
+        code_weights: list[Weight] = Field(default_factory=lambda: [5.0, 0.5], min_length=1)
+        """Weight of the classification loss of each codebook; there are as many codebooks."""
+        code_width: Count = 256
+        """Size of a code."""
+        vae_hidden: Count = 128
+        """Hidden size of the auto-encoder."""
+        commitment: Weight = 5.0
+        """Weight of the distance between vectors and their codes."""
+        offset_weight: Weight = 10_000.0
+        """Weight of the absolute error of the actions."""
+        temperature: float = Field(default=0.1, gt=0.0)
+        """Divisor of the scores when codes are drawn."""
+        width: Count = 512
+        """Size of a token of the transformer."""
+        depth: Count = 8
+        """Layers of the transformer."""
+        heads: Count = 8
+        """Attention heads; they share `width`."""
+        dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+        """Dropout rate in the transformer."""
+        observation_steps: Count = 1
+        """Steps that the features hold one after the other, in VQ-BeT those of `data.observation_steps`."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        horizon, self._action_dim = chunk_size(inputs)
+        self._length = horizon - config.windows + 1
+        self._features = features_of(inputs)
+        self._names = {key: key.replace(".", "_") for key in self._features}  # module names hold no dots
+        steps, books = config.observation_steps, len(config.code_weights)
+        size = self._length * self._action_dim
+        self.vae = ChunkVae(size, config.vae_hidden, books, config.codes, config.code_width)
+        self.settled = Settled(copy.deepcopy(self.vae))
+        self.register_buffer("trained", torch.zeros((), dtype=torch.int64))
+        self.project = nn.ModuleDict()
+        for key, spec in self._features.items():
+            width = spec.width if spec.kind is Kind.TOKENS else spec.width // steps
+            self.project[self._names[key]] = nn.Linear(width, config.width)
+        self.query = nn.Parameter(torch.randn(config.width))
+        tokens = sum(_count(spec, steps) for spec in self._features.values())
+        length = steps * (tokens + 1) + config.windows - 1
+        self.transformer = Gpt(length, config.width, config.depth, config.heads, config.dropout)
+        self.code_scores = nn.Linear(config.width, books * config.codes)
+        self.offsets = nn.Linear(config.width, books * config.codes * size)
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`action` (B, H, A); raises SpecError for what cannot be shared, cut into windows, or put in sequence."""
+        horizon, _ = chunk_size(inputs)
+        if config.width % config.heads:
+            raise SpecError(
+                f"a width of {config.width} cannot be shared by {config.heads} heads",
+                field="width",
+                label=f"no multiple of {config.heads}",
+                help="choose a `width` that is a multiple of `heads`",
+            )
+        if config.windows > horizon:
+            raise SpecError(
+                f"{config.windows} windows do not fit into a chunk of {horizon}",
+                field="windows",
+                source="action",
+                label=f"the chunk has {horizon} actions",
+                help=f"choose at most {horizon} windows, or raise `data.horizon`",
+            )
+        for key, spec in features_of(inputs).items():
+            if not isinstance(spec.dims[1], int):
+                raise SpecError(
+                    f"`{key}` is {spec}: a varying number of tokens has no fixed places in the sequence",
+                    source=key,
+                    label="the number of tokens varies",
+                    help="read its `pooled`, or give it a fixed number of tokens by a neck",
+                )
+            if spec.dims[1] % config.observation_steps:
+                raise SpecError(
+                    f"`{key}` is {spec}, which does not divide into {config.observation_steps} steps",
+                    field="observation_steps",
+                    source=key,
+                    label=f"does not divide {spec.dims[1]}",
+                    help="set it to `data.observation_steps`, or leave it out",
+                )
+        return {"action": action_spec(inputs)}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        small: dict[str, Any] = {
+            "codes": 4,
+            "code_width": 4,
+            "vae_hidden": 16,
+            "width": 16,
+            "depth": 1,
+            "heads": 2,
+        }
+        return cls.Config(type="vqbet", vae_steps=1, windows=2, offset_weight=1.0, dropout=0.0, **small)
+
+    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """The loss of the phase, and its terms; those of the other phase say nothing."""
+        chunks, padded = self._windows(actions.float().masked_fill(is_pad, 0.0)), self._windows(is_pad)
+        first = self._code_loss(chunks, padded)
+        second = self._prediction_loss(features, chunks, padded)
+        total = torch.where(self.trained < self.config.vae_steps, first["loss"], second["loss"])
+        if self.training:
+            self.trained += (~padded).any()
+        return {**{name: value.detach() for name, value in (first | second).items()}, "loss": total}
+
+    @torch.no_grad()
+    def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
+        """An action chunk (B, H, A) for codes that the generator draws."""
+        hidden = self._hidden(features)
+        _, indices = self._drawn(hidden, generator)
+        windows = self._predicted(hidden, indices).unflatten(-1, (self._length, -1))
+        windows = windows.unflatten(0, (-1, self.config.windows))  # (B, W, c, A)
+        return torch.cat([windows[:, 0], windows[:, 1:, -1]], dim=1)
+
+    def _code_loss(self, chunks: Tensor, padded: Tensor) -> dict[str, Tensor]:
+        """Of the first phase; in training the codes move, and the settled ones follow, as long as it lasts."""
+        valid = ~padded.all(-1)
+        if self.training:
+            now = valid.any() & (self.trained < self.config.vae_steps)
+            self.vae.quantizer.start(self.vae.encode(chunks), valid, now & (self.trained == 0))
+            self.settled.follow(self.vae, self.trained <= self.config.vae_steps)
+        vectors, indices, decoded, errors = self.vae(chunks)
+        if self.training:
+            self.vae.quantizer.update(vectors, indices, valid, now)
+        error = masked_mean((decoded - chunks).abs(), padded)
+        distance = masked_mean(errors.sum(-1), ~valid)
+        total = error + self.config.commitment * distance
+        return {"loss": total, "reconstruction": error, "commitment": distance}
+
+    def _prediction_loss(
+        self, features: Mapping[str, Feature], chunks: Tensor, padded: Tensor
+    ) -> dict[str, Tensor]:
+        """Of the second phase."""
+        hidden = self._hidden(features)
+        scores, drawn = self._drawn(hidden)
+        with torch.no_grad():
+            right = self.settled.module.codes(chunks)
+        chances = scores.log_softmax(-1).gather(-1, right[..., None])[..., 0]  # (N, L), of the right codes
+        focal = (1.0 - chances.exp()) ** 2 * -chances
+        weighted = sum(weight * focal[:, book] for book, weight in enumerate(self.config.code_weights))
+        code = masked_mean(cast(Tensor, weighted), padded.all(-1))
+        offset = masked_mean((self._predicted(hidden, drawn) - chunks).abs(), padded)
+        return {"loss": code + self.config.offset_weight * offset, "code": code, "offset": offset}
+
+    def _windows(self, values: Tensor) -> Tensor:
+        """Values (B, H, A) as those of every window, (B * W, c * A)."""
+        return values.unfold(1, self._length, 1).transpose(2, 3).flatten(2).flatten(0, 1)
+
+    def _hidden(self, features: Mapping[str, Feature]) -> Tensor:
+        """What the transformer makes of the action queries, (B * W, D)."""
+        steps, dtype = self.config.observation_steps, self.query.dtype
+        parts, masks = [], []
+        for key, spec in self._features.items():
+            values = features[key].values.to(dtype)
+            values = values if spec.kind is Kind.TOKENS else values.unflatten(-1, (steps, -1))
+            tokens = self.project[self._names[key]](values).unflatten(1, (steps, -1))  # (B, T, n, D)
+            mask = features[key].mask
+            valid = values.new_ones(values.shape[:2], dtype=torch.bool) if mask is None else mask
+            parts.append(tokens)
+            masks.append(valid.unflatten(1, (steps, -1)))
+        size, later = len(parts[0]), self.config.windows - 1
+        query, shown = self.query.expand(size, steps, 1, -1), masks[0].new_ones(size, steps, 1)
+        tokens = torch.cat([*parts, query], dim=2).flatten(1, 2)
+        tokens = torch.cat([tokens, self.query.expand(size, later, -1)], dim=1)
+        valid = torch.cat([*masks, shown], dim=2).flatten(1)
+        valid = F.pad(valid, (0, later), value=True)
+        out: Tensor = self.transformer(tokens, valid)[:, -1 - later :]
+        return out.flatten(0, 1)
+
+    def _drawn(self, hidden: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (N, L, C) of the codes, float32, and the indices (N, L) that are drawn by them."""
+        scores = self.code_scores(hidden).float().unflatten(-1, (-1, self.config.codes))
+        return scores, categorical(scores.detach() / self.config.temperature, generator=generator)
+
+    def _predicted(self, hidden: Tensor, indices: Tensor) -> Tensor:
+        """Flat windows (N, c * A), float32: what the codes decode to, and their offsets."""
+        offsets = (
+            self.offsets(hidden).float().unflatten(-1, (len(self.config.code_weights), self.config.codes, -1))
+        )
+        chosen = indices[:, :, None, None].expand(-1, -1, 1, offsets.shape[-1])
+        with torch.no_grad():
+            decoded = self.settled.module.decode(indices)
+        offset: Tensor = offsets.gather(2, chosen)[:, :, 0].sum(1)
+        return decoded + offset
+
+
+def _count(spec: Spec, steps: int) -> int:
+    """Tokens that a feature gives for each observation step."""
+    count = spec.dims[1]
+    assert isinstance(count, int)
+    return count // steps if spec.kind is Kind.TOKENS else 1

@@ -1,0 +1,77 @@
+"""A fixed number of latents that read tokens, layer after layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from ...schemas.part import NeckConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import Facts, Feature, Neck
+from ..features import select
+from ..sequences import Joined, joined_spec
+from ..transformer_layers import LayerOptions, TransformerLayer, check_heads
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Perceiver(Neck):
+    """Learned latents attend to each other and to all tokens that are read, in several layers, with a norm at the end.
+
+    So does the resampler of a Perceiver (Jaegle et al., 2021), or a Q-Former (Li et al., 2023). Publishes the latents,
+    `tokens` (B, M, D), and their concatenation, `pooled` (B, M * D).
+    """
+
+    class Config(LayerOptions, NeckConfig):
+        """A fixed number of latents that read tokens, layer after layer."""
+
+        type: Literal["perceiver"]
+        """Resample tokens to a fixed number of latents."""
+        latents: Count = 32
+        """Number of latents."""
+        width: Count | None = None
+        """Width that each feature is projected to by a linear layer of its own; by default they keep theirs."""
+        self_attention: bool = True
+        """Whether latents attend to each other in every layer, as in a Q-Former, before they attend to tokens."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        features = select(config.reads, inputs, self.roles["reads"], "reads")
+        width = joined_spec(features, config.width).width
+        self.joined = Joined(features, config.width)
+        self.norm_in = nn.LayerNorm(width)
+        self.latents = nn.Parameter(torch.randn(1, config.latents, width) * width**-0.5)
+        attends = ("self", "context") if config.self_attention else ("context",)
+        self.layers = nn.ModuleList(TransformerLayer(config, width, attends) for _ in range(config.depth))
+        self.norm_out = nn.LayerNorm(width)
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`pooled` and `tokens`; raises SpecError where the widths differ, or the heads cannot share them."""
+        width = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width).width
+        check_heads(width, config.heads, config.width is not None)
+        why = f"{config.latents} latents x {width}"
+        return {
+            "pooled": Spec(Kind.POOLED, ("B", config.latents * width), why),
+            "tokens": Spec(Kind.TOKENS, ("B", config.latents, width), why),
+        }
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        reads = ["vision.tokens", "state.pooled"]
+        return cls.Config(type="perceiver", reads=reads, latents=3, width=8, heads=2)
+
+    def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
+        """`pooled` (B, M * D) and `tokens` (B, M, D)."""
+        tokens, mask = self.joined(features)
+        context, latents = self.norm_in(tokens), self.latents.expand(len(tokens), -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, None, context, mask)
+        latents = self.norm_out(latents)
+        made = {"pooled": Feature(latents.flatten(1)), "tokens": Feature(latents)}
+        return {name: made[name] for name in made if name in outputs}

@@ -1,0 +1,66 @@
+"""A feature at another width."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from ...schemas.part import NeckConfig
+from ...schemas.specs import Spec, Specs
+from ..base import Facts, Feature, Neck
+from ..layers import Activation, mlp
+from ..sequences import only
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class Project(Neck):
+    """The same linear layer or multi-layer perceptron on every token, or on a pooled feature.
+
+    Publishes what it reads, `tokens` (B, N, D) with their mask or `pooled` (B, D).
+    """
+
+    class Config(NeckConfig):
+        """A feature at another width."""
+
+        type: Literal["project"]
+        """Project a feature by a linear layer or a multi-layer perceptron."""
+        width: Width
+        """Width D of what comes out."""
+        hidden: list[Width] = Field(default_factory=list)
+        """Sizes of the hidden layers; none make it linear."""
+        activation: Activation = "gelu"
+        """Activation after each hidden layer."""
+        dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+        """Dropout rate after each hidden layer."""
+        norm: Literal["none", "layer"] = "none"
+        """Norm before the first layer."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._key, spec = only(config, inputs, self.roles["reads"])
+        self._output = str(spec.kind)
+        self.norm = nn.LayerNorm(spec.width) if config.norm == "layer" else nn.Identity()
+        sizes = [spec.width, *config.hidden, config.width]
+        self.layers = mlp(sizes, config.activation, config.dropout)
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`tokens` or `pooled`, whichever is read."""
+        key, spec = only(config, inputs, cls.roles["reads"])
+        dims = (*spec.dims[:-1], config.width)
+        return {str(spec.kind): replace(spec, dims=dims, why=f"{key} projected to width {config.width}")}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="project", reads=["vision.tokens"], width=6, hidden=[12], norm="layer")
+
+    def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
+        """`tokens` (B, N, D) or `pooled` (B, D)."""
+        feature = features[self._key]
+        return {self._output: Feature(self.layers(self.norm(feature.values)), feature.mask)}

@@ -1,0 +1,111 @@
+"""Mirror images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...schemas.errors import SpecError
+from ...schemas.part import PartConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import Batch, Facts
+from ..images import ImageTransform
+from ..vectors import Constants, changed, columns, refuse_normalised, vector
+
+
+class Flip(ImageTransform):
+    """Mirrors all images of some samples in training; with a `p` of 1 all of them, and in evaluation too.
+
+    A mirrored scene asks for mirrored actions, and only the robot's user knows which dimensions change sign: without
+    `negate` states and actions stay as they are, which contradicts the images wherever left and right matter. Texts
+    stay as they are in any case. With `negate`, put it before `normalize`; where some samples are flipped, the
+    statistics remain those of the others. Where all are flipped, the inverse mirrors actions back.
+    """
+
+    class Config(PartConfig):
+        """Mirror images."""
+
+        type: Literal["flip"]
+        """Mirror the images of a sample at random while training, and actions with them where `negate` says how."""
+        direction: Literal["horizontal", "vertical"] = "horizontal"
+        """`horizontal` swaps left and right, `vertical` top and bottom."""
+        p: float = Field(default=0.5, ge=0.0, le=1.0)
+        """Probability, for all cameras of a sample together; 1 means always and in evaluation too."""
+        negate: dict[str, list[int]] = Field(default_factory=dict)
+        """Dimensions whose sign changes with the images, such as `{action: [1], observation.state: [1]}`; -1 is the
+        last."""
+        keys: list[str] | None = Field(default=None, min_length=1)
+        """Images to mirror; by default all of them."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._signs = {
+            key: Constants(sign=[-1.0 if dim in dims else 1.0 for dim in range(inputs[key].width)])
+            for key, dims in _negated(config, inputs).items()
+        }
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """All inputs; raises SpecError for dimensions that cannot be negated, or not with these images alone."""
+        cameras = cls.cameras(config, inputs)
+        negated = _negated(config, inputs)
+        left_out = [k for k, spec in inputs.items() if spec.kind is Kind.IMAGE and k not in cameras]
+        if negated and left_out:
+            raise SpecError(
+                f"states and actions are mirrored, but `{left_out[0]}` is not",
+                field="keys",
+                label="not all images",
+                help="leave `keys` out, or `negate`",
+            )
+        for key in negated:
+            refuse_normalised(key, inputs[key], "flip", "changes signs in the robot's units")
+        if config.p < 1.0:
+            return dict(inputs)
+        return {**inputs, **{key: changed(inputs[key], "mirrored") for key in negated}}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="flip")
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """A new batch, in which all images, states and actions of a sample are mirrored, or none."""
+        keys = [key for key in (*self.keys, *self._signs) if key in batch]
+        if not keys or not (self.training or self.config.p == 1.0):
+            return dict(batch)
+        first = batch[keys[0]]
+        hit = torch.rand(len(first), device=first.device) < self.config.p
+        flipped = {key: self._flip(batch[key], hit) for key in self.keys if key in batch}
+        mirrored = {key: self._mirror(batch[key], key, hit) for key in self._signs if key in batch}
+        return {**batch, **flipped, **mirrored}
+
+    def inverse(self, batch: Batch) -> dict[str, Any]:
+        """A new batch with states and actions mirrored back, where all were."""
+        if self.config.p < 1.0:
+            return dict(batch)
+        signs = {key: signs for key, signs in self._signs.items() if key in batch}
+        return {
+            **batch,
+            **{key: batch[key] * held.on(batch[key].device)["sign"] for key, held in signs.items()},
+        }
+
+    def apply_to(self, images: Tensor) -> Tensor:
+        """(B, T, 3, H, W), mirrored."""
+        return images.flip(-1 if self.config.direction == "horizontal" else -2)
+
+    def _flip(self, images: Tensor, hit: Tensor) -> Tensor:
+        return torch.where(hit[:, None, None, None, None], self.apply_to(images), images)
+
+    def _mirror(self, values: Tensor, key: str, hit: Tensor) -> Tensor:
+        return torch.where(hit[:, None, None], values * self._signs[key].on(values.device)["sign"], values)
+
+
+def _negated(config: Flip.Config, inputs: Specs) -> dict[str, list[int]]:
+    """Dimensions that change sign, by key, as numbers from 0."""
+    return {
+        key: columns(dims, vector(key, inputs, f"negate.{key}").width, key, f"negate.{key}")
+        for key, dims in config.negate.items()
+    }

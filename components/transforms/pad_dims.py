@@ -1,0 +1,81 @@
+"""Pad states and actions to a fixed width."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ...schemas.errors import SpecError
+from ...schemas.part import PartConfig
+from ...schemas.specs import Range, Spec, Specs
+from ..base import Batch, Facts, Transform
+from ..vectors import changed, vector
+
+_MASK = "action_dim_is_pad"
+
+
+class PadDims(Transform):
+    """Adds zeros after the last dimension of states and actions, up to the width a pretrained policy has (pi0: 32).
+
+    Padded dimensions of the action do not count in losses: `action_dim_is_pad` (B, A) is True there. The inverse cuts
+    them off.
+    """
+
+    class Config(PartConfig):
+        """Pad states and actions to a fixed width."""
+
+        type: Literal["pad_dims"]
+        """Pad states and actions with zeros to a fixed width."""
+        sizes: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
+        """Width of each key, such as `{observation.state: 32, action: 32}`."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._widths = {key: inputs[key].width for key in config.sizes}
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """All inputs, wider; raises SpecError for an unknown key, and for one that is wider already."""
+        found = {}
+        for key, size in config.sizes.items():
+            spec = vector(key, inputs, f"sizes.{key}")
+            if spec.width > size:
+                raise SpecError(
+                    f"`{key}` has {spec.width} dimensions, more than {size}",
+                    field=f"sizes.{key}",
+                    source=key,
+                    label=f"`{key}` has {spec.width}",
+                    help=f"raise it to {spec.width} or more; nothing is cut off silently",
+                )
+            padded = changed(spec, f"padded to {size}", size)
+            found[key] = replace(padded, range=spec.range) if spec.range is Range.NORMALISED else padded
+        return {**inputs, **found}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="pad_dims", sizes={"observation.state": 8, "action": 4})
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        """A new batch, padded, with `action_dim_is_pad` where the action is padded (at deployment too)."""
+        sizes = self.config.sizes
+        padded = {
+            key: F.pad(batch[key], (0, sizes[key] - batch[key].shape[-1])) for key in sizes if key in batch
+        }
+        tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+        if "action" not in sizes or not tensors:
+            return {**batch, **padded}
+        shape, device = (len(tensors[0]), self._widths["action"]), tensors[0].device
+        known = batch.get(_MASK, torch.zeros(shape, dtype=torch.bool, device=device))
+        mask = F.pad(known, (0, sizes["action"] - shape[1]), value=True)
+        return {**batch, **padded, _MASK: mask}
+
+    def inverse(self, batch: Batch) -> dict[str, Any]:
+        """A new batch, without the padding."""
+        widths = {**self._widths, **({_MASK: self._widths["action"]} if "action" in self._widths else {})}
+        return {**batch, **{key: batch[key][..., :width] for key, width in widths.items() if key in batch}}

@@ -1,0 +1,47 @@
+"""Pad images to squares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from ...schemas.specs import Spec, Specs
+from ..base import Facts
+from ..images import ImageTransform, ImageTransformConfig, padded, refuse_normalised, with_size
+
+
+class PadSquare(ImageTransform):
+    """Puts every image in the middle of a square as large as its longer side, before `normalize_image`.
+
+    `resize_with_pad` does the same and resizes.
+    """
+
+    class Config(ImageTransformConfig):
+        """Pad images to squares."""
+
+        type: Literal["pad_square"]
+        """Pad images to squares, so that a resize keeps their aspect ratio; before `normalize_image`."""
+        fill: float = Field(default=0.0, ge=0.0, le=1.0)
+        """Brightness of what is added: 0 is black, 1 is white."""
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """All inputs, with square images; raises SpecError for images that are normalised already."""
+        cameras = cls.cameras(config, inputs)
+        refuse_normalised(cameras, "pad_square", "fills with a brightness in [0, 1]")
+        sides = {key: max(int(dim) for dim in spec.dims[3:]) for key, spec in cameras.items()}
+        squares = {key: with_size(cameras[key], (s, s), f"padded to {s} x {s}") for key, s in sides.items()}
+        return {**inputs, **squares}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="pad_square")
+
+    def apply_to(self, images: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> (B, T, 3, S, S) with S the larger of H and W."""
+        height, width = images.shape[-2:]
+        side = max(height, width)
+        return padded(images, (side, side), ((side - height) // 2, (side - width) // 2), self.config.fill)

@@ -1,0 +1,83 @@
+"""Layers of decoder-only language models, against torch's own and formulas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from policysmith.components.decoder_layers import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention
+from policysmith.components.layers import waves
+from policysmith.components.rotary import rotation, turn
+
+
+@pytest.mark.parametrize(("family", "offset", "eps"), [("gemma", 1.0, 1e-6), ("llama", 0.0, 1e-5)])
+def test_rms_norm_is_torchs(family: Any, offset: float, eps: float) -> None:
+    part, tokens = RmsNorm(8, family), torch.randn(2, 3, 8) * 1e-2
+    assert torch.equal(offset + part.weight, torch.ones(8))
+    with torch.no_grad():
+        part.weight.add_(torch.randn(8))
+    normal, gate = part(tokens)
+    assert gate is None
+    torch.testing.assert_close(normal, F.rms_norm(tokens, (8,), offset + part.weight, eps))
+
+
+def test_ada_rms_norm_starts_plain_and_shut() -> None:
+    normal, gate = AdaRmsNorm(8, 5)(tokens := torch.randn(2, 3, 8), torch.randn(2, 5))
+    torch.testing.assert_close(normal, F.rms_norm(tokens, (8,), eps=1e-6))
+    assert not gate.any()
+
+
+def test_norms_are_of_float32_in_bfloat16() -> None:
+    tokens = (torch.randn(2, 3, 256) * 30).to(torch.bfloat16)
+    ours, _ = RmsNorm(256, "gemma").to(torch.bfloat16)(tokens)
+    assert torch.equal(ours, F.rms_norm(tokens.float(), (256,), eps=1e-6).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("family", ["gemma", "llama"])
+def test_gated_mlp_is_the_formula(family: Any) -> None:
+    part, tokens = GatedMlp(4, 6, family), torch.randn(2, 3, 4)
+    gate = tokens @ part.gate.weight.T
+    cubic = 0.5 * gate * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+    act = cubic if family == "gemma" else gate / (1 + torch.exp(-gate))
+    torch.testing.assert_close(part(tokens), (act * (tokens @ part.up.weight.T)) @ part.down.weight.T)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_grouped_attention_is_torchs(groups: int, masked: bool) -> None:
+    query = torch.randn(2, 4, 3, 6)
+    key, value = torch.randn(2, groups, 5, 6), torch.randn(2, groups, 5, 6)
+    mask = torch.rand(2, 1, 3, 5) < 0.5 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    ours = grouped_attention(query, key, value, None if mask is None else mask.repeat(1, 1, 4 // groups, 1))
+    torch.testing.assert_close(ours, theirs.transpose(1, 2).flatten(2))
+
+
+def test_waves_are_the_formula() -> None:
+    times, periods = (0.0, 0.001, 0.37, 1.0), [4e-3 * 1000 ** (i / 3) for i in range(4)]
+    assert periods[-1] == pytest.approx(4.0)
+    for time, row in zip(times, waves(torch.tensor(times, dtype=torch.float64), 8), strict=True):
+        angles = [2 * math.pi * time / period for period in periods]
+        expected = [*map(math.sin, angles), *map(math.cos, angles)]
+        torch.testing.assert_close(
+            row.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-7, rtol=0
+        )
+
+
+def test_rotated_scores_know_distances_only() -> None:
+    query, key = torch.randn(1, 1, 1, 6), torch.randn(1, 1, 1, 6)
+
+    def score(first: int, second: int) -> float:
+        ends = [
+            turn(x, rotation(torch.tensor([[at]]), 6, 100.0)) for x, at in ((query, first), (key, second))
+        ]
+        return (ends[0] * ends[1]).sum().item()
+
+    assert score(9, 4) == pytest.approx(score(25, 20), abs=1e-4)
+    assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-3)
