@@ -22,7 +22,9 @@ import shlex
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any
@@ -161,12 +163,10 @@ def done(run: Path, recipe: Path, arguments: argparse.Namespace) -> bool:
 
 
 def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
-    """In a row's process: train, train the control, and judge both."""
+    """In a row's process: train policy and control side by side, then judge one after the other."""
     from policysmith.builder import Builder
-    from policysmith.builder.evaluation.control import BlindControl
+    from policysmith.builder.evaluation import evaluate_closed_loop
     from policysmith.builder.evaluation.machine import hardware, versions
-    from policysmith.builder.evaluation.run import evaluate
-    from policysmith.builder.evaluation.saved import SavedPolicy
 
     run = arguments.runs.resolve() / recipe.stem
     changes: dict[str, Any] = {"training.precision": "fp32"}
@@ -174,50 +174,66 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
         changes["training.steps"] = arguments.steps
     if arguments.record:
         changes["data.path"] = os.path.relpath(demonstrations(dataset(recipe), arguments), recipe.parent)
-    builder = Builder.from_recipe(recipe).override(changes)
-    builder.check()
-    section, summary = builder.recipe.recipe.training, builder.summary
-    assert summary is not None
-    start = time.perf_counter()
-    builder.train(output=run, resume=True, device=arguments.device)
-    trained = time.perf_counter()
-    saved = SavedPolicy.find(run)
-    names = [name for name, _ in saved.load().named_parameters()]
-    BlindControl.plan(saved, names, run / "control", allow_imports=False).train(arguments.device, tell)
-    controlled = time.perf_counter()
-    result = evaluate(
-        run,
-        episodes=arguments.episodes,
-        control="blind",
+    builder = Builder.from_recipe(recipe).override(changes).check()
+    section, evaluation = builder.recipe.recipe.training, builder.recipe.recipe.evaluation
+    assert evaluation is not None
+    assert builder.summary is not None
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(train, recipe, changes, run, sighted, arguments.device) for sighted in (True, False)
+        ]
+        seconds, seconds_of_control = [job.result() for job in jobs]
+    judge = partial(
+        evaluate_closed_loop,
+        env=evaluation.env,
+        episodes=arguments.episodes or evaluation.episodes,
+        seed=evaluation.seed,
         device=arguments.rollout_device,
         processes=arguments.processes,
-        progress=tell,
     )
-    assert result.closed_loop is not None
-    assert result.control is not None
+    closed = judge(run)
+    control = judge(run / "control")
     command = f"build-and-train {recipe.relative_to(ROOT)} --output runs/learning/{recipe.stem}"
     row = {
         "recipe": str(recipe.relative_to(ROOT)),
-        "task": result.closed_loop.env,
-        "policy": outcome(result.closed_loop),
-        "blind": outcome(result.control),
-        "parameters": summary.parameters,
+        "task": closed.env,
+        "policy": outcome(closed),
+        "blind": outcome(control),
+        "parameters": builder.summary.parameters,
         "steps": section.steps,
         "batch_size": section.batch_size,
         "precision": "fp32",
-        "training_seconds": round(trained - start, 1),
-        "control_training_seconds": round(controlled - trained, 1),
-        "rollout_seconds": round(result.closed_loop.seconds, 1),
+        "training_seconds": round(seconds, 1),
+        "control_training_seconds": round(seconds_of_control, 1),
+        "rollout_seconds": round(closed.seconds + control.seconds, 1),
         "final_loss": last_loss(run),
         "trial": {"steps": arguments.steps, "episodes": arguments.episodes},
         "hardware": hardware(),
         "versions": versions(),
         "commands": [
             " ".join([command, *(f"-o {key}={value}" for key, value in changes.items())]),
-            result.command.replace(str(run), f"runs/learning/{recipe.stem}"),
+            f"policysmith evaluate runs/learning/{recipe.stem} --control blind --device {closed.device}",
         ],
     }
     (run / DONE).write_text(json.dumps(row, indent=2) + "\n")
+
+
+def train(recipe: Path, changes: dict[str, Any], run: Path, sighted: bool, device: str | None) -> float:
+    """In a process of its own: train the policy of a recipe, or its control; the seconds that took."""
+    from policysmith.builder import Builder
+    from policysmith.builder.evaluation import blind
+    from policysmith.schemas.document import from_mapping
+
+    builder = Builder.from_recipe(recipe).override(changes)
+    if not sighted:
+        names = [name for name, _ in builder.build("meta").named_parameters()]
+        unseeing = blind(builder.recipe.resolved(), names)
+        builder = Builder.from_recipe(
+            from_mapping(unseeing, "the blind control", directory=builder.recipe.directory)
+        )
+    start = time.perf_counter()
+    builder.train(output=run if sighted else run / "control", resume=True, device=device)
+    return time.perf_counter() - start
 
 
 def tell(message: str) -> None:

@@ -21,21 +21,18 @@ from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..builder import Builder
 from ..training.checkpoint import checkpoints, latest
-from .needs import IMAGES, wiring_of
+from .needs import IMAGES
 from .saved import SavedPolicy
 
 SUFFIX = "_blind"
 
 
-def blind(
-    recipe: Mapping[str, Any], parameters: Iterable[str] = (), joint: Collection[str] = ()
-) -> dict[str, Any]:
+def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str, Any]:
     """The resolved recipe without what is there for cameras, named `<name>_blind`.
 
     Image backbones go, with what necks and head read of them and the size the head expects of them, and so do
-    transforms of images. The dataset still holds its cameras; nothing reads them. Backbones in `joint` read images
-    together with something else, such as an instruction: they stay, and the images they get are black. Patterns of
-    `policy.freeze` and of `training.optimizer.groups` go when they match only what went: given the names of the
+    transforms of images. The dataset still holds its cameras; nothing reads them. `joint` backbones, which read images
+    together with an instruction, stay, and the images they get are black. Patterns of `policy.freeze` and of `training.optimizer.groups` go when they match only what went: given the names of the
     policy's `parameters` that is exact, otherwise it is judged by the name of the backbone or neck they begin with.
 
     Raises:
@@ -54,7 +51,8 @@ def blind(
         raise SpecError(
             "the policy sees no image, so it is its own blind control", help="set `control` to `none`"
         )
-    gone = seeing.difference(joint)
+    joint = {name for name in seeing if BACKBONES.get(backbones[name]["type"]).joint}
+    gone = seeing - joint
     policy["backbones"] = {name: raw for name, raw in backbones.items() if name not in gone}
     lost = {f"backbones.{name}." for name in gone} | {f"necks.{name}." for name in _drop_necks(policy, gone)}
     head: dict[str, Any] = policy["head"]
@@ -75,7 +73,7 @@ def blind(
     policy["freeze"] = [pattern for pattern in policy["freeze"] if survives(pattern)]
     optimizer = unseeing["training"]["optimizer"]
     optimizer["groups"] = [group for group in optimizer["groups"] if survives(group["match"])]
-    if seeing.intersection(joint):
+    if joint:
         unseeing["transforms"].insert(0, {"type": "blank"})
     else:
         unseeing["transforms"] = [
@@ -170,7 +168,7 @@ class BlindControl:
             CheckpointError: `directory` holds something that is no blind control.
             RecipeError: the control cannot be built.
         """
-        recipe = blind(_with_dataset(saved), parameters, _joint(saved))
+        recipe = blind(_with_dataset(saved), parameters)
         document = from_mapping(recipe, "the blind control", directory=saved.recipe_directory)
         builder = Builder.from_recipe(document, allow_imports=allow_imports)
         newest = latest(directory) if directory.is_dir() else None
@@ -204,14 +202,6 @@ class BlindControl:
             output=self.directory, resume=self.found is not None, device=device, reporters=reporters
         )
         return self.directory
-
-
-def _joint(saved: SavedPolicy) -> set[str]:
-    """The backbones that read images together with something else."""
-    if saved.handwritten:
-        return set()
-    reads = {name: {spec.kind for spec in specs.values()} for name, specs in wiring_of(saved).reads.items()}
-    return {name for name, kinds in reads.items() if Kind.IMAGE in kinds and len(kinds) > 1}
 
 
 def _with_dataset(saved: SavedPolicy) -> dict[str, Any]:

@@ -47,7 +47,11 @@ class Vlm(Backbone):
     """
 
     kind = Kind.IMAGE
+<<<<<<< HEAD
     own = ("state", "queries", "soft_prompts")
+=======
+    joint = True
+>>>>>>> learn
 
     class Config(BackboneConfig):
         """A vision-language model."""

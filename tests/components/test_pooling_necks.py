@@ -1,4 +1,4 @@
-"""Necks that pool and join: spatial softmax, concat and attention pool, against brute force in double precision."""
+"""Necks that pool and join: spatial softmax, concat, attention pool and flatten, against brute force in double precision."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from policysmith.components.base import Feature
 from policysmith.components.necks.attention_pool import AttentionPool
 from policysmith.components.necks.concat import Concat
+from policysmith.components.necks.flatten import Flatten
 from policysmith.components.necks.spatial_softmax import SpatialSoftmax
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
@@ -175,3 +176,35 @@ def test_heads_must_share_the_width() -> None:
         with pytest.raises(SpecError, match="cannot be shared by 4 heads") as caught:
             AttentionPool.specs(config, {"vision.tokens": TOKENS}, {})
         assert caught.value.field == field
+
+
+# --- flatten -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [None, 5])
+def test_flatten_gives_each_token_a_place_of_its_own(width: int | None) -> None:
+    inputs = {"vision.tokens": Spec(Kind.TOKENS, ("B", 3, 4)), "state.pooled": Spec(Kind.POOLED, ("B", 2))}
+    config = Flatten.Config(type="flatten", reads=["vision.tokens", "state.pooled"], width=width)
+    assert Flatten.specs(config, inputs, {})["pooled"].dims == ("B", width or 14)
+    part = Flatten(config, inputs, {}).double()
+    tokens, state = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    features = {"vision.tokens": Feature(tokens, mask), "state.pooled": Feature(state)}
+    found = part(features, ("pooled",))["pooled"].values.detach().numpy()
+
+    values = np.zeros((2, 14))
+    for sample, place in np.ndindex(2, 3):
+        if mask[sample, place]:
+            values[sample, 4 * place : 4 * place + 4] = tokens[sample, place]
+    values[:, 12:] = state
+    if width is not None:
+        values = values @ part.project.weight.detach().numpy().T + part.project.bias.detach().numpy()
+    np.testing.assert_allclose(found, values, atol=1e-12)
+    assert part(features, ()) == {}
+
+
+def test_flatten_wants_a_fixed_number_of_tokens() -> None:
+    inputs = {"text.tokens": Spec(Kind.TOKENS, ("B", "L", 4))}
+    with pytest.raises(SpecError, match="a fixed number of tokens") as caught:
+        Flatten.specs(Flatten.Config(type="flatten", reads=["text"]), inputs, {})
+    assert caught.value.source == "text.tokens"

@@ -110,9 +110,12 @@ def test_a_head_forgets_cameras_in_all_its_options(tiny: dict[str, Any]) -> None
     Builder.from_recipe(after).check()
 
 
-def test_a_backbone_that_reads_more_than_images_stays_and_sees_black(tiny: dict[str, Any]) -> None:
+def test_a_backbone_that_reads_more_than_images_stays_and_sees_black(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = resolved(tiny)
-    after = blind(before, joint={"vision"})
+    monkeypatch.setattr(BACKBONES.get("vit"), "joint", True)
+    after = blind(before)
     assert after["policy"] == before["policy"]
     assert after["transforms"] == [{"type": "blank"}, *before["transforms"]]
     Builder.from_recipe(after).check()

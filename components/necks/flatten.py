@@ -1,0 +1,81 @@
+"""Tokens side by side, as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ...schemas.errors import SpecError
+from ...schemas.part import NeckConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import Facts, Feature, Neck
+from ..features import select
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Flatten(Neck):
+    """Puts all tokens side by side, each in a place of its own, as an MLP reads an image.
+
+    A pooled feature is one token. Publishes `pooled` (B, N * D), or (B, width) where they are projected by a linear
+    layer. Masked tokens count as zeros.
+    """
+
+    roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"reads": (Kind.TOKENS, Kind.POOLED)}
+
+    class Config(NeckConfig):
+        """Tokens side by side, as one vector."""
+
+        type: Literal["flatten"]
+        """Put tokens side by side."""
+        width: Count | None = None
+        """Width to which a linear layer projects them; by default they keep theirs."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        self._keys = tuple(select(config.reads, inputs, self.roles["reads"], "reads"))
+        size = _size(config, inputs)
+        self.project = nn.Identity() if config.width is None else nn.Linear(size, config.width)
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`pooled`; raises SpecError where the number of tokens varies."""
+        size = _size(config, inputs)
+        return {"pooled": Spec(Kind.POOLED, ("B", config.width or size), f"{size} values side by side")}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="flatten", reads=["vision.tokens", "state.pooled"], width=6)
+
+    def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
+        """`pooled` (B, N * D) or (B, width)."""
+        parts = [_values(features[key]).flatten(1) for key in self._keys]
+        return {"pooled": Feature(self.project(torch.cat(parts, -1)))} if "pooled" in outputs else {}
+
+
+def _values(feature: Feature) -> Tensor:
+    if feature.mask is None:
+        return feature.values
+    return feature.values.masked_fill(~feature.mask[..., None], 0.0)
+
+
+def _size(config: Flatten.Config, inputs: Specs) -> int:
+    """Values of one sample, N * D."""
+    size = 0
+    for key, spec in select(config.reads, inputs, Flatten.roles["reads"], "reads").items():
+        count = spec.dims[1] if spec.kind is Kind.TOKENS else 1
+        if not isinstance(count, int):
+            raise SpecError(
+                f"`{key}` is {spec}: a vector has room for a fixed number of tokens",
+                field="reads",
+                source=key,
+                label="the number of tokens varies",
+                help="pool it first, by `{type: attention_pool}`",
+            )
+        size += count * spec.width
+    return size
