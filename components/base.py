@@ -108,13 +108,10 @@ class Backbone(Learner):
     Config: ClassVar[type[BackboneConfig]]
     kind: ClassVar[Kind]
     """Kind of the inputs it reads when the recipe does not say."""
-<<<<<<< HEAD
     own: ClassVar[tuple[str, ...]] = ()
     """Children that no pretrained weights fill: they train beside adapters, and get none."""
-=======
     joint: ClassVar[bool] = False
     """Whether it reads images together with something else, and cannot do without them."""
->>>>>>> learn
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         super().__init__()

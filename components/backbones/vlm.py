@@ -47,11 +47,8 @@ class Vlm(Backbone):
     """
 
     kind = Kind.IMAGE
-<<<<<<< HEAD
     own = ("state", "queries", "soft_prompts")
-=======
     joint = True
->>>>>>> learn
 
     class Config(BackboneConfig):
         """A vision-language model."""
