@@ -57,7 +57,7 @@ class Diffusion(ActionHead):
         sampler: Literal["ddpm", "ddim"] = "ddpm"
         """How a step is undone: with new noise, or without, which needs fewer steps."""
         steps: Count | None = None
-        """Steps when sampling; by default all that are trained."""
+        """Steps when sampling, best a divisor of `train_steps`: otherwise the first is not full noise. By default all."""
         clip_sample: Annotated[float, Field(gt=0.0)] | None = 1.0
         """Bound of the actions that each step predicts, for `normalize` with `mode: min_max`; null for none."""
 

@@ -92,7 +92,7 @@ def _through(
             layer.gradient_checkpointing = again
 
     again = getattr(layer, "gradient_checkpointing", False)
-    if again and layer.training and torch.is_grad_enabled():
+    if again and torch.is_grad_enabled():
         done: tuple[Tensor, Tensor | None] = layer._gradient_checkpointing_func(run, hidden)
         return done
     return run(hidden)
