@@ -10,7 +10,8 @@ from torch import Tensor
 from ..schemas.errors import SpecError
 from ..schemas.part import NetworkConfig
 from ..schemas.specs import Spec, Specs
-from .base import Feature, Network
+from .base import Facts, Feature, Network
+from .embodiments import ACTION_PADDING
 from .registry import NETWORKS
 
 Time = Literal["unit", "steps"]
@@ -20,6 +21,11 @@ def default_network() -> NetworkConfig:
     """A small diffusion transformer."""
     config: NetworkConfig = NETWORKS.get("dit").Config(type="dit")
     return config
+
+
+def time_scale(facts: Facts) -> float:
+    """Factor that tells a network of either kind of head the time in steps, some hundreds of them."""
+    return 1000.0 if facts["time"] == "unit" else 1.0
 
 
 def build(config: NetworkConfig, inputs: Specs, time: Time) -> Network:
@@ -39,7 +45,7 @@ def check(config: NetworkConfig, inputs: Specs, time: Time) -> dict[str, Spec]:
 
 def zero_padded(chunk: Tensor, features: Mapping[str, Feature], repeats: int = 1) -> Tensor:
     """The chunk (B * repeats, H, A) with zeros in the dimensions that its robots do not have."""
-    if "action_dim_is_pad" not in features:
+    if ACTION_PADDING not in features:
         return chunk
-    is_pad = features["action_dim_is_pad"].values.repeat_interleave(repeats, 0)
+    is_pad = features[ACTION_PADDING].values.repeat_interleave(repeats, 0)
     return chunk.masked_fill(is_pad[:, None], 0.0)

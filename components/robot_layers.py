@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .layers import CategoryLinear
 
 
-def robot_linear(robots: int | None, size: int, out: int) -> nn.Module:
+def robot_linear(robots: int | None, size: int, out: int) -> nn.Linear | CategoryLinear:
     """A linear layer for so many robots; None stands for one layer whatever the robot."""
     return nn.Linear(size, out) if robots is None else CategoryLinear(robots, size, out)
 

@@ -65,12 +65,18 @@ class TransformerLayer(nn.Module):
         return tokens
 
 
-def check_heads(width: int, heads: int, given: bool = True) -> None:
-    """Raises SpecError where heads cannot share a width, which an option `width` has given or not."""
-    if width % heads:
+def check_heads(width: int, heads: int, given: bool = True, parts: int = 1) -> None:
+    """Raises SpecError where heads cannot share a width, which an option `width` has given or not.
+
+    `parts` are those that a head's share must itself divide into, such as the pairs of rotary positions.
+    """
+    multiple = heads * parts
+    if width % multiple:
         raise SpecError(
             f"a width of {width} cannot be shared by {heads} heads",
             field="width" if given else "heads",
-            label=f"no multiple of {heads}" if given else f"does not divide {width}",
-            help="choose a `width` that is a multiple of `heads`",
+            label=f"no multiple of {multiple}" if given else f"does not divide {width}",
+            help=f"choose a `width` that is a multiple of {multiple}"
+            if parts > 1
+            else "choose a `width` that is a multiple of `heads`",
         )

@@ -58,6 +58,10 @@ def processor(
                 if (mean, std) != ([0.0] * 3, [1.0] * 3):
                     modes[key], statistics[key] = "MEAN_STD", {"mean": mean, "std": std}
         elif raw["type"] == "normalize":
+            if raw["dims"]:
+                raise WeightsError(
+                    "LeRobot normalises whole keys; `normalize` has modes of single dimensions in `dims`"
+                )
             for key in _keys(raw, features, images=False):
                 mode = raw["modes"].get(key, raw["mode"])
                 modes[key] = next((theirs for theirs, ours in _MODES.items() if ours == mode), "")

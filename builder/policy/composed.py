@@ -314,7 +314,7 @@ def make(site: Site, inputs: Specs, facts: Facts) -> nn.Module:
 def padding(batch: Batch) -> Tensor:
     """Which values of the actions do not count (B, H, A): steps after the end, and dimensions a robot does not have."""
     steps: Tensor = batch["action_is_pad"][..., None]
-    dims = batch.get("action_dim_is_pad")
+    dims = batch.get(ACTION_PADDING)
     return steps.expand_as(batch["action"]) if dims is None else steps | dims[:, None]
 
 

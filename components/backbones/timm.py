@@ -20,7 +20,7 @@ from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from .. import weights
 from ..base import Backbone, Batch, Facts, Feature
-from ..images import fold, frame_size, frames, image_features, unfold
+from ..images import check_normalisation, fold, frame_size, frames, image_features, unfold
 from ..norms import with_norm
 
 
@@ -94,6 +94,9 @@ class Timm(Backbone):
                 help=f"add `{{type: resize, size: {native[0] if native[0] == native[1] else list(native)}}}` "
                 "to the transforms, or set `positions: interpolate`",
             )
+        if config.pretrained is not None and defaults is not None:
+            trained = {"mean": list(defaults.mean), "std": list(defaults.std)}
+            check_normalisation(cameras, trained, config.name)
         try:
             found = _probe(config.name, size, config.prefix_tokens)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:

@@ -18,6 +18,7 @@ from ..base import ActionHead, Chunks, Facts, Feature
 from ..fast_tokens import FastTokens
 from ..features import action_spec, chunk_size, features_of, padded_steps
 from ..token_writer import TokenWriter
+from ..transformer_layers import check_heads
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -96,13 +97,7 @@ class Fast(ActionHead):
         """`action` (B, H, A); raises SpecError for a width that heads cannot share, or a model that cannot write."""
         features = features_of(inputs)
         if config.writer == "transformer":
-            if config.width % (2 * config.heads):
-                raise SpecError(
-                    f"a width of {config.width} cannot be shared by {config.heads} heads",
-                    field="width",
-                    label=f"not an even multiple of {config.heads}",
-                    help="choose a `width` that is a multiple of twice `heads`",
-                )
+            check_heads(config.width, config.heads, parts=2)
             return {"action": action_spec(inputs)}
         source, spec = next(iter(features.items()))
         needed = config.vocabulary + 2 + config.skip

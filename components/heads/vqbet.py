@@ -20,6 +20,7 @@ from ..draws import categorical
 from ..features import action_spec, chunk_size, features_of, masked_mean
 from ..gpt import Gpt
 from ..residual_vq import ChunkVae, Settled
+from ..transformer_layers import check_heads
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
@@ -104,13 +105,7 @@ class Vqbet(ActionHead):
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """`action` (B, H, A); raises SpecError for what cannot be shared, cut into windows, or put in sequence."""
         horizon, _ = chunk_size(inputs)
-        if config.width % config.heads:
-            raise SpecError(
-                f"a width of {config.width} cannot be shared by {config.heads} heads",
-                field="width",
-                label=f"no multiple of {config.heads}",
-                help="choose a `width` that is a multiple of `heads`",
-            )
+        check_heads(config.width, config.heads)
         if config.windows > horizon:
             raise SpecError(
                 f"{config.windows} windows do not fit into a chunk of {horizon}",

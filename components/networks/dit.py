@@ -14,9 +14,11 @@ from ...schemas.errors import SpecError
 from ...schemas.part import NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
+from ..denoising import time_scale
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, features_of
-from ..layers import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
+from ..layers import Attention, joined_mask, mlp, sinusoids, zero
+from ..robot_layers import robot_linear
 from ..rotary import Rotation, rotation
 
 Count = Annotated[int, Field(ge=1)]
@@ -60,7 +62,7 @@ class Dit(Network):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, action_dim = chunk_size(inputs)
-        self._time_scale = 1000.0 if facts["time"] == "unit" else 1.0
+        self._time_scale = time_scale(facts)
         features = features_of(inputs)
         self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
         width, condition = config.width, config.time_width or config.width
@@ -76,13 +78,13 @@ class Dit(Network):
             if isinstance(count, int):
                 self.positions[name] = nn.Parameter(torch.randn(1, count, width) * 0.02)
         robots = required_embodiments(inputs, "per_embodiment") if config.per_embodiment else None
-        self.action_in = _linear(robots, action_dim, width)
+        self.action_in = robot_linear(robots, action_dim, width)
         if config.positions == "learned":
             self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.02)
         self.blocks = nn.ModuleList(Block(config, condition) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = None if beside else zero(nn.Linear(condition, 2 * width))
-        self.action_out = zero(_linear(robots, width, action_dim))
+        self.action_out = zero(robot_linear(robots, width, action_dim))
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
@@ -168,13 +170,6 @@ class Dit(Network):
             tokens = self.norm(tokens) * (1.0 + scale) + shift
         out: Tensor = self.action_out(tokens, *robots)
         return out.float()
-
-
-def _linear(robots: int | None, in_features: int, out_features: int) -> nn.Linear | CategoryLinear:
-    """A linear layer, one for each robot where their number is given."""
-    if robots is None:
-        return nn.Linear(in_features, out_features)
-    return CategoryLinear(robots, in_features, out_features)
 
 
 class Block(nn.Module):

@@ -16,6 +16,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
+from ..denoising import time_scale
 from ..features import action_spec, chunk_size, features_of, select
 from ..layers import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
 from ..robot_layers import RobotMlp, applied, robot_linear
@@ -64,7 +65,7 @@ class GrootDit(Network):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, action_dim = chunk_size(inputs)
-        self._time_scale = 1000.0 if facts["time"] == "unit" else 1.0
+        self._time_scale = time_scale(facts)
         robots = inputs["embodiment"].vocab if "embodiment" in inputs else None
         sequence, attended = _roles(config, inputs)
         self._sequence = {key: key.replace(".", "_") for key in sequence}  # module names hold no dots

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...schemas.part import NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
+from ..denoising import time_scale
 from ..features import action_spec, chunk_size, features_of
 from ..layers import mlp, sinusoids
 
@@ -47,7 +48,7 @@ class MlpNetwork(Network):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, self._action_dim = chunk_size(inputs)
-        self._time_scale = 1000.0 if facts["time"] == "unit" else 1.0
+        self._time_scale = time_scale(facts)
         features = features_of(inputs)
         self._keys = tuple(features)
         size = self._horizon * self._action_dim

@@ -14,6 +14,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
+from ..denoising import time_scale
 from ..features import action_spec, chunk_size, features_of
 from ..layers import joined_mask, mlp, sinusoids
 from ..sequences import Joined, joined_spec
@@ -51,7 +52,7 @@ class DiffusionTransformer(Network):
         super().__init__(config, inputs, facts)
         horizon, action_dim = chunk_size(inputs)
         features, width = features_of(inputs), config.width
-        self._time_scale = 1000.0 if facts["time"] == "unit" else 1.0
+        self._time_scale = time_scale(facts)
         self.joined = Joined(features, width)
         count = joined_spec(features, width).dims[1]
         self.positions = nn.Parameter(torch.randn(1, count, width) * 0.02) if isinstance(count, int) else None

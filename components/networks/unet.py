@@ -16,6 +16,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
+from ..denoising import time_scale
 from ..features import action_spec, chunk_size, features_of
 from ..layers import mlp, sinusoids
 
@@ -57,7 +58,7 @@ class Unet(Network):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         _, action_dim = chunk_size(inputs)
-        self._time_scale = 1000.0 if facts["time"] == "unit" else 1.0
+        self._time_scale = time_scale(facts)
         self._keys = tuple(features_of(inputs))
         condition = config.time_width + sum(spec.width for spec in features_of(inputs).values())
         self.time = mlp([config.time_width, 4 * config.time_width, config.time_width], "mish")

@@ -15,9 +15,8 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Batch, Facts, Transform
+from ..embodiments import ACTION_PADDING
 from ..vectors import changed, vector
-
-_MASK = "action_dim_is_pad"
 
 
 class PadDims(Transform):
@@ -71,11 +70,14 @@ class PadDims(Transform):
         if "action" not in sizes or not tensors:
             return {**batch, **padded}
         shape, device = (len(tensors[0]), self._widths["action"]), tensors[0].device
-        known = batch.get(_MASK, torch.zeros(shape, dtype=torch.bool, device=device))
+        known = batch.get(ACTION_PADDING, torch.zeros(shape, dtype=torch.bool, device=device))
         mask = F.pad(known, (0, sizes["action"] - shape[1]), value=True)
-        return {**batch, **padded, _MASK: mask}
+        return {**batch, **padded, ACTION_PADDING: mask}
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
         """A new batch, without the padding."""
-        widths = {**self._widths, **({_MASK: self._widths["action"]} if "action" in self._widths else {})}
+        widths = {
+            **self._widths,
+            **({ACTION_PADDING: self._widths["action"]} if "action" in self._widths else {}),
+        }
         return {**batch, **{key: batch[key][..., :width] for key, width in widths.items() if key in batch}}

@@ -375,3 +375,18 @@ def test_models_without_a_single_map_are_refused() -> None:
 def test_sizes_that_a_model_cannot_read() -> None:
     with pytest.raises(SpecError, match="`maxvit_pico_rw_256` cannot read images of 50 x 50"):
         build("maxvit_pico_rw_256", camera(50, 50))
+
+
+def test_pretrained_weights_want_their_own_normalisation() -> None:
+    imagenet = Spec(
+        Kind.IMAGE,
+        ("B", 1, 3, 224, 224),
+        normalised_by=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    )
+    given = {"observation.images.a": imagenet}
+    half = {"type": "timm", "name": "tf_efficientnet_lite0", "pretrained": "timm/tf_efficientnet_lite0.in1k"}
+    with pytest.raises(SpecError, match="was trained on images normalised by mean") as caught:
+        Timm.specs(Timm.Config.model_validate(half), given, {})
+    assert "stats: half" in caught.value.help
+    Timm.specs(Timm.Config.model_validate({**half, "pretrained": None}), given, {})
+    Timm.specs(Timm.Config(type="timm", name="resnet18", pretrained="timm/resnet18.tv_in1k"), given, {})

@@ -215,3 +215,69 @@ def test_what_does_not_fit(options: Any, inputs: Any, field: str | None, message
         Vqbet.specs(config, {**INPUTS, **inputs}, {})
     assert caught.value.field == field
     assert caught.value.help
+
+
+def second_phase(world: Any, **options: Any) -> tuple[Vqbet, dict[str, Feature]]:
+    """A head that predicts codes, and features of which some tokens are hidden."""
+    inputs = {key: world.feature_specs[key] for key in ("vision.tokens", "state.pooled", "action")}
+    part = Vqbet(Vqbet.Config(type="vqbet", **TINY, windows=2, **options), inputs, {}).eval()
+    part.trained.fill_(TINY["vae_steps"])
+    features = world.features()
+    return part, {key: features[key] for key in ("vision.tokens", "state.pooled")}
+
+
+def loss_and_gradients(part: Vqbet, features: Any, actions: Tensor, is_pad: Tensor) -> list[Tensor]:
+    torch.manual_seed(3)
+    part.zero_grad()
+    loss = part.loss(features, actions, is_pad)["loss"]
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in part.parameters() if p.grad is not None)]
+
+
+def test_padded_actions_have_no_influence_on_the_second_phase(world: Any) -> None:
+    part, features = second_phase(world)
+    actions, is_pad = world.batch()["action"], world.is_pad(world.batch())
+    assert is_pad.any()
+    plain = loss_and_gradients(part, features, actions, is_pad)
+    for value in (1e4, torch.nan):
+        padded = loss_and_gradients(part, features, torch.where(is_pad, value, actions), is_pad)
+        assert all(torch.equal(one, other) for one, other in zip(plain, padded, strict=True))
+    shown = loss_and_gradients(part, features, actions, torch.zeros_like(is_pad))
+    assert not torch.equal(plain[0], shown[0])
+
+
+def test_hidden_tokens_have_no_influence_on_the_second_phase(world: Any) -> None:
+    part, features = second_phase(world)
+    actions, is_pad = world.batch()["action"], world.is_pad(world.batch())
+    tokens = features["vision.tokens"]
+    assert tokens.mask is not None
+    hidden = ~tokens.mask[..., None]
+    losses = [
+        loss_and_gradients(
+            part, {**features, "vision.tokens": Feature(values, tokens.mask)}, actions, is_pad
+        )[0]
+        for values in (
+            tokens.values,
+            torch.where(hidden, 50.0, tokens.values),
+            torch.where(hidden, tokens.values, tokens.values.flip(-1)),
+        )
+    ]
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+
+
+def test_a_padded_sample_counts_for_nothing_in_the_second_phase(world: Any) -> None:
+    """Neither as an error nor in the mean: the loss of one sample is that of the sample beside nothing but padding."""
+    part, features = second_phase(world, temperature=1e-6)  # the likeliest codes, whatever is drawn
+    actions = world.batch()["action"]
+    is_pad = torch.ones_like(actions, dtype=torch.bool)
+    nothing = loss_and_gradients(part, features, actions, is_pad)
+    assert all((value == 0.0).all() for value in nothing)
+    is_pad[0] = False
+    beside = loss_and_gradients(part, features, actions, is_pad)[0]
+    one = {
+        key: Feature(feature.values[:1], None if feature.mask is None else feature.mask[:1])
+        for key, feature in features.items()
+    }
+    alone = loss_and_gradients(part, one, actions[:1], is_pad[:1])[0]
+    torch.testing.assert_close(beside, alone)
