@@ -34,7 +34,8 @@ class LanguageCollator(Collator):
     """Stacks like `default`, and adds `task.input_ids` and `task.attention_mask` (B, L) int64.
 
     What is tokenized is the prompt: the instruction, or a template that it fills. `task.key` holds B bytes strings,
-    equal where ids and mask are, by which a backbone can know a prompt again without looking at tensors.
+    equal where ids and mask are, by which a backbone can know a prompt again without looking at tensors. A prompt with
+    the state is hardly ever seen again, and has none.
     """
 
     class Config(PartConfig):
@@ -127,12 +128,9 @@ class LanguageCollator(Collator):
             length = max(1, int(mask.sum(1).max()))
             kept = slice(length) if self.config.padding_side == "right" else slice(-length, None)
             ids, mask = ids[:, kept], mask[:, kept]
-        return {
-            **batch,
-            f"{_KEY}.input_ids": ids,
-            f"{_KEY}.attention_mask": mask,
-            f"{_KEY}.key": [key for _, _, key in encoded],
-        }
+        tokens = {f"{_KEY}.input_ids": ids, f"{_KEY}.attention_mask": mask}
+        keys = {} if self._bins else {f"{_KEY}.key": [key for _, _, key in encoded]}
+        return {**batch, **tokens, **keys}
 
     def save_assets(self, directory: Path) -> None:
         """Write the tokenizer's files."""

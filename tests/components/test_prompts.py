@@ -137,14 +137,15 @@ def test_tokens_are_appended_and_survive_a_cut() -> None:
 
 
 def test_keys_tell_prompts_apart() -> None:
-    part = make(prompt="{task} {state}")
-    samples = [
-        {"task": "open", "observation.state": state(0.0, 1.0, 5.0)},
-        {"task": "open", "observation.state": state(0.0, 0.5, 5.0)},
-        {"task": "open", "observation.state": state(0.0, 1.0, 5.0)},
-    ]
-    keys = part(samples)["task.key"]
+    part = make(prompt="do: {task}")
+    keys = part([{"task": task} for task in ("open", "close", "open")])["task.key"]
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_prompts_with_the_state_are_not_to_be_remembered() -> None:
+    """Each would be a pass of the encoder by itself, for nothing."""
+    sample = {"task": "open", "observation.state": state(0.0, 1.0, 5.0)}
+    assert "task.key" not in make(prompt="{task} {state}")([sample, sample])
 
 
 def test_the_bundled_tokenizer_is_what_its_script_makes(tmp_path: Path) -> None:
