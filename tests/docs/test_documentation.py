@@ -91,7 +91,7 @@ def test_the_part_of_the_readme_passes_the_contract_tests_unasked(clone: Path) -
         "-q",
         "-p",
         "no:cacheprovider",
-        "tests/components/test_contracts.py",
+        "tests/components/contracts",
         "-k",
         "mean_color",
     )

@@ -1,0 +1,145 @@
+"""What every action head keeps, and every network, inside a flow-matching head."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from policysmith.components.registry import (
+    HEADS,
+    NETWORKS,
+)
+from policysmith.schemas.errors import SpecError
+from policysmith.schemas.specs import FEATURES
+
+from .built import Built, masked_where, of, randomise
+
+
+@of(HEADS, NETWORKS)
+def test_head_reads_each_kind_that_it_accepts_or_says_why_not(built: Built) -> None:
+    accepted = [key for key, spec in built.inputs.items() if spec.kind in FEATURES]
+    assert accepted
+    read = 0
+    for key in accepted:
+        built.inputs = {name: built.world.every_feature[name] for name in (key, "action")}
+        try:
+            built.specs()
+        except SpecError:
+            continue
+        read += 1
+        assert built.run(built.make())["action"].shape == (3, 4, 3)
+    assert read
+
+
+@of(HEADS, NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_padded_actions_have_no_influence(built: Built, dtype: torch.dtype) -> None:
+    untouched = built.make().to(dtype)
+    randomise(untouched)
+    features, batch = built.features(dtype=dtype), built.world.batch()
+    is_pad = built.world.is_pad(batch)
+    assert is_pad.any()
+    results = []
+    for actions in (
+        batch["action"],
+        torch.where(is_pad, 1e4, batch["action"]),
+        torch.where(is_pad, torch.nan, batch["action"]),
+        batch["action"] + 1.0,
+    ):
+        torch.manual_seed(5)
+        part = copy.deepcopy(untouched)  # a head may count its steps
+        loss = part.loss(features, actions, is_pad)["loss"]
+        loss.backward()
+        results.append((loss, [p.grad.clone() for p in part.parameters()]))
+    for loss, grads in results[1:3]:
+        assert torch.equal(loss, results[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1], strict=True))
+    assert not torch.equal(results[3][0], results[0][0])
+
+
+@of(HEADS, NETWORKS)
+def test_a_batch_of_padding_costs_nothing(built: Built) -> None:
+    part = built.make()
+    randomise(part)
+    batch = built.world.batch()
+    everything = torch.ones_like(batch["action"], dtype=torch.bool)
+    loss = part.loss(built.features(), batch["action"], everything)["loss"]
+    loss.backward()
+    assert loss == 0.0
+    assert all((p.grad == 0.0).all() for p in part.parameters())
+
+
+@of(HEADS, NETWORKS)
+def test_masked_tokens_have_no_influence(built: Built) -> None:
+    untouched = built.make()
+    randomise(untouched)
+    batch, features = built.world.batch(), built.features()
+    if all(feature.mask is None for feature in features.values()):
+        pytest.skip("nothing that it reads has a mask")
+    variants = []
+    for change in (
+        lambda values: values,
+        lambda values: torch.full_like(values, 50.0),
+        lambda values: values.flip(-1),
+    ):
+        torch.manual_seed(5)
+        hides = len(variants) < 2
+        changed = {key: masked_where(feature, change, hides) for key, feature in features.items()}
+        part = copy.deepcopy(untouched)
+        loss = part.loss(changed, batch["action"], built.world.is_pad(batch))["loss"]
+        variants.append((loss, part.sample(changed, torch.Generator().manual_seed(0))))
+    assert torch.equal(variants[0][0], variants[1][0])
+    assert torch.equal(variants[0][1], variants[1][1])
+    assert not (torch.equal(variants[0][0], variants[2][0]) and torch.equal(variants[0][1], variants[2][1]))
+
+
+@of(HEADS, NETWORKS)
+def test_a_sample_without_a_valid_token_is_finite(built: Built) -> None:
+    part = built.make()
+    randomise(part)
+    batch, features = built.world.batch(), built.features()
+    some = (torch.arange(3) > 0)[:, None]
+    features = {
+        key: feature if feature.mask is None else dataclasses.replace(feature, mask=feature.mask & some)
+        for key, feature in features.items()
+    }
+    loss = part.loss(features, batch["action"], built.world.is_pad(batch))["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in part.parameters() if p.grad is not None)
+
+
+@of(HEADS, NETWORKS)
+def test_samples_are_reproducible_by_generator(built: Built) -> None:
+    part, features = built.make(), built.features()
+    randomise(part)
+    part.eval()
+    first = part.sample(features, torch.Generator().manual_seed(1))
+    torch.manual_seed(99)
+    assert torch.equal(first, part.sample(features, torch.Generator().manual_seed(1)))
+    assert part.sample(features).shape == first.shape
+
+
+@of(HEADS, NETWORKS)
+def test_one_batch_is_learned_by_heart(built: Built) -> None:
+    part, features, batch = built.make(), built.features(), built.world.batch()
+    is_pad = torch.zeros_like(batch["action"], dtype=torch.bool)
+    optimizer = torch.optim.Adam(part.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+    losses = []
+    for _ in range(400):
+        loss = part.loss(features, batch["action"], is_pad)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    assert sum(losses[-20:]) / 20 < 0.1 * losses[0]
+    with torch.no_grad():
+        error = (
+            (part.eval().sample(features, torch.Generator().manual_seed(0)) - batch["action"]).abs().mean()
+        )
+    assert error < 0.2  # about 1 before

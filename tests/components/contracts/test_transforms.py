@@ -1,0 +1,107 @@
+"""What every transform keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from policysmith.components.registry import (
+    TRANSFORMS,
+)
+from policysmith.schemas.errors import SpecError
+from policysmith.schemas.specs import Kind, Range, Spec
+
+from .built import Built, assert_equal, of
+
+
+def published(built: Built) -> dict[str, Spec]:
+    """Specs of what a transform gives, for normalised vectors where it takes no others."""
+    try:
+        return built.specs()
+    except SpecError as error:
+        if error.trait != "range":
+            raise
+    vectors = (Kind.STATE, Kind.ACTION)
+    normal = {
+        k: dataclasses.replace(s, range=Range.NORMALISED)
+        for k, s in built.inputs.items()
+        if s.kind in vectors
+    }
+    inputs = {**built.inputs, **normal}
+    return built.cls.specs(built.config, inputs, built.facts)  # type: ignore[no-any-return]
+
+
+@of(TRANSFORMS)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_transform_publishes_real_shapes(built: Built, device: str, training: bool) -> None:
+    part = built.make(device).train(training)
+    specs, given = published(built), built.world.batch()
+    outputs = built.run(part, 3, device)
+    assert {k for k, spec in specs.items() if spec.kind is not Kind.TEXT} <= outputs.keys()
+    assert not (built.inputs.keys() - specs.keys()) & outputs.keys()
+    assert all(key.startswith("action_") for key in outputs.keys() - specs.keys() - given.keys())
+    for key, value in outputs.items():
+        if key in specs:
+            assert tuple(value.shape) == (3, *specs[key].dims[1:]), key
+            assert value.device.type == device
+
+
+@of(TRANSFORMS)
+def test_transform_is_deterministic_in_eval_and_seeded_in_train(built: Built) -> None:
+    part = built.make()
+    assert_equal(built.run(part.eval(), seed=1), built.run(part.eval(), seed=2))
+    assert_equal(built.run(part.train(), seed=1), built.run(part.train(), seed=1))
+
+
+@of(TRANSFORMS)
+def test_transform_treats_all_steps_of_a_camera_alike(built: Built) -> None:
+    part, batch = built.make().train(), built.world.batch()
+    for key, value in batch.items():
+        if key.startswith("observation.images."):
+            batch[key] = value[:, :1].expand(-1, value.shape[1], -1, -1, -1)
+    for key, value in part(batch).items():
+        if key.startswith("observation.images."):
+            assert torch.equal(value[:, 0], value[:, 1])
+
+
+@of(TRANSFORMS)
+def test_transform_passes_over_absent_keys_and_carries_others(built: Built) -> None:
+    part = built.make()
+    assert part({}) == {}
+    extra = object()
+    assert part({"meta": extra})["meta"] is extra
+    state = {"observation.state": built.world.batch()["observation.state"]}
+    expected = {key for key in published(built) if key.startswith("observation.") and "images" not in key}
+    assert {key for key in part(state) if not key.startswith("action_")} == expected
+
+
+@of(TRANSFORMS)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_transform_is_undone_for_actions(built: Built, training: bool) -> None:
+    part, batch = built.make().train(training), built.world.batch()
+    back = part.inverse(part(batch))
+    torch.testing.assert_close(back["action"], batch["action"], atol=1e-5, rtol=1e-5)
+    if not training:  # the noise of training is not undone
+        torch.testing.assert_close(
+            back["observation.state"], batch["observation.state"], atol=1e-5, rtol=1e-5
+        )
+    part.eval()
+    deployed = part({k: v for k, v in batch.items() if not k.startswith("action")})
+    back = part.inverse({**deployed, "action": part(batch)["action"]})
+    torch.testing.assert_close(back["action"], batch["action"], atol=1e-5, rtol=1e-5)
+
+
+@of(TRANSFORMS)
+def test_transform_names_only_keys_that_there_are(built: Built) -> None:
+    for keys in (built.cls.needs(built.config, built.inputs), built.cls.measures(built.config, built.inputs)):
+        assert {*keys} <= built.inputs.keys()
+
+
+@of(TRANSFORMS)
+def test_transform_does_not_follow_the_models_dtype(built: Built) -> None:
+    part = built.make().eval()
+    expected = built.run(part)
+    assert_equal(expected, built.run(part.to(torch.bfloat16)))
