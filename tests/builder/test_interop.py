@@ -265,3 +265,13 @@ def test_a_crop_is_done_by_the_encoder_of_diffusion_policy_and_by_nothing_of_act
     assert (options, steps) == ({}, [])
     assert normalization.processor(left, features)[0] == {"VISUAL": "MEAN_STD"}
     assert content["recipe"]["transforms"] == resolved
+
+
+def test_modes_of_single_dimensions_are_not_exported() -> None:
+    gripper = {"type": "normalize", "dims": [{"key": "action", "dims": [-1], "mode": "binary"}]}
+    part: Any = TRANSFORMS.get("normalize")
+    resolved = [part.Config.model_validate(gripper).model_dump(mode="json")]
+    with pytest.raises(WeightsError, match="normalises whole keys"):
+        normalization.processor(
+            {"recipe": {"transforms": resolved}}, {"action": {"type": "ACTION", "shape": [4]}}
+        )
