@@ -123,6 +123,9 @@ def test_weights_of_timm_are_checked_too(
         "positions": "interpolate",
     }
     tiny["policy"]["backbones"]["vision"] = part
+    for transform in tiny["transforms"]:
+        if transform["type"] == "normalize_image":
+            transform["stats"] = "imagenet"
     (finding,) = refused(Builder.from_recipe(to_yaml(tiny)).check)
     assert (finding.code, finding.span.text) == ("E024 bad-weights", '"other.pth"')
 
