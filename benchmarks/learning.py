@@ -1,4 +1,4 @@
-"""Whether each head learns: closed-loop success of a recipe trained from scratch, beside its blind control.
+"""Whether each head learns: closed-loop success of a recipe on few demonstrations, beside its blind control.
 
     python benchmarks/learning.py --output benchmarks/results/learning.json
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ROOT / "recipes" / "datasets"
 DEMONSTRATIONS = {
     "drawer_open": ("metaworld/drawer-open-v3", 50, 96),
-    "push": ("metaworld/push-v3", 100, 128),
+    "push": ("metaworld/push-v3", 200, 128),
 }
 """By name of the dataset: task, episodes, and pixels a side."""
 BASELINES = {"vit_mlp": "drawer_open", "push_vit_mlp": "push"}

@@ -145,7 +145,10 @@ def _cure(entry: str, kinds: Sequence[Kind], offered: Specs) -> str:
     name, _, output = entry.partition(".")
     fitting = [output for output, spec in offered.items() if spec.kind in kinds]
     if Kind.KEY_VALUES in kinds and (output == Kind.KEY_VALUES or not fitting):
-        return "take a backbone of type `vlm`, which publishes key_values, or a network that reads tokens, such as `dit`"
+        return (
+            "take a backbone of type `vlm` or put a neck `prefix` between, which publish key_values, "
+            "or a network that reads tokens, such as `dit`"
+        )
     if fitting:
         return f"read `{name}.{fitting[0]}`"
     if Kind.POOLED in kinds and any(spec.kind is Kind.TOKENS for spec in offered.values()):

@@ -6,7 +6,7 @@ policy when it is loaded. Problems are collected, each with the recipe path of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -144,13 +144,27 @@ def wire_samples(sites: Sequence[Site], observations: Specs, facts: Mapping[str,
     return stages
 
 
-def demanded(parts: Parts, wiring: Wiring) -> set[str]:
-    """Keys, after the collator, that backbones read or transforms cannot do without."""
-    wanted = {key for inputs in wiring.reads.values() for key in inputs}
+def demanded(parts: Parts, wiring: Wiring, without: Collection[str] = ()) -> set[str]:
+    """Keys, after the collator, that backbones other than `without` read or transforms cannot do without."""
+    wanted = {key for name, inputs in wiring.reads.items() if name not in without for key in inputs}
     for index, site in reversed(list(enumerate(parts.transforms))):
         inputs = wiring.into(index)
         wanted = (wanted & inputs.keys()) | {*cast(type[Transform], site.part).needs(site.config, inputs)}
     return wanted
+
+
+def traced(parts: Parts, wiring: Wiring, backbones: Iterable[str]) -> list[set[str]]:
+    """Keys that these backbones depend on: before each transform, and last what they read."""
+    wanted = {key for name in backbones for key in wiring.reads[name]}
+    stages = [wanted]
+    for index, site in reversed(list(enumerate(parts.transforms))):
+        inputs = wiring.into(index)
+        made = wanted - inputs.keys()
+        wanted = wanted & inputs.keys()
+        if made:
+            wanted |= {*cast(type[Transform], site.part).needs(site.config, inputs)}
+        stages.insert(0, wanted)
+    return stages
 
 
 def _problem(site: Site, error: PolicysmithError, stages: Sequence[Stage], code: ErrorCode) -> Problem:
@@ -168,4 +182,4 @@ def _problem(site: Site, error: PolicysmithError, stages: Sequence[Stage], code:
     return Problem(site.path, found, [(path, f"`{key}` is {spec}{because(spec)}")], code)
 
 
-__all__ = ["Stage", "Wiring", "demanded", "look_up", "wire", "wire_samples", "with_statistics"]
+__all__ = ["Stage", "Wiring", "demanded", "look_up", "traced", "wire", "wire_samples", "with_statistics"]

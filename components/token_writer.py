@@ -44,13 +44,7 @@ class TokenWriter(nn.Module):
         tokens = torch.cat([tokens for tokens, _ in parts], dim=1)
         mask = joined_mask(*parts)
         mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        shown = mask[:, None, None, :] | torch.eye(tokens.shape[1], dtype=torch.bool, device=mask.device)
-        kept = []
-        for layer in self.layers:
-            tokens, key_values = layer(tokens, positions, None, shown)
-            kept.append(key_values)
-        return Feature(torch.stack(kept, 1), mask, mask.sum(1), self)
+        return replace(read_all(self.layers, tokens, mask)[1], decoder=self)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (B, M) -> (B, M, D)."""
@@ -79,6 +73,22 @@ class TokenWriter(nn.Module):
         return scores
 
 
+def read_all(layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Feature]:
+    """What layers make of tokens (B, N, D), of which each sees all that are valid (B, N), and their keys and values."""
+    count, shown = tokens.shape[1], None
+    if mask is None:
+        positions = torch.arange(count, device=tokens.device).expand(len(tokens), -1)
+        end = positions[:, -1] + 1
+    else:
+        positions, end = (mask.cumsum(1) - 1).clamp_min(0), mask.sum(1)
+        shown = mask[:, None, None, :] | torch.eye(count, dtype=torch.bool, device=mask.device)
+    kept = []
+    for layer in layers:
+        tokens, key_values = layer(tokens, positions, None, shown)
+        kept.append(key_values)
+    return tokens, Feature(torch.stack(kept, 1), mask, end)
+
+
 class WriterLayer(nn.Module):
     """Self-attention with rotary positions, and feed-forward, each after a norm."""
 
@@ -91,10 +101,10 @@ class WriterLayer(nn.Module):
         self.mlp = mlp([width, 4 * width, width], "gelu")
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, past: Tensor | None, shown: Tensor
+        self, tokens: Tensor, positions: Tensor, past: Tensor | None, shown: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """tokens (B, M, D) at positions (B, M), after past keys and values (B, 2, G, N, E), of which each sees what is
-        shown (B, 1, M, N + M) -> (B, M, D), and keys and values (B, 2, G, N + M, E).
+        shown (B, 1, M, N + M), by default all -> (B, M, D), and keys and values (B, 2, G, N + M, E).
         """
         split = self.query_key_value(self.norms[0](tokens)).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # (B, G, M, E) each

@@ -165,6 +165,8 @@ class TrainingSection(Section):
     """Decay of the exponential moving average of the weights that is saved as the policy; null for none."""
     workers: int = Field(default=0, ge=0)
     """Loader processes; 0 loads in the training process."""
+    cache: Literal["auto", "off"] = "auto"
+    """`auto` computes features of frozen backbones once, where nothing random comes before them; `off` in every step."""
     log_every: int = Field(default=50, ge=1)
     """Steps between log lines."""
     save_every: int | None = Field(default=None, ge=1)

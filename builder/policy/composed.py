@@ -24,10 +24,11 @@ from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
 from ..parts import Parts, Site
-from ..wiring import Wiring, demanded, wire, with_statistics
+from ..wiring import Wiring, demanded, traced, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
+from .stored import features_in
 
 MODEL_TYPE = "policysmith_policy"
 CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
@@ -216,6 +217,40 @@ class RecipePolicy(BasePolicyModel):
         finally:
             self.train(was_training)
 
+    @property
+    def at_rest(self) -> list[str]:
+        """The backbones with weights none of which trains."""
+        return [
+            name
+            for name, backbone in self.backbones.items()
+            if (weights := list(backbone.parameters())) and not any(w.requires_grad for w in weights)
+        ]
+
+    @property
+    def images(self) -> set[str]:
+        """The images that the collator gives."""
+        return {key for key, spec in self._wiring.collated.items() if spec.kind is Kind.IMAGE}
+
+    def outputs_of(self, backbone: str) -> list[str]:
+        """The outputs that necks and head read of a backbone."""
+        return list(self._wiring.outputs[backbone])
+
+    def way_to(self, backbones: list[str]) -> list[set[str]]:
+        """Before each transform, the keys that these backbones depend on, and those that the transform needs."""
+        way = traced(self._parts, self._wiring, backbones)
+        return [
+            keys | {*cast(type[Transform], site.part).needs(site.config, self._wiring.into(index))}
+            for index, (keys, site) in enumerate(zip(way, self._parts.transforms, strict=False))
+        ]
+
+    def read_besides(self, backbones: list[str]) -> set[str]:
+        """Keys that the collator gives and that are read by others than these backbones."""
+        return demanded(self._parts, self._wiring, without=backbones)
+
+    def read_only_by(self, backbones: list[str]) -> set[str]:
+        """Keys that the collator gives for these backbones alone."""
+        return traced(self._parts, self._wiring, backbones)[0] - self.read_besides(backbones)
+
     @cached_property
     def robots(self) -> Robots:
         """The robots it is for, which are none where its data tells none apart."""
@@ -247,7 +282,9 @@ class RecipePolicy(BasePolicyModel):
         return {**{key: features[key] for key in self._wiring.features}, **robots}
 
     def encode(self, name: str, batch: Batch) -> dict[str, Feature]:
-        """What necks and head read of one backbone, by `<backbone>.<output>`."""
+        """What necks and head read of one backbone, by `<backbone>.<output>`; taken from the batch where it is there."""
+        if (stored := features_in(batch, name, self._wiring.outputs[name])) is not None:
+            return stored
         backbone, outputs, dtype = self.backbones[name], self._wiring.outputs[name], self.dtype
         observations = {
             key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

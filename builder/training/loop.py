@@ -21,11 +21,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...schemas.errors import TrainingError
 from ...schemas.recipe import TrainingSection
+from ..data.rows import Rows
 from ..data.sampler import MixtureSampler, ResumableSampler
 from ..policy import BasePolicyModel
 from . import checkpoint
 from .checkpoint import Identity
 from .ema import WeightAverage
+from .feature_cache import Samples, stored_rows
 from .logs import Reporter
 from .optimization import adamw, learning_rate
 from .watch import Health, Meter
@@ -127,14 +129,16 @@ class _Run:
     def finish(self, *, beginning: bool) -> Result:
         """Take all steps that are left. `beginning` says that there was nothing to resume, which is worth a note."""
         self.sampler = self._sampler()
-        self.batches = _batches(self.job, self.sampler, self.accelerator)
-        self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
-        self.model.train()
         for reporter in self.reporters:
             reporter.start(self.step, self.section.steps)
             reporter.note(_setting(self.accelerator))
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
+        rows = self._stored_rows()
+        self.batches = _batches(self.job, self.sampler, self.accelerator) if rows is None else _read(rows, self.sampler)
+        self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
+        self.model.train()
+        self.meter.begin()
         while self.step < self.section.steps:
             self._update()
             self._after_step()
@@ -145,6 +149,26 @@ class _Run:
         if self.accelerator.num_processes > 1:
             self.accelerator.end_training()
         return Result(self.policy, self.saved, self.step, self.loss, self.meter.overall)
+
+    def _stored_rows(self) -> Rows | None:
+        """All samples with the features of frozen backbones, where these are computed once."""
+        job, section, world = self.job, self.section, self.accelerator.num_processes
+        if section.cache == "off":
+            return None
+        samples = Samples(
+            job.dataset,
+            len(job.dataset),  # type: ignore[arg-type]
+            job.collate,
+            section.batch_size,
+            section.workers,
+            job.fingerprint,
+        )
+        seen = (section.steps - self.step) * section.accumulate * section.batch_size * world
+        return stored_rows(self.policy, samples, seen, self.accelerator, self._note)
+
+    def _note(self, message: str) -> None:
+        for reporter in self.reporters:
+            reporter.note(message)
 
     def _sampler(self) -> ResumableSampler | MixtureSampler:
         place: dict[str, int] = {
@@ -265,6 +289,11 @@ def _batches(job: Job, sampler: ResumableSampler | MixtureSampler, accelerator: 
     )
     for batch in loader:
         yield to_device(batch, accelerator.device)
+
+
+def _read(rows: Rows, sampler: ResumableSampler | MixtureSampler) -> Iterator[Any]:
+    for indices in sampler:
+        yield rows.batch(indices)
 
 
 class _Keyed(Sampler[Any]):

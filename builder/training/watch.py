@@ -39,6 +39,10 @@ class Meter:
         self._counts: dict[str, int] = {}
         self._wait, self._steps, self._total = 0.0, 0, 0
 
+    def begin(self) -> None:
+        """What happened so far was no training."""
+        self._begin = self._since = time.perf_counter()
+
     @property
     def overall(self) -> float:
         """Samples per second from the first step on."""

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import timm
 import torch
@@ -28,7 +28,8 @@ class Timm(Backbone):
     """Encodes every image by a model of timm (Wightman, 2019), without its classifier.
 
     `pooled` (B, T * V * D) holds what the classifier would read, `tokens` (B, T * V * N, D) the last feature map or
-    sequence, row by row, of all T steps of V cameras. Batch norms follow `train()` and `eval()`, and a frozen backbone
+    sequence, row by row, of all T steps of V cameras. With `layer` these are an earlier map and its mean: the maps of a
+    CNN's stages, which still know where things are, or what a transformer's blocks leave, without norm. Batch norms follow `train()` and `eval()`, and a frozen backbone
     runs in `eval()`; small batches of robot data disturb their statistics, so that ACT freezes them (Zhao et al., 2023)
     and Diffusion Policy does without (Chi et al., 2023). The parameters of a ResNet are named as torchvision's.
     """
@@ -46,6 +47,8 @@ class Timm(Backbone):
         """Weights: a model on the hub (`timm/resnet18.a1_in1k`), a file, a directory, or `package://<package>/<file>`."""
         prefix_tokens: Literal["drop", "keep"] = "drop"
         """Whether `tokens` holds the class and register tokens of a transformer, before the patches."""
+        layer: Annotated[int, Field(ge=1)] | None = None
+        """Read what the model has after so many stages (of a CNN) or blocks (of a transformer); by default all, and its norm."""
         norm: Literal["batch", "frozen", "group"] = "batch"
         """Norms of a CNN: `batch` as timm has them, `frozen` the same at fixed statistics, weight and bias, `group` group norms of 16 channels."""
         drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -97,8 +100,9 @@ class Timm(Backbone):
         if config.pretrained is not None and defaults is not None:
             trained = {"mean": list(defaults.mean), "std": list(defaults.std)}
             check_normalisation(cameras, trained, config.name)
+        _check_layer(config, size)
         try:
-            found = _probe(config.name, size, config.prefix_tokens)
+            found = _probe(config.name, size, config.prefix_tokens, config.layer)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise SpecError(
                 f"`{config.name}` cannot read images of {size[0]} x {size[1]}: {error}",
@@ -146,6 +150,10 @@ class Timm(Backbone):
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """`pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalised float images."""
         images = fold(observations, self._cameras, next(self.model.parameters()).dtype)
+        if self.config.layer is not None:
+            tokens = _map(self.model, images, self.config.layer).flatten(2).transpose(1, 2)
+            mean = tokens.mean(1) if "pooled" in outputs else None
+            return unfold(mean, tokens if "tokens" in outputs else None, self._frames)
         maps = self.model.forward_features(images)
         pooled = self.model.forward_head(maps) if "pooled" in outputs else None
         tokens = _tokens(self.model, maps, self.config.prefix_tokens) if "tokens" in outputs else None
@@ -162,6 +170,45 @@ def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
         options["drop_path_rate"] = drop_path
     model: nn.Module = timm.create_model(name, **options)
     return model
+
+
+def _map(model: Any, images: Tensor, layer: int) -> Tensor:
+    """What a model has after so many stages or blocks (B, D, H, W)."""
+    (made,) = model.forward_intermediates(
+        images, indices=[layer - 1], stop_early=True, output_fmt="NCHW", intermediates_only=True
+    )
+    return cast(Tensor, made)
+
+
+def _check_layer(config: Timm.Config, size: tuple[int, int]) -> None:
+    """Raises SpecError for a layer that the model does not have or cannot show."""
+    if config.layer is None:
+        return
+    if config.prefix_tokens == "keep":
+        raise SpecError(
+            "the map after a layer has no class or register tokens",
+            field="prefix_tokens",
+            label="none to keep",
+            help="leave `prefix_tokens` or `layer` out",
+        )
+    layers = _layers(config.name, size)
+    if config.layer > layers:
+        raise SpecError(
+            f"`{config.name}` has {layers} layers to read, not {config.layer}"
+            if layers
+            else f"`{config.name}` cannot show what its layers leave",
+            field="layer",
+            label=f"1 to {layers}" if layers else "not to be seen",
+            help=f"choose a layer up to {layers}" if layers else "leave `layer` out, or choose another model",
+        )
+
+
+@lru_cache(maxsize=64)
+def _layers(name: str, size: tuple[int, int]) -> int:
+    """Stages or blocks whose map can be read; 0 where a model does not show them."""
+    with torch.device("meta"):
+        model: Any = _create(name, size, 0.0)
+    return len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
 
 
 def _check_norm(config: Timm.Config) -> None:
@@ -229,10 +276,13 @@ class _Map(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _probe(name: str, size: tuple[int, int], prefix: str) -> _Map:
+def _probe(name: str, size: tuple[int, int], prefix: str, layer: int | None) -> _Map:
     """Sizes of what comes out, found on the meta device."""
     with torch.device("meta"), torch.no_grad():
         model: Any = _create(name, size, 0.0).eval()
+        if layer is not None:
+            _, width, height, across = _map(model, torch.zeros(1, 3, *size), layer).shape
+            return _Map(height * across, width, width, (height, across))
         maps = model.forward_features(torch.zeros(1, 3, *size))
         if not isinstance(maps, Tensor) or maps.ndim not in (3, 4):
             raise ValueError("it has no single feature map or sequence of tokens")

@@ -169,9 +169,9 @@ class Expert(Network):
         seen = None if seen is None else seen[:, None, None]
         onward = rotation(context["end"][:, None] + places, self._size, self._base)
         anew = rotation(places, self._size, self._base) if config.joint_every > 1 else onward
-        for index, layer in enumerate(self.layers):
+        for layer, held in zip(self.layers, key_values.unbind(1), strict=True):
             turned, allowed = (onward, mask) if layer.joint else (anew, seen)
-            tokens = layer(tokens, key_values[:, index], turned, allowed, condition)
+            tokens = layer(tokens, held, turned, allowed, condition)
         out: Tensor = self.action_out(self.norm(tokens[:, known:], condition)[0])
         return out.float()
 
@@ -206,7 +206,7 @@ def _model(inputs: Specs) -> tuple[str, Spec]:
             f"`expert` attends to the keys and values of one language model, but the head reads {read}",
             label="no key_values" if not found else "one model at a time",
             help="let the head read `key_values` of a `vlm` backbone, such as `reads: [vlm.key_values]`, "
-            "or choose a network that reads tokens, such as `network: {type: dit}`"
+            "or of a neck `prefix`, or choose a network that reads tokens, such as `network: {type: dit}`"
             if not found
             else f"leave one of them out of `reads`: {', '.join(found)}",
         )

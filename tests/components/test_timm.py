@@ -77,6 +77,45 @@ def test_tokens_are_the_map_row_by_row(name: str) -> None:
     torch.testing.assert_close(out["tokens"].values.mean(1), out["pooled"].values)
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "stride", "width"),
+    [
+        ("test_resnet", 2, 4, 32),
+        ("test_efficientnet", 4, 16, 48),
+        ("swin_tiny_patch4_window7_224", 2, 8, 192),
+        ("test_vit", 1, 16, 64),
+        ("vit_small_patch16_dinov3", 11, 16, 384),
+    ],
+)
+def test_an_earlier_layer_is_a_map_and_its_mean(name: str, layer: int, stride: int, width: int) -> None:
+    inputs = camera(64, 96, steps=2)
+    part, batch = build(name, inputs, layer=layer), images(inputs)
+    specs = Timm.specs(part.config, inputs, {})
+    with torch.no_grad():
+        out = part(batch, ("pooled", "tokens"))
+        _, maps = part.model.forward_intermediates(batch[KEY][:, 1])
+    rows, columns = 64 // stride, 96 // stride
+    assert specs["tokens"].grid == (2, rows, columns)
+    assert specs["tokens"].dims == ("B", 2 * rows * columns, width)
+    assert specs["pooled"].dims == ("B", 2 * width)
+    second = out["tokens"].values[:, rows * columns :]
+    torch.testing.assert_close(second, maps[layer - 1].flatten(2).transpose(1, 2))
+    torch.testing.assert_close(out["pooled"].values[:, width:], second.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "field"),
+    [
+        ("test_resnet", {"layer": 9}, "layer"),
+        ("test_vit", {"layer": 1, "prefix_tokens": "keep"}, "prefix_tokens"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_refused(name: str, options: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        Timm.specs(Timm.Config(type="timm", name=name, **options), camera(), {})
+    assert refused.value.field == field
+
+
 def test_prefix_tokens_are_dropped_or_kept() -> None:
     inputs = camera(64, 64)
     dropped, kept = (build("test_vit", inputs, prefix_tokens=option) for option in ("drop", "keep"))

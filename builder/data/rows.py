@@ -1,0 +1,139 @@
+"""A table of tensors on disk, one row a sample, mapped into memory.
+
+    <directory>/0.bin, 1.bin, ...   one tensor (N, ...) each, no header
+                index.json          by key: file, shape, dtype, and checksums of a few rows
+
+It is written under another name and renamed when whole, so that a directory of this name is a whole table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PROBES = 16
+
+
+class DamagedTableError(Exception):
+    """A directory does not hold what its index says."""
+
+
+class Rows:
+    """Tensors (N, ...) by key."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = dict(tensors)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The rows of these samples (B, ...), by key, on the device that the table is on."""
+        device = next(iter(self.tensors.values())).device
+        chosen = torch.tensor(indices, dtype=torch.int64)
+        chosen = chosen.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else chosen
+        return {key: tensor.index_select(0, chosen) for key, tensor in self.tensors.items()}
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows({key: tensor.to(device) for key, tensor in self.tensors.items()})
+
+
+class RowsWriter:
+    """Fills a table in `work`, from one process or several, and gives it its name `directory` in the end."""
+
+    def __init__(self, work: Path, directory: Path, row: Mapping[str, Tensor], count: int) -> None:
+        """`row` has one sample (1, ...) of every key, which tells shapes and dtypes of `count` of them."""
+        self._work, self._directory, self._count = work, directory, count
+        self._row = dict(row)
+        self._files = {key: f"{position}.bin" for position, key in enumerate(row)}
+        self._maps: dict[str, Tensor] = {}
+
+    def create(self) -> None:
+        """Make the files, empty; for one of the processes. Raises OSError."""
+        self._work.mkdir(parents=True)
+        for key, file in self._files.items():
+            size = self._row[key].numel() * self._row[key].element_size() * self._count
+            with (self._work / file).open("wb") as handle:
+                handle.truncate(size)
+
+    def write(self, first: int, batch: Mapping[str, Tensor]) -> None:
+        """Put a batch (B, ...) at row `first`. Raises ValueError where its rows are shaped unlike the first."""
+        if not self._maps:
+            self._maps = {key: self._mapped(key, "r+") for key in self._files}
+        for key, target in self._maps.items():
+            values = batch[key]
+            if values.shape[1:] != target.shape[1:]:
+                raise ValueError(
+                    f"`{key}` is {tuple(values.shape[1:])} here and {tuple(target.shape[1:])} elsewhere"
+                )
+            target[first : first + len(values)] = values.to("cpu", target.dtype)
+
+    def finish(self) -> None:
+        """Give the whole table its name; for one of the processes, when all have written. Raises OSError."""
+        index = {}
+        for key, file in self._files.items():
+            with (self._work / file).open("rb") as handle:
+                os.fsync(handle.fileno())
+            mapped, shape = self._mapped(key, "r+"), self._shape(key)
+            index[key] = {
+                "file": file,
+                "shape": shape,
+                "dtype": str(mapped.dtype).removeprefix("torch."),
+                "probes": _probes(mapped),
+            }
+        (self._work / "index.json").write_text(json.dumps(index, indent=1))
+        if not self._directory.exists():
+            self._work.rename(self._directory)
+
+    def discard(self) -> None:
+        """Remove what is unfinished."""
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _shape(self, key: str) -> list[int]:
+        return [self._count, *self._row[key].shape[1:]]
+
+    def _mapped(self, key: str, mode: str) -> Tensor:
+        return _map(self._work / self._files[key], self._shape(key), self._row[key].dtype, mode)
+
+
+def open_rows(directory: Path) -> Rows:
+    """The table in a directory. Raises DamagedTableError."""
+    tensors = {}
+    try:
+        index = json.loads((directory / "index.json").read_text())
+        for key, entry in index.items():
+            dtype = getattr(torch, entry["dtype"])
+            mapped = _map(directory / entry["file"], entry["shape"], dtype, "c")
+            if _probes(mapped) != entry["probes"]:
+                raise DamagedTableError(f"the checksum of `{key}` differs")
+            tensors[key] = mapped
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedTableError(f"its files are incomplete: {error!r}") from error
+    if not tensors:
+        raise DamagedTableError("it is empty")
+    return Rows(tensors)
+
+
+def _map(path: Path, shape: Sequence[int], dtype: torch.dtype, mode: str) -> Tensor:
+    size = int(np.prod(shape)) * dtype.itemsize
+    if path.stat().st_size != size:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
+    raw = np.memmap(path, dtype=np.uint8, mode=mode, shape=(size,))  # type: ignore[call-overload]
+    mapped: Tensor = torch.from_numpy(raw).view(dtype).reshape(*shape)
+    return mapped
+
+
+def _probes(mapped: Tensor) -> dict[str, int]:
+    """Checksums of a few rows."""
+    rows = sorted({int(row) for row in np.linspace(0, len(mapped) - 1, _PROBES)})
+    flat = mapped.reshape(len(mapped), -1).view(torch.uint8)
+    return {str(row): zlib.crc32(flat[row].numpy().data) for row in rows}

@@ -1,0 +1,86 @@
+"""A transformer over observations, whose keys and values an expert attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from ...schemas.errors import SpecError
+from ...schemas.part import NeckConfig
+from ...schemas.specs import Kind, Spec, Specs
+from ..base import Facts, Feature, Neck
+from ..features import select
+from ..rotary import BASE
+from ..sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
+from ..token_writer import WriterLayer, read_all
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Prefix(Neck):
+    """A transformer from scratch over all tokens that are read, end to end, in the place of a language model.
+
+    An expert attends to it layer by layer, as to the vision-language model of pi0 (Black et al., 2024), so that the
+    mixture of transformers can stand on any encoders. All tokens see all others, at rotary positions. Publishes
+    `key_values` (B, L, 2, G, N, E), and `tokens` (B, N, D) of the last layer, with their mask.
+    """
+
+    class Config(NeckConfig):
+        """A transformer over observations, whose keys and values an expert attends to."""
+
+        type: Literal["prefix"]
+        """Mix observations by a transformer that an expert can attend to, in the place of a language model."""
+        width: Count
+        """Width that each feature is projected to by a linear layer of its own."""
+        depth: Count = 2
+        """Number of layers."""
+        heads: Count = 4
+        """Attention heads; they share the width."""
+        positions: Positions = "learned"
+        """Whether tokens get learned positions besides, for tokens of a fixed number."""
+
+    def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
+        super().__init__(config, inputs, facts)
+        features = select(config.reads, inputs, self.roles["reads"], "reads")
+        spec = joined_spec(features, config.width)
+        self.joined = Joined(features, config.width)
+        self.norm_in = nn.LayerNorm(config.width)
+        self.positions = learned_positions(spec) if config.positions == "learned" else None
+        self.layers = nn.ModuleList(WriterLayer(config.width, config.heads) for _ in range(config.depth))
+        self.norm_out = nn.LayerNorm(config.width)
+
+    @classmethod
+    def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
+        """`key_values` and `tokens`; raises SpecError where heads cannot share the width, or N is not fixed."""
+        spec = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
+        if config.width % (2 * config.heads):
+            raise SpecError(
+                f"{config.heads} heads cannot share a width of {config.width} in even parts",
+                field="heads",
+                label=f"{config.width} / {config.heads} is not even",
+                help="choose a `width` that is a multiple of twice the `heads`",
+            )
+        if config.positions == "learned":
+            fixed_length(spec)
+        size = config.width // config.heads
+        dims = ("B", config.depth, 2, config.heads, spec.dims[1], size)
+        why = f"depth {config.depth}, {config.heads} x {size} keys of {spec.why}"
+        return {"key_values": Spec(Kind.KEY_VALUES, dims, why, rope=BASE), "tokens": spec}
+
+    @classmethod
+    def tiny(cls, directory: Path) -> Config:
+        return cls.Config(type="prefix", reads=["vision.tokens", "state.pooled"], width=8, heads=2)
+
+    def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
+        """`key_values` (B, L, 2, G, N, E) and `tokens` (B, N, D)."""
+        tokens, mask = self.joined(features)
+        tokens = self.norm_in(tokens)
+        if self.positions is not None:
+            tokens = tokens + self.positions
+        tokens, key_values = read_all(self.layers, tokens, mask)
+        made = {"key_values": key_values, "tokens": Feature(self.norm_out(tokens), mask)}
+        return {name: made[name] for name in made if name in outputs}

@@ -1,0 +1,238 @@
+"""Features of frozen backbones are computed once, and training with them is training without them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from policysmith.builder import Builder
+from policysmith.builder.training.loop import Result
+from policysmith.components.backbones.vit import Vit
+from policysmith.components.registry import COLLATORS
+
+CAMERA = "observation.images.corner2"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame_cache: Path) -> Path:
+    """A cache without features, that still has the frames."""
+    root = tmp_path / "cache"
+    root.mkdir()
+    for entry in frame_cache.iterdir():
+        if entry.name != "features":
+            (root / entry.name).symlink_to(entry)
+    monkeypatch.setenv("POLICYSMITH_CACHE", str(root))
+    return root
+
+
+@pytest.fixture
+def frozen(tiny: dict[str, Any]) -> dict[str, Any]:
+    """The tiny recipe with a vision backbone at rest and nothing random before it; its samples come twice."""
+    tiny["policy"]["freeze"] = ["backbones.vision.*"]
+    tiny["transforms"] = [t for t in tiny["transforms"] if t["type"] != "random_shift"]
+    tiny["data"]["episodes"] = [0]
+    tiny["training"] |= {"steps": 12, "batch_size": 16}
+    return tiny
+
+
+class Told:
+    """Keeps what a run tells."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.losses: list[float] = []
+
+    def start(self, step: int, steps: int) -> None: ...
+
+    def advance(self, step: int) -> None: ...
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.losses.append(values["loss"])
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def close(self) -> None: ...
+
+
+def run(recipe: dict[str, Any], output: Path, **options: Any) -> tuple[Result, Told]:
+    told = Told()
+    return Builder.from_recipe(recipe).train(output=output, device="cpu", reporters=(told,), **options), told
+
+
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes with which a `vit` backbone was run."""
+    sizes: list[int] = []
+    forward = Vit.forward
+
+    def counted(self: Vit, observations: Any, outputs: Any) -> Any:
+        sizes.append(len(observations[CAMERA]))
+        return forward(self, observations, outputs)
+
+    monkeypatch.setattr(Vit, "forward", counted)
+    return sizes
+
+
+def test_the_losses_and_weights_are_those_without_the_cache(frozen: dict[str, Any], tmp_path: Path) -> None:
+    with_cache, told = run(frozen, tmp_path / "with")
+    frozen["training"]["cache"] = "off"
+    without, plain = run(frozen, tmp_path / "without")
+    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
+    for name, value in without.policy.state_dict().items():
+        torch.testing.assert_close(with_cache.policy.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    assert any("once over" in note for note in told.notes)
+    assert not any("frozen" in note for note in plain.notes)
+
+
+def test_random_transforms_of_what_is_not_stored_still_act(frozen: dict[str, Any], tmp_path: Path) -> None:
+    frozen["transforms"].append({"type": "state_noise", "std": 0.5})
+    _, told = run(frozen, tmp_path / "with")
+    frozen["training"]["cache"] = "off"
+    _, plain = run(frozen, tmp_path / "without")
+    assert any("once over" in note for note in told.notes)
+    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
+
+
+def test_the_backbone_sees_each_sample_once_and_a_second_run_none(
+    frozen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = passes(monkeypatch)
+    dataset, _ = Builder.from_recipe(frozen).datasets()
+    _, first = run(frozen, tmp_path / "one")
+    count = len(dataset)  # type: ignore[arg-type]
+    assert count <= sum(sizes) <= count + 8  # and a few to learn the shapes
+    sizes.clear()
+    frozen["training"]["optimizer"] = {"lr": 1e-3}
+    _, second = run(frozen, tmp_path / "two")
+    assert sum(sizes) <= 8
+    assert any("read from" in note for note in second.notes)
+    assert not any("read from" in note for note in first.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda recipe: recipe["training"].update(seed=1),  # other weights
+        lambda recipe: recipe["transforms"].insert(0, {"type": "crop", "size": 64, "corner": [0, 0]}),
+        lambda recipe: recipe["data"].update(episodes=[1]),
+        lambda recipe: recipe["data"].update(horizon=2),
+        lambda recipe: recipe["policy"]["backbones"]["vision"].update(heads=4),
+    ],
+    ids=["weights", "transforms", "episodes", "horizon", "backbone"],
+)
+def test_what_features_depend_on_makes_them_new(frozen: dict[str, Any], tmp_path: Path, change: Any) -> None:
+    run(frozen, tmp_path / "one")
+    change(frozen)
+    _, told = run(frozen, tmp_path / "two")
+    assert any("once over" in note for note in told.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            lambda recipe: recipe["transforms"].insert(0, {"type": "random_shift", "pixels": 2}),
+            "`random_shift` changes what it reads at random",
+        ),
+        (lambda recipe: recipe["training"].update(steps=2), "no sample comes twice"),
+        (
+            lambda recipe: recipe["policy"]["backbones"].update(
+                other={"type": "conv", "channels": [4], "groups": 2, "width": 8}
+            ),
+            f"`{CAMERA}` is read by others too",
+        ),
+    ],
+    ids=["random", "short", "shared"],
+)
+def test_where_it_cannot_be_the_run_says_why(
+    frozen: dict[str, Any], tmp_path: Path, change: Any, why: str, own_cache: Path
+) -> None:
+    change(frozen)
+    _, told = run(frozen, tmp_path / "run")
+    assert f"frozen `vision` runs in every step: {why}" in told.notes
+    assert not (own_cache / "features").exists()
+
+
+def test_a_rare_random_change_is_noticed(frozen: dict[str, Any], tmp_path: Path) -> None:
+    """Chance does not decide: it would leave two samples alone nearly always."""
+    frozen["transforms"].insert(0, {"type": "grayscale", "p": 0.001})
+    _, told = run(frozen, tmp_path / "run")
+    assert any("`grayscale` changes what it reads at random" in note for note in told.notes)
+
+
+def test_features_too_large_for_the_disk_are_not_begun(
+    frozen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Builder.from_recipe(frozen).datasets()  # the frames are there already
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    _, told = run(frozen, tmp_path / "run")
+    assert any("runs in every step: its features take" in note for note in told.notes)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "no index"])
+def test_damaged_features_are_made_again(
+    frozen: dict[str, Any], tmp_path: Path, own_cache: Path, damage: str
+) -> None:
+    _, whole = run(frozen, tmp_path / "one")
+    (table,) = (own_cache / "features").iterdir()
+    index = json.loads((table / "index.json").read_text())
+    stored = table / next(entry["file"] for key, entry in index.items() if key.startswith("stored.vision"))
+    if damage == "cut":
+        stored.write_bytes(stored.read_bytes()[:-4])
+    elif damage == "altered":
+        stored.write_bytes(b"\x01" * stored.stat().st_size)
+    else:
+        (table / "index.json").unlink()
+    _, again = run(frozen, tmp_path / "two")
+    assert any("is damaged" in note and "made again" in note for note in again.notes)
+    assert again.losses == whole.losses
+
+
+def test_a_pass_that_dies_leaves_no_table(
+    frozen: dict[str, Any], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, calls = Vit.forward, []
+
+    def dies(self: Vit, observations: Any, outputs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(self, observations, outputs)
+
+    monkeypatch.setattr(Vit, "forward", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(frozen, tmp_path / "one")
+    assert list((own_cache / "features").iterdir()) == []
+    monkeypatch.setattr(Vit, "forward", forward)
+    run(frozen, tmp_path / "two")
+
+
+def test_a_resumed_run_takes_the_same_steps(frozen: dict[str, Any], tmp_path: Path) -> None:
+    _, whole = run(frozen, tmp_path / "whole")
+    frozen["training"] |= {"save_every": 6}
+    run(frozen, tmp_path / "parts")
+    last = sorted((tmp_path / "parts" / "checkpoints").iterdir())[-1]
+    for file in sorted(last.rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    last.rmdir()
+    (tmp_path / "parts" / "policy").unlink()
+    _, rest = run(frozen, tmp_path / "parts", resume=True)
+    assert rest.losses == whole.losses[6:]
+
+
+def test_prompts_and_their_features(frozen: dict[str, Any], tmp_path: Path) -> None:
+    """A frozen language backbone reads token ids from the collator: they are no images, and of one length."""
+    backbones = frozen["policy"]["backbones"]
+    backbones["text"] = {"type": "language", "architecture": "policysmith/tiny-bert"}
+    frozen["collator"] = COLLATORS.get("language").tiny(tmp_path).model_dump()
+    frozen["policy"]["freeze"].append("backbones.text.*")
+    _, told = run(frozen, tmp_path / "with")
+    frozen["training"]["cache"] = "off"
+    _, plain = run(frozen, tmp_path / "without")
+    assert any("running frozen `text`, `vision` once over" in note for note in told.notes)
+    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
