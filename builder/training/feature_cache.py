@@ -112,7 +112,9 @@ class _Table:
         try:
             return open_rows(directory)
         except DamagedTableError as damage:
-            raise DatasetError(f"{directory} was just written and is damaged ({damage}); check the disk") from None
+            raise DatasetError(
+                f"{directory} was just written and is damaged ({damage}); check the disk"
+            ) from None
 
     def _existing(self, directory: Path) -> Rows | None:
         found: Rows | None = None
@@ -174,7 +176,9 @@ class _Table:
     def _entries(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """What is kept of a batch, and its features. Raises _Obstacle."""
         kept = {
-            key: value for key, value in batch.items() if key not in self._dropped and isinstance(value, Tensor)
+            key: value
+            for key, value in batch.items()
+            if key not in self._dropped and isinstance(value, Tensor)
         }
         half = self._accelerator.mixed_precision == "bf16"
         with self._accelerator.autocast(), _training(self._policy):
@@ -258,9 +262,7 @@ def _is_random(transform: nn.Module, batch: Mapping[str, Any], device: torch.dev
         if not torch.equal(before, _drawn(device)):
             return True
         again = transform(batch)
-    return any(
-        not torch.equal(value, again[key]) for key, value in once.items() if isinstance(value, Tensor)
-    )
+    return any(not torch.equal(value, again[key]) for key, value in once.items() if isinstance(value, Tensor))
 
 
 def _drawn(device: torch.device) -> Tensor:

@@ -135,7 +135,9 @@ class _Run:
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
         rows = self._stored_rows()
-        self.batches = _batches(self.job, self.sampler, self.accelerator) if rows is None else _read(rows, self.sampler)
+        self.batches = (
+            _batches(self.job, self.sampler, self.accelerator) if rows is None else _read(rows, self.sampler)
+        )
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.model.train()
         self.meter.begin()

@@ -151,9 +151,9 @@ class Timm(Backbone):
         """`pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalised float images."""
         images = fold(observations, self._cameras, next(self.model.parameters()).dtype)
         if self.config.layer is not None:
-            tokens = _map(self.model, images, self.config.layer).flatten(2).transpose(1, 2)
-            mean = tokens.mean(1) if "pooled" in outputs else None
-            return unfold(mean, tokens if "tokens" in outputs else None, self._frames)
+            places = _map(self.model, images, self.config.layer).flatten(2).transpose(1, 2)  # (B * F, N, D)
+            mean = places.mean(1) if "pooled" in outputs else None
+            return unfold(mean, places if "tokens" in outputs else None, self._frames)
         maps = self.model.forward_features(images)
         pooled = self.model.forward_head(maps) if "pooled" in outputs else None
         tokens = _tokens(self.model, maps, self.config.prefix_tokens) if "tokens" in outputs else None

@@ -18,12 +18,14 @@ from .built import Built, assert_equal, masked_where, of, randomise
 
 def of_valid(published: dict[str, Feature]) -> dict[str, Tensor]:
     """The values of outputs, without those of masked tokens."""
-    return {
-        key: feature.values
-        if feature.mask is None
-        else feature.values.masked_fill(~feature.mask[..., None], 0.0)
-        for key, feature in published.items()
-    }
+    kept = {}
+    for key, feature in published.items():
+        values, mask = feature.values, feature.mask
+        if mask is not None:  # (B, N), where values are (B, ..., N, D)
+            hidden = ~mask.reshape(len(mask), *[1] * (values.ndim - 3), -1, 1)
+            values = values.masked_fill(hidden, 0.0)
+        kept[key] = values
+    return kept
 
 
 @of(NECKS)
