@@ -33,7 +33,7 @@ from .policy.pipeline import SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
 from .sources import DataPlan, Source, Windows
-from .training import checkpoint, loop
+from .training import batches, checkpoint, loop
 from .training.logs import FileLog, Reporter
 
 
@@ -111,11 +111,13 @@ class Builder:
         resume: bool = False,
         device: str | None = None,
         reporters: Sequence[Reporter] = (),
+        profile: bool = False,
     ) -> loop.Result:
         """Build, train and save. Raises RecipeError, TrainingError, CheckpointError.
 
         `output` is the run's directory, by default the recipe's `output`, by default `runs/<name>`. `resume`
         continues from its newest checkpoint. `device` is `cpu`, `cuda`, or None for the best there is.
+        `profile` leaves a table of where the time of a step goes, and a trace, in `<output>/profile`.
         """
         directory = self.run_directory(output)
         if not resume and checkpoint.latest(directory) is not None:
@@ -140,6 +142,7 @@ class Builder:
             fingerprint=source.fingerprint,
             validation=validation,
             keyed=isinstance(training, TransformedDataset),
+            profile=profile,
             shares=source.shares if isinstance(source, Mixture) else None,
         )
         if not accelerator.is_main_process:
@@ -155,7 +158,7 @@ class Builder:
         splits = [self._dataset("training"), self._dataset("validation")]
         return splits[0], splits[1]  # type: ignore[return-value]
 
-    def collate(self, policy: BasePolicyModel) -> loop.Collate:
+    def collate(self, policy: BasePolicyModel) -> batches.Collate:
         """What turns samples of `datasets()` into batches for the policy."""
         if isinstance(policy, RecipePolicy):
             return policy.collator

@@ -50,7 +50,11 @@ def train(args: Namespace) -> int:
         show_summary(console, builder.summary)
     try:
         result = builder.train(
-            output=args.output, resume=args.resume, device=args.device, reporters=(progress,)
+            output=args.output,
+            resume=args.resume,
+            device=args.device,
+            reporters=(progress,),
+            profile=args.profile,
         )
     finally:
         progress.close()

@@ -40,6 +40,8 @@ class TerminalProgress:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         text = f"loss {values['loss']:.4f}  {values['samples_per_second']:,.0f} samples/s  data wait {values['data_wait']:.0%}"
+        if "mfu" in values:
+            text += f"  MFU {values['mfu']:.0%}"
         if "validation/loss" in values:
             text += f"  validation {values['validation/loss']:.4f}"
         self._bar.update(self._task, latest=text)

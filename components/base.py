@@ -160,6 +160,8 @@ class Neck(Learner):
     Config: ClassVar[type[NeckConfig]]
     roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"reads": (Kind.TOKENS, Kind.POOLED)}
     """By option that names features: the kinds it accepts, best first."""
+    joint: ClassVar[bool] = False
+    """Whether heads that read it cannot do without it, as `joint` of a backbone."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """`inputs` holds all features that it reads, by name (`vision.tokens`), and `embodiment` where there is one."""

@@ -22,6 +22,9 @@ def build_and_train() -> ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in the output directory"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="tell where the time of a step goes, and leave a trace of some"
+    )
     _device(parser)
     return parser
 

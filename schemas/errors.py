@@ -34,6 +34,10 @@ class RecipeError(PolicysmithError, ValueError):
         self.diagnostics = tuple(diagnostics)
         super().__init__("\n\n".join(diagnostic.render() for diagnostic in self.diagnostics))
 
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[tuple[Diagnostic, ...]]]:
+        """Whole in another process too."""
+        return type(self), (self.diagnostics,)
+
 
 class SpecError(PolicysmithError, ValueError):
     """A part cannot be wired as asked.

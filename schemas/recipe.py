@@ -167,6 +167,8 @@ class TrainingSection(Section):
     """Loader processes; 0 loads in the training process."""
     cache: Literal["auto", "off"] = "auto"
     """`auto` computes features of frozen backbones once, where nothing random comes before them; `off` in every step."""
+    compile: Literal["auto", "blocks", "off"] = "auto"
+    """`blocks` compiles repeated layers one by one, which `auto` does on a GPU; `off` compiles nothing."""
     log_every: int = Field(default=50, ge=1)
     """Steps between log lines."""
     save_every: int | None = Field(default=None, ge=1)

@@ -32,8 +32,10 @@ def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str
 
     Image backbones go, with what necks and head read of them and the size the head expects of them, and so do
     transforms of images. The dataset still holds its cameras; nothing reads them. `joint` backbones, which read images
-    together with an instruction, stay, and the images they get are black. Patterns of `policy.freeze` and of `training.optimizer.groups` go when they match only what went: given the names of the
-    policy's `parameters` that is exact, otherwise it is judged by the name of the backbone or neck they begin with.
+    together with an instruction, stay, and the images they get are black; so do all where a `joint` neck would be left
+    with nothing to read. Patterns of `policy.freeze` and of `training.optimizer.groups` go when they match only what
+    went: given the names of the policy's `parameters` that is exact, otherwise it is judged by the name of the backbone
+    or neck they begin with.
 
     Raises:
         SpecError: the policy is hand-written, sees no image, or has nothing left to read.
@@ -52,6 +54,8 @@ def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str
             "the policy sees no image, so it is its own blind control", help="set `control` to `none`"
         )
     joint = {name for name in seeing if BACKBONES.get(backbones[name]["type"]).joint}
+    if _needed(policy, seeing - joint):
+        joint = seeing
     gone = seeing - joint
     policy["backbones"] = {name: raw for name, raw in backbones.items() if name not in gone}
     lost = {f"backbones.{name}." for name in gone} | {f"necks.{name}." for name in _drop_necks(policy, gone)}
@@ -84,6 +88,13 @@ def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str
     unseeing["name"] += SUFFIX
     unseeing["output"] = None
     return unseeing
+
+
+def _needed(policy: Mapping[str, Any], gone: Collection[str]) -> bool:
+    """Whether a neck that heads cannot do without would go with these backbones."""
+    necks = policy.get("necks") or {}
+    dropped = _drop_necks({"necks": copy.deepcopy(dict(necks))}, gone)
+    return any(NECKS.get(necks[name]["type"]).joint for name in dropped)
 
 
 def _drop_necks(policy: dict[str, Any], gone: Collection[str]) -> set[str]:

@@ -6,9 +6,9 @@ resumed run takes the very steps that the uninterrupted one would have taken.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,27 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ...schemas.errors import TrainingError
 from ...schemas.recipe import TrainingSection
 from ..data.rows import Rows
 from ..data.sampler import MixtureSampler, ResumableSampler
 from ..policy import BasePolicyModel
-from . import checkpoint
+from . import batches, checkpoint
+from .batches import Collate
 from .checkpoint import Identity
+from .compilation import as_before, compiled_blocks, eagerly
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
+from .flops import count_flops, peak
 from .logs import Reporter
 from .optimization import adamw, learning_rate
+from .profile import NEEDED, Profile
+from .seeds import mix
+from .validation import validate
 from .watch import Health, Meter
-
-Collate = Callable[[Sequence[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Job:
     validation: Dataset[Any] | None = None
     keyed: bool = False
     """Whether the dataset is indexed by `(index, step)`, to draw its augmentation from both."""
+    profile: bool = False
+    """Whether to look where the time of the first steps goes."""
     shares: Sequence[tuple[int, float]] | None = None
     """Size and weight of each of several datasets that are drawn from by weight; the dataset has them end to end."""
 
@@ -119,6 +125,7 @@ class _Run:
         self.health = Health(self.optimizer, accelerator.device)
         self.meter = Meter(self.section.batch_size * self.section.accumulate * accelerator.num_processes)
         self.step, self.rate, self.loss = 0, 0.0, float("nan")
+        self.profile: Profile | None = None
         self.saved = job.directory / "policy"
 
     def restore(self, found: Path) -> None:
@@ -134,23 +141,58 @@ class _Run:
             reporter.note(_setting(self.accelerator))
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
-        rows = self._stored_rows()
-        self.batches = (
-            _batches(self.job, self.sampler, self.accelerator) if rows is None else _read(rows, self.sampler)
-        )
-        self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
-        self.model.train()
-        self.meter.begin()
+        self._prepare()
         while self.step < self.section.steps:
             self._update()
             self._after_step()
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        as_before(self.compiled)
         if self.average is not None:
             self.average.apply()
         self.policy.eval()
         if self.accelerator.num_processes > 1:
             self.accelerator.end_training()
         return Result(self.policy, self.saved, self.step, self.loss, self.meter.overall)
+
+    def _prepare(self) -> None:
+        """Ready batches, model and optimiser for the first step."""
+        job, device = self.job, self.accelerator.device
+        rows = self._stored_rows()
+        self.batches = (
+            batches.stored(rows, self.sampler, device)
+            if rows is not None
+            else batches.loaded(
+                job.dataset,
+                self.sampler,
+                job.collate,
+                keyed=job.keyed,
+                workers=self.section.workers,
+                device=device,
+            )
+        )
+        self.compiled = self._compile()
+        self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
+        self.model.train()
+        if job.profile:
+            if self.section.steps - self.step < NEEDED:
+                raise TrainingError(
+                    f"a profile looks at {NEEDED} steps, and {self.section.steps - self.step} are left; "
+                    f"set `training.steps` to {self.step + NEEDED} or more"
+                )
+            self.profile = Profile(job.directory / "profile", device)
+        self.meter.begin()
+
+    def _compile(self) -> list[nn.Module]:
+        """The layers that are compiled one by one: by default on a GPU."""
+        wanted = self.section.compile
+        if wanted == "off" or (wanted == "auto" and self.accelerator.device.type != "cuda"):
+            return []
+        blocks = compiled_blocks(self.policy)
+        kinds = ", ".join(f"`{name}`" for name in sorted({type(block).__name__ for block in blocks}))
+        self._note(
+            f"compiling {len(blocks)} layers one by one: {kinds}" if blocks else "no layers to compile"
+        )
+        return blocks
 
     def _stored_rows(self) -> Rows | None:
         """All samples with the features of frozen backbones, where these are computed once."""
@@ -191,19 +233,43 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["lr_scale"]
         for micro in range(section.accumulate):
-            batch = self.meter.waiting(lambda: next(self.batches))
-            torch.manual_seed(_mix(section.seed, self.step, micro, accelerator.process_index))
+            with self._phase("data wait"):
+                batch = self.meter.waiting(lambda: next(self.batches))
+            if self.meter.flops is None:
+                self._count(batch)
+            torch.manual_seed(mix(section.seed, self.step, micro, accelerator.process_index))
             with accelerator.accumulate(self.model):
-                output = self._checked(self.model(batch))
-                accelerator.backward(output["loss"])
+                with self._phase("forward"):
+                    output = self._checked(self.model(batch))
+                with self._phase("backward"):
+                    accelerator.backward(output["loss"])
                 self.health.see(output["loss"], self.step)
                 self.meter.add(output)
                 if accelerator.sync_gradients:
-                    norm = _clip(self.policy, section.clip_norm)
-                    self.health.see(norm, self.step)
-                    self.meter.stepped(norm)
-                    self.prepared.step()
-                    self.prepared.zero_grad(set_to_none=True)
+                    with self._phase("optimizer"):
+                        norm = _clip(self.policy, section.clip_norm)
+                        self.health.see(norm, self.step)
+                        self.meter.stepped(norm)
+                        self.prepared.step()
+                        self.prepared.zero_grad(set_to_none=True)
+
+    def _phase(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.profile is None else self.profile.phase(name)
+
+    def _count(self, batch: Mapping[str, Any]) -> None:
+        """Tell and remember what a step computes."""
+        try:
+            with eagerly(self.compiled):
+                flops = count_flops(self.policy, batch)
+        except Exception as error:  # noqa: BLE001  whatever a part of someone's own raises without values
+            self._note(f"operations are not counted: the policy looks at values ({type(error).__name__})")
+            flops = 0
+        limit = peak(self.accelerator.device) if self.accelerator.mixed_precision == "bf16" else None
+        self.meter.works(flops * self.section.accumulate, limit)
+        if flops:
+            each = flops / self.section.batch_size / 1e9
+            self._note(f"{each:,.3g} GFLOP a sample, forward and backward, in matrix products and attention")
+        self.meter.begin()
 
     def _checked(self, output: Any) -> dict[str, Tensor]:
         """A forward pass's result. Raises TrainingError where a hand-written policy breaks the contract."""
@@ -224,6 +290,8 @@ class _Run:
         if logs or self.accelerator.device.type == "cpu":
             self._stop_if_not_finite()
         self.step = done
+        if self.profile is not None and (seen := self.profile.stepped()):
+            self._note(seen)
         if self.average is not None:
             self.average.update(done)
         values = {**self.meter.read(), "lr": self.rate} if logs else {}
@@ -234,13 +302,19 @@ class _Run:
         if logs:
             self.loss = values["loss"]
             if saves and self.job.validation is not None:
-                values |= _validate(self.job, self.accelerator, self.average)
+                values |= self._validate(self.job.validation)
             for reporter in self.reporters:
                 reporter.log(done, values)
         if saves:
             for reporter in self.reporters:
                 reporter.note(f"checkpoint {self.saved}")
             self.meter.rest()
+
+    def _validate(self, dataset: Dataset[Any]) -> dict[str, float]:
+        with eagerly(self.compiled):
+            return validate(
+                self.policy, dataset, self.job.collate, self.section, self.accelerator, self.average
+            )
 
     def _stop_if_not_finite(self) -> None:
         step = self.health.first_bad_step()
@@ -279,41 +353,6 @@ def _setting(accelerator: Accelerator) -> str:
     return f"{spread} on {accelerator.device.type}, {precision}"
 
 
-def _batches(job: Job, sampler: ResumableSampler | MixtureSampler, accelerator: Accelerator) -> Iterator[Any]:
-    on_gpu = accelerator.device.type == "cuda"
-    loader = DataLoader(
-        job.dataset,
-        batch_sampler=_Keyed(sampler) if job.keyed else sampler,
-        collate_fn=job.collate,
-        num_workers=job.section.workers,
-        pin_memory=on_gpu,
-        persistent_workers=job.section.workers > 0,
-    )
-    for batch in loader:
-        yield to_device(batch, accelerator.device)
-
-
-def _read(rows: Rows, sampler: ResumableSampler | MixtureSampler) -> Iterator[Any]:
-    for indices in sampler:
-        yield rows.batch(indices)
-
-
-class _Keyed(Sampler[Any]):
-    """The sampler's batches as `(index, step)` pairs."""
-
-    def __init__(self, sampler: ResumableSampler | MixtureSampler) -> None:
-        self._sampler = sampler
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step, indices in enumerate(self._sampler, self._sampler.start_step):
-            yield [(index, step) for index in indices]
-
-
-def to_device(batch: Any, device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on a device, copied without waiting."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-
 def _clip(policy: BasePolicyModel, limit: float | None) -> Tensor:
     """Global norm of the gradients, which are scaled down to `limit` where it is larger."""
     gradients = [p.grad for p in policy.parameters() if p.grad is not None]
@@ -321,28 +360,3 @@ def _clip(policy: BasePolicyModel, limit: float | None) -> Tensor:
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(policy.parameters(), limit, norm)
     return norm
-
-
-@torch.no_grad()
-def _validate(job: Job, accelerator: Accelerator, average: WeightAverage | None) -> dict[str, float]:
-    """Mean losses over the samples of the held-out episodes, with the weights that are saved."""
-    loader = DataLoader(job.validation, batch_size=job.section.batch_size, collate_fn=job.collate)  # type: ignore[arg-type]
-    job.policy.eval()
-    sums: dict[str, float] = {}
-    count = 0
-    with average.applied() if average is not None else torch.no_grad(), accelerator.autocast():
-        for index, batch in enumerate(loader):
-            torch.manual_seed(_mix(job.section.seed, 0, index, 0))
-            size = min(job.section.batch_size, len(job.validation) - count)  # type: ignore[arg-type]
-            output = job.policy(to_device(batch, accelerator.device))
-            for name, value in output.items():
-                if value.ndim == 0:
-                    sums[name] = sums.get(name, 0.0) + float(value) * size
-            count += size
-    job.policy.train()
-    return {f"validation/{name}": value / count for name, value in sums.items()}
-
-
-def _mix(*values: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int.from_bytes(hashlib.blake2b(repr(values).encode(), digest_size=8).digest(), "big") >> 1

@@ -38,10 +38,17 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._wait, self._steps, self._total = 0.0, 0, 0
+        self.flops: int | None = None
+        """Floating-point operations of a step of one process, where they are counted."""
+        self._peak: float | None = None
 
     def begin(self) -> None:
         """What happened so far was no training."""
         self._begin = self._since = time.perf_counter()
+
+    def works(self, flops: int, peak: float | None) -> None:
+        """A step of one process takes so many operations, of which its device can do `peak` a second."""
+        self.flops, self._peak = flops, peak
 
     @property
     def overall(self) -> float:
@@ -69,6 +76,11 @@ class Meter:
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         means["samples_per_second"] = self._steps * self._samples_per_step / elapsed
         means["data_wait"] = self._wait / elapsed
+        if self.flops:
+            rate = self.flops * self._steps / elapsed
+            means["tflops"] = rate / 1e12
+            if self._peak is not None:
+                means["mfu"] = rate / self._peak
         self._sums, self._counts = {}, {}
         self._wait, self._steps, self._since = 0.0, 0, time.perf_counter()
         return means

@@ -29,6 +29,8 @@ class Prefix(Neck):
     `key_values` (B, L, 2, G, N, E), and `tokens` (B, N, D) of the last layer, with their mask.
     """
 
+    joint = True
+
     class Config(NeckConfig):
         """A transformer over observations, whose keys and values an expert attends to."""
 

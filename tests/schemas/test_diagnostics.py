@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
 from policysmith.schemas.diagnostics import Diagnostic, Source, Span, in_order
+from policysmith.schemas.errors import RecipeError
 
 TEXT = "name: vit\npolicy:\n  head: {type: mlp}\n"
 SOURCE = Source("r.yaml", TEXT)
@@ -111,3 +113,9 @@ def test_json_holds_everything() -> None:
         "notes": ["n"],
         "help": "h",
     }
+
+
+def test_an_error_is_whole_in_another_process() -> None:
+    error = RecipeError([Diagnostic("E021 dim-mismatch", "they differ", HEAD, "512 here")])
+    copied = pickle.loads(pickle.dumps(error))
+    assert (copied.diagnostics, str(copied)) == (error.diagnostics, str(error))

@@ -121,6 +121,30 @@ def test_a_backbone_that_reads_more_than_images_stays_and_sees_black(
     Builder.from_recipe(after).check()
 
 
+@pytest.mark.parametrize("also", [[], ["proprio"]])
+def test_what_an_expert_attends_to_stays_and_sees_black_or_the_state(
+    tiny: dict[str, Any], also: list[str]
+) -> None:
+    tiny["policy"]["necks"] = {
+        "prefix": {"type": "prefix", "reads": ["vision.tokens", *also], "width": 8, "heads": 2}
+    }
+    network = {"type": "expert", "width": 8, "hidden": 8, "heads": 2}
+    tiny["policy"]["head"] = {
+        "type": "flow_matching",
+        "reads": ["prefix.key_values", "proprio"],
+        "network": network,
+    }
+    before = resolved(tiny)
+    after = blind(before)
+    if also:
+        assert after["policy"]["necks"]["prefix"]["reads"] == ["proprio"]
+        assert after["policy"]["backbones"].keys() == {"proprio"}
+    else:
+        assert after["policy"] == before["policy"]
+        assert after["transforms"] == [{"type": "blank"}, *before["transforms"]]
+    Builder.from_recipe(after).check()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
