@@ -35,6 +35,7 @@ from .recipe import LoadedRecipe, load_recipe, open_document
 from .sources import DataPlan, Source, Windows
 from .training import batches, checkpoint, loop
 from .training.logs import FileLog, Reporter
+from .training.placement import make_accelerator
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Builder:
             )
         self.check()
         section = self.recipe.recipe.training
-        accelerator = loop.make_accelerator(section, device)
+        accelerator = make_accelerator(section, device)
         with accelerator.main_process_first():
             training, validation = self.datasets()
         policy = self.build()

@@ -6,18 +6,17 @@ resumed run takes the very steps that the uninterrupted one would have taken.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from ...schemas.errors import TrainingError
 from ...schemas.recipe import TrainingSection
@@ -30,9 +29,9 @@ from .checkpoint import Identity
 from .compilation import as_before, compiled_blocks, eagerly
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
-from .flops import count_flops, peak
 from .logs import Reporter
-from .optimization import adamw, learning_rate
+from .optimization import adamw, clip, learning_rate
+from .placement import peak, setting
 from .profile import NEEDED, Profile
 from .seeds import mix
 from .validation import validate
@@ -71,30 +70,6 @@ class Result:
     loss: float
     """Mean over the last log interval; NaN where no step was left to take."""
     samples_per_second: float
-
-
-def make_accelerator(section: TrainingSection, device: str | None) -> Accelerator:
-    """An accelerator for the section's precision on a device (`cpu`, `cuda`, or None for the best there is).
-
-    Raises TrainingError where the device is not there or cannot do the precision asked for.
-    """
-    on_gpu = torch.cuda.is_available() if device is None else device == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        raise TrainingError("no CUDA device is to be seen; use `--device cpu`")
-    bf16 = section.precision == "bf16" or (
-        section.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    if section.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise TrainingError("this GPU has no bf16 arithmetic; set `training.precision: fp32`")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        # accelerate keeps device and precision of the process's first run otherwise
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=not on_gpu,
-        mixed_precision="bf16" if bf16 else "no",
-        gradient_accumulation_steps=section.accumulate,
-        step_scheduler_with_optimizer=False,
-    )
 
 
 def train(
@@ -138,7 +113,7 @@ class _Run:
         self.sampler = self._sampler()
         for reporter in self.reporters:
             reporter.start(self.step, self.section.steps)
-            reporter.note(_setting(self.accelerator))
+            reporter.note(setting(self.accelerator))
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
         self._prepare()
@@ -235,19 +210,18 @@ class _Run:
         for micro in range(section.accumulate):
             with self._phase("data wait"):
                 batch = self.meter.waiting(lambda: next(self.batches))
-            if self.meter.flops is None:
-                self._count(batch)
             torch.manual_seed(mix(section.seed, self.step, micro, accelerator.process_index))
             with accelerator.accumulate(self.model):
-                with self._phase("forward"):
-                    output = self._checked(self.model(batch))
-                with self._phase("backward"):
-                    accelerator.backward(output["loss"])
+                with self._counting():
+                    with self._phase("forward"):
+                        output = self._checked(self.model(batch))
+                    with self._phase("backward"):
+                        accelerator.backward(output["loss"])
                 self.health.see(output["loss"], self.step)
                 self.meter.add(output)
                 if accelerator.sync_gradients:
                     with self._phase("optimizer"):
-                        norm = _clip(self.policy, section.clip_norm)
+                        norm = clip(self.optimizer, section.clip_norm)
                         self.health.see(norm, self.step)
                         self.meter.stepped(norm)
                         self.prepared.step()
@@ -256,20 +230,19 @@ class _Run:
     def _phase(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.profile is None else self.profile.phase(name)
 
-    def _count(self, batch: Mapping[str, Any]) -> None:
-        """Tell and remember what a step computes."""
-        try:
-            with eagerly(self.compiled):
-                flops = count_flops(self.policy, batch)
-        except Exception as error:  # noqa: BLE001  whatever a part of someone's own raises without values
-            self._note(f"operations are not counted: the policy looks at values ({type(error).__name__})")
-            flops = 0
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count the operations of the first pass, which is not compiled for that."""
+        if self.meter.flops is not None:
+            yield
+            return
+        with eagerly(self.compiled), FlopCounterMode(display=False) as count:
+            yield
         limit = peak(self.accelerator.device) if self.accelerator.mixed_precision == "bf16" else None
-        self.meter.works(flops * self.section.accumulate, limit)
-        if flops:
-            each = flops / self.section.batch_size / 1e9
-            self._note(f"{each:,.3g} GFLOP a sample, forward and backward, in matrix products and attention")
-        self.meter.begin()
+        total = count.get_total_flops()
+        self.meter.works(total * self.section.accumulate, limit)
+        each = total / self.section.batch_size / 1e9
+        self._note(f"{each:,.3g} GFLOP a sample, forward and backward, in matrix products and attention")
 
     def _checked(self, output: Any) -> dict[str, Tensor]:
         """A forward pass's result. Raises TrainingError where a hand-written policy breaks the contract."""
@@ -342,21 +315,3 @@ class _Run:
             )
             checkpoint.prune(self.job.directory, self.section.keep)
         self.accelerator.wait_for_everyone()
-
-
-def _setting(accelerator: Accelerator) -> str:
-    """What a run really runs on."""
-    world = accelerator.num_processes
-    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    kind = accelerator.distributed_type.value.lower().replace("_", " ")
-    spread = f"{world} processes ({kind})" if world > 1 else "1 process"
-    return f"{spread} on {accelerator.device.type}, {precision}"
-
-
-def _clip(policy: BasePolicyModel, limit: float | None) -> Tensor:
-    """Global norm of the gradients, which are scaled down to `limit` where it is larger."""
-    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_(policy.parameters(), limit, norm)
-    return norm

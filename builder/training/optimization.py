@@ -59,6 +59,19 @@ def adamw(model: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
     )
 
 
+def clip(optimizer: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
+    """Global norm of the gradients, which the next fused step scales down to `limit` where it is larger.
+
+    The step divides gradients by the optimiser's `grad_scale`, a tensor, in the pass that it makes anyway, so that they
+    are not written once more and nothing waits for the norm. As torch.nn.utils.clip_grad_norm_ in what comes out.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if limit is not None:
+        optimizer.grad_scale.copy_(((norm + 1e-6) / limit).clamp_min(1.0))  # type: ignore[attr-defined]
+    return norm
+
+
 def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection) -> float:
     """Rate of the update that follows `step` earlier ones, before any `lr_scale`.
 

@@ -24,25 +24,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny: dict[str, Any], tmp_
         1,
         1,
     )  # no padding: each process takes its own mean
-    path = tmp_path / "tiny.yaml"
-    with path.open("w") as stream:
-        YAML().dump(recipe, stream)
-    binaries = Path(sys.executable).parent
-    command = [
-        binaries / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        binaries / "build-and-train", path, "--output", tmp_path / "two", "--device", "cpu",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [str(part) for part in command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    said = in_two_processes(recipe, tmp_path)
     builder = Builder.from_recipe(recipe).override({"training.batch_size": 8})
     initial = flat(builder.build().state_dict())
     builder.train(output=tmp_path / "one", device="cpu")
@@ -54,7 +36,49 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny: dict[str, Any], tmp_
     assert torch.cosine_similarity(alone, together, dim=0) > 0.999
     for ours, theirs in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
-    assert "2 processes" in done.stdout
+    assert "2 processes" in said
+
+
+def test_two_processes_fill_one_table_of_frozen_features(tiny: dict[str, Any], tmp_path: Path) -> None:
+    recipe = {**tiny, "transforms": [t for t in tiny["transforms"] if t["type"] != "random_shift"]}
+    recipe["policy"]["freeze"] = ["backbones.vision.*"]
+    recipe["data"] |= {"horizon": 1, "episodes": [0]}
+    recipe["policy"]["execute"] = 1
+    recipe["training"]["steps"] = 16
+    said = in_two_processes(recipe, tmp_path)
+    assert said.count("running frozen `vision` once") == 1
+    again = Builder.from_recipe(recipe).override({"training.batch_size": 8})
+    again.train(output=tmp_path / "one", device="cpu")
+    notes = [
+        json.loads(line).get("note", "") for line in (tmp_path / "one" / "log.jsonl").read_text().splitlines()
+    ]
+    assert any("are read from" in note for note in notes)
+    for ours, theirs in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+
+
+def in_two_processes(recipe: dict[str, Any], folder: Path) -> str:
+    """Train a recipe under `accelerate launch` into `<folder>/two`; what that says."""
+    path = folder / "tiny.yaml"
+    with path.open("w") as stream:
+        YAML().dump(recipe, stream)
+    binaries = Path(sys.executable).parent
+    command = [
+        binaries / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        binaries / "build-and-train", path, "--output", folder / "two", "--device", "cpu",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def flat(state: dict[str, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import nn
 
 from policysmith.builder import Builder
 from policysmith.builder.training.ema import WeightAverage
-from policysmith.builder.training.optimization import adamw, learning_rate, parameter_groups
+from policysmith.builder.training.optimization import adamw, clip, learning_rate, parameter_groups
+from policysmith.builder.training.watch import Health
 from policysmith.schemas.recipe import GroupSection, OptimizerSection, ScheduleSection
 
 
@@ -127,3 +129,27 @@ def test_frozen_weights_are_not_averaged() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
     assert set(WeightAverage(model, 0.9).state_dict()) == {"1.weight", "1.bias"}
+
+
+@pytest.mark.parametrize("limit", [None, 0.01, 1.0, 1e3])
+def test_clipping_in_the_step_is_clipping_before_it(limit: float | None) -> None:
+    """Against torch's own clip_grad_norm_ and the plain implementation of AdamW, in double precision."""
+    ours = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    theirs = copy.deepcopy(ours)
+    section = OptimizerSection(lr=1e-2, weight_decay=0.1)
+    fused = adamw(ours, section)
+    Health(fused, torch.device("cpu"))
+    plain = torch.optim.AdamW(parameter_groups(theirs, section), lr=1e-2, weight_decay=0.1, foreach=False)  # type: ignore[arg-type]
+    for step in range(5):
+        batch = torch.randn(6, 4).double() * 10.0 ** (step - 2)
+        for model in (ours, theirs):
+            model.zero_grad()
+            model(batch).square().sum().backward()
+        norm = clip(fused, limit)
+        infinite = float("inf") if limit is None else limit
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), infinite)
+        torch.testing.assert_close(norm, expected)
+        fused.step()
+        plain.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)

@@ -1,0 +1,65 @@
+"""Where a run computes, and in what precision."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from ...schemas.errors import TrainingError
+from ...schemas.recipe import TrainingSection
+
+_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
+"""Dense bf16 operations a second by the makers' data sheets, by what a device's name contains."""
+
+
+def make_accelerator(section: TrainingSection, device: str | None) -> Accelerator:
+    """An accelerator for the section's precision on a device (`cpu`, `cuda`, or None for the best there is).
+
+    Raises TrainingError where the device is not there or cannot do the precision asked for.
+    """
+    on_gpu = torch.cuda.is_available() if device is None else device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        raise TrainingError("no CUDA device is to be seen; use `--device cpu`")
+    bf16 = section.precision == "bf16" or (
+        section.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    if section.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise TrainingError("this GPU has no bf16 arithmetic; set `training.precision: fp32`")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # accelerate keeps device and precision of the process's first run otherwise
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=not on_gpu,
+        mixed_precision="bf16" if bf16 else "no",
+        gradient_accumulation_steps=section.accumulate,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def setting(accelerator: Accelerator) -> str:
+    """What a run really runs on."""
+    world = accelerator.num_processes
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    kind = accelerator.distributed_type.value.lower().replace("_", " ")
+    spread = f"{world} processes ({kind})" if world > 1 else "1 process"
+    return f"{spread} on {accelerator.device.type}, {precision}"
+
+
+def peak(device: torch.device) -> float | None:
+    """Dense bf16 operations a second that the device can do; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for part, rate in _PEAKS.items() if part in name), None)
