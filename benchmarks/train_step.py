@@ -53,10 +53,10 @@ def main() -> None:
     for work in works:
         if session.over:
             tell(f"{work.name}: not begun, the time was up")
-            continue
-        rows.append(session.measure(work))
-        tell("\n".join(table(rows[-1])))
-        write(arguments, session, rows)
+        else:
+            rows.append(session.measure(work))
+            tell("\n".join(table(rows[-1])))
+        write(arguments, session, rows, [other.name for other in works[len(rows) :]])
 
 
 def parse() -> argparse.Namespace:
@@ -96,7 +96,9 @@ def session_of(arguments: argparse.Namespace) -> Session:
     )
 
 
-def write(arguments: argparse.Namespace, session: Session, rows: list[dict[str, Any]]) -> None:
+def write(
+    arguments: argparse.Namespace, session: Session, rows: list[dict[str, Any]], later: list[str]
+) -> None:
     if arguments.output is None:
         return
     content = {
@@ -107,6 +109,7 @@ def write(arguments: argparse.Namespace, session: Session, rows: list[dict[str, 
         **session.machine,
         "protocol": vars(session.protocol),
         "works": rows,
+        "not_begun": later,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     aside = arguments.output.with_suffix(".part")

@@ -16,8 +16,8 @@ DENSE_BF16 = {"H100 80GB HBM3": 989.0, "H200": 989.0, "H100 PCIe": 756.0, "A100"
 """Peak TFLOP/s in bf16 without sparsity, by what the device's name holds."""
 
 
-def survey(work: Work, device: torch.device, changes: list[str], gemm: int) -> dict[str, Any]:
-    """Sizes of the policy, operations of its step, and rates of the device."""
+def survey(work: Work, device: torch.device, changes: list[str]) -> dict[str, Any]:
+    """Sizes of the policy, and operations of its step."""
     builder = SyntheticBuilder.of(work, [*changes, *_kept(work)], batch_size=1, steps=1)
     policy = builder.build(device.type).train()
     [batch] = builder.batches(policy, 1, 1, device)
@@ -33,17 +33,15 @@ def survey(work: Work, device: torch.device, changes: list[str], gemm: int) -> d
         "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "flops": {
             "how": "FlopCounterMode over forward and backward of one sample, eager, without recomputation; "
-            "times the batch",
+            "times the batch; frozen backbones count in every step, also where a trainer runs them once",
             "step": counter.get_total_flops() * work.batch,
             "frozen_backbones": frozen * work.batch,
         },
-        "gemm": ceiling(device, gemm),
-        "peak_tflops": _peak(device),
     }
 
 
 def ceiling(device: torch.device, size: int, seconds: float = 1.0) -> dict[str, Any]:
-    """Rate of square matrix products, the median over half a second of warm-up and then one of measurement."""
+    """Rate of square matrix products: the median of the later two thirds of so many seconds."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -69,6 +67,6 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _peak(device: torch.device) -> float | None:
+def peak(device: torch.device) -> float | None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else ""
     return next((peak for told, peak in DENSE_BF16.items() if told in name), None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +32,10 @@ class Variant:
         protocol: Protocol,
         device: str,
         changes: Sequence[str] = (),
+        survey: bool = False,
         gemm: int | None = None,
     ) -> None:
-        """Starts the process, which builds policy and batches; with `gemm`, it surveys work and device first."""
+        """Starts the process, which builds policy and batches; first it surveys the work, or the device by `gemm`."""
         self.name = name
         self.losses: list[float] = []
         self.notes: list[str] = []
@@ -40,7 +43,9 @@ class Variant:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(other, name, work, protocol, device, list(changes), gemm), daemon=True
+            target=_serve,
+            args=(other, name, work, protocol, device, list(changes), survey, gemm),
+            daemon=True,
         )
         self._process.start()
         other.close()
@@ -51,7 +56,8 @@ class Variant:
 
     def run(self, steps: int) -> float:
         """Takes steps; the seconds from the first to the last. Raises Failed."""
-        self._pipe.send(steps)
+        with suppress(BrokenPipeError):  # it failed, and has said why
+            self._pipe.send(steps)
         told = self._told()
         self.losses, self.notes, self.peak = told["losses"], told["notes"], told["peak"]
         return float(told["seconds"])
@@ -86,19 +92,20 @@ def _serve(
     protocol: Protocol,
     device: str,
     changes: list[str],
+    survey: bool,
     gemm: int | None,
 ) -> None:
     """In the process of a trainer."""
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        _train(pipe, name, work, protocol, device, changes, gemm)
+        _train(pipe, name, work, protocol, device, changes, survey, gemm)
     except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
         from .variants import LeftOut
 
         if not isinstance(error, LeftOut):
             traceback.print_exc()
         kind = "" if isinstance(error, LeftOut) else f"{type(error).__name__}: "
-        pipe.send({"failed": f"{kind}{error}".strip()[:600]})
+        pipe.send({"failed": f"{kind}{error}".strip().partition("\n")[0]})
 
 
 def _train(
@@ -108,6 +115,7 @@ def _train(
     protocol: Protocol,
     device: str,
     changes: list[str],
+    survey: bool,
     gemm: int | None,
 ) -> None:
     start = time.perf_counter()
@@ -121,7 +129,10 @@ def _train(
     place = torch.device(device)
     told: dict[str, Any] = {}
     if gemm is not None:
-        told["survey"] = flops.survey(work, place, changes, gemm) | {"machine": _machine()}
+        told["machine"] = {**_machine(), "gemm": flops.ceiling(place, gemm), "peak_tflops": flops.peak(place)}
+    if survey:
+        told["survey"] = flops.survey(work, place, changes)
+        gc.collect()
     bench = Bench.make(work, protocol, place, changes)
     if place.type == "cuda":
         torch.cuda.empty_cache()

@@ -9,7 +9,9 @@ from typing import Any
 REFERENCE, OURS = "trainer", "ours"
 
 
-def timed(result: Mapping[str, Any], row: Mapping[str, Any], log_every: int) -> dict[str, Any]:
+def timed(
+    result: Mapping[str, Any], row: Mapping[str, Any], machine: Mapping[str, Any], log_every: int
+) -> dict[str, Any]:
     """Speed and share of the device's peak, from the blocks of a trainer."""
     survey, blocks = row.get("survey", {}), result["blocks_ms"]
     median = statistics.median(blocks)
@@ -22,10 +24,10 @@ def timed(result: Mapping[str, Any], row: Mapping[str, Any], log_every: int) -> 
         },
         "preparation_seconds": result["first_seconds"] - log_every * median / 1e3,
     }
-    if survey:
-        tflops = survey["flops"]["step"] / median / 1e9
-        found |= {"tflops": tflops, "of_gemm": tflops / survey["gemm"]["tflops"]}
-        found["mfu"] = tflops / survey["peak_tflops"] if survey["peak_tflops"] else None
+    if survey and machine:
+        tflops, peak = survey["flops"]["step"] / median / 1e9, machine["peak_tflops"]
+        found |= {"tflops": tflops, "of_gemm": tflops / machine["gemm"]["tflops"]}
+        found["mfu"] = tflops / peak if peak else None
     return found
 
 
@@ -58,11 +60,11 @@ def table(row: Mapping[str, Any]) -> Iterator[str]:
     """The lines of a work."""
     yield f"{row['name']}: {row['title']}, batch {row['batch']}"
     if survey := row.get("survey"):
-        flops, gemm = survey["flops"], survey["gemm"]
+        flops = survey["flops"]
         yield (
             f"  {survey['parameters'] / 1e6:,.1f} M parameters, {survey['trained_parameters'] / 1e6:,.1f} M trained; "
             f"{flops['step'] / 1e12:.3g} TFLOP a step, {flops['frozen_backbones'] / max(flops['step'], 1):.0%} in "
-            f"frozen backbones; {gemm['dtype']} matrices of {gemm['size']}: {gemm['tflops']:.4g} TFLOP/s"
+            "frozen backbones"
         )
     yield (
         f"  {'':16} {'ms/step':>9} {'(min to max)':>17} {'samples/s':>10} {'TFLOP/s':>8} {'MFU':>5} {'of GEMM':>7} "

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .pace import Protocol
     from .works import Work
 
+LATE = "the time was up"
+NEEDS = {"trainer_liger": "liger_kernel"}
+"""Packages that a trainer cannot do without."""
+
 
 @dataclass
 class Session:
@@ -31,6 +35,7 @@ class Session:
     """`time.monotonic()` after which no block begins."""
     tell: Callable[[str], None]
     machine: dict[str, Any] = field(default_factory=dict)
+    """Hardware and versions, and the rate of that product; known from the first process on."""
 
     @property
     def over(self) -> bool:
@@ -53,8 +58,12 @@ class Session:
             row["left_out"] = dict.fromkeys(self.variants, f"{', '.join(missing)} is not installed")
             return row
         takes = _Takes(self, work, row)
-        for names in [list(self.variants)] if work.together else [[name] for name in self.variants]:
-            with takes.running(names):
+        names = [name for name in self.variants if takes.possible(name)]
+        for group in [names] if work.together else [[name] for name in names]:
+            if self.over:
+                row["left_out"] |= dict.fromkeys(group, LATE)
+                continue
+            with takes.running(group):
                 takes.compare()
                 takes.time()
         return row | compared(row)
@@ -67,25 +76,40 @@ class _Takes:
         self._session, self._work, self._row = session, work, row
         self._live: dict[str, Variant] = {}
 
+    def possible(self, name: str) -> bool:
+        """Whether a trainer's package is there."""
+        package = NEEDS.get(name)
+        if package is None or find_spec(package) is not None:
+            return True
+        self._leave_out(name, f"{package} is not installed")
+        return False
+
     @contextmanager
     def running(self, names: Sequence[str]) -> Iterator[None]:
-        """The processes of some trainers. The first of the work also surveys it."""
-        session = self._session
+        """The processes of some trainers. The first of all has the device to itself until it has measured it."""
+        waiting = [*names]
         try:
-            for name in names:
-                survey = "survey" not in self._row and not self._live
-                gemm = session.gemm if survey else None
-                self._live[name] = Variant(
-                    name, self._work, session.protocol, session.device, session.changes, gemm
-                )
-            for name in names:
-                with self._failing(name):
-                    self._take_in(name, self._live[name].setup())
+            if not self._session.machine:
+                self._begin(waiting[:1])
+                waiting = waiting[1:]
+            self._begin(waiting)
             yield
         finally:
             for variant in self._live.values():
                 variant.stop()
             self._live.clear()
+
+    def _begin(self, names: Sequence[str]) -> None:
+        session = self._session
+        for name in names:
+            survey = "survey" not in self._row and not self._live
+            gemm = None if session.machine else session.gemm
+            self._live[name] = Variant(
+                name, self._work, session.protocol, session.device, session.changes, survey, gemm
+            )
+        for name in names:
+            with self._failing(name):
+                self._take_in(name, self._live[name].setup())
 
     def compare(self) -> None:
         """The compared steps of every trainer, one trainer after the other."""
@@ -118,13 +142,13 @@ class _Takes:
         result["blocks_ms"].append(1e3 * seconds / protocol.steps)
         result["peak_bytes"], result["notes"] = variant.peak, variant.notes
         result["losses"] = variant.losses[: protocol.loss_steps // protocol.log_every]
-        result |= timed(result, self._row, protocol.log_every)
+        result |= timed(result, self._row, self._session.machine, protocol.log_every)
 
     def _take_in(self, name: str, told: dict[str, Any]) -> None:
-        survey = told.pop("survey", None)
-        if survey is not None:
-            self._session.machine = survey.pop("machine")
-            self._row["survey"] = survey
+        if "machine" in told:
+            self._session.machine = told["machine"]
+        if "survey" in told:
+            self._row["survey"] = told["survey"]
         self._row["ema"] = told["ema"]
         self._result(name)["build_seconds"] = told["build_seconds"]
 
@@ -137,7 +161,7 @@ class _Takes:
             return False
         for name in self._live:
             if not self._result(name)["blocks_ms"]:
-                self._leave_out(name, "the time was up")
+                self._leave_out(name, LATE)
         return True
 
     def _leave_out(self, name: str, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,10 +27,6 @@ def trainer(bench: Bench, pace: Pace, *, compiled: bool = False, liger: bool = F
     Its AdamW is `adamw_torch`, not fused; the average of the weights, which it does not have, is kept by a callback.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
-    from transformers.utils import is_liger_kernel_available
-
-    if liger and not is_liger_kernel_available():
-        raise LeftOut("liger-kernel is not installed")
 
     class Observed(Trainer):
         def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -115,10 +112,8 @@ def _paced(bench: Bench, pace: Pace, *, liger: bool) -> Any:
 
 def _patched(policy: nn.Module) -> int:
     """Modules whose forward pass is Liger's."""
-    return sum(
-        getattr(module.forward, "__module__", None).__str__().startswith("liger_kernel")
-        for module in policy.modules()
-    )
+    places = (getattr(module.forward, "__module__", None) for module in policy.modules())
+    return sum(str(place).startswith("liger_kernel") for place in places)
 
 
 def lerobot_like(bench: Bench, pace: Pace) -> None:
@@ -177,6 +172,7 @@ def ours(bench: Bench, pace: Pace) -> None:
 
     section = bench.section
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["POLICYSMITH_CACHE"] = folder  # nothing is found from an earlier run
         job = loop.Job(
             policy=bench.policy,
             dataset=_Indices(bench.size),
@@ -186,7 +182,7 @@ def ours(bench: Bench, pace: Pace) -> None:
             recipe=bench.builder.recipe.resolved(),
             fingerprint="synthetic",
         )
-        loop.train(job, loop.make_accelerator(section, bench.device.type), [_Reporter(pace)])
+        loop.train(job, loop.make_accelerator(section, bench.device.type), [_Reporter(pace, folder)])
 
 
 class _Indices(Dataset[int]):
@@ -217,8 +213,8 @@ class Resident:
 
 
 class _Reporter:
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
+    def __init__(self, pace: Pace, folder: str) -> None:
+        self._pace, self._folder = pace, folder
 
     def start(self, step: int, steps: int) -> None:
         self._pace.begin()
@@ -230,7 +226,7 @@ class _Reporter:
         self._pace.losses.append(values["loss"])
 
     def note(self, message: str) -> None:
-        self._pace.notes.append(message)
+        self._pace.notes.append(message.replace(self._folder, "<cache>"))
 
     def close(self) -> None:
         pass

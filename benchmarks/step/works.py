@@ -117,10 +117,9 @@ def gr00t_dit(tiny: bool) -> list[Work]:
     tokens, width, state, action = (6, 16, 8, 8) if tiny else (600, 2048, 64, 32)
     changes = {
         "collator": {"type": "default"},
-        "policy.backbones": {
-            "context": {"type": "state", "reads": [CONTEXT]},
-            "proprio": {"type": "state", "reads": [STATE]},
-        },
+        "policy.backbones": {},
+        "policy.backbones.context": {"type": "state", "reads": [CONTEXT]},
+        "policy.backbones.proprio": {"type": "state", "reads": [STATE]},
         "policy.necks": {},
         "policy.head.reads": ["context.tokens", "proprio.pooled"],
         "transforms": [],
@@ -137,7 +136,8 @@ def gr00t_dit(tiny: bool) -> list[Work]:
 def diffusion_unet(tiny: bool) -> list[Work]:
     title = "U-Net of Diffusion Policy, 512, 1024 and 2048 channels"
     changes = {
-        "policy.backbones": {"proprio": {"type": "state"}},
+        "policy.backbones": {},
+        "policy.backbones.proprio": {"type": "state"},
         "policy.necks": {},
         "policy.head.reads": ["proprio.pooled"],
         "transforms": [{"type": "normalize", "mode": "min_max"}],
