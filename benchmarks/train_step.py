@@ -81,12 +81,17 @@ def parse() -> argparse.Namespace:
 
 def session_of(arguments: argparse.Namespace) -> Session:
     began = time.monotonic()
-    from step.pace import Protocol
+    from step.pace import Protocol  # after the clock started: it imports torch
     from torch.cuda import is_available
 
-    given = {name: value for name in TINY if (value := getattr(arguments, name)) is not None}
+    counts = dict(TINY) if arguments.tiny else {}
+    counts |= {name: value for name in TINY if (value := getattr(arguments, name)) is not None}
+    try:
+        protocol = Protocol(**counts)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     return Session(
-        protocol=Protocol(**((TINY if arguments.tiny else {}) | given)),
+        protocol=protocol,
         variants=arguments.variants,
         device=arguments.device or ("cuda" if is_available() else "cpu"),
         changes=arguments.override,

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .synthetic import SyntheticBuilder
@@ -22,8 +23,15 @@ def survey(work: Work, device: torch.device, changes: list[str]) -> dict[str, An
     policy = builder.build(device.type).train()
     [batch] = builder.batches(policy, 1, 1, device)
     counter = FlopCounterMode(display=False)
-    with counter, torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        policy(batch)["loss"].backward()
+    # fused kernels of attention are not all known to the counter, or count what they recompute
+    with (
+        counter,
+        sdpa_kernel(SDPBackend.MATH),
+        torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+    ):
+        loss = policy(batch)["loss"]
+        forward = counter.get_total_flops()
+        loss.backward()
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     resting = {f"{type(policy).__name__}.backbones.{name}" for name in policy.at_rest}
     frozen = sum(counts.get(name, 0) for name in resting)
@@ -35,6 +43,7 @@ def survey(work: Work, device: torch.device, changes: list[str]) -> dict[str, An
             "how": "FlopCounterMode over forward and backward of one sample, eager, without recomputation; "
             "times the batch; frozen backbones count in every step, also where a trainer runs them once",
             "step": counter.get_total_flops() * work.batch,
+            "forward": forward * work.batch,
             "frozen_backbones": frozen * work.batch,
         },
     }

@@ -25,6 +25,10 @@ class Protocol:
     log_every: int = 10
     """Steps between log entries, of every trainer."""
 
+    def __post_init__(self) -> None:
+        if self.loss_steps < self.log_every or min(self.log_every, self.rounds, self.steps) < 1:
+            raise ValueError("there must be rounds, steps, and as many compared steps as a log interval has")
+
     @property
     def total(self) -> int:
         """One more than is taken, so that no trainer comes to its end and saves."""
@@ -75,7 +79,10 @@ class Pace:
         self._wait()
 
     def _wait(self) -> None:
-        asked = self._pipe.recv()
+        try:
+            asked = self._pipe.recv()
+        except EOFError:
+            asked = None
         if asked is None:
             raise Stop
         self._left = asked

@@ -56,6 +56,8 @@ class Variant:
 
     def run(self, steps: int) -> float:
         """Takes steps; the seconds from the first to the last. Raises Failed."""
+        if not steps:
+            return 0.0
         with suppress(BrokenPipeError):  # it failed, and has said why
             self._pipe.send(steps)
         told = self._told()
@@ -97,6 +99,7 @@ def _serve(
 ) -> None:
     """In the process of a trainer."""
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # transformers.Trainer would spread over all
     try:
         _train(pipe, name, work, protocol, device, changes, survey, gemm)
     except Exception as error:  # noqa: BLE001  # whatever it is, the others go on

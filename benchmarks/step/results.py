@@ -63,8 +63,8 @@ def table(row: Mapping[str, Any]) -> Iterator[str]:
         flops = survey["flops"]
         yield (
             f"  {survey['parameters'] / 1e6:,.1f} M parameters, {survey['trained_parameters'] / 1e6:,.1f} M trained; "
-            f"{flops['step'] / 1e12:.3g} TFLOP a step, {flops['frozen_backbones'] / max(flops['step'], 1):.0%} in "
-            "frozen backbones"
+            f"{flops['step'] / 1e12:.3g} TFLOP a step, {flops['forward'] / max(flops['step'], 1):.0%} of it forward, "
+            f"{flops['frozen_backbones'] / max(flops['step'], 1):.0%} in frozen backbones"
         )
     yield (
         f"  {'':16} {'ms/step':>9} {'(min to max)':>17} {'samples/s':>10} {'TFLOP/s':>8} {'MFU':>5} {'of GEMM':>7} "
