@@ -1,0 +1,89 @@
+"""What every trainer is given: one policy, the same batches in the same order, the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from policysmith.builder.data.sampler import ResumableSampler
+from policysmith.builder.policy import BasePolicyModel
+from policysmith.builder.training.loop import _mix
+from policysmith.builder.training.optimization import learning_rate, parameter_groups
+from policysmith.schemas.recipe import TrainingSection
+
+from .pace import Protocol
+from .synthetic import SyntheticBuilder
+from .works import Work
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A policy with its initial weights on the device, and its batches, which stay there."""
+
+    policy: BasePolicyModel
+    batches: Sequence[dict[str, Any]]
+    builder: SyntheticBuilder
+    protocol: Protocol
+    device: torch.device
+
+    @classmethod
+    def make(cls, work: Work, protocol: Protocol, device: torch.device, changes: Sequence[str]) -> Bench:
+        builder = SyntheticBuilder.of(
+            work,
+            changes,
+            steps=protocol.total,
+            batch_size=work.batch,
+            log_every=protocol.log_every,
+            precision="bf16" if device.type == "cuda" else "fp32",
+            schedule={"type": "cosine", "warmup": min(20, protocol.total // 2)},
+            workers=0,
+            save_every=None,
+        )
+        policy = builder.build(device.type)
+        return cls(
+            policy, builder.batches(policy, work.batch, work.batches, device), builder, protocol, device
+        )
+
+    @property
+    def section(self) -> TrainingSection:
+        """The recipe's training section."""
+        return self.builder.recipe.recipe.training
+
+    @property
+    def size(self) -> int:
+        """Samples in all batches together."""
+        return len(self.batches) * self.section.batch_size
+
+    def held(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The batch that holds the first of these samples; whole batches are handed out, so that nothing is copied."""
+        return self.batches[indices[0] // self.section.batch_size]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The batch of every step, in the order of this project's trainer."""
+        sampler = ResumableSampler(self.size, batch_size=self.section.batch_size, seed=self.section.seed)
+        for indices in sampler:
+            yield self.held(indices)
+
+    def seed(self, step: int) -> None:
+        """Draw in a compared step what this project's trainer draws in it."""
+        if step < self.protocol.loss_steps:
+            torch.manual_seed(_mix(self.section.seed, step, 0, 0))
+
+    def adamw(self) -> torch.optim.AdamW:
+        """AdamW as torch makes it by default, with the groups of this project's trainer."""
+        section = self.section.optimizer
+        groups = parameter_groups(self.policy, section)
+        for group in groups:
+            group["lr"] = section.lr * float(group["lr_scale"])  # type: ignore[arg-type]
+        beta1, beta2 = section.betas
+        return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=section.eps)
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        """The learning rate of this project's trainer, as a scheduler of torch."""
+        section = self.section
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate(step, section.steps, 1.0, section.schedule)
+        )

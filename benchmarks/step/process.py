@@ -1,0 +1,161 @@
+"""One process for each trainer of a work, so that none inherits what another patched, compiled or set."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pace import Protocol
+    from .works import Work
+
+
+class Failed(Exception):
+    """A trainer did not take its steps; the message says why."""
+
+
+class Variant:
+    """A trainer in a process of its own, as the process that compares them sees it."""
+
+    def __init__(
+        self,
+        name: str,
+        work: Work,
+        protocol: Protocol,
+        device: str,
+        changes: Sequence[str] = (),
+        survey: bool = False,
+        gemm: int | None = None,
+    ) -> None:
+        """Starts the process, which builds policy and batches; first it surveys the work, or the device by `gemm`."""
+        self.name = name
+        self.losses: list[float] = []
+        self.notes: list[str] = []
+        self.peak: int | None = None
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(
+            target=_serve,
+            args=(other, name, work, protocol, device, list(changes), survey, gemm),
+            daemon=True,
+        )
+        self._process.start()
+        other.close()
+
+    def setup(self) -> dict[str, Any]:
+        """Waits until it can take steps; what it tells of itself. Raises Failed."""
+        return self._told()
+
+    def run(self, steps: int) -> float:
+        """Takes steps; the seconds from the first to the last. Raises Failed."""
+        if not steps:
+            return 0.0
+        with suppress(BrokenPipeError):  # it failed, and has said why
+            self._pipe.send(steps)
+        told = self._told()
+        self.losses, self.notes, self.peak = told["losses"], told["notes"], told["peak"]
+        return float(told["seconds"])
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if self._process.is_alive():
+            try:
+                self._pipe.send(None)
+            except OSError:
+                self._process.terminate()
+        self._process.join(20)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _told(self) -> dict[str, Any]:
+        try:
+            told: dict[str, Any] = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise Failed(f"its process ended with code {self._process.exitcode}") from None
+        if "failed" in told:
+            raise Failed(told["failed"])
+        return told
+
+
+def _serve(
+    pipe: Connection,
+    name: str,
+    work: Work,
+    protocol: Protocol,
+    device: str,
+    changes: list[str],
+    survey: bool,
+    gemm: int | None,
+) -> None:
+    """In the process of a trainer."""
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # transformers.Trainer would spread over all
+    try:
+        _train(pipe, name, work, protocol, device, changes, survey, gemm)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
+        from .variants import LeftOut
+
+        if not isinstance(error, LeftOut):
+            traceback.print_exc()
+        kind = "" if isinstance(error, LeftOut) else f"{type(error).__name__}: "
+        pipe.send({"failed": f"{kind}{error}".strip().partition("\n")[0]})
+
+
+def _train(
+    pipe: Connection,
+    name: str,
+    work: Work,
+    protocol: Protocol,
+    device: str,
+    changes: list[str],
+    survey: bool,
+    gemm: int | None,
+) -> None:
+    start = time.perf_counter()
+    import torch
+
+    from . import flops
+    from .bench import Bench
+    from .pace import Pace, Stop
+    from .variants import VARIANTS
+
+    place = torch.device(device)
+    told: dict[str, Any] = {}
+    if gemm is not None:
+        told["machine"] = {**_machine(), "gemm": flops.ceiling(place, gemm), "peak_tflops": flops.peak(place)}
+    if survey:
+        told["survey"] = flops.survey(work, place, changes)
+        gc.collect()
+    bench = Bench.make(work, protocol, place, changes)
+    if place.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    pipe.send({**told, "build_seconds": time.perf_counter() - start, "ema": bench.section.ema})
+    try:
+        VARIANTS[name](bench, Pace(pipe, place, protocol.log_every))
+    except Stop:
+        pipe.close()
+
+
+def _machine() -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from policysmith.builder.evaluation.machine import hardware, versions
+
+    found = versions()
+    for package in ("triton", "peft", "liger-kernel"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"hardware": hardware(), "versions": found}

@@ -1,0 +1,179 @@
+"""One work from beginning to end: every trainer set up, compared, and timed in alternating blocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from .process import Failed, Variant
+from .results import compared, timed
+
+if TYPE_CHECKING:
+    from .pace import Protocol
+    from .works import Work
+
+LATE = "the time was up"
+NEEDS = {"trainer_liger": "liger_kernel"}
+"""Packages that a trainer cannot do without."""
+
+
+@dataclass
+class Session:
+    """What all works of a run share."""
+
+    protocol: Protocol
+    variants: Sequence[str]
+    device: str
+    changes: Sequence[str]
+    gemm: int
+    """Rows of the matrices whose product is the measure of the device."""
+    deadline: float
+    """`time.monotonic()` after which no block begins."""
+    tell: Callable[[str], None]
+    machine: dict[str, Any] = field(default_factory=dict)
+    """Hardware and versions, and the rate of that product; known from the first process on."""
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def measure(self, work: Work) -> dict[str, Any]:
+        """The row of a work. What failed or did not come to be timed is in `left_out`, with the reason."""
+        row: dict[str, Any] = {
+            "name": work.name,
+            "title": work.title,
+            "recipe": f"recipes/{work.recipe}",
+            "changes": dict(work.changes),
+            "batch": work.batch,
+            "goals": {name: goal for name, goal in asdict(work.goals).items() if goal is not None},
+            "blocks_alternate": work.together,
+            "variants": {},
+            "left_out": {},
+        }
+        if missing := [package for package in work.needs if find_spec(package) is None]:
+            row["left_out"] = dict.fromkeys(self.variants, f"{', '.join(missing)} is not installed")
+            return row
+        takes = _Takes(self, work, row)
+        names = [name for name in self.variants if takes.possible(name)]
+        for group in [names] if work.together else [[name] for name in names]:
+            if self.over:
+                row["left_out"] |= dict.fromkeys(group, LATE)
+                continue
+            with takes.running(group):
+                takes.compare()
+                takes.time()
+        return row | compared(row)
+
+
+class _Takes:
+    """The running trainers of a work, and what they gave so far."""
+
+    def __init__(self, session: Session, work: Work, row: dict[str, Any]) -> None:
+        self._session, self._work, self._row = session, work, row
+        self._live: dict[str, Variant] = {}
+
+    def possible(self, name: str) -> bool:
+        """Whether a trainer's package is there."""
+        package = NEEDS.get(name)
+        if package is None or find_spec(package) is not None:
+            return True
+        self._leave_out(name, f"{package} is not installed")
+        return False
+
+    @contextmanager
+    def running(self, names: Sequence[str]) -> Iterator[None]:
+        """The processes of some trainers. The first of all has the device to itself until it has measured it."""
+        waiting = [*names]
+        try:
+            if not self._session.machine:
+                self._begin(waiting[:1])
+                waiting = waiting[1:]
+            self._begin(waiting)
+            yield
+        finally:
+            for variant in self._live.values():
+                variant.stop()
+            self._live.clear()
+
+    def _begin(self, names: Sequence[str]) -> None:
+        session = self._session
+        for name in names:
+            survey = "survey" not in self._row and not self._live
+            gemm = None if session.machine else session.gemm
+            self._live[name] = Variant(
+                name, self._work, session.protocol, session.device, session.changes, survey, gemm
+            )
+        for name in names:
+            with self._failing(name):
+                self._take_in(name, self._live[name].setup())
+
+    def compare(self) -> None:
+        """The compared steps of every trainer, one trainer after the other."""
+        protocol = self._session.protocol
+        for name in [*self._live]:
+            if self._out_of_time():
+                return
+            with self._failing(name):
+                first = self._live[name].run(protocol.log_every)
+                self._live[name].run(protocol.loss_steps - protocol.log_every)
+                self._result(name)["first_seconds"] = first
+
+    def time(self) -> None:
+        """The timed blocks."""
+        protocol = self._session.protocol
+        for _ in range(protocol.rounds):
+            for name in [*self._live]:
+                if self._out_of_time():
+                    return
+                with self._failing(name):
+                    self._live[name].run(protocol.warmup)
+                    seconds = self._live[name].run(protocol.steps)
+                    self._session.tell(
+                        f"{self._work.name} {name} {1e3 * seconds / protocol.steps:.2f} ms/step"
+                    )
+                    self._add(name, seconds)
+
+    def _add(self, name: str, seconds: float) -> None:
+        protocol, variant, result = self._session.protocol, self._live[name], self._result(name)
+        result["blocks_ms"].append(1e3 * seconds / protocol.steps)
+        result["peak_bytes"], result["notes"] = variant.peak, variant.notes
+        result["losses"] = variant.losses[: protocol.loss_steps // protocol.log_every]
+        result |= timed(result, self._row, self._session.machine, protocol.log_every)
+
+    def _take_in(self, name: str, told: dict[str, Any]) -> None:
+        if "machine" in told:
+            self._session.machine = told["machine"]
+        if "survey" in told:
+            self._row["survey"] = told["survey"]
+        self._row["ema"] = told["ema"]
+        self._result(name)["build_seconds"] = told["build_seconds"]
+
+    def _result(self, name: str) -> dict[str, Any]:
+        result: dict[str, Any] = self._row["variants"].setdefault(name, {"blocks_ms": []})
+        return result
+
+    def _out_of_time(self) -> bool:
+        if not self._session.over:
+            return False
+        for name in self._live:
+            if not self._result(name)["blocks_ms"]:
+                self._leave_out(name, LATE)
+        return True
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self._row["left_out"].setdefault(name, reason)
+        self._row["variants"].pop(name, None)
+
+    @contextmanager
+    def _failing(self, name: str) -> Iterator[None]:
+        """Goes on without a trainer that fails."""
+        try:
+            yield
+        except (Failed, OSError) as failure:
+            self._session.tell(f"{self._work.name} {name} left out: {failure}")
+            self._live.pop(name).stop()
+            self._leave_out(name, str(failure))

@@ -1,0 +1,91 @@
+"""A policy and its batches without a dataset: shapes come from the work, values from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policysmith.builder import Builder
+from policysmith.builder.sources import DataPlan, Windows
+from policysmith.schemas.specs import Kind, Range, Spec
+
+from .works import Inputs, Work
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+_TASK = "open the drawer"
+
+
+@dataclass(frozen=True)
+class SyntheticPlan(DataPlan):
+    """Data of which only the specs exist. Every dimension has mean 0, deviation 1 and values from -3 to 3."""
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        told = {"mean": 0.0, "std": 1.0, "min": -3.0, "max": 3.0, "q01": -2.3, "q99": 2.3}
+        return {
+            key: {name: [value] * spec.width for name, value in told.items()}
+            for key, spec in self.specs.items()
+            if spec.kind in (Kind.STATE, Kind.ACTION)
+        }
+
+
+@dataclass(frozen=True)
+class SyntheticBuilder(Builder):
+    """A builder whose demonstrations have the shapes of a work."""
+
+    inputs: Inputs | None = None
+
+    @classmethod
+    def of(cls, work: Work, changes: Iterable[str] = (), **more: Any) -> SyntheticBuilder:
+        """For a work; `changes` are overrides as on a command line, `more` those of the training section."""
+        training = {f"training.{name}": value for name, value in more.items()}
+        return cls(RECIPES / work.recipe, (work.changes, training, list(changes)), inputs=work.inputs)
+
+    @cached_property
+    def _data(self) -> DataPlan:
+        assert self.inputs is not None
+        windows = Windows.of(self.recipe.recipe.data)
+        steps, why = len(windows.observations), "synthetic"
+        specs = {
+            f"observation.images.{name}": Spec(Kind.IMAGE, ("B", steps, 3, *size), why, range=Range.BYTES)
+            for name, size in self.inputs.cameras.items()
+        }
+        specs |= {key: Spec(Kind.STATE, ("B", *size), why) for key, size in self.inputs.states.items()}
+        specs["task"] = Spec(Kind.TEXT, ("B",), why)
+        specs["action"] = Spec(Kind.ACTION, ("B", len(windows.actions), self.inputs.action), why)
+        return SyntheticPlan(windows, (), specs)
+
+    def batches(self, policy: Any, size: int, count: int, device: torch.device) -> list[dict[str, Any]]:
+        """So many batches on the device, as the policy's collator gives them."""
+        generator = torch.Generator().manual_seed(self.recipe.recipe.training.seed)
+        made = []
+        for _ in range(count):
+            batch = policy.collator([self._sample(generator) for _ in range(size)])
+            made.append({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+        return made
+
+    def _sample(self, generator: torch.Generator) -> dict[str, Any]:
+        """Noise for images and states, a smooth movement for actions; one chunk in ten ends with its episode."""
+        sample: dict[str, Any] = {"task": _TASK}
+        for key, spec in self._data.specs.items():
+            if spec.kind is Kind.IMAGE:
+                sample[key] = torch.randint(256, _dims(spec), dtype=torch.uint8, generator=generator)
+            elif spec.kind is Kind.STATE:
+                sample[key] = torch.randn(_dims(spec), generator=generator)
+            elif spec.kind is Kind.ACTION:
+                steps, width = _dims(spec)
+                phase = torch.rand(width, generator=generator) * 6.28
+                sample[key] = torch.sin(torch.arange(steps)[:, None] / 8 + phase)
+                over = torch.rand(1, generator=generator).item() < 0.1
+                sample["action_is_pad"] = torch.arange(steps) >= (steps // 2 if over else steps)
+        return sample
+
+
+def _dims(spec: Spec) -> list[int]:
+    return [int(dim) for dim in spec.dims[1:]]

@@ -1,0 +1,51 @@
+"""The benchmark of training steps runs, and its trainers learn the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_two_trainers_take_the_same_steps(tmp_path: Path) -> None:
+    output, picture = tmp_path / "results.json", tmp_path / "ratios.png"
+    names = ["trainer", "ours"]
+    run("train_step.py", "--tiny", "--device", "cpu", "--works", "gr00t_dit", "--variants", *names, f"--output={output}")  # fmt: skip
+    results = json.loads(output.read_text())
+    [work] = results["works"]
+    protocol = results["protocol"]
+    assert [*work["variants"]] == names
+    assert not work["left_out"]
+    assert work["survey"]["flops"]["step"] > 0
+    for result in work["variants"].values():
+        assert len(result["blocks_ms"]) == protocol["rounds"]
+        assert len(result["losses"]) == protocol["loss_steps"] // protocol["log_every"]
+        assert result["losses"] == pytest.approx(work["variants"]["trainer"]["losses"], rel=1e-4)
+    assert len({*work["variants"]["ours"]["losses"]}) > 1, "nothing was learned, so nothing was compared"
+    assert {"torch", "transformers"} <= results["versions"].keys()
+    assert str(tmp_path) not in json.dumps(work)
+    run("plots.py", str(output), f"--output={picture}")
+    assert picture.stat().st_size > 0
+
+
+def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    done = run("train_step.py", "--tiny", "--budget=0", "--works", "act", f"--output={output}")
+    assert "act: not begun, the time was up" in done
+    assert json.loads(output.read_text())["not_begun"] == ["act"]
+
+
+def run(*command: str) -> str:
+    """A program of `benchmarks`; what it printed."""
+    path = os.pathsep.join(filter(None, [str(ROOT / ".namespace"), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, str(ROOT / "benchmarks" / command[0]), *command[1:]]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
