@@ -10,8 +10,8 @@ import torch
 
 from policysmith.builder.data.sampler import ResumableSampler
 from policysmith.builder.policy import BasePolicyModel
-from policysmith.builder.training.loop import _mix
 from policysmith.builder.training.optimization import learning_rate, parameter_groups
+from policysmith.builder.training.seeds import mix
 from policysmith.schemas.recipe import TrainingSection
 
 from .pace import Protocol
@@ -70,7 +70,7 @@ class Bench:
     def seed(self, step: int) -> None:
         """Draw in a compared step what this project's trainer draws in it."""
         if step < self.protocol.loss_steps:
-            torch.manual_seed(_mix(self.section.seed, step, 0, 0))
+            torch.manual_seed(mix(self.section.seed, step, 0, 0))
 
     def adamw(self) -> torch.optim.AdamW:
         """AdamW as torch makes it by default, with the groups of this project's trainer."""
