@@ -1,0 +1,9 @@
+"""Fused operators, each beside the plain torch that it stands for.
+
+    modulated_norm    gated residual, LayerNorm or RMSNorm, and the shift and scale of AdaLN
+
+Every operator is a `torch.library` operator: it composes with `torch.compile(fullgraph=True)`, runs its Triton program
+on CUDA devices, and its torch reference everywhere else, also where triton is missing. Sums are taken in float32 and
+in a fixed order, so the same inputs give the same bits. No part calls them yet: each is first measured on a GPU beside
+the torch path, by `benchmarks/kernels.py`.
+"""
