@@ -1,6 +1,7 @@
 """Fused operators, each beside the plain torch that it stands for.
 
     modulated_norm    gated residual, LayerNorm or RMSNorm, and the shift and scale of AdaLN
+    image_batch       crop, antialiased resize, colour jitter and normalisation of bytes; `image_draws` draws for it
 
 Every operator is a `torch.library` operator: it composes with `torch.compile(fullgraph=True)`, runs its Triton program
 on CUDA devices, and its torch reference everywhere else, also where triton is missing. Sums are taken in float32 and
