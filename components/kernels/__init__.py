@@ -3,6 +3,7 @@
     modulated_norm    gated residual, LayerNorm or RMSNorm, and the shift and scale of AdaLN
     image_batch       crop, antialiased resize, colour jitter and normalisation of bytes; `image_draws` draws for it
     adamw             clipping, AdamW, weight average and bfloat16 copy of many tensors
+    flow_matching     noisy actions, target and embedded time; masked mean squared error
 
 Every operator is a `torch.library` operator: it composes with `torch.compile(fullgraph=True)`, runs its Triton program
 on CUDA devices, and its torch reference everywhere else, also where triton is missing. Sums are taken in float32 and

@@ -11,7 +11,7 @@ import triton.language as tl
 
 _CHUNK = 2048
 _KEPT = 8  # tables of different sets of tensors
-_tables = OrderedDict()
+_tables: OrderedDict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor, bool]] = OrderedDict()
 
 
 def step(
@@ -52,8 +52,8 @@ def _table(lists, groups):
             for index, (size, group) in enumerate(zip(sizes, groups, strict=True))
             for start in range(0, size, _CHUNK)
         ]
-        made = (torch.tensor(x, dtype=torch.int64, device=key[0]) for x in (pointers, chunks))
-        _tables[key] = (*made, all(address % 16 == 0 for row in pointers for address in row))
+        addresses, places = (torch.tensor(x, dtype=torch.int64, device=key[0]) for x in (pointers, chunks))
+        _tables[key] = (addresses, places, all(address % 16 == 0 for row in pointers for address in row))
         while len(_tables) > _KEPT:
             _tables.popitem(last=False)
     _tables.move_to_end(key)
