@@ -45,7 +45,7 @@ def compare(device: str) -> Callable[..., None]:
     """`compare(fused, reference, draws, dtype)`: outputs and gradients, beside the reference in float64.
 
     The relative error, over all draws of the inputs, is at most half again that of the reference in `dtype`, or within
-    the last place of float32. Two runs give the same bits.
+    two units in the last place of float32. Two runs give the same bits.
     """
 
     def results(function: Callable[..., Any], inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
@@ -79,6 +79,10 @@ def compare(device: str) -> Callable[..., None]:
         factor = 4.0 if truncates else 1.5
         squares = torch.tensor([errors(fused, reference, inputs, dtype) for inputs in draws]).square()
         for index, (error, yardstick) in enumerate(squares.mean(0).sqrt().tolist()):
-            assert error <= max(factor * yardstick, torch.finfo(torch.float32).eps), (index, error, yardstick)
+            assert error <= max(factor * yardstick, 2.0 * torch.finfo(torch.float32).eps), (
+                index,
+                error,
+                yardstick,
+            )
 
     return check
