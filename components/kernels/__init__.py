@@ -1,0 +1,13 @@
+"""Fused operators, each beside the plain torch that it stands for.
+
+    modulated_norm    gated residual, LayerNorm or RMSNorm, and the shift and scale of AdaLN
+    image_batch       crop, antialiased resize, colour jitter and normalisation of bytes; `image_draws` draws for it
+    adamw             clipping, AdamW, weight average and bfloat16 copy of many tensors
+    flow_matching     noisy actions, target and embedded time; masked mean squared error
+    group_norm_mish   group norm, Mish and FiLM of a 1-D U-Net
+
+Every operator is a `torch.library` operator: it composes with `torch.compile(fullgraph=True)`, runs its Triton program
+on CUDA devices, and its torch reference everywhere else, also where triton is missing. Sums are taken in float32 and
+in a fixed order, so the same inputs give the same bits. No part calls them yet: each is first measured on a GPU beside
+the torch path, by `benchmarks/kernels.py`.
+"""

@@ -1,0 +1,103 @@
+"""One AdamW step over many tensors: clipping, update, weight average and bfloat16 copies in two launches.
+
+    g <- clip g        m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
+    w <- (1 - lr decay) w - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
+    a <- d a + (1 - d) w        d = min(average_decay, (1 + t) / (10 + t))
+
+AdamW is that of Loshchilov & Hutter (2019). The tensors stay where they are: the program reads their addresses from a
+table, which is made anew only when one has moved. One flat buffer would need no table, but would own the weights, and
+modules, checkpoints and wrappers of modules expect to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .dispatch import operator
+
+
+def adamw_step(
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    step: Tensor,
+    rates: Tensor,
+    decays: Tensor,
+    groups: Sequence[int],
+    *,
+    averages: Sequence[Tensor] = (),
+    shadows: Sequence[Tensor] = (),
+    clip: Tensor,
+    found_inf: Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    average_decay: float = 0.999,
+) -> None:
+    """Update parameters, moments, averages and shadows in place, and count `step` up.
+
+    parameters, `first` and `second` moments and averages are float32 of the same shapes and strides, each dense in
+    memory; gradients are float32 or bfloat16, all alike; shadows are bfloat16. averages and shadows may be left out.
+    groups tells for each parameter its place in `rates` (G,) and `decays` (G,), the learning rates and weight decays.
+    `step`, `clip`, the factor of the gradients, and `found_inf` are scalars on the device, as are the rates: nothing
+    waits for the host, and a CUDA graph may capture it once it has run on the same tensors. Where `found_inf` is not 0, nothing changes, not even `step`.
+    """
+    _step(
+        list(parameters), list(gradients), list(first), list(second), list(averages), list(shadows),
+        step, rates, decays, list(groups), clip, found_inf, *betas, eps, average_decay,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def reference(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    averages: list[Tensor],
+    shadows: list[Tensor],
+    step: Tensor,
+    rates: Tensor,
+    decays: Tensor,
+    groups: list[int],
+    clip: Tensor,
+    found_inf: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    average_decay: float,
+) -> None:
+    """The same in plain torch, tensor by tensor."""
+    keeps = found_inf == 0
+    step.add_(keeps)
+    exact = step.double()
+    bias1, bias2 = 1.0 - beta1**exact, 1.0 - beta2**exact
+    weight = 1.0 - ((1.0 + exact) / (10.0 + exact)).clamp_max(average_decay)
+    for index, (value, gradient, m, v, group) in enumerate(
+        zip(parameters, gradients, first, second, groups, strict=True)
+    ):
+        g = gradient.to(value.dtype) * clip
+        new_m = m * beta1 + g * (1.0 - beta1)
+        new_v = v * beta2 + g * g * (1.0 - beta2)
+        size = (new_v.sqrt() / bias2.sqrt().to(v.dtype)).add_(eps)
+        rate = rates[group]
+        new = value * (1.0 - rate * decays[group]) - (rate / bias1.to(v.dtype)) * new_m / size
+        changes = [(value, new), (m, new_m), (v, new_v)]
+        changes += [(averages[index], averages[index].lerp(new, weight.to(new.dtype)))] if averages else []
+        changes += [(shadows[index], new.to(shadows[index].dtype))] if shadows else []
+        for old, changed in changes:
+            old.copy_(torch.where(keeps, changed, old))
+
+
+_step = operator(
+    "adamw",
+    "step",
+    "(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] first, Tensor(c!)[] second, Tensor(d!)[] averages, "
+    "Tensor(e!)[] shadows, Tensor(f!) step, Tensor rates, Tensor decays, int[] groups, Tensor clip, Tensor found_inf, "
+    "float beta1, float beta2, float eps, float average_decay) -> ()",
+    reference,
+    ("parameters", "first", "second", "averages", "shadows", "step"),
+)

@@ -1,0 +1,1 @@
+"""The Triton programs behind the operators; importing a module here imports triton."""

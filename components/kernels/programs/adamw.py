@@ -1,0 +1,136 @@
+"""Triton programs of the AdamW step: scalars of the step in one, then one chunk of one tensor a program."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+import triton
+import triton.language as tl
+
+_CHUNK = 2048
+_KEPT = 8  # tables of different sets of tensors
+_tables: OrderedDict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor, bool]] = OrderedDict()
+
+
+def step(
+    parameters, gradients, first, second, averages, shadows, step, rates, decays, groups, clip, found_inf,
+    beta1, beta2, eps, average_decay,
+):  # fmt: skip
+    """What the reference of `adamw` does."""
+    if not parameters:
+        return
+    gradients = [_like(gradient, value) for gradient, value in zip(gradients, parameters, strict=True)]
+    lists = [x for x in (parameters, first, second, gradients, averages, shadows) if x]
+    for others in lists[1:]:
+        if any(x.stride() != value.stride() for x, value in zip(others, parameters, strict=True)):
+            raise ValueError("weights, moments, averages and shadows differ in their strides")
+    addresses, chunks, aligned = _table(lists, groups)
+    scalars = torch.empty(4, dtype=torch.float32, device=step.device)
+    _scalars[(1,)](step, found_inf, scalars, math.log(beta1), math.log(beta2), average_decay)
+    _steps[(len(chunks),)](
+        addresses, chunks, rates, decays, scalars, clip, found_inf, beta1, beta2, 1.0 - beta1, 1.0 - beta2, eps,
+        BFLOAT16=gradients[0].dtype == torch.bfloat16, AVERAGE=bool(averages), SHADOW=bool(shadows),
+        ALIGNED=aligned, COLUMNS=len(lists), CHUNK=_CHUNK, num_warps=8,
+    )  # fmt: skip
+
+
+def _like(gradient, value):
+    """The gradient, with the strides of its parameter."""
+    return gradient if gradient.stride() == value.stride() else torch.empty_like(value).copy_(gradient)
+
+
+def _table(lists, groups):
+    """Addresses (tensors, lists), chunks (chunks, 4) as tensor, start, size and group, and whether all are aligned."""
+    pointers = tuple(tuple(x.data_ptr() for x in tensors) for tensors in zip(*lists, strict=True))
+    sizes = tuple(x.numel() for x in lists[0])
+    key = (lists[0][0].device, pointers, sizes, tuple(groups))
+    if key not in _tables:
+        chunks = [
+            (index, start, size, group)
+            for index, (size, group) in enumerate(zip(sizes, groups, strict=True))
+            for start in range(0, size, _CHUNK)
+        ]
+        addresses, places = (torch.tensor(x, dtype=torch.int64, device=key[0]) for x in (pointers, chunks))
+        _tables[key] = (addresses, places, all(address % 16 == 0 for row in pointers for address in row))
+        while len(_tables) > _KEPT:
+            _tables.popitem(last=False)
+    _tables.move_to_end(key)
+    return _tables[key]
+
+
+@triton.jit
+def _scalars(step, found_inf, scalars, log_beta1, log_beta2, average_decay):
+    """Count up, and keep both bias corrections and the weight of the average."""
+    now = tl.load(step) + tl.where(tl.load(found_inf) == 0.0, 1.0, 0.0)
+    tl.store(step, now)
+    exact = now.to(tl.float64)
+    tl.store(scalars, 1.0 - tl.exp(exact * log_beta1))
+    tl.store(scalars + 1, tl.sqrt((1.0 - tl.exp(exact * log_beta2)).to(tl.float32)))
+    tl.store(scalars + 2, 1.0 - tl.minimum((1.0 + now) / (10.0 + now), average_decay))
+
+
+@triton.jit
+def _at(address, start, kind: tl.constexpr, ALIGNED: tl.constexpr):
+    pointer = tl.load(address).to(tl.pointer_type(kind))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + start
+
+
+@triton.jit
+def _steps(
+    addresses, chunks, rates, decays, scalars, clip, found_inf, beta1, beta2, rest1, rest2, eps,
+    BFLOAT16: tl.constexpr, AVERAGE: tl.constexpr, SHADOW: tl.constexpr, ALIGNED: tl.constexpr,
+    COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    if tl.load(found_inf) == 0.0:
+        chunk = chunks + tl.program_id(0) * 4
+        row = addresses + tl.load(chunk) * COLUMNS
+        start = tl.multiple_of(tl.load(chunk + 1), CHUNK)
+        left = tl.load(chunk + 2) - start
+        rate = tl.load(rates + tl.load(chunk + 3))
+        decay = tl.load(decays + tl.load(chunk + 3))
+        if left >= CHUNK:  # without a mask, loads are wide
+            _update(
+                row, start, left, rate, decay, scalars, clip, beta1, beta2, rest1, rest2, eps,
+                BFLOAT16, AVERAGE, SHADOW, ALIGNED, False, CHUNK,
+            )  # fmt: skip
+        else:
+            _update(
+                row, start, left, rate, decay, scalars, clip, beta1, beta2, rest1, rest2, eps,
+                BFLOAT16, AVERAGE, SHADOW, ALIGNED, True, CHUNK,
+            )  # fmt: skip
+
+
+@triton.jit
+def _update(
+    row, start, left, rate, decay, scalars, clip, beta1, beta2, rest1, rest2, eps,
+    BFLOAT16: tl.constexpr, AVERAGE: tl.constexpr, SHADOW: tl.constexpr, ALIGNED: tl.constexpr,
+    MASKED: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, CHUNK)
+    inside = columns < (left if MASKED else CHUNK)
+    weights = _at(row, start, tl.float32, ALIGNED) + columns
+    firsts = _at(row + 1, start, tl.float32, ALIGNED) + columns
+    seconds = _at(row + 2, start, tl.float32, ALIGNED) + columns
+    if BFLOAT16:
+        g = tl.load(_at(row + 3, start, tl.bfloat16, ALIGNED) + columns, inside).to(tl.float32)
+    else:
+        g = tl.load(_at(row + 3, start, tl.float32, ALIGNED) + columns, inside)
+    g *= tl.load(clip)
+    m = beta1 * tl.load(firsts, inside) + rest1 * g
+    v = beta2 * tl.load(seconds, inside) + rest2 * g * g
+    size = tl.sqrt(v) / tl.load(scalars + 1) + eps
+    w = tl.load(weights, inside) * (1.0 - rate * decay) - (rate / tl.load(scalars)) * (m / size)
+    tl.store(firsts, m, inside)
+    tl.store(seconds, v, inside)
+    tl.store(weights, w, inside)
+    if AVERAGE:
+        averages = _at(row + 4, start, tl.float32, ALIGNED) + columns
+        a = tl.load(averages, inside)
+        tl.store(averages, a + tl.load(scalars + 2) * (w - a), inside)
+    if SHADOW:
+        shadows = _at(row + (5 if AVERAGE else 4), start, tl.bfloat16, ALIGNED) + columns
+        tl.store(shadows, w.to(tl.bfloat16), inside)

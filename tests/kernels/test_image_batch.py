@@ -1,0 +1,124 @@
+"""The image batch beside torchvision and float64, and its draws."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.transforms.v2 import functional as tv
+
+from policysmith.components.kernels import image_batch as module
+from policysmith.components.kernels.dispatch import INTERPRETED
+from policysmith.components.kernels.image_batch import image_batch, reference
+from policysmith.components.kernels.image_draws import Augmentation, draw
+from policysmith.components.kernels.philox import philox
+
+STATISTICS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
+COLOURS = torch.tensor([[1.3, 0.7, 1.4, 0.08], [0.6, 1.5, 0.2, -0.3], [1.0, 1.0, 1.0, 0.0]])
+WHOLE = torch.tensor([[1.0, 2.0, 9.0, 11.0], [0.0, 0.0, 13.0, 17.0], [4.0, 3.0, 3.0, 4.0]])
+
+
+def bytes_like(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (9, 11), (20, 3)], ids=str)
+def test_it_is_torchs_resize_of_the_crop_and_torchvisions_jitter(size: tuple[int, int], device: str) -> None:
+    images = bytes_like(3, 1, 3, 13, 17)
+    found = image_batch(images.to(device), WHOLE.to(device), COLOURS.to(device), size, **STATISTICS).cpu()
+    for sample, (top, left, height, width) in enumerate(WHOLE.int().tolist()):
+        crop = images[sample, :, :, top : top + height, left : left + width].double() / 255.0
+        want = F.interpolate(crop, size, mode="bilinear", antialias=True)
+        brightness, contrast, saturation, hue = COLOURS[sample].double().tolist()
+        want = tv.adjust_contrast(tv.adjust_brightness(want, brightness), contrast)
+        want = tv.adjust_hue(tv.adjust_saturation(want, saturation), hue)
+        want = tv.normalize(want, list(STATISTICS["mean"]), list(STATISTICS["std"]))
+        # torchvision's luma is rounded to four digits
+        torch.testing.assert_close(found[sample].double(), want, atol=2e-3, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("channels", "jitter", "dtype"),
+    [
+        ("first", True, torch.float32),
+        ("last", True, torch.bfloat16),
+        ("last", False, torch.float32),
+        ("first", False, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_it_errs_no_more_than_float32(
+    channels: Literal["first", "last"], jitter: bool, dtype: torch.dtype, device: str
+) -> None:
+    boxes = torch.tensor([[0.5, 1.25, 6.5, 9.75], [-2.0, 3.0, 13.0, 17.0], [0.0, 0.0, 13.0, 1.0]]).to(device)
+    colours = COLOURS.to(device) if jitter else None
+    images = bytes_like(3, 2, 3, 13, 17).to(device)
+    images = images.movedim(2, -1).contiguous() if channels == "last" else images
+    options: dict[str, Any] = {**STATISTICS, "size": (6, 21), "channels": channels}
+    exact = reference(images, boxes.double(), colours, dtype=torch.float64, **options)
+    eager = reference(images, boxes, colours, dtype=dtype, **options)
+    ours, again = (image_batch(images, boxes, colours, dtype=dtype, **options) for _ in range(2))
+    assert torch.equal(ours, again)
+    assert (ours.shape, ours.dtype) == (eager.shape, dtype)
+    error, yardstick = ((x.double() - exact).norm() / exact.norm() for x in (ours, eager))
+    factor = 4.0 if INTERPRETED and dtype == torch.bfloat16 else 1.5
+    assert error <= max(factor * yardstick, 2.0 * torch.finfo(torch.float32).eps)
+
+
+def test_a_window_of_the_size_is_copied_and_edges_fill_what_is_outside(device: str) -> None:
+    images = bytes_like(2, 1, 3, 8, 9).to(device)
+    boxes = torch.tensor([[2.0, 3.0, 5.0, 4.0], [-2.0, 6.0, 5.0, 4.0]]).to(device)
+    found = image_batch(images, boxes, None, (5, 4)) * 255.0
+    torch.testing.assert_close(found[0], images[0, :, :, 2:7, 3:7].float())
+    padded = F.pad(images[1].float(), (0, 1, 2, 0), mode="replicate")
+    torch.testing.assert_close(found[1], padded[:, :, :5, 6:10])
+
+
+def test_it_is_a_sound_operator(device: str) -> None:
+    images = bytes_like(3, 1, 3, 13, 17)[:1].to(device)
+    arguments = (5, 6, False, [0.5] * 3, [0.5] * 3, torch.float32)
+    torch.library.opcheck(module._forward, (images, WHOLE[:1].to(device), COLOURS[:1].to(device), *arguments))
+
+
+def test_it_compiles_without_a_break(device: str) -> None:
+    images, boxes = bytes_like(1, 1, 3, 13, 17).to(device), WHOLE[:1].to(device)
+    compiled = torch.compile(
+        lambda x: image_batch(x, boxes, None, (5, 4)) + 1.0, fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(images), image_batch(images, boxes, None, (5, 4)) + 1.0)
+
+
+def test_philox_gives_the_published_words(device: str) -> None:
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    words = philox(0, (zero, zero, zero, zero))[0].tolist()
+    assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    full = zero + 0xFFFFFFFF
+    words = philox(0xFFFFFFFFFFFFFFFF, (full, full, full, full))[0].tolist()
+    assert words == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+
+
+@pytest.mark.parametrize(
+    "options", [Augmentation(window=(5, 7), hue=0.1), Augmentation(area=(0.2, 1.0), contrast=0.4)]
+)
+def test_draws_depend_on_seed_step_and_sample_alone(options: Augmentation, device: str) -> None:
+    samples = torch.arange(400)
+    boxes, colours = draw(3, 9, samples.to(device), (20, 30), options)
+    again = draw(3, 9, samples.flip(0)[:50], (20, 30), options)
+    assert all(torch.equal(x.cpu().flip(0)[:50], y) for x, y in zip((boxes, colours), again, strict=True))
+    for other in (draw(4, 9, samples, (20, 30), options), draw(3, 10, samples, (20, 30), options)):
+        assert (boxes.cpu() == other[0]).all(1).float().mean() < 0.02
+    assert (boxes >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor([20.0, 30.0], device=device) + 1e-4).all()
+    least, most = colours.amin(0), colours.amax(0)
+    spread = torch.tensor([0.0, options.contrast, 0.0, options.hue], device=device)
+    middle = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)
+    torch.testing.assert_close(least, middle - spread, atol=0.01, rtol=0.0)
+    torch.testing.assert_close(most, middle + spread, atol=0.01, rtol=0.0)
+
+
+def test_windows_reach_every_place() -> None:
+    boxes, _ = draw(0, 0, torch.arange(500), (6, 9), Augmentation(window=(5, 5)))
+    assert sorted(set(boxes[:, 0].tolist())) == [0.0, 1.0]
+    assert sorted(set(boxes[:, 1].tolist())) == [0.0, 1.0, 2.0, 3.0, 4.0]
