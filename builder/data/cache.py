@@ -137,7 +137,7 @@ def _cached(root: Path, key: str, source: FrameSource) -> FrameFile:
     if directory.exists():
         with contextlib.suppress(_DamagedError):
             return _validated(directory, source)
-    with _locked(root / f"{key}.lock") as alone:
+    with locked(root / f"{key}.lock") as alone:
         if directory.exists():
             try:
                 return _validated(directory, source)
@@ -232,7 +232,7 @@ def _write(directory: Path, source: FrameSource) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def locked(path: Path) -> Iterator[bool]:
     """Hold an exclusive lock; False where the file system has none, and two processes may do the same work."""
     try:
         file = path.open("a")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +47,7 @@ class Rows:
 
 
 class RowsWriter:
-    """Fills a table in `work`, from one process or several, and gives it its name `directory` in the end."""
+    """Fills a table in the new directory `work`, from one process or several, and names it `directory` in the end."""
 
     def __init__(self, work: Path, directory: Path, row: Mapping[str, Tensor], count: int) -> None:
         """`row` has one sample (1, ...) of every key, which tells shapes and dtypes of `count` of them."""
@@ -58,24 +57,25 @@ class RowsWriter:
         self._maps: dict[str, Tensor] = {}
 
     def create(self) -> None:
-        """Make the files, empty; for one of the processes. Raises OSError."""
-        self._work.mkdir(parents=True)
+        """Reserve the files; for one of the processes. Raises OSError where the disk is too small."""
         for key, file in self._files.items():
             size = self._row[key].numel() * self._row[key].element_size() * self._count
             with (self._work / file).open("wb") as handle:
-                handle.truncate(size)
+                os.posix_fallocate(handle.fileno(), 0, size)
 
-    def write(self, first: int, batch: Mapping[str, Tensor]) -> None:
-        """Put a batch (B, ...) at row `first`. Raises ValueError where its rows are shaped unlike the first."""
+    def write(self, first: int, batch: Mapping[str, Tensor], size: int) -> None:
+        """Put a batch (`size`, ...) at row `first`. Raises ValueError where its rows are unlike the first."""
+        if batch.keys() != self._files.keys():
+            raise ValueError(f"`{min(batch.keys() ^ self._files.keys())}` is in some batches only")
         if not self._maps:
             self._maps = {key: self._mapped(key, "r+") for key in self._files}
         for key, target in self._maps.items():
             values = batch[key]
-            if values.shape[1:] != target.shape[1:]:
+            if values.shape != (size, *target.shape[1:]):
                 raise ValueError(
-                    f"`{key}` is {tuple(values.shape[1:])} here and {tuple(target.shape[1:])} elsewhere"
+                    f"`{key}` of {size} samples is {tuple(values.shape)}, not {(size, *target.shape[1:])}"
                 )
-            target[first : first + len(values)] = values.to("cpu", target.dtype)
+            target[first : first + size] = values.to("cpu", target.dtype)
 
     def finish(self) -> None:
         """Give the whole table its name; for one of the processes, when all have written. Raises OSError."""
@@ -91,12 +91,7 @@ class RowsWriter:
                 "probes": _probes(mapped),
             }
         (self._work / "index.json").write_text(json.dumps(index, indent=1))
-        if not self._directory.exists():
-            self._work.rename(self._directory)
-
-    def discard(self) -> None:
-        """Remove what is unfinished."""
-        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.rename(self._directory)
 
     def _shape(self, key: str) -> list[int]:
         return [self._count, *self._row[key].shape[1:]]

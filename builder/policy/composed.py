@@ -28,7 +28,7 @@ from ..wiring import Wiring, demanded, traced, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
-from .stored import features_in
+from .stored import STORED, features_in
 
 MODEL_TYPE = "policysmith_policy"
 CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
@@ -263,12 +263,17 @@ class RecipePolicy(BasePolicyModel):
 
     def transform(self, batch: Batch) -> dict[str, Any]:
         """The batch as the backbones read it. In float32 under autocast too: targets must be as exact as statistics."""
-        current = dict(batch)
-        if self.robots and ACTION_PADDING not in current:
-            current[ACTION_PADDING] = self.robots.action_padding(ids_of(batch))
+        current = self.told(batch)
         with torch.autocast(self.device.type, enabled=False):
             for transform in self.transforms:
                 current = transform(current)
+        return current
+
+    def told(self, batch: Batch) -> dict[str, Any]:
+        """The batch, with the dimensions that its robots do not have."""
+        current = dict(batch)
+        if self.robots and ACTION_PADDING not in current:
+            current[ACTION_PADDING] = self.robots.action_padding(ids_of(batch))
         return current
 
     def features(self, batch: Batch) -> dict[str, Feature]:
@@ -289,7 +294,7 @@ class RecipePolicy(BasePolicyModel):
         observations = {
             key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
             for key, value in batch.items()
-            if not key.startswith("action")
+            if not key.startswith(("action", STORED))
         }
         trains = any(parameter.requires_grad for parameter in backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...components.base import Batch, Feature
 
+STORED = "stored."
+"""What the keys of such entries begin with."""
 _FIELDS = ("values", "mask", "end")
 
 
@@ -37,4 +39,4 @@ def _fields(batch: Batch, name: str) -> dict[str, Any]:
 
 
 def _key(name: str, field: str) -> str:
-    return f"stored.{name}.{field}"
+    return f"{STORED}{name}.{field}"

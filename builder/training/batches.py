@@ -35,7 +35,10 @@ def loaded(
 def stored(rows: Rows, order: Order, device: torch.device) -> Iterator[dict[str, Any]]:
     """Batches that lie ready in a table."""
     for indices in order:
-        yield to_device(rows.batch(indices), device)
+        batch = rows.batch(indices)
+        if device.type == "cuda":
+            batch = {key: value if value.is_cuda else value.pin_memory() for key, value in batch.items()}
+        yield to_device(batch, device)
 
 
 def to_device(batch: Any, device: torch.device) -> dict[str, Any]:

@@ -18,15 +18,19 @@ _SHAPES = 64
 """Kinds of inputs that one class of layers may meet, in layers of several sizes, before it is compiled no more."""
 
 
-def compiled_blocks(policy: nn.Module) -> list[nn.Module]:
-    """Compile the layers that the parts of a policy repeat, in place; gives them."""
+def compiled_blocks(policy: nn.Module, *, trained: bool) -> list[nn.Module]:
+    """Compile the layers that the parts of a policy repeat, or the `trained` ones, in place; gives them."""
     import torch._dynamo  # takes seconds
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
     torch._dynamo.config.accumulated_recompile_limit = max(
         torch._dynamo.config.accumulated_recompile_limit, 4 * _SHAPES
     )
-    blocks = list(dict.fromkeys(_blocks(policy)))
+    blocks = [
+        block
+        for block in dict.fromkeys(_blocks(policy))
+        if not trained or any(parameter.requires_grad for parameter in block.parameters())
+    ]
     for block in blocks:
         block.compile()
     return blocks

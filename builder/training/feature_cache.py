@@ -7,32 +7,35 @@ table is named by a hash of all that it depends on: weights, transforms, data an
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ...schemas.errors import DatasetError
-from ..data.cache import cache_root
+from ..data.cache import cache_root, locked
 from ..data.rows import DamagedTableError, Rows, RowsWriter, open_rows
 from ..policy import RecipePolicy
+from ..policy.composed import ROBOTS
 from ..policy.stored import as_entries
+from .batches import to_device
+from .chance import is_random, mode
+from .feature_key import feature_key
 
-_FORMAT = 1
 _SPARE = 1 << 30
 """Bytes that stay free on the disk."""
+_SHARE = 8
+"""A table goes to the GPU where it takes less than one in so many of its free bytes: training needs the rest."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +57,24 @@ class _Obstacle(Exception):
 def stored_rows(
     policy: Any, samples: Samples, seen: int, accelerator: Accelerator, note: Callable[[str], None]
 ) -> Rows | None:
-    """All training samples with the features of the frozen backbones, on the device where they fit there.
+    """All training samples with the features of the frozen backbones, on the device where they are small there.
 
     None where there is nothing to store, or it cannot be, or would not pay for `seen` samples of all processes that are
-    still to be seen; `note` is told why, and what is done instead.
+    still to be seen; `note` is told why, and what is done instead. All processes do the same.
     """
     names = policy.at_rest if isinstance(policy, RecipePolicy) else []
     if not names:
         return None
-    called = ", ".join(f"`{name}`" for name in names)
+    table = _Table(policy, samples, seen, accelerator, note)
+    if not (steady := table.steady(names)):
+        return None
     try:
-        if seen <= samples.count:
-            raise _Obstacle("no sample comes twice")
-        rows = _Table(policy, names, samples, accelerator, note).open()
+        rows = table.open(steady)
     except _Obstacle as obstacle:
-        note(f"frozen {called} runs in every step: {obstacle}")
+        note(f"frozen {_called(steady)} runs in every step: {obstacle}")
         return None
     place = accelerator.device
-    if place.type == "cuda" and rows.bytes < torch.cuda.mem_get_info(place)[0] // 2:
+    if place.type == "cuda" and rows.bytes < torch.cuda.mem_get_info(place)[0] // _SHARE:
         return rows.to(place)
     return rows
 
@@ -82,95 +85,132 @@ class _Table:
     def __init__(
         self,
         policy: RecipePolicy,
-        names: list[str],
         samples: Samples,
+        seen: int,
         accelerator: Accelerator,
         note: Callable[[str], None],
     ) -> None:
-        self._policy, self._names, self._samples = policy, names, samples
+        self._policy, self._samples, self._seen = policy, samples, seen
         self._accelerator, self._note = accelerator, note
-        self._called = ", ".join(f"`{name}`" for name in names)
-        self._dropped = policy.read_only_by(names)
+        self._names: list[str] = []
+        self._dropped: set[str] = set()
 
-    def open(self) -> Rows:
-        """The rows, computed first where they are not there. Raises _Obstacle."""
-        samples = self._samples
-        first = samples.collate([samples.dataset[index] for index in range(min(2, samples.count))])
-        self._check(self._on_device(first))
+    def steady(self, names: list[str]) -> list[str]:
+        """The backbones that nothing random comes before; of the others it tells why they are not."""
+        kept = []
+        for name in names:
+            try:
+                self._check_chance(name)
+            except _Obstacle as obstacle:
+                self._note(f"frozen `{name}` runs in every step: {obstacle}")
+            else:
+                kept.append(name)
+        return kept
+
+    def open(self, names: list[str]) -> Rows:
+        """The rows, computed first where they are not there. Raises _Obstacle, in all processes."""
+        policy, samples = self._policy, self._samples
+        others = policy.read_besides(names)
+        if images := sorted(policy.images & others):
+            raise _Obstacle(f"`{images[0]}` is read by others too")
+        self._names, self._dropped = names, policy.read_only_by(names) | policy.images
+        first = self._first()
+        listed = sorted(key for key in others if key in first and not isinstance(first[key], Tensor))
+        if listed:
+            raise _Obstacle(f"others read `{listed[0]}`, which is no tensor")
         root = cache_root() / "features"
-        directory = root / self._key()
-        row = {key: values[:1].cpu() for key, values in self._entries(first).items()}
-        found = self._existing(directory)
-        if found is not None:
+        directory = root / feature_key(
+            policy, names, self._dropped, samples.fingerprint, self._accelerator.mixed_precision
+        )
+        if (found := self._existing(directory)) is not None:
             return found
+        if self._seen <= samples.count:
+            raise _Obstacle("no sample comes twice")
+        row = {key: values[:1].cpu() for key, values in self._entries(first).items()}
         size = sum(values.numel() * values.element_size() for values in row.values()) * samples.count
-        _check_room(root, size)
+        self._agree(_lack_of_room(root, size))
         self._note(
-            f"running frozen {self._called} once over {samples.count} samples, into {size / 1e6:,.0f} MB at {directory}"
+            f"running frozen {_called(names)} once over {samples.count} samples, "
+            f"into {size / 1e6:,.0f} MB at {directory}"
         )
         self._fill(root, directory, row)
-        try:
-            return open_rows(directory)
-        except DamagedTableError as damage:
-            raise DatasetError(
-                f"{directory} was just written and is damaged ({damage}); check the disk"
-            ) from None
+        rows, trouble = _opened(directory)
+        self._agree(f"{directory} cannot be read here ({trouble})" if rows is None else "")
+        assert rows is not None
+        return rows
+
+    def _agree(self, trouble: str) -> None:
+        """Raises _Obstacle in all processes where one of them has trouble."""
+        for told in gather_object([trouble]):
+            if told:
+                raise _Obstacle(told)
+
+    def _decided(self, make: Callable[[], Any]) -> Any:
+        """What the main process makes, in all processes."""
+        made = [make() if self._accelerator.is_main_process else None]
+        broadcast_object_list(made)
+        return made[0]
 
     def _existing(self, directory: Path) -> Rows | None:
-        found: Rows | None = None
-        damaged = ""
-        if directory.exists():
-            try:
-                found = open_rows(directory)
-            except DamagedTableError as damage:
-                damaged = str(damage)
-        self._accelerator.wait_for_everyone()
-        if found is not None:
-            self._note(f"features of frozen {self._called} are read from {directory}")
-        elif damaged:
-            self._note(f"{directory} is damaged ({damaged}) and made again")
-            if self._accelerator.is_main_process:
-                shutil.rmtree(directory)
-            self._accelerator.wait_for_everyone()
-        return found
+        """The table where it is whole; one that is damaged is removed."""
+        there, damage = self._decided(lambda: (directory.exists(), _opened(directory)[1]))
+        if not there:
+            return None
+        if damage:
+            self._note(f"{directory} is damaged ({damage}) and made again")
+            self._decided(lambda: shutil.rmtree(directory, ignore_errors=True))
+            return None
+        rows, trouble = _opened(directory)
+        self._agree(f"{directory} cannot be read here ({trouble})" if rows is None else "")
+        self._note(f"features of frozen {_called(self._names)} are read from {directory}")
+        return rows
 
     def _fill(self, root: Path, directory: Path, row: Mapping[str, Tensor]) -> None:
         accelerator, samples = self._accelerator, self._samples
-        work = [f"{directory.name}.{os.getpid()}.tmp"]
-        broadcast_object_list(work)
-        writer = RowsWriter(root / work[0], directory, row, samples.count)
-        try:
-            failure = [_created(writer) if accelerator.is_main_process else ""]
-            broadcast_object_list(failure)
-            if failure[0]:
-                raise _Obstacle(f"{root} cannot be written to ({failure[0]})")
+        with ExitStack() as stack:
+            work = Path(self._decided(lambda: _work(root, directory.name, stack)))
+            writer = RowsWriter(work, directory, row, samples.count)
+            self._agree(self._decided(lambda: _trouble(writer.create)))
             share = range(
                 samples.count * accelerator.process_index // accelerator.num_processes,
                 samples.count * (accelerator.process_index + 1) // accelerator.num_processes,
             )
-            loader = DataLoader(
-                Subset(samples.dataset, share),
-                batch_size=samples.batch_size,
-                collate_fn=samples.collate,
-                num_workers=samples.workers,
-                pin_memory=accelerator.device.type == "cuda",
-            )
-            first = share.start
-            for batch in loader:
-                entries = self._entries(batch)
-                writer.write(first, entries)
-                first += len(next(iter(entries.values())))
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                writer.finish()
-            accelerator.wait_for_everyone()
-        except ValueError as error:
-            raise _Obstacle(f"its features differ in shape from batch to batch ({error})") from error
-        except OSError as error:
-            raise _Obstacle(f"{root} cannot be written to ({error.strerror or error})") from error
-        finally:
-            if accelerator.is_main_process:
-                writer.discard()
+            self._agree(_trouble(partial(self._write, writer, share)))
+            if not directory.exists():
+                self._agree(self._decided(lambda: _trouble(writer.finish)))
+
+    def _write(self, writer: RowsWriter, share: range) -> None:
+        samples = self._samples
+        loader = DataLoader(
+            Subset(samples.dataset, share),
+            batch_size=samples.batch_size,
+            collate_fn=samples.collate,
+            num_workers=samples.workers,
+            pin_memory=self._accelerator.device.type == "cuda",
+        )
+        for first, batch in zip(share[:: samples.batch_size], loader, strict=True):
+            size = min(samples.batch_size, share.stop - first)
+            writer.write(first, self._entries(batch), size)
+
+    def _first(self) -> dict[str, Any]:
+        """A batch of the first samples, on the device."""
+        samples = self._samples
+        batch = samples.collate([samples.dataset[index] for index in range(min(2, samples.count))])
+        return to_device(batch, self._accelerator.device)
+
+    def _check_chance(self, name: str) -> None:
+        """Raises _Obstacle where something random comes before a backbone."""
+        policy, device = self._policy, self._accelerator.device
+        if is_random(self._first, device):
+            raise _Obstacle("the collator draws random numbers")
+        current = policy.told(self._first())
+        for transform, keys in zip(policy.transforms, policy.way_to([name]), strict=True):
+            seen = {key: value for key, value in current.items() if key in keys or key in ROBOTS}
+            with mode(transform, training=True):
+                if is_random(partial(transform, seen), device):
+                    raise _Obstacle(f"`{transform.config.type}` changes what it reads at random")
+            with mode(transform, training=False):
+                current = transform(current)
 
     @torch.no_grad()
     def _entries(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -181,8 +221,8 @@ class _Table:
             if key not in self._dropped and isinstance(value, Tensor)
         }
         half = self._accelerator.mixed_precision == "bf16"
-        with self._accelerator.autocast(), _training(self._policy):
-            transformed = self._policy.transform(self._on_device(batch))
+        with self._accelerator.autocast(), mode(self._policy, training=True):
+            transformed = self._policy.transform(to_device(batch, self._accelerator.device))
             for name in self._names:
                 try:
                     made = as_entries(self._policy.encode(name, transformed))
@@ -192,106 +232,51 @@ class _Table:
                     kept[key] = value.bfloat16() if half and value.is_floating_point() else value
         return kept
 
-    def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        device = self._accelerator.device
-        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
-    def _check(self, batch: Mapping[str, Any]) -> None:
-        """Raises _Obstacle where something random comes before the backbones, or others read what they read."""
-        policy = self._policy
-        listed = sorted(key for key, value in batch.items() if not isinstance(value, Tensor))
-        if others := [key for key in listed if key in policy.read_besides(self._names)]:
-            raise _Obstacle(f"others read `{others[0]}`, which is no tensor")
-        if images := sorted(policy.images & policy.read_besides(self._names)):
-            raise _Obstacle(f"`{images[0]}` is read by others too")
-        current = dict(batch)
-        for transform, keys in zip(policy.transforms, policy.way_to(self._names), strict=True):
-            seen = {key: value for key, value in current.items() if key in keys}
-            if _is_random(transform, seen, self._accelerator.device):
-                raise _Obstacle(f"`{transform.config.type}` changes what it reads at random")
-            current = transform.eval()(current)
-        policy.train(policy.training)
-
-    def _key(self) -> str:
-        """A hash of all that the features depend on."""
-        policy = self._policy
-        content = policy.config.recipe or {}
-        told = {
-            "format": _FORMAT,
-            "data": [self._samples.fingerprint, content["data"], content["collator"]],
-            "transforms": content["transforms"],
-            "backbones": {name: content["policy"]["backbones"][name] for name in self._names},
-            "outputs": {name: policy.outputs_of(name) for name in self._names},
-            "facts": [policy.config.facts, policy.config.statistics],
-            "dropped": sorted(self._dropped),
-            "precision": self._accelerator.mixed_precision,
-            "versions": (policy.config.provenance or {}).get("versions"),
-            "source": [_source(part) for part in (*policy.transforms, policy.collator)],
-            "weights": {name: _digest(policy.backbones[name]) for name in self._names},
-        }
-        text = json.dumps(told, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _called(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
-def _created(writer: RowsWriter) -> str:
-    """What went wrong; empty where nothing did."""
+def _opened(directory: Path) -> tuple[Rows | None, str]:
+    """The table in a directory, or what is wrong with it."""
     try:
-        writer.create()
+        return open_rows(directory), ""
+    except DamagedTableError as damage:
+        return None, str(damage)
+
+
+def _work(root: Path, key: str, stack: ExitStack) -> str:
+    """A new directory for a table in the making, for as long as the stack: this process alone makes this table."""
+    root.mkdir(parents=True, exist_ok=True)
+    if stack.enter_context(locked(root / f"{key}.lock")):
+        for abandoned in root.glob(f"{key}.*.tmp"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+    work = tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root)
+    stack.callback(shutil.rmtree, work, ignore_errors=True)
+    return work
+
+
+def _trouble(step: Callable[[], None]) -> str:
+    """Why a step failed; empty where it did not."""
+    try:
+        step()
     except OSError as error:
-        return error.strerror or str(error)
+        return f"its features cannot be written ({error.strerror or error})"
+    except ValueError as error:
+        return f"its features differ in shape from batch to batch ({error})"
+    except _Obstacle as obstacle:
+        return str(obstacle)
     return ""
 
 
-def _check_room(root: Path, size: int) -> None:
-    """Raises _Obstacle where features of so many bytes would not fit on the disk, or not into memory."""
+def _lack_of_room(root: Path, size: int) -> str:
+    """Why features of so many bytes would not fit on the disk, or not into memory; empty where they do."""
     there = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(there).free - _SPARE
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     for room, name in ((free, f"on the disk of {root}"), (memory, "in half of this machine's memory")):
         if size > room:
-            raise _Obstacle(
+            return (
                 f"its features take {size / 1e9:,.1f} GB, and {name} there are {max(room, 0) / 1e9:,.1f} GB"
             )
-
-
-def _is_random(transform: nn.Module, batch: Mapping[str, Any], device: torch.device) -> bool:
-    """Whether a transform, in training, draws random numbers for a batch, or makes two things of it."""
-    with _training(transform), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        before = _drawn(device)
-        once = transform(batch)
-        if not torch.equal(before, _drawn(device)):
-            return True
-        again = transform(batch)
-    return any(not torch.equal(value, again[key]) for key, value in once.items() if isinstance(value, Tensor))
-
-
-def _drawn(device: torch.device) -> Tensor:
-    state = torch.get_rng_state()
-    return torch.cat([state, torch.cuda.get_rng_state(device)]) if device.type == "cuda" else state
-
-
-@contextmanager
-def _training(module: nn.Module) -> Iterator[None]:
-    was = module.training
-    module.train()
-    try:
-        yield
-    finally:
-        module.train(was)
-
-
-def _digest(module: nn.Module) -> str:
-    """Of a module's code, parameters and buffers."""
-    digest = hashlib.sha256(_source(module).encode())
-    for name, value in sorted(module.state_dict(keep_vars=False).items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _source(part: object) -> str:
-    """The file that defines a part."""
-    try:
-        return inspect.getsource(inspect.getmodule(type(part)))  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return type(part).__qualname__
+    return ""

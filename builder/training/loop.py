@@ -132,6 +132,11 @@ class _Run:
     def _prepare(self) -> None:
         """Ready batches, model and optimiser for the first step."""
         job, device = self.job, self.accelerator.device
+        if job.profile and self.section.steps - self.step < NEEDED:
+            raise TrainingError(
+                f"a profile looks at {NEEDED} steps, and {self.section.steps - self.step} are left; "
+                f"set `training.steps` to {self.step + NEEDED} or more"
+            )
         rows = self._stored_rows()
         self.batches = (
             batches.stored(rows, self.sampler, device)
@@ -145,24 +150,19 @@ class _Run:
                 device=device,
             )
         )
-        self.compiled = self._compile()
+        self.compiled = self._compile(idle=rows is not None)
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.model.train()
         if job.profile:
-            if self.section.steps - self.step < NEEDED:
-                raise TrainingError(
-                    f"a profile looks at {NEEDED} steps, and {self.section.steps - self.step} are left; "
-                    f"set `training.steps` to {self.step + NEEDED} or more"
-                )
-            self.profile = Profile(job.directory / "profile", device)
+            self.profile = Profile(job.directory / "profile", device, self.accelerator.is_main_process)
         self.meter.begin()
 
-    def _compile(self) -> list[nn.Module]:
-        """The layers that are compiled one by one: by default on a GPU."""
+    def _compile(self, *, idle: bool) -> list[nn.Module]:
+        """The layers that are compiled one by one: by default on a GPU. Frozen ones may be `idle`."""
         wanted = self.section.compile
         if wanted == "off" or (wanted == "auto" and self.accelerator.device.type != "cuda"):
             return []
-        blocks = compiled_blocks(self.policy)
+        blocks = compiled_blocks(self.policy, trained=idle)
         kinds = ", ".join(f"`{name}`" for name in sorted({type(block).__name__ for block in blocks}))
         self._note(
             f"compiling {len(blocks)} layers one by one: {kinds}" if blocks else "no layers to compile"
@@ -232,8 +232,11 @@ class _Run:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Count the operations of the first pass, which is not compiled for that."""
-        if self.meter.flops is not None:
+        """Count the operations of the first pass, which is not compiled for that.
+
+        A run that goes on with compiled layers does not count: its first pass was compiled before, and draws dropout so.
+        """
+        if self.meter.flops is not None or (self.compiled and self.step > 0):
             yield
             return
         with eagerly(self.compiled), FlopCounterMode(display=False) as count:

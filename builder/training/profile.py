@@ -26,8 +26,9 @@ PHASES = ("data wait", "forward", "backward", "optimizer")
 class Profile:
     """Follows a run through its first steps, and then writes what it saw into `directory`."""
 
-    def __init__(self, directory: Path, device: torch.device) -> None:
-        self._directory, self._device = directory, device
+    def __init__(self, directory: Path, device: torch.device, writes: bool = True) -> None:
+        """Of several processes one `writes`; the others are slowed down alike."""
+        self._directory, self._device, self._writes = directory, device, writes
         self._taken, self._began = 0, 0.0
         self._host = dict.fromkeys(PHASES, 0.0)
         self._marks: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -73,7 +74,7 @@ class Profile:
             self._wait()
             self._trace.stop()
             trace, self._trace = self._trace, None
-            return self._write(trace)
+            return self._write(trace) if self._writes else ""
         return ""
 
     def _wait(self) -> None:
@@ -108,11 +109,11 @@ class Profile:
 
 
 def _busy(trace: profile) -> float:
-    """Microseconds in which the GPU ran anything at all."""
+    """Microseconds in which the GPU ran anything at all; annotations span gaps, and do not count."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in trace.events() or ()
-        if event.device_type == DeviceType.CUDA and event.name not in PHASES
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
     )
     busy, reached = 0.0, float("-inf")
     for start, end in spans:

@@ -28,8 +28,9 @@ class Timm(Backbone):
     """Encodes every image by a model of timm (Wightman, 2019), without its classifier.
 
     `pooled` (B, T * V * D) holds what the classifier would read, `tokens` (B, T * V * N, D) the last feature map or
-    sequence, row by row, of all T steps of V cameras. With `layer` these are an earlier map and its mean: the maps of a
-    CNN's stages, which still know where things are, or what a transformer's blocks leave, without norm. Batch norms follow `train()` and `eval()`, and a frozen backbone
+    sequence, row by row, of all T steps of V cameras. With `layer` these are an earlier map and its mean: one of
+    the maps that timm lists for a CNN (a ResNet's stem is the first), which still know where things are, or what a
+    transformer's blocks leave, without norm. Batch norms follow `train()` and `eval()`, and a frozen backbone
     runs in `eval()`; small batches of robot data disturb their statistics, so that ACT freezes them (Zhao et al., 2023)
     and Diffusion Policy does without (Chi et al., 2023). The parameters of a ResNet are named as torchvision's.
     """
@@ -48,7 +49,7 @@ class Timm(Backbone):
         prefix_tokens: Literal["drop", "keep"] = "drop"
         """Whether `tokens` holds the class and register tokens of a transformer, before the patches."""
         layer: Annotated[int, Field(ge=1)] | None = None
-        """Read what the model has after so many stages (of a CNN) or blocks (of a transformer); by default all, and its norm."""
+        """Read the map of this number among those that timm lists for a CNN, or after so many blocks of a transformer; by default the last, and its norm."""
         norm: Literal["batch", "frozen", "group"] = "batch"
         """Norms of a CNN: `batch` as timm has them, `frozen` the same at fixed statistics, weight and bias, `group` group norms of 16 channels."""
         drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -173,7 +174,7 @@ def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
 
 
 def _map(model: Any, images: Tensor, layer: int) -> Tensor:
-    """What a model has after so many stages or blocks (B, D, H, W)."""
+    """The map of this number (B, D, H, W)."""
     (made,) = model.forward_intermediates(
         images, indices=[layer - 1], stop_early=True, output_fmt="NCHW", intermediates_only=True
     )

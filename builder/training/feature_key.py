@@ -1,0 +1,81 @@
+"""A hash of all that the features of frozen backbones depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..policy import RecipePolicy
+
+_FORMAT = 1
+
+
+def feature_key(
+    policy: RecipePolicy,
+    names: Sequence[str],
+    dropped: Iterable[str],
+    fingerprint: str,
+    precision: str | None,
+) -> str:
+    """Names the table of backbones' features: weights, transforms, precision, versions, code, and data by `fingerprint`.
+
+    `dropped` are the keys of the batch that the table does not hold.
+    """
+    content = policy.config.recipe or {}
+    told = {
+        "format": _FORMAT,
+        "data": [fingerprint, {**content["data"], "path": None}, content["collator"]],
+        "transforms": content["transforms"],
+        "backbones": {name: content["policy"]["backbones"][name] for name in names},
+        "outputs": {name: policy.outputs_of(name) for name in names},
+        "facts": [policy.config.facts, policy.config.statistics],
+        "dropped": sorted(dropped),
+        "precision": precision,
+        "versions": {**(policy.config.provenance or {}).get("versions", {}), **_versions()},
+        "code": _code(policy),
+        "weights": {name: _digest(policy.backbones[name]) for name in names},
+    }
+    text = json.dumps(told, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _versions() -> dict[str, str | None]:
+    """Of what decodes and tokenises."""
+    found: dict[str, str | None] = {}
+    for package in ("av", "torchvision", "tokenizers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _code(policy: RecipePolicy) -> str:
+    """A digest of all code that a feature may depend on: parts, data and policy, and the files of parts elsewhere."""
+    builder = Path(__file__).resolve().parents[1]
+    own = [builder.parent / "components", builder / "data", builder / "policy"]
+    files = {file for folder in own for file in folder.rglob("*.py")}
+    for part in (*policy.transforms, *policy.backbones.values(), policy.collator):
+        with suppress(TypeError, OSError):
+            files.add(Path(inspect.getfile(type(part))).resolve())
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest(module: nn.Module) -> str:
+    """Of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
