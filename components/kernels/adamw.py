@@ -42,8 +42,9 @@ def adamw_step(
     parameters, `first` and `second` moments and averages are float32 of the same shapes and strides, each dense in
     memory; gradients are float32 or bfloat16, all alike; shadows are bfloat16. averages and shadows may be left out.
     groups tells for each parameter its place in `rates` (G,) and `decays` (G,), the learning rates and weight decays.
-    `step`, `clip`, the factor of the gradients, and `found_inf` are scalars on the device, as are the rates: nothing
-    waits for the host, and a CUDA graph may capture it once it has run on the same tensors. Where `found_inf` is not 0, nothing changes, not even `step`.
+    `step`, `clip`, the factor of the gradients, and `found_inf` are float32 scalars on the device, where the rates are
+    too: nothing waits for the host, and a CUDA graph may capture it once it has run on the same tensors. Where
+    `found_inf` is not 0, nothing changes, not even `step`.
     """
     _step(
         list(parameters), list(gradients), list(first), list(second), list(averages), list(shadows),

@@ -144,7 +144,7 @@ def test_it_compiles_without_a_break(device: str) -> None:
 
 
 @pytest.mark.gpu
-def test_a_graph_captures_it(device: str) -> None:
+def test_a_graph_captures_it() -> None:
     ours, theirs, gradients = state("cuda"), state("cuda"), gradients_of(0, "cuda")
     scalars = [torch.tensor(x, device="cuda") for x in (RATES, DECAYS, 0.5, 0.0)]
 

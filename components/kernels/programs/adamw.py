@@ -122,8 +122,8 @@ def _update(
     g *= tl.load(clip)
     m = beta1 * tl.load(firsts, inside) + rest1 * g
     v = beta2 * tl.load(seconds, inside) + rest2 * g * g
-    size = tl.sqrt(v) / tl.load(scalars + 1) + eps
-    w = tl.load(weights, inside) * (1.0 - rate * decay) - (rate / tl.load(scalars)) * (m / size)
+    size = tl.sqrt_rn(v) / tl.load(scalars + 1) + eps
+    w = tl.load(weights, inside) * (1.0 - rate * decay) - (rate / tl.load(scalars)) * tl.div_rn(m, size)
     tl.store(firsts, m, inside)
     tl.store(seconds, v, inside)
     tl.store(weights, w, inside)
