@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from policysmith.builder import Builder
 from policysmith.builder.training.loop import Result
 from policysmith.components.backbones.vit import Vit
+from policysmith.components.collators.default import DefaultCollator
 from policysmith.components.registry import COLLATORS
 
 CAMERA = "observation.images.corner2"
@@ -180,7 +182,7 @@ def test_damaged_features_are_made_again(
     frozen: dict[str, Any], tmp_path: Path, own_cache: Path, damage: str
 ) -> None:
     _, whole = run(frozen, tmp_path / "one")
-    (table,) = (own_cache / "features").iterdir()
+    (table,) = (path.parent for path in (own_cache / "features").glob("*/index.json"))
     index = json.loads((table / "index.json").read_text())
     stored = table / next(entry["file"] for key, entry in index.items() if key.startswith("stored.vision"))
     if damage == "cut":
@@ -208,7 +210,7 @@ def test_a_pass_that_dies_leaves_no_table(
     monkeypatch.setattr(Vit, "forward", dies)
     with pytest.raises(KeyboardInterrupt):
         run(frozen, tmp_path / "one")
-    assert list((own_cache / "features").iterdir()) == []
+    assert all(path.suffix == ".lock" for path in (own_cache / "features").iterdir())
     monkeypatch.setattr(Vit, "forward", forward)
     run(frozen, tmp_path / "two")
 
@@ -234,4 +236,99 @@ def test_prompts_and_their_features(frozen: dict[str, Any], tmp_path: Path) -> N
     frozen["training"]["cache"] = "off"
     _, plain = run(frozen, tmp_path / "without")
     assert any("running frozen `text`, `vision` once over" in note for note in told.notes)
+    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_computed(
+    frozen: dict[str, Any], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    sizes = passes(monkeypatch)
+    _, told = run(frozen, tmp_path / "run")
+    assert any("cannot be written (No space left on device)" in note for note in told.notes)
+    assert not list((own_cache / "features").glob("*.tmp"))
+    assert sum(sizes) <= 12 * 16 + 8  # every step, and a few samples that told the shapes
+
+
+def test_a_table_serves_a_run_that_would_not_have_made_it(frozen: dict[str, Any], tmp_path: Path) -> None:
+    run(frozen, tmp_path / "one")
+    frozen["training"]["steps"] = 1
+    _, told = run(frozen, tmp_path / "two")
+    assert any("are read from" in note for note in told.notes)
+
+
+def test_other_code_makes_other_features(
+    frozen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(frozen, tmp_path / "one")
+    monkeypatch.setattr("policysmith.builder.training.feature_key._code", lambda policy: "other")
+    _, told = run(frozen, tmp_path / "two")
+    assert any("once over" in note for note in told.notes)
+
+
+def test_images_stay_out_of_the_table(frozen: dict[str, Any], tmp_path: Path, own_cache: Path) -> None:
+    run(frozen, tmp_path / "one")
+    (index,) = (own_cache / "features").glob("*/index.json")
+    assert set(json.loads(index.read_text())) == {
+        "observation.state",
+        "action",
+        "action_is_pad",
+        "index",
+        "stored.vision.pooled.values",
+    }
+
+
+def test_a_random_collator_is_noticed(
+    frozen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collate = DefaultCollator.__call__
+
+    def noisy(self: DefaultCollator, samples: Any) -> dict[str, Any]:
+        batch = collate(self, samples)
+        state = batch["observation.state"]
+        return {**batch, "observation.state": state + torch.randn_like(state)}
+
+    monkeypatch.setattr(DefaultCollator, "__call__", noisy)
+    _, told = run(frozen, tmp_path / "run")
+    assert "frozen `vision` runs in every step: the collator draws random numbers" in told.notes
+
+
+def test_samples_of_different_sizes_are_not_stored(
+    frozen: dict[str, Any], tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collate = DefaultCollator.__call__
+
+    def growing(self: DefaultCollator, samples: Any) -> dict[str, Any]:
+        batch = collate(self, samples)
+        return {**batch, "extra": torch.zeros(len(samples), 1 + int(batch["index"].max()))}
+
+    monkeypatch.setattr(DefaultCollator, "__call__", growing)
+    _, told = run(frozen, tmp_path / "run")
+    assert any("differ in shape from batch to batch (`extra`" in note for note in told.notes)
+    assert not list((own_cache / "features").glob("*/index.json"))
+
+
+def test_one_random_way_leaves_the_others_stored(frozen: dict[str, Any], tmp_path: Path) -> None:
+    frozen["policy"]["freeze"].append("backbones.proprio.*")
+    frozen["transforms"].append({"type": "state_noise", "std": 0.1})
+    _, told = run(frozen, tmp_path / "run")
+    assert any("frozen `proprio` runs in every step: `state_noise`" in note for note in told.notes)
+    assert any("running frozen `vision` once over" in note for note in told.notes)
+
+
+def test_states_of_several_robots(frozen: dict[str, Any], tmp_path: Path) -> None:
+    """Normalisation needs to know whose state it is."""
+    data = frozen["data"]
+    path = data.pop("path")
+    episodes = data.pop("episodes")
+    data["sources"] = {name: {"path": path, "episodes": episodes} for name in ("left", "right")}
+    frozen["policy"]["freeze"].append("backbones.proprio.*")
+    frozen["training"]["steps"] = 20
+    _, told = run(frozen, tmp_path / "with")
+    frozen["training"]["cache"] = "off"
+    _, plain = run(frozen, tmp_path / "without")
+    assert any("running frozen `proprio`, `vision` once over" in note for note in told.notes)
     torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
