@@ -82,3 +82,37 @@ def test_resuming_on_the_gpu_goes_on_where_it_stopped(tiny: dict[str, Any], tmp_
     again = builder.train(output=tmp_path / "run", resume=True, device="cuda").checkpoint
     for name, weight in AutoModel.from_pretrained(again).state_dict().items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {f"training.{name}": value for name, value in {"steps": 60, "batch_size": 16, **changes}.items()}
+
+
+def test_compiled_layers_lose_what_eager_layers_lose(tiny: dict[str, Any], tmp_path: Path) -> None:
+    for how in ("auto", "off"):
+        builder = Builder.from_recipe(tiny).override(settings(compile=how))
+        builder.train(output=tmp_path / how, device="cuda")
+    assert "layers one by one" in (tmp_path / "auto" / "log.jsonl").read_text()
+    compiled, eager = (torch.tensor(losses(tmp_path / how)) for how in ("auto", "off"))
+    torch.testing.assert_close(compiled[:5], eager[:5], rtol=2e-2, atol=2e-3)
+    assert abs(float(compiled[-20:].mean() - eager[-20:].mean())) < 0.1 * float(eager[-20:].mean())
+
+
+def test_stored_features_lose_what_the_backbone_does(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["policy"]["freeze"] = ["backbones.vision.*"]
+    tiny["transforms"] = [t for t in tiny["transforms"] if t["type"] != "random_shift"]
+    for how in ("auto", "off"):
+        builder = Builder.from_recipe(tiny).override(settings(cache=how, precision="fp32"))
+        builder.train(output=tmp_path / how, device="cuda")
+    assert "once over" in (tmp_path / "auto" / "log.jsonl").read_text()
+    stored, computed = (torch.tensor(losses(tmp_path / how)) for how in ("auto", "off"))
+    torch.testing.assert_close(stored, computed, rtol=1e-2, atol=1e-3)
+
+
+def test_a_profile_tells_of_the_device(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override(settings())
+    builder.train(output=tmp_path / "run", device="cuda", profile=True)
+    step = json.loads((tmp_path / "run" / "profile" / "step.json").read_text())
+    assert all(milliseconds > 0.0 for name, milliseconds in step["device_ms"].items() if name != "data wait")
+    assert 0.0 < step["gpu_busy_ms"] < step["step_ms"]
+    assert step["gpu_busy_ms"] + step["gpu_idle_ms"] == pytest.approx(step["step_ms"])
