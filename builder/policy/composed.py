@@ -173,10 +173,8 @@ class RecipePolicy(BasePolicyModel):
     def train(self, mode: bool = True) -> RecipePolicy:
         """Training mode for what trains; frozen modules stay in evaluation mode, so that their statistics rest."""
         super().train(mode)
-        for module in self.modules() if mode else ():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.train(False)
+        if mode:
+            rest(self)
         return self
 
     def load_pretrained(self, name: str) -> None:
@@ -358,6 +356,16 @@ def padding(batch: Batch) -> Tensor:
     steps: Tensor = batch["action_is_pad"][..., None]
     dims = batch.get(ACTION_PADDING)
     return steps.expand_as(batch["action"]) if dims is None else steps | dims[:, None]
+
+
+def rest(module: nn.Module) -> tuple[bool, bool]:
+    """Set every module that has weights none of which trains to evaluation mode; whether this one has, and trains, some."""
+    found = [(True, parameter.requires_grad) for parameter in module.parameters(recurse=False)]
+    found += [rest(child) for child in module.children()]
+    has, trains = any(has for has, _ in found), any(trains for _, trains in found)
+    if has and not trains:
+        module.train(False)
+    return has, trains
 
 
 def freeze(policy: nn.Module, patterns: list[str]) -> dict[str, int]:
