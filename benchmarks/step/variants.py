@@ -169,6 +169,7 @@ class TensorwiseAverage:
 def ours(bench: Bench, pace: Pace) -> None:
     """This project's trainer, with its defaults."""
     from policysmith.builder.training import loop
+    from policysmith.builder.training.placement import make_accelerator
 
     section = bench.section
     with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +183,7 @@ def ours(bench: Bench, pace: Pace) -> None:
             recipe=bench.builder.recipe.resolved(),
             fingerprint="synthetic",
         )
-        loop.train(job, loop.make_accelerator(section, bench.device.type), [_Reporter(pace, folder)])
+        loop.train(job, make_accelerator(section, bench.device.type), [_Reporter(pace, folder)])
 
 
 class _Indices(Dataset[int]):

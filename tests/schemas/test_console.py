@@ -81,6 +81,7 @@ def test_train(called: list[tuple[str, Namespace]], recipe: str) -> None:
         "output": "d",
         "resume": True,
         "allow_imports": False,
+        "profile": False,
         "device": "cpu",
     }
 
