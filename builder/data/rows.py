@@ -25,6 +25,10 @@ class DamagedTableError(Exception):
     """A directory does not hold what its index says."""
 
 
+class UnlikeRowsError(Exception):
+    """Samples cannot be rows of one table."""
+
+
 class Rows:
     """Tensors (N, ...) by key."""
 
@@ -64,15 +68,15 @@ class RowsWriter:
                 os.posix_fallocate(handle.fileno(), 0, size)
 
     def write(self, first: int, batch: Mapping[str, Tensor], size: int) -> None:
-        """Put a batch (`size`, ...) at row `first`. Raises ValueError where its rows are unlike the first."""
+        """Put a batch (`size`, ...) at row `first`. Raises UnlikeRowsError where its rows are unlike the first."""
         if batch.keys() != self._files.keys():
-            raise ValueError(f"`{min(batch.keys() ^ self._files.keys())}` is in some batches only")
+            raise UnlikeRowsError(f"`{min(batch.keys() ^ self._files.keys())}` is in some batches only")
         if not self._maps:
             self._maps = {key: self._mapped(key, "r+") for key in self._files}
         for key, target in self._maps.items():
             values = batch[key]
             if values.shape != (size, *target.shape[1:]):
-                raise ValueError(
+                raise UnlikeRowsError(
                     f"`{key}` of {size} samples is {tuple(values.shape)}, not {(size, *target.shape[1:])}"
                 )
             target[first : first + size] = values.to("cpu", target.dtype)

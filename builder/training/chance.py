@@ -28,6 +28,7 @@ def _drawn(device: torch.device) -> Tensor:
 
 @contextmanager
 def mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """A module in training or evaluation mode, and afterwards as it was."""
     was = module.training
     module.train(training)
     try:

@@ -2,7 +2,10 @@
 
 What a frozen backbone makes of a sample never changes where nothing random comes before it. So it runs once over the
 data, and its features are stored beside the states and actions; training then touches neither images nor backbone. The
-table is named by a hash of all that it depends on: weights, transforms, data and precision.
+table is named by a hash of all that it depends on: see `feature_key`.
+
+Of several processes each writes its share of the rows. Whether a table is there, and whether it could be written, is
+decided for all of them together, so that none goes on to train while others wait.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -23,8 +26,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ...schemas.errors import DatasetError
 from ..data.cache import cache_root, locked
-from ..data.rows import DamagedTableError, Rows, RowsWriter, open_rows
+from ..data.rows import DamagedTableError, Rows, RowsWriter, UnlikeRowsError, open_rows
 from ..policy import RecipePolicy
 from ..policy.composed import ROBOTS
 from ..policy.stored import as_entries
@@ -32,6 +36,7 @@ from .batches import to_device
 from .chance import is_random, mode
 from .feature_key import feature_key
 
+T = TypeVar("T")
 _SPARE = 1 << 30
 """Bytes that stay free on the disk."""
 _SHARE = 8
@@ -97,15 +102,15 @@ class _Table:
 
     def steady(self, names: list[str]) -> list[str]:
         """The backbones that nothing random comes before; of the others it tells why they are not."""
-        kept = []
-        for name in names:
-            try:
-                self._check_chance(name)
-            except _Obstacle as obstacle:
+        device = self._accelerator.device
+        obstacles = dict.fromkeys(names, "the collator draws random numbers")
+        if not is_random(self._first, device):
+            first = self._policy.told(self._first())
+            obstacles = {name: self._chance_before(name, first) for name in names}
+        for name, obstacle in obstacles.items():
+            if obstacle:
                 self._note(f"frozen `{name}` runs in every step: {obstacle}")
-            else:
-                kept.append(name)
-        return kept
+        return [name for name in names if not obstacles[name]]
 
     def open(self, names: list[str]) -> Rows:
         """The rows, computed first where they are not there. Raises _Obstacle, in all processes."""
@@ -122,62 +127,58 @@ class _Table:
         directory = root / feature_key(
             policy, names, self._dropped, samples.fingerprint, self._accelerator.mixed_precision
         )
-        if (found := self._existing(directory)) is not None:
-            return found
-        if self._seen <= samples.count:
+        if self._is_there(directory):
+            self._note(f"features of frozen {_called(names)} are read from {directory}")
+        elif self._seen <= samples.count:
             raise _Obstacle("no sample comes twice")
-        row = {key: values[:1].cpu() for key, values in self._entries(first).items()}
-        size = sum(values.numel() * values.element_size() for values in row.values()) * samples.count
-        self._agree(_lack_of_room(root, size))
-        self._note(
-            f"running frozen {_called(names)} once over {samples.count} samples, "
-            f"into {size / 1e6:,.0f} MB at {directory}"
-        )
-        self._fill(root, directory, row)
-        rows, trouble = _opened(directory)
-        self._agree(f"{directory} cannot be read here ({trouble})" if rows is None else "")
-        assert rows is not None
-        return rows
+        else:
+            row = {key: values[:1].cpu() for key, values in self._entries(first).items()}
+            size = sum(values.numel() * values.element_size() for values in row.values()) * samples.count
+            self._by_main(partial(_check_room, root, size))
+            self._note(
+                f"running frozen {_called(names)} once over {samples.count} samples, "
+                f"into {size / 1e6:,.0f} MB at {directory}"
+            )
+            self._fill(root, directory, row)
+        return self._by_all(partial(open_rows, directory))
 
-    def _agree(self, trouble: str) -> None:
-        """Raises _Obstacle in all processes where one of them has trouble."""
+    def _by_all(self, step: Callable[[], T]) -> T:
+        """What a step gives here. Raises _Obstacle in all processes where it fails in one of them."""
+        made, trouble = _tried(step)
         for told in gather_object([trouble]):
             if told:
                 raise _Obstacle(told)
+        return cast(T, made)
 
-    def _decided(self, make: Callable[[], Any]) -> Any:
-        """What the main process makes, in all processes."""
-        made = [make() if self._accelerator.is_main_process else None]
-        broadcast_object_list(made)
-        return made[0]
+    def _by_main(self, step: Callable[[], T]) -> T:
+        """What a step gives in the main process, which alone takes it. Raises _Obstacle in all where it fails."""
+        tried = [_tried(step) if self._accelerator.is_main_process else None]
+        broadcast_object_list(tried)
+        assert tried[0] is not None
+        made, trouble = tried[0]
+        if trouble:
+            raise _Obstacle(trouble)
+        return cast(T, made)
 
-    def _existing(self, directory: Path) -> Rows | None:
-        """The table where it is whole; one that is damaged is removed."""
-        there, damage = self._decided(lambda: (directory.exists(), _opened(directory)[1]))
-        if not there:
-            return None
+    def _is_there(self, directory: Path) -> bool:
+        """Whether there is a whole table; one that is damaged is removed."""
+        damage = self._by_main(partial(_damage, directory))
         if damage:
             self._note(f"{directory} is damaged ({damage}) and made again")
-            self._decided(lambda: shutil.rmtree(directory, ignore_errors=True))
-            return None
-        rows, trouble = _opened(directory)
-        self._agree(f"{directory} cannot be read here ({trouble})" if rows is None else "")
-        self._note(f"features of frozen {_called(self._names)} are read from {directory}")
-        return rows
+        return damage == ""
 
     def _fill(self, root: Path, directory: Path, row: Mapping[str, Tensor]) -> None:
         accelerator, samples = self._accelerator, self._samples
         with ExitStack() as stack:
-            work = Path(self._decided(lambda: _work(root, directory.name, stack)))
+            work = self._by_main(partial(_work, root, directory.name, stack))
             writer = RowsWriter(work, directory, row, samples.count)
-            self._agree(self._decided(lambda: _trouble(writer.create)))
+            self._by_main(writer.create)
             share = range(
                 samples.count * accelerator.process_index // accelerator.num_processes,
                 samples.count * (accelerator.process_index + 1) // accelerator.num_processes,
             )
-            self._agree(_trouble(partial(self._write, writer, share)))
-            if not directory.exists():
-                self._agree(self._decided(lambda: _trouble(writer.finish)))
+            self._by_all(partial(self._write, writer, share))
+            self._by_main(lambda: None if directory.exists() else writer.finish())
 
     def _write(self, writer: RowsWriter, share: range) -> None:
         samples = self._samples
@@ -198,19 +199,17 @@ class _Table:
         batch = samples.collate([samples.dataset[index] for index in range(min(2, samples.count))])
         return to_device(batch, self._accelerator.device)
 
-    def _check_chance(self, name: str) -> None:
-        """Raises _Obstacle where something random comes before a backbone."""
-        policy, device = self._policy, self._accelerator.device
-        if is_random(self._first, device):
-            raise _Obstacle("the collator draws random numbers")
-        current = policy.told(self._first())
+    def _chance_before(self, name: str, batch: dict[str, Any]) -> str:
+        """What is random before a backbone; empty where nothing is."""
+        policy = self._policy
         for transform, keys in zip(policy.transforms, policy.way_to([name]), strict=True):
-            seen = {key: value for key, value in current.items() if key in keys or key in ROBOTS}
+            seen = {key: value for key, value in batch.items() if key in keys or key in ROBOTS}
             with mode(transform, training=True):
-                if is_random(partial(transform, seen), device):
-                    raise _Obstacle(f"`{transform.config.type}` changes what it reads at random")
+                if is_random(partial(transform, seen), self._accelerator.device):
+                    return f"`{transform.config.type}` changes what it reads at random"
             with mode(transform, training=False):
-                current = transform(current)
+                batch = transform(batch)
+        return ""
 
     @torch.no_grad()
     def _entries(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -237,46 +236,48 @@ def _called(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _opened(directory: Path) -> tuple[Rows | None, str]:
-    """The table in a directory, or what is wrong with it."""
+def _tried(step: Callable[[], T]) -> tuple[T | None, str]:
+    """What a step gives, and why it failed, which is empty where it did not."""
     try:
-        return open_rows(directory), ""
+        return step(), ""
+    except OSError as error:
+        return None, f"its features cannot be written ({error.strerror or error})"
+    except UnlikeRowsError as error:
+        return None, f"its features differ in shape from batch to batch ({error})"
+    except (_Obstacle, DatasetError, DamagedTableError) as error:
+        return None, str(error)
+
+
+def _damage(directory: Path) -> str | None:
+    """What is wrong with a table, which is then removed; empty where nothing is, None where there is no table."""
+    if not directory.exists():
+        return None
+    try:
+        open_rows(directory)
     except DamagedTableError as damage:
-        return None, str(damage)
+        shutil.rmtree(directory)
+        return str(damage)
+    return ""
 
 
-def _work(root: Path, key: str, stack: ExitStack) -> str:
+def _work(root: Path, key: str, stack: ExitStack) -> Path:
     """A new directory for a table in the making, for as long as the stack: this process alone makes this table."""
     root.mkdir(parents=True, exist_ok=True)
     if stack.enter_context(locked(root / f"{key}.lock")):
         for abandoned in root.glob(f"{key}.*.tmp"):
             shutil.rmtree(abandoned, ignore_errors=True)
-    work = tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root)
+    work = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
     stack.callback(shutil.rmtree, work, ignore_errors=True)
     return work
 
 
-def _trouble(step: Callable[[], None]) -> str:
-    """Why a step failed; empty where it did not."""
-    try:
-        step()
-    except OSError as error:
-        return f"its features cannot be written ({error.strerror or error})"
-    except ValueError as error:
-        return f"its features differ in shape from batch to batch ({error})"
-    except _Obstacle as obstacle:
-        return str(obstacle)
-    return ""
-
-
-def _lack_of_room(root: Path, size: int) -> str:
-    """Why features of so many bytes would not fit on the disk, or not into memory; empty where they do."""
+def _check_room(root: Path, size: int) -> None:
+    """Raises _Obstacle where features of so many bytes would not fit on the disk, or not into memory."""
     there = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(there).free - _SPARE
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     for room, name in ((free, f"on the disk of {root}"), (memory, "in half of this machine's memory")):
         if size > room:
-            return (
+            raise _Obstacle(
                 f"its features take {size / 1e9:,.1f} GB, and {name} there are {max(room, 0) / 1e9:,.1f} GB"
             )
-    return ""
