@@ -13,9 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from .synthetic import SyntheticBuilder
 from .works import Work
 
-DENSE_BF16 = {"H100 80GB HBM3": 989.0, "H200": 989.0, "H100 PCIe": 756.0, "A100": 312.0}
-"""Peak TFLOP/s in bf16 without sparsity, by what the device's name holds."""
-
 
 def survey(work: Work, device: torch.device, changes: list[str]) -> dict[str, Any]:
     """Sizes of the policy, and operations of its step."""
@@ -74,8 +71,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def peak(device: torch.device) -> float | None:
-    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    return next((peak for told, peak in DENSE_BF16.items() if told in name), None)

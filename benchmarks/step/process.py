@@ -87,21 +87,12 @@ class Variant:
         return told
 
 
-def _serve(
-    pipe: Connection,
-    name: str,
-    work: Work,
-    protocol: Protocol,
-    device: str,
-    changes: list[str],
-    survey: bool,
-    gemm: int | None,
-) -> None:
+def _serve(pipe: Connection, *order: Any) -> None:
     """In the process of a trainer."""
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # transformers.Trainer would spread over all
     try:
-        _train(pipe, name, work, protocol, device, changes, survey, gemm)
+        _train(pipe, *order)
     except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
         from .variants import LeftOut
 
@@ -132,7 +123,7 @@ def _train(
     place = torch.device(device)
     told: dict[str, Any] = {}
     if gemm is not None:
-        told["machine"] = {**_machine(), "gemm": flops.ceiling(place, gemm), "peak_tflops": flops.peak(place)}
+        told["machine"] = {**_machine(), "gemm": flops.ceiling(place, gemm), "peak_tflops": _peak(place)}
     if survey:
         told["survey"] = flops.survey(work, place, changes)
         gc.collect()
@@ -145,6 +136,13 @@ def _train(
         VARIANTS[name](bench, Pace(pipe, place, protocol.log_every))
     except Stop:
         pipe.close()
+
+
+def _peak(place: Any) -> float | None:
+    from policysmith.builder.training.placement import peak
+
+    rate = peak(place)
+    return None if rate is None else rate / 1e12
 
 
 def _machine() -> dict[str, Any]:
