@@ -332,3 +332,27 @@ def test_states_of_several_robots(frozen: dict[str, Any], tmp_path: Path) -> Non
     _, plain = run(frozen, tmp_path / "without")
     assert any("running frozen `proprio`, `vision` once over" in note for note in told.notes)
     torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_states_that_a_transform_joins(
+    frozen: dict[str, Any], tmp_path: Path, own_cache: Path, noisy: bool
+) -> None:
+    """What `concat` makes depends on what it is made of, and on what happened to that before."""
+    joined = {"type": "concat", "keys": ["observation.state"], "to": "observation.joined"}
+    frozen["transforms"].append(joined)
+    frozen["policy"]["backbones"]["proprio"]["reads"] = ["observation.joined"]
+    frozen["policy"]["freeze"] = ["backbones.proprio.*"]
+    if noisy:
+        frozen["transforms"].insert(-1, {"type": "state_noise", "std": 0.1})
+    del frozen["policy"]["backbones"]["vision"]
+    _, told = run(frozen, tmp_path / "with")
+    assert (
+        "frozen `proprio` runs in every step: `state_noise` changes what it reads at random" in told.notes
+    ) == noisy
+    assert any("once over" in note for note in told.notes) != noisy
+    for index in (own_cache / "features").glob("*/index.json"):
+        assert CAMERA not in json.loads(index.read_text())  # nobody reads it
+    frozen["training"]["cache"] = "off"
+    _, plain = run(frozen, tmp_path / "without")
+    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from policysmith.builder import Builder
 from policysmith.builder.training.placement import peak
@@ -70,14 +71,19 @@ def test_the_log_has_the_speed_in_operations(tiny: dict[str, Any], tmp_path: Pat
 @pytest.mark.parametrize("how", ["blocks", "off"])
 def test_compiled_layers_learn_the_same(tiny: dict[str, Any], tmp_path: Path, how: str) -> None:
     tiny["data"]["episodes"] = [0, 1]
+    plain, untold = run({**tiny, "training": {**tiny["training"], "steps": 3}}, tmp_path / "plain")
     tiny["training"] |= {"compile": how, "steps": 3}
+    torch._dynamo.reset()
+    counters.clear()
     policy, told = run(tiny, tmp_path / how)
-    plain, untold = run({**tiny, "training": {**tiny["training"], "compile": "auto"}}, tmp_path / "plain")
     ours, theirs = ([values["loss"] for values in one.logs] for one in (told, untold))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert any("compiling 1 layers one by one" in note for note in told.notes) == (how == "blocks")
     assert not any("compiling" in note for note in untold.notes)
+    assert (counters["frames"]["ok"] > 0) == (how == "blocks")
+    assert counters["frames"]["ok"] == counters["frames"]["total"]
     assert policy.state_dict().keys() == plain.state_dict().keys()
+    assert all(module._compiled_call_impl is None for module in policy.modules())
 
 
 def test_a_profile_is_a_table_and_a_trace(tiny: dict[str, Any], tmp_path: Path) -> None:
