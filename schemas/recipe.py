@@ -169,6 +169,8 @@ class TrainingSection(Section):
     """`auto` computes features of frozen backbones once, where nothing random comes before them; `off` in every step."""
     compile: Literal["auto", "blocks", "off"] = "auto"
     """`blocks` compiles repeated layers one by one, which `auto` does on a GPU; `off` compiles nothing."""
+    cuda_graph: Literal["auto", "off"] = "auto"
+    """Whether a single GPU may replay steps as a CUDA graph, which `auto` does where that is found to be faster."""
     log_every: int = Field(default=50, ge=1)
     """Steps between log lines."""
     save_every: int | None = Field(default=None, ge=1)

@@ -129,7 +129,7 @@ def prune(run: Path, keep: int) -> None:
 
 _FREE = {
     "output", "evaluation", "meta", "imports",
-    "training.log_every", "training.save_every", "training.keep", "training.workers", "training.cache", "training.compile",
+    "training.log_every", "training.save_every", "training.keep", "training.workers", "training.cache", "training.compile", "training.cuda_graph",
 }  # fmt: skip
 
 

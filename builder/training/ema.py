@@ -21,6 +21,11 @@ class WeightAverage:
         self._names = list(trainable)
         self._weights: list[Tensor] = list(trainable.values())
         self._average = [weight.detach().float().clone() for weight in self._weights]
+        self._of = dict(zip(self._weights, self._average, strict=True))
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The average of a weight, for those that take in the weights themselves."""
+        return self._of[weight]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

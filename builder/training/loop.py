@@ -29,11 +29,14 @@ from .checkpoint import Identity
 from .compilation import as_before, compiled_blocks, eagerly
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
+from .fused_adamw import FusedAdamW
 from .logs import Reporter
-from .optimization import adamw, clip, learning_rate
+from .optimization import adamw, clip, learning_rate, set_rate
 from .placement import peak, setting
 from .profile import NEEDED, Profile
 from .seeds import mix
+from .shadows import Shadows
+from .step_graph import StepGraph, Update
 from .validation import validate
 from .watch import Health, Meter
 
@@ -94,13 +97,15 @@ class _Run:
         self.job, self.accelerator, self.reporters = job, accelerator, reporters
         self.section, self.policy = job.section, job.policy
         self.policy.to(accelerator.device)
-        self.optimizer = adamw(self.policy, self.section.optimizer)
         self.average = WeightAverage(self.policy, self.section.ema) if self.section.ema is not None else None
+        self.bf16 = accelerator.mixed_precision == "bf16"
+        self.optimizer = adamw(self.policy, self.section.optimizer, self.average, bf16=self.bf16)
         self.identity = Identity(job.recipe, job.fingerprint, accelerator.num_processes)
         self.health = Health(self.optimizer, accelerator.device)
         self.meter = Meter(self.section.batch_size * self.section.accumulate * accelerator.num_processes)
         self.step, self.rate, self.loss = 0, 0.0, float("nan")
         self.profile: Profile | None = None
+        self.shadows: Shadows | None = None
         self.saved = job.directory / "policy"
 
     def restore(self, found: Path) -> None:
@@ -122,6 +127,8 @@ class _Run:
             self._after_step()
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         as_before(self.compiled)
+        if self.shadows is not None:
+            self.shadows.remove()
         if self.average is not None:
             self.average.apply()
         self.policy.eval()
@@ -151,8 +158,15 @@ class _Run:
             )
         )
         self.compiled = self._compile(idle=rows is not None)
+        if self.bf16 and isinstance(self.optimizer, FusedAdamW):
+            # several gradients add up better in float32
+            self.shadows = Shadows(self.policy, trained=self.section.accumulate == 1)
+            self.shadows.install()
+            self.optimizer.follow(self.shadows.copies)
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.model.train()
+        self.graph = self._graph()
+        self.health.begin(self.step)
         if job.profile:
             self.profile = Profile(job.directory / "profile", device, self.accelerator.is_main_process)
         self.meter.begin()
@@ -168,6 +182,17 @@ class _Run:
             f"compiling {len(blocks)} layers one by one: {kinds}" if blocks else "no layers to compile"
         )
         return blocks
+
+    def _graph(self) -> StepGraph | None:
+        """What replays steps of a single process on a GPU, where that may be faster."""
+        one = self.accelerator.num_processes == 1 and self.section.accumulate == 1
+        if self.section.cuda_graph == "off" or not one or self.accelerator.device.type != "cuda":
+            return None
+        assert isinstance(self.optimizer, FusedAdamW)
+        update = Update(
+            lambda batch: self._checked(self.model(batch)), self._gradients, self._step, self._phase
+        )
+        return StepGraph(update, self.policy, self.optimizer, self._note)
 
     def _stored_rows(self) -> Rows | None:
         """All samples with the features of frozen backbones, where these are computed once."""
@@ -205,27 +230,41 @@ class _Run:
         """One update of the weights, from `accumulate` batches."""
         section, accelerator = self.section, self.accelerator
         self.rate = learning_rate(self.step, section.steps, section.optimizer.lr, section.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * group["lr_scale"]
+        set_rate(self.optimizer, self.rate)
         for micro in range(section.accumulate):
             with self._phase("data wait"):
                 batch = self.meter.waiting(lambda: next(self.batches))
-            torch.manual_seed(mix(section.seed, self.step, micro, accelerator.process_index))
-            with accelerator.accumulate(self.model):
-                with self._counting():
-                    with self._phase("forward"):
-                        output = self._checked(self.model(batch))
-                    with self._phase("backward"):
-                        accelerator.backward(output["loss"])
-                self.health.see(output["loss"], self.step)
+            seed = mix(section.seed, self.step, micro, accelerator.process_index)
+            if self.graph is not None:
+                output, norm = self.graph(batch, seed)
                 self.meter.add(output)
+                self.meter.stepped(norm)
+                continue
+            torch.manual_seed(seed)
+            with accelerator.accumulate(self.model):
+                self.meter.add(self._gradients(batch))
                 if accelerator.sync_gradients:
-                    with self._phase("optimizer"):
-                        norm = clip(self.optimizer, section.clip_norm)
-                        self.health.see(norm, self.step)
-                        self.meter.stepped(norm)
-                        self.prepared.step()
-                        self.prepared.zero_grad(set_to_none=True)
+                    self.meter.stepped(self._step())
+                    self.prepared.zero_grad(set_to_none=True)
+
+    def _gradients(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Forward and backward pass over a batch; gives its losses."""
+        with self._counting():
+            with self._phase("forward"):
+                output = self._checked(self.model(batch))
+            with self._phase("backward"):
+                self.accelerator.backward(output["loss"])
+        self.health.see(output["loss"])
+        return {name: value.detach() for name, value in output.items()}
+
+    def _step(self) -> Tensor:
+        """The optimiser's step, which leaves the gradients; gives their norm."""
+        with self._phase("optimizer"):
+            norm = clip(self.optimizer, self.section.clip_norm)
+            self.health.see(norm)
+            self.prepared.step()
+            self.health.updated()
+        return norm
 
     def _phase(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.profile is None else self.profile.phase(name)
@@ -268,7 +307,7 @@ class _Run:
         self.step = done
         if self.profile is not None and (seen := self.profile.stepped()):
             self._note(seen)
-        if self.average is not None:
+        if self.average is not None and not isinstance(self.optimizer, FusedAdamW):
             self.average.update(done)
         values = {**self.meter.read(), "lr": self.rate} if logs else {}
         if saves:
@@ -286,8 +325,12 @@ class _Run:
                 reporter.note(f"checkpoint {self.saved}")
             self.meter.rest()
 
+    def _own_weights(self) -> AbstractContextManager[None]:
+        """The policy has its float32 weights inside the block."""
+        return nullcontext() if self.shadows is None else self.shadows.removed()
+
     def _validate(self, dataset: Dataset[Any]) -> dict[str, float]:
-        with eagerly(self.compiled):
+        with eagerly(self.compiled), self._own_weights():
             return validate(
                 self.policy, dataset, self.job.collate, self.section, self.accelerator, self.average
             )
@@ -313,8 +356,9 @@ class _Run:
     def _save(self, step: int) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.saved = checkpoint.save(
-                self.job.directory, step, self.policy, self.optimizer, self.average, self.identity
-            )
+            with self._own_weights():
+                self.saved = checkpoint.save(
+                    self.job.directory, step, self.policy, self.optimizer, self.average, self.identity
+                )
             checkpoint.prune(self.job.directory, self.section.keep)
         self.accelerator.wait_for_everyone()

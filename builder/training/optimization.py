@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...schemas.recipe import OptimizerSection, ScheduleSection
+from .ema import WeightAverage
+from .fused_adamw import FusedAdamW
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _BatchNorm)
 _VECTORS = ("pos_embed", "position", "cls_token", "reg_token", "mask_token")
@@ -51,25 +53,60 @@ def parameter_groups(model: nn.Module, section: OptimizerSection) -> list[dict[s
     return list(groups.values())
 
 
-def adamw(model: nn.Module, section: OptimizerSection) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov & Hutter, 2019) over the trainable parameters."""
+def adamw(
+    model: nn.Module, section: OptimizerSection, average: WeightAverage | None = None, *, bf16: bool = False
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of a model on its device.
+
+    On a GPU, and for `bf16`, it is the one that also averages weights and keeps their copies; otherwise torch's own.
+    """
     beta1, beta2 = section.betas
-    return torch.optim.AdamW(
-        parameter_groups(model, section), lr=section.lr, betas=(beta1, beta2), eps=section.eps, fused=True
-    )
+    groups = parameter_groups(model, section)
+    for group in groups:
+        group["lr"] = section.lr * group["lr_scale"]  # type: ignore[operator]
+    if bf16 or any(parameter.is_cuda for parameter in model.parameters()):
+        return FusedAdamW(groups, lr=section.lr, betas=(beta1, beta2), eps=section.eps, average=average)
+    return torch.optim.AdamW(groups, lr=section.lr, betas=(beta1, beta2), eps=section.eps, fused=True)
 
 
-def clip(optimizer: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next step of all groups take this learning rate, times the `lr_scale` of each."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+    if isinstance(optimizer, FusedAdamW):
+        optimizer.set_rates()
+
+
+def clip(optimizer: torch.optim.Optimizer, limit: float | None) -> Tensor:
     """Global norm of the gradients, which the next fused step scales down to `limit` where it is larger.
 
     The step divides gradients by the optimiser's `grad_scale`, a tensor, in the pass that it makes anyway, so that they
     are not written once more and nothing waits for the norm. As torch.nn.utils.clip_grad_norm_ in what comes out.
     """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(optimizer, FusedAdamW):
+        gradients = optimizer.gradients()
+    else:
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+    norm = global_norm(gradients)
     if limit is not None:
         optimizer.grad_scale.copy_(((norm + 1e-6) / limit).clamp_min(1.0))  # type: ignore[attr-defined]
     return norm
+
+
+def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Norm over all gradients together, summed in float32 also where they are bfloat16."""
+    alike: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in gradients:
+        alike.setdefault(gradient.dtype, []).append(gradient)
+    norms = [
+        norm
+        for dtype, some in alike.items()
+        for norm in torch._foreach_norm(some, 2.0, torch.promote_types(dtype, torch.float32))
+    ]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection) -> float:

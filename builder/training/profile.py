@@ -18,9 +18,10 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
-WARM, TIMED, TRACED = 10, 20, 5
+WARM, TIMED, TRACED = 30, 20, 5
 NEEDED = WARM + TIMED + TRACED
-PHASES = ("data wait", "forward", "backward", "optimizer")
+"""Before `WARM` it is decided whether steps are replayed as CUDA graphs."""
+PHASES = ("data wait", "forward", "backward", "optimizer", "replay")
 
 
 class Profile:
@@ -96,11 +97,11 @@ class Profile:
     def _measured(self, trace: profile) -> dict[str, Any]:
         """Milliseconds of a step, by phase."""
         total = 1e3 * self._total / TIMED
-        host = {name: 1e3 * seconds / TIMED for name, seconds in self._host.items()}
+        host = {name: 1e3 * seconds / TIMED for name, seconds in self._host.items() if seconds}
         host["rest"] = max(total - sum(host.values()), 0.0)
         measured: dict[str, Any] = {"steps": TIMED, "step_ms": total, "host_ms": host}
         if self._device.type == "cuda":
-            device = dict.fromkeys(PHASES, 0.0)
+            device = dict.fromkeys(host.keys() - {"rest"}, 0.0)
             for name, begin, end in self._marks:
                 device[name] += begin.elapsed_time(end) / TIMED
             busy = _busy(trace) / 1e3 / TRACED

@@ -15,18 +15,26 @@ class Health:
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         self._bad = torch.zeros((), device=device)
-        self._step = torch.full((), -1.0, device=device)
+        self._good = torch.zeros((), dtype=torch.int64, device=device)
+        self._start = 0
         optimizer.found_inf = self._bad  # type: ignore[attr-defined]
         optimizer.grad_scale = torch.ones((), device=device)  # type: ignore[attr-defined]
 
-    def see(self, value: Tensor, step: int) -> None:
-        bad = (~torch.isfinite(value.detach())).float()
-        self._step.copy_(torch.where((self._bad == 0) & (bad > 0), float(step), self._step))
-        self._bad.copy_(torch.maximum(self._bad, bad))
+    def begin(self, step: int) -> None:
+        """The next update is that of this step."""
+        self._start = step
+
+    def see(self, value: Tensor) -> None:
+        """A loss, or the norm of the gradients, before the update that follows from it."""
+        self._bad.copy_(torch.maximum(self._bad, (~torch.isfinite(value.detach())).float()))
+
+    def updated(self) -> None:
+        """An update was made, or not, of what was seen."""
+        self._good.add_(self._bad == 0)
 
     def first_bad_step(self) -> int | None:
-        step = int(self._step)
-        return step if step >= 0 else None
+        """The step that was not finite, if there was one; waits for the device."""
+        return self._start + int(self._good) if int(self._bad) else None
 
 
 class Meter:

@@ -58,6 +58,14 @@ def test_necks_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> None
         torch.testing.assert_close(ours[key].values.cpu(), feature.values, atol=1e-4, rtol=1e-4)
 
 
+def valid(feature: Feature) -> torch.Tensor:
+    """The values, zero where they are masked; keys and values (B, L, 2, G, N, E) of tokens too."""
+    if feature.mask is None:
+        return feature.values
+    mask = feature.mask[..., None]
+    return feature.values * (mask if feature.values.ndim == mask.ndim else mask[:, None, None, None])
+
+
 @pytest.mark.parametrize("name", NECKS.names())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_necks_do_not_see_what_is_masked_even_where_all_is(

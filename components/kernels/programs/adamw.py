@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from functools import lru_cache
 
 import torch
 import triton
@@ -11,7 +12,9 @@ import triton.language as tl
 
 _CHUNK = 2048
 _KEPT = 8  # tables of different sets of tensors
-_tables: OrderedDict[tuple[object, ...], tuple[torch.Tensor, torch.Tensor, bool]] = OrderedDict()
+_Table = tuple[torch.Tensor, torch.Tensor, bool]
+_tables: OrderedDict[tuple[object, ...], _Table] = OrderedDict()
+_captured: dict[tuple[object, ...], _Table] = {}  # graphs read these whenever they are replayed
 
 
 def step(
@@ -44,20 +47,36 @@ def _like(gradient, value):
 def _table(lists, groups):
     """Addresses (tensors, lists), chunks (chunks, 4) as tensor, start, size and group, and whether all are aligned."""
     pointers = tuple(tuple(x.data_ptr() for x in tensors) for tensors in zip(*lists, strict=True))
-    sizes = tuple(x.numel() for x in lists[0])
-    key = (lists[0][0].device, pointers, sizes, tuple(groups))
+    device = lists[0][0].device
+    key = (device, pointers, tuple(x.numel() for x in lists[0]), tuple(groups))
+    if key in _captured:
+        return _captured[key]
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if key not in _tables:
+            raise RuntimeError("a step is captured that has not run on the same tensors before")
+        return _captured.setdefault(key, _tables[key])
     if key not in _tables:
-        chunks = [
-            (index, start, size, group)
-            for index, (size, group) in enumerate(zip(sizes, groups, strict=True))
-            for start in range(0, size, _CHUNK)
-        ]
-        addresses, places = (torch.tensor(x, dtype=torch.int64, device=key[0]) for x in (pointers, chunks))
-        _tables[key] = (addresses, places, all(address % 16 == 0 for row in pointers for address in row))
+        addresses = _moved(torch.tensor(pointers, dtype=torch.int64), device)
+        aligned = all(address % 16 == 0 for row in pointers for address in row)
+        _tables[key] = (addresses, _chunks(device, *key[2:]), aligned)
         while len(_tables) > _KEPT:
             _tables.popitem(last=False)
     _tables.move_to_end(key)
     return _tables[key]
+
+
+@lru_cache(maxsize=_KEPT)
+def _chunks(device, sizes, groups):
+    counts = (torch.tensor(sizes) + _CHUNK - 1) // _CHUNK
+    index = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+    place = torch.arange(len(index)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    columns = (index, place * _CHUNK, torch.tensor(sizes)[index], torch.tensor(groups)[index])
+    return _moved(torch.stack(columns, dim=1), device)
+
+
+def _moved(table, device):
+    """The table on the device, which the host does not wait for."""
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 @triton.jit

@@ -87,18 +87,19 @@ def test_compiled_layers_learn_the_same(tiny: dict[str, Any], tmp_path: Path, ho
 
 
 def test_a_profile_is_a_table_and_a_trace(tiny: dict[str, Any], tmp_path: Path) -> None:
+    phases = set(PHASES) - {"replay"}
     tiny["training"] |= {"steps": NEEDED, "log_every": 100}
     _, told = run(tiny, tmp_path / "run", profile=True)
     folder = tmp_path / "run" / "profile"
     (table,) = [note for note in told.notes if "where a step goes" in note]
-    assert all(phase in table for phase in PHASES)
+    assert all(phase in table for phase in phases)
     assert str(folder) in table
     step = json.loads((folder / "step.json").read_text())
     assert sum(step["host_ms"].values()) == pytest.approx(step["step_ms"], rel=1e-6)
-    assert all(step["host_ms"][phase] > 0.0 for phase in PHASES)
+    assert all(step["host_ms"][phase] > 0.0 for phase in phases)
     trace = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))
     named = {event.get("name") for event in trace["traceEvents"]}
-    assert set(PHASES) <= named
+    assert phases <= named
     assert "aten::" in (folder / "operators.txt").read_text()
 
 

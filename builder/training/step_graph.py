@@ -1,0 +1,225 @@
+"""Replays an update of the weights as CUDA graphs, where the GPU would wait for the host otherwise.
+
+A small policy's step is thousands of launches of some microseconds each, and a host that launches them one by one is
+slower than the GPU that runs them. A graph launches them all at once. Whether that pays is found out by trying:
+
+    WARM updates as they are, in which layers are compiled
+    TIMED updates, each waited for: is the host busy for most of the time?
+    one update that may not wait for the GPU, because what waits cannot be captured
+    capture; the first CHECKED replays must lose what the policy loses without a graph
+    TIMED replays: are they faster?
+
+What can be captured is what comes out the same for every batch: random numbers of the GPU do, because a graph draws them
+from the seed that is set before it is replayed; numbers drawn on the host would not, which the check notices.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...schemas.errors import TrainingError
+from .fused_adamw import FusedAdamW
+
+WARM, TIMED, CHECKED = 10, 5, 2
+BUSY = 0.75
+"""Share of a step's time from which on the host is said to hold it up."""
+TOLERANCE = 0.01
+"""Relative difference of a loss that kernels may make, which sum in another order from run to run."""
+
+_OTHERS_MAY = "thread_local"
+"""Threads that load data go on calling the driver meanwhile."""
+
+Batch = Mapping[str, Any]
+Output = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update of the weights in two halves, neither of which may depend on the host."""
+
+    loss: Callable[[Batch], Output]
+    """Forward pass."""
+    gradients: Callable[[Batch], Output]
+    """Forward and backward pass."""
+    step: Callable[[], Tensor]
+    """Optimiser's step from the gradients, which it leaves; gives their norm."""
+    phase: Callable[[str], AbstractContextManager[None]]
+    """For a profile, the part of a step that happens inside."""
+
+
+class StepGraph:
+    """Makes updates, by graphs once these are known to be faster."""
+
+    def __init__(
+        self, update: Update, model: nn.Module, optimizer: FusedAdamW, note: Callable[[str], None]
+    ) -> None:
+        self._update, self._model, self._optimizer, self._note = update, model, optimizer, note
+        self._taken = 0
+        self._settled = False
+        self._host: list[float] = []
+        self._eager: list[float] = []
+        self._replays: list[float] = []
+        self._graphs: _Graphs | None = None
+
+    def __call__(self, batch: Batch, seed: int) -> tuple[Output, Tensor]:
+        """Update the weights from a batch; gives losses and norm of the gradients, valid until the next update."""
+        self._taken += 1
+        if self._graphs is not None:
+            return self._replayed(self._graphs, batch, seed)
+        if self._settled or self._taken <= WARM:
+            return self._plainly(batch, seed)
+        if self._taken <= WARM + TIMED:
+            return self._watched(batch, seed)
+        return self._tried(batch, seed)
+
+    def _plainly(self, batch: Batch, seed: int) -> tuple[Output, Tensor]:
+        torch.manual_seed(seed)
+        output = self._update.gradients(batch)
+        norm = self._update.step()
+        self._optimizer.zero_grad()
+        return output, norm
+
+    def _watched(self, batch: Batch, seed: int) -> tuple[Output, Tensor]:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = self._plainly(batch, seed)
+        self._host.append(time.perf_counter() - start)
+        torch.cuda.synchronize()
+        self._eager.append(time.perf_counter() - start)
+        return result
+
+    def _tried(self, batch: Batch, seed: int) -> tuple[Output, Tensor]:
+        host, step = (1e3 * statistics.median(times) for times in (self._host, self._eager))
+        if host < BUSY * step:
+            self._settle(f"no CUDA graph: the host is busy for {host:.1f} of {step:.1f} ms of a step")
+            return self._plainly(batch, seed)
+        try:
+            with _without_waiting():
+                result = self._plainly(batch, seed)
+        except RuntimeError as error:
+            if "synchroniz" not in str(error):
+                raise
+            self._settle("no CUDA graph: a step waits for the GPU")
+            self._optimizer.zero_grad()
+            return self._plainly(batch, seed)
+        self._graphs = _Graphs(self._update, self._optimizer, batch, seed)
+        return result
+
+    def _replayed(self, graphs: _Graphs, batch: Batch, seed: int) -> tuple[Output, Tensor]:
+        if not graphs.fits(batch):
+            return self._plainly(batch, seed)
+        if graphs.replays < CHECKED:
+            expected = self._loss(batch, seed)
+            graphs.compute(batch, seed)
+            found = float(graphs.output["loss"])
+            if abs(found - expected) > TOLERANCE * abs(expected):
+                self._graphs = None
+                self._settle(
+                    f"no CUDA graph: a loss of {expected:.6g} was {found:.6g} in it, so it depends on numbers that are "
+                    "drawn or counted on the host"
+                )
+                return self._plainly(batch, seed)
+            return graphs.output, graphs.finish()
+        if self._settled:
+            with self._update.phase("replay"):
+                graphs.compute(batch, seed)
+                return graphs.output, graphs.finish()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        graphs.compute(batch, seed)
+        norm = graphs.finish()
+        torch.cuda.synchronize()
+        self._replays.append(time.perf_counter() - start)
+        if len(self._replays) == TIMED:
+            self._compare()
+        return graphs.output, norm
+
+    def _compare(self) -> None:
+        eager, replayed = (1e3 * statistics.median(times) for times in (self._eager, self._replays))
+        if replayed < eager:
+            self._settle(
+                f"steps are replayed as a CUDA graph: {replayed:.1f} ms instead of {eager:.1f} ms, of which the host "
+                f"was busy for {1e3 * statistics.median(self._host):.1f}"
+            )
+        else:
+            self._graphs = None
+            self._settle(f"no CUDA graph: a step takes {eager:.1f} ms without and {replayed:.1f} ms with it")
+
+    def _settle(self, note: str) -> None:
+        self._settled = True
+        self._note(note)
+
+    def _loss(self, batch: Batch, seed: int) -> float:
+        """What the policy loses on a batch, which changes nothing."""
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        torch.manual_seed(seed)
+        loss = float(self._update.loss(batch)["loss"].detach())
+        for name, buffer in self._model.named_buffers():
+            buffer.copy_(buffers[name])
+        return loss
+
+
+class _Graphs:
+    """The two halves of an update, captured on one batch that others are copied over."""
+
+    def __init__(self, update: Update, optimizer: FusedAdamW, batch: Batch, seed: int) -> None:
+        self._batch = {
+            key: value.clone() if isinstance(value, Tensor) else value for key, value in batch.items()
+        }
+        self.replays = 0
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        self._first, self._second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        torch.manual_seed(seed)
+        try:
+            with torch.cuda.graph(self._first, capture_error_mode=_OTHERS_MAY):
+                self.output = update.gradients(self._batch)
+            self._gradients = optimizer.gradients()  # stay where they are
+            optimizer.rehearse()
+            with torch.cuda.graph(self._second, pool=self._first.pool(), capture_error_mode=_OTHERS_MAY):
+                self._norm = update.step()
+        except RuntimeError as error:
+            raise TrainingError(
+                f"the step could not be captured as a CUDA graph ({str(error).splitlines()[0]}); "
+                "set `training.cuda_graph: off`"
+            ) from error
+        optimizer.zero_grad()
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether a batch is like the captured one."""
+        return batch.keys() == self._batch.keys() and all(
+            (value.shape, value.dtype) == (batch[key].shape, batch[key].dtype)
+            for key, value in self._batch.items()
+            if isinstance(value, Tensor)
+        )
+
+    def compute(self, batch: Batch, seed: int) -> None:
+        """Losses and gradients of a batch."""
+        self.replays += 1
+        for key, value in self._batch.items():
+            if isinstance(value, Tensor):
+                value.copy_(batch[key], non_blocking=True)
+        torch.manual_seed(seed)
+        self._first.replay()
+
+    def finish(self) -> Tensor:
+        """Update the weights from these gradients; gives their norm."""
+        self._second.replay()
+        return self._norm
+
+
+@contextmanager
+def _without_waiting() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,210 @@
+"""Training in bfloat16: copies of the weights, which change nothing but the casts, and the optimiser that keeps them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from policysmith.builder import Builder
+from policysmith.builder.training import shadows as module
+from policysmith.builder.training.ema import WeightAverage
+from policysmith.builder.training.fused_adamw import FusedAdamW
+from policysmith.builder.training.optimization import adamw, clip, parameter_groups, set_rate
+from policysmith.builder.training.shadows import Shadows
+from policysmith.schemas.recipe import OptimizerSection
+
+SECTION = OptimizerSection(lr=1e-2, weight_decay=0.1)
+
+
+class Odd(nn.Linear):
+    """Does more with its weight than autocast would."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.exp(), self.bias)
+
+
+class Model(nn.Module):
+    """Weights of every kind: with a copy, without, frozen, and shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 8)
+        self.first, self.norm, self.last = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 5)
+        self.again, self.odd, self.frozen = nn.Linear(8, 8), Odd(8, 8), nn.Linear(8, 8)
+        self.last.weight = self.embed.weight
+        self.again.weight = self.first.weight
+        self.frozen.requires_grad_(False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.again(self.first(self.embed(ids)).relu())
+        return self.last(self.frozen(self.norm(x) + self.odd(x)))
+
+
+def gradients(model: nn.Module, ids: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids).float().logsumexp(-1).square().mean()
+    loss.backward()
+    return loss.detach()
+
+
+def test_copies_stand_where_autocast_would_cast() -> None:
+    model = Model()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    shadows = Shadows(model, trained=True)
+    shadows.install()
+    copied = {names[weight] for weight in shadows.copies}
+    assert copied == {
+        "first.weight",
+        "first.bias",
+        "last.bias",
+        "again.bias",
+        "frozen.weight",
+        "frozen.bias",
+    }
+    assert model.first.weight is model.again.weight
+    assert model.first.weight.dtype == torch.bfloat16
+    assert not model.frozen.weight.requires_grad
+    with shadows.removed():
+        assert dict(model.named_parameters()) == {n: p for p, n in names.items()}
+    assert model.first.weight.dtype == torch.bfloat16
+    shadows.remove()
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_only_frozen_weights_are_copied_where_gradients_add_up() -> None:
+    model = Model()
+    shadows = Shadows(model, trained=False)
+    shadows.install()
+    assert len(shadows.copies) == 2
+    assert model.first.weight.dtype == torch.float32
+    assert model.frozen.weight.dtype == torch.bfloat16
+
+
+def test_copies_compute_what_autocast_does() -> None:
+    plain = Model()
+    copied = copy.deepcopy(plain)
+    ids = torch.randint(0, 5, (4, 3))
+    theirs = gradients(plain, ids)
+    shadows = Shadows(copied, trained=True)
+    masters = dict(copied.named_parameters())
+    shadows.install()
+    assert torch.equal(gradients(copied, ids), theirs)
+    for name, weight in plain.named_parameters():
+        ours = shadows.copies.get(masters[name], masters[name]).grad
+        assert (ours is None) == (weight.grad is None)
+        if ours is not None and weight.grad is not None:
+            assert torch.equal(ours.float(), weight.grad), name
+
+
+@pytest.mark.parametrize("limit", [None, 0.05])
+def test_the_fused_step_is_torchs(limit: float | None) -> None:
+    ours, theirs = Model(), Model()
+    theirs.load_state_dict(ours.state_dict())
+    averages = [WeightAverage(model, 0.9) for model in (ours, theirs)]
+    fused = adamw(ours, SECTION, averages[0], bf16=True)
+    assert isinstance(fused, FusedAdamW)
+    plain = torch.optim.AdamW(parameter_groups(theirs, SECTION), lr=1e-2, weight_decay=0.1)  # type: ignore[arg-type]
+    for step in range(1, 6):
+        rate = 1e-2 / step
+        set_rate(fused, rate)
+        for group in plain.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        ids = torch.randint(0, 5, (4, 3))
+        for model in (ours, theirs):
+            model(ids).square().mean().backward()
+        norm = clip(fused, limit)
+        torch.testing.assert_close(
+            norm, nn.utils.clip_grad_norm_(theirs.parameters(), float("inf") if limit is None else limit)
+        )
+        fused.step()
+        plain.step()
+        averages[1].update(step)
+        fused.zero_grad()
+        plain.zero_grad()
+        assert all(p.grad is None for p in ours.parameters())
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    for name, average in averages[0].state_dict().items():
+        torch.testing.assert_close(average, averages[1].state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+def stepped(model: Model, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    optimizer.zero_grad()
+    model(torch.randint(0, 5, (4, 3))).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("bf16", [(True, True), (True, False), (False, True)], ids=str)
+def test_either_optimiser_goes_on_from_the_state_of_either(bf16: tuple[bool, bool], tmp_path: Path) -> None:
+    first, whole = Model(), Model()
+    whole.load_state_dict(first.state_dict())
+    before, after = adamw(first, SECTION, bf16=bf16[0]), adamw(whole, SECTION)
+    for seed in range(3):
+        stepped(first, before, seed)
+        stepped(whole, after, seed)
+    torch.save(before.state_dict(), tmp_path / "state.pt")
+    second = Model()
+    second.load_state_dict(first.state_dict())
+    resumed = adamw(second, SECTION, bf16=bf16[1])
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for seed in range(3, 5):
+        stepped(second, resumed, seed)
+        stepped(whole, after, seed)
+    for mine, other in zip(second.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    assert all(float(state["step"]) == 5.0 for state in resumed.state.values())
+
+
+def test_a_rehearsal_changes_nothing() -> None:
+    model = Model()
+    optimizer = adamw(model, SECTION, bf16=True)
+    assert isinstance(optimizer, FusedAdamW)
+    stepped(model, optimizer, 0)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.rehearse()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    optimizer.step()
+    assert not torch.equal(next(model.parameters()), before[0])
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_a_run_with_copies_is_the_run_without(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny["training"] |= {
+        "precision": "bf16",
+        "steps": 6,
+        "log_every": 1,
+        "ema": 0.5,
+        "save_every": 3,
+        "keep": 5,
+    }
+    with_copies = Builder.from_recipe(tiny).train(output=tmp_path / "with", device="cpu")
+    assert all(p.dtype == torch.float32 for p in with_copies.policy.parameters())
+    saved = AutoModel.from_pretrained(with_copies.checkpoint)
+    for name, weight in with_copies.policy.state_dict().items():
+        assert torch.equal(saved.state_dict()[name], weight), name
+    assert any(not torch.equal(p, p.bfloat16().float()) for p in saved.parameters())
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_CAST", set())
+        without = Builder.from_recipe(tiny).train(output=tmp_path / "without", device="cpu")
+    torch.testing.assert_close(losses(tmp_path / "with"), losses(tmp_path / "without"), rtol=1e-4, atol=1e-5)
+    for name, weight in without.policy.state_dict().items():
+        torch.testing.assert_close(with_copies.policy.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+    shutil.rmtree(with_copies.checkpoint)
+    again = Builder.from_recipe(tiny).train(output=tmp_path / "with", device="cpu", resume=True)
+    for name, weight in with_copies.policy.state_dict().items():
+        assert torch.equal(again.policy.state_dict()[name], weight), name
