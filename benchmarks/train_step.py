@@ -3,7 +3,8 @@
     python benchmarks/train_step.py --works vit_b act_8 --output benchmarks/results/train_step.json
 
 Every trainer trains the same policy, from the same weights, on the same batches, which lie on the device already, with
-the same precision, clipping, AdamW settings, learning rates and average of the weights:
+the same precision, clipping, AdamW settings, learning rates and average of the weights. The policy's transforms are
+torch's own operations but in `ours`, where kernels of this project may stand in for them:
 
     trainer           transformers.Trainer as it is: eager, bf16, AdamW not fused, cosine
     trainer_compile   the same with torch_compile=True

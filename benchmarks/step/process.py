@@ -113,6 +113,8 @@ def _train(
     gemm: int | None,
 ) -> None:
     start = time.perf_counter()
+    if name != "ours":
+        os.environ["POLICYSMITH_KERNELS"] = "off"
     import torch
 
     from . import flops

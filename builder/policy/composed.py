@@ -19,6 +19,8 @@ from transformers import PretrainedConfig
 from ...components import lora
 from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Transform
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of
+from ...components.image_chain import chains, fused, fuses
+from ...components.kernels.dispatch import WANTED
 from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
@@ -216,6 +218,12 @@ class RecipePolicy(BasePolicyModel):
             self.train(was_training)
 
     @property
+    def fused(self) -> list[list[str]]:
+        """Transforms, by type, that run as one kernel where a GPU trains on bytes."""
+        together = [chain for chain in chains(list(self.transforms)) if len(chain) > 1] if WANTED else []
+        return [[cast(Transform, each).config.type for each in chain] for chain in together]
+
+    @property
     def at_rest(self) -> list[str]:
         """The backbones with weights none of which trains."""
         return [
@@ -263,8 +271,12 @@ class RecipePolicy(BasePolicyModel):
         """The batch as the backbones read it. In float32 under autocast too: targets must be as exact as statistics."""
         current = self.told(batch)
         with torch.autocast(self.device.type, enabled=False):
-            for transform in self.transforms:
-                current = transform(current)
+            for chain in chains(list(self.transforms)):
+                if fuses(chain, current):
+                    current = fused(chain, current)
+                else:
+                    for transform in chain:
+                        current = transform(current)
         return current
 
     def told(self, batch: Batch) -> dict[str, Any]:

@@ -1,15 +1,19 @@
-"""Compiles a policy's repeated layers one by one.
+"""Compiles a policy's repeated layers one by one, and makes products of matrices of its patch embeddings.
 
 One layer is compiled and serves all its like, so that compiling takes seconds, and graph breaks elsewhere do not matter.
+A convolution whose windows do not overlap is a product of patches and weights; as such it needs no copies of images and
+gradients in another memory format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ...components.base import Learner
 from ...components.layers import repeated
@@ -36,10 +40,19 @@ def compiled_blocks(policy: nn.Module, *, trained: bool) -> list[nn.Module]:
     return blocks
 
 
-def as_before(blocks: list[nn.Module]) -> None:
-    """Let layers run uncompiled again."""
-    for block in blocks:
-        block._compiled_call_impl = None
+def patch_products(policy: nn.Module) -> list[nn.Conv2d]:
+    """Let convolutions over patches compute as products of matrices, in place; gives them."""
+    found = [module for module in policy.modules() if isinstance(module, nn.Conv2d) and _cuts(module)]
+    for module in found:
+        module.forward = partial(_product, module)  # type: ignore[method-assign]
+    return found
+
+
+def as_before(modules: Sequence[nn.Module]) -> None:
+    """Let modules compute uncompiled, and as their classes do, again."""
+    for module in modules:
+        module._compiled_call_impl = None
+        module.__dict__.pop("forward", None)
 
 
 @contextmanager
@@ -50,6 +63,30 @@ def eagerly(blocks: list[nn.Module]) -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def _cuts(module: nn.Conv2d) -> bool:
+    """Whether a plain convolution cuts images into patches."""
+    return (
+        type(module).forward is nn.Conv2d.forward
+        and module.kernel_size == module.stride
+        and module.kernel_size != (1, 1)
+        and module.padding in ((0, 0), "valid")
+        and module.dilation == (1, 1)
+        and module.groups == 1
+    )
+
+
+def _product(module: nn.Conv2d, images: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, D, H / kernel, W / kernel); what is left of a patch at the edges is not seen."""
+    if torch.is_autocast_enabled(images.device.type):
+        images = images.to(torch.get_autocast_dtype(images.device.type))
+    height, width = module.kernel_size
+    rows, columns = images.shape[-2] // height, images.shape[-1] // width
+    images = images[..., : rows * height, : columns * width]
+    cut = images.unflatten(3, (columns, width)).unflatten(2, (rows, height))  # (B, C, rows, h, columns, w)
+    patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, rows, columns, C * h * w)
+    return F.linear(patches, module.weight.flatten(1), module.bias).permute(0, 3, 1, 2)
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

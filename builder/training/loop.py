@@ -22,11 +22,11 @@ from ...schemas.errors import TrainingError
 from ...schemas.recipe import TrainingSection
 from ..data.rows import Rows
 from ..data.sampler import MixtureSampler, ResumableSampler
-from ..policy import BasePolicyModel
+from ..policy import BasePolicyModel, RecipePolicy
 from . import batches, checkpoint
 from .batches import Collate
 from .checkpoint import Identity
-from .compilation import as_before, compiled_blocks, eagerly
+from .compilation import as_before, compiled_blocks, eagerly, patch_products
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
 from .fused_adamw import FusedAdamW
@@ -106,6 +106,7 @@ class _Run:
         self.step, self.rate, self.loss = 0, 0.0, float("nan")
         self.profile: Profile | None = None
         self.shadows: Shadows | None = None
+        self.patches: list[nn.Conv2d] = []
         self.saved = job.directory / "policy"
 
     def restore(self, found: Path) -> None:
@@ -126,7 +127,7 @@ class _Run:
             self._update()
             self._after_step()
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        as_before(self.compiled)
+        as_before([*self.compiled, *self.patches])
         if self.shadows is not None:
             self.shadows.remove()
         if self.average is not None:
@@ -166,6 +167,9 @@ class _Run:
         self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.model.train()
         self.graph = self._graph()
+        if isinstance(self.policy, RecipePolicy) and rows is None and device.type == "cuda":
+            for chain in self.policy.fused:
+                self._note(f"images go through one kernel: {', '.join(f'`{name}`' for name in chain)}")
         self.health.begin(self.step)
         if job.profile:
             self.profile = Profile(job.directory / "profile", device, self.accelerator.is_main_process)
@@ -181,6 +185,7 @@ class _Run:
         self._note(
             f"compiling {len(blocks)} layers one by one: {kinds}" if blocks else "no layers to compile"
         )
+        self.patches = patch_products(self.policy)
         return blocks
 
     def _graph(self) -> StepGraph | None:

@@ -15,6 +15,8 @@ import torch
 from torch._library.custom_ops import CustomOpDef
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+WANTED = HAS_TRITON and os.environ.get("POLICYSMITH_KERNELS") != "off"
+"""Whether parts call operators where these are faster; `POLICYSMITH_KERNELS=off` leaves all to torch."""
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -27,17 +27,19 @@ def image_batch(
     std: Sequence[float] = (1.0, 1.0, 1.0),
     dtype: torch.dtype = torch.float32,
     channels: Literal["first", "last"] = "first",
+    resizes: bool = True,
 ) -> Tensor:
     """Images, uint8 (B, T, 3, H, W), or (B, T, H, W, 3) with the channels last, -> (B, T, 3, h, w) in `dtype`.
 
     boxes (B, 4), float32, are top, left, height and width in pixels, whole or not, no larger than the image; where one
-    reaches outside, edge pixels fill it. Each is resized to `size` bilinearly with antialiasing. colours (B, 4),
+    reaches outside, edge pixels fill it. Each is resized to `size` bilinearly with antialiasing; where all are whole
+    pixels and of this size already, `resizes` may be False, which is faster. colours (B, 4),
     float32, are factors of brightness, contrast and saturation and the turn of hue in circles, applied in this order by
     the formulas of torchvision's ColorJitter; contrast is about the mean brightness of each frame. `mean` and `std`
     are those of the channels of images in [0, 1].
     """
     last = channels == "last"
-    out: Tensor = _forward(images, boxes, colours, *size, last, list(mean), list(std), dtype)
+    out: Tensor = _forward(images, boxes, colours, *size, resizes, last, list(mean), list(std), dtype)
     return out
 
 
@@ -51,8 +53,9 @@ def reference(
     std: Sequence[float] = (1.0, 1.0, 1.0),
     dtype: torch.dtype = torch.float32,
     channels: Literal["first", "last"] = "first",
+    resizes: bool = True,
 ) -> Tensor:
-    """The same in plain torch, computed in the dtype of the boxes."""
+    """The same in plain torch, computed in the dtype of the boxes, whether `resizes` or not."""
     from ..transforms.color_jitter import turn_hue
 
     values = images.movedim(-1, 2) if channels == "last" else images
@@ -103,6 +106,7 @@ def _forward_reference(
     colours: Tensor | None,
     height: int,
     width: int,
+    resizes: bool,
     channels_last: bool,
     mean: list[float],
     std: list[float],
@@ -117,8 +121,8 @@ def _forward_reference(
 _forward = operator(
     "image_batch",
     "forward",
-    "(Tensor images, Tensor boxes, Tensor? colours, SymInt height, SymInt width, bool channels_last, float[] mean, "
-    "float[] std, ScalarType dtype) -> Tensor",
+    "(Tensor images, Tensor boxes, Tensor? colours, SymInt height, SymInt width, bool resizes, "
+    "bool channels_last, float[] mean, float[] std, ScalarType dtype) -> Tensor",
     _forward_reference,
 )
 
@@ -130,6 +134,7 @@ def _(
     colours: Tensor | None,
     height: int,
     width: int,
+    resizes: bool,
     channels_last: bool,
     mean: list[float],
     std: list[float],

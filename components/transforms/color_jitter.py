@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
+from ..image_chain import Plan, Stage
 from ..images import ImageTransform, ImageTransformConfig, grey, refuse_normalised
 
 Strength = Annotated[float, Field(ge=0.0)]
@@ -22,6 +23,8 @@ class ColorJitter(ImageTransform):
     Factors are drawn evenly from `1 - strength` (at least 0) to `1 + strength`, once for all steps of one camera of
     one sample. Works on bytes, or on floats in [0, 1]: put it before `normalize_image`.
     """
+
+    stage = Stage.COLOUR
 
     class Config(ImageTransformConfig):
         """Random changes of colour."""
@@ -53,16 +56,34 @@ class ColorJitter(ImageTransform):
             return images
         config, dtype = self.config, images.dtype
         values = images.float() / 255.0 if dtype == torch.uint8 else images.float()
+        brightness, contrast, saturation, turn = self._draw(len(values), values.device)[
+            ..., None, None, None, None
+        ]
         if config.brightness > 0.0:
-            values = (values * _factors(values, config.brightness)).clamp_(0.0, 1.0)
+            values = (values * brightness).clamp_(0.0, 1.0)
         if config.contrast > 0.0:
-            values = _blend(values, grey(values).mean(dim=(2, 3, 4), keepdim=True), config.contrast)
+            values = _blend(values, grey(values).mean(dim=(2, 3, 4), keepdim=True), contrast)
         if config.saturation > 0.0:
-            values = _blend(values, grey(values), config.saturation)
+            values = _blend(values, grey(values), saturation)
         if config.hue > 0.0:
-            turn = torch.empty(len(values), 1, 1, 1, device=values.device).uniform_(-config.hue, config.hue)
-            values = turn_hue(values, turn)
+            values = turn_hue(values, turn[:, 0])
         return values.mul_(255.0).round_().to(dtype) if dtype == torch.uint8 else values.to(dtype)
+
+    def plan(self, plan: Plan) -> None:
+        """Change the colours."""
+        plan.colours = self._draw(len(plan.corners), plan.corners.device).T
+
+    def _draw(self, batch: int, device: torch.device) -> Tensor:
+        """Factors of brightness, contrast and saturation, and turns of hue in circles (4, B)."""
+        config = self.config
+        strengths = (config.brightness, config.contrast, config.saturation)
+        ranges = [(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
+        drawn = torch.ones(4, batch, device=device)
+        drawn[3].zero_()
+        for row, (least, most) in zip(drawn, [*ranges, (-config.hue, config.hue)], strict=True):
+            if least < most:
+                row.uniform_(least, most)
+        return drawn
 
 
 def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
@@ -88,10 +109,5 @@ def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     return torch.stack(channels, dim=2)
 
 
-def _factors(images: Tensor, strength: float) -> Tensor:
-    shape = (len(images), 1, 1, 1, 1)
-    return torch.empty(shape, device=images.device).uniform_(max(0.0, 1.0 - strength), 1.0 + strength)
-
-
-def _blend(images: Tensor, base: Tensor, strength: float) -> Tensor:
-    return (base + (images - base) * _factors(images, strength)).clamp_(0.0, 1.0)
+def _blend(images: Tensor, base: Tensor, factor: Tensor) -> Tensor:
+    return (base + (images - base) * factor).clamp_(0.0, 1.0)

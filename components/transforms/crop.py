@@ -12,6 +12,7 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
+from ..image_chain import Plan, Stage
 from ..images import ImageTransform, ImageTransformConfig, Size, height_width, take
 
 Offset = Annotated[int, Field(ge=0)]
@@ -22,6 +23,8 @@ class Crop(ImageTransform):
 
     All steps of one camera of one sample are cut at the same place.
     """
+
+    stage = Stage.CUT
 
     class Config(ImageTransformConfig):
         """Crop images."""
@@ -71,9 +74,26 @@ class Crop(ImageTransform):
         if self.config.corner is not None or not self.training:
             top, left = self.config.corner or (spare[0] // 2, spare[1] // 2)
             return images[..., top : top + height, left : left + width].contiguous()
-        batch, device = images.shape[0], images.device
-        tops = torch.randint(0, spare[0] + 1, (batch, 1), device=device)
-        lefts = torch.randint(0, spare[1] + 1, (batch, 1), device=device)
+        device = images.device
+        tops, lefts = self._draw(len(images), spare, device)
         rows = tops + torch.arange(height, device=device)  # (B, h)
         columns = lefts + torch.arange(width, device=device)  # (B, w)
         return take(images, rows, columns)
+
+    def plan(self, plan: Plan) -> None:
+        """Cut a window out of the one before."""
+        height, width = height_width(self.config.size)
+        if self.config.corner is not None:
+            corner = [torch.full_like(plan.corners[:, :1], side) for side in self.config.corner]
+            plan.corners = plan.corners + torch.cat(corner, dim=1)
+        else:
+            spare = (plan.window[0] - height, plan.window[1] - width)
+            plan.corners = plan.corners + torch.cat(
+                self._draw(len(plan.corners), spare, plan.corners.device), dim=1
+            )
+        plan.window = plan.size = (height, width)
+
+    @staticmethod
+    def _draw(batch: int, spare: tuple[int, int], device: torch.device) -> list[Tensor]:
+        """Tops (B, 1) and lefts (B, 1)."""
+        return [torch.randint(0, most + 1, (batch, 1), device=device) for most in spare]

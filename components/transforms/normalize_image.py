@@ -13,6 +13,7 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Facts
+from ..image_chain import Plan, Stage
 from ..images import STATISTICS, ImageTransform, ImageTransformConfig
 
 Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -21,6 +22,8 @@ PositiveRgb = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=
 
 class NormalizeImage(ImageTransform):
     """Maps images to `(x - mean) / std`, where x is in [0, 1]: bytes are divided by 255, floats are taken as they are."""
+
+    stage = Stage.NORMALISE
 
     class Config(ImageTransformConfig):
         """Bring images to the range that a vision backbone expects."""
@@ -76,6 +79,10 @@ class NormalizeImage(ImageTransform):
         for channel in range(3):
             out[:, :, channel].sub_(mean[channel] * unit).div_(std[channel] * unit)
         return out
+
+    def plan(self, plan: Plan) -> None:
+        """Normalise the colours."""
+        plan.mean, plan.std = _constants(self.config)
 
 
 def _constants(config: NormalizeImage.Config) -> tuple[list[float], list[float]]:

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..image_chain import Plan, Stage
 from ..images import ImageTransform, ImageTransformConfig, take
 
 
@@ -18,6 +19,8 @@ class RandomShift(ImageTransform):
     The same as padding with edge pixels and cropping at random (Kostrikov et al., "Image Augmentation Is All You
     Need", 2020). All steps of one camera of one sample move together.
     """
+
+    stage = Stage.SHIFT
 
     class Config(ImageTransformConfig):
         """Random shifts, the augmentation of DrQ."""
@@ -35,9 +38,17 @@ class RandomShift(ImageTransform):
         """(B, T, 3, H, W) -> the same size and dtype."""
         if not self.training:
             return images
-        batch, pixels, device = images.shape[0], self.config.pixels, images.device
-        shift = torch.randint(-pixels, pixels + 1, (2, batch, 1), device=device)
+        shift, device = self._draw(len(images), images.device), images.device
         height, width = images.shape[-2:]
         rows = (torch.arange(height, device=device) + shift[0]).clamp_(0, height - 1)  # (B, H)
         columns = (torch.arange(width, device=device) + shift[1]).clamp_(0, width - 1)  # (B, W)
         return take(images, rows, columns)
+
+    def plan(self, plan: Plan) -> None:
+        """Move the window."""
+        plan.corners = plan.corners + self._draw(len(plan.corners), plan.corners.device).squeeze(-1).T
+
+    def _draw(self, batch: int, device: torch.device) -> Tensor:
+        """Shifts (2, B, 1) down and to the right."""
+        pixels = self.config.pixels
+        return torch.randint(-pixels, pixels + 1, (2, batch, 1), device=device)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
+from ..image_chain import Plan, Stage
 from ..images import ImageTransform, ImageTransformConfig, Size, height_width, scaled
 
 
@@ -17,6 +18,8 @@ class Resize(ImageTransform):
 
     Bytes stay bytes, rounded to the nearest level; the last level may differ between a CPU and a GPU.
     """
+
+    stage = Stage.RESIZE
 
     class Config(ImageTransformConfig):
         """Resize images."""
@@ -39,3 +42,7 @@ class Resize(ImageTransform):
     def apply_to(self, images: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> (B, T, 3, h, w)."""
         return scaled(images, height_width(self.config.size))
+
+    def plan(self, plan: Plan) -> None:
+        """Resize the window."""
+        plan.size = height_width(self.config.size)

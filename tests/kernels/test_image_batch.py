@@ -74,11 +74,16 @@ def test_a_window_of_the_size_is_copied_and_edges_fill_what_is_outside(device: s
     torch.testing.assert_close(found[0], images[0, :, :, 2:7, 3:7].float())
     padded = F.pad(images[1].float(), (0, 1, 2, 0), mode="replicate")
     torch.testing.assert_close(found[1], padded[:, :, :5, 6:10])
+    for colours in (None, COLOURS[:2].to(device)):
+        slow, fast = (
+            image_batch(images, boxes, colours, (5, 4), resizes=resizes) for resizes in (True, False)
+        )
+        torch.testing.assert_close(fast, slow, atol=1e-6, rtol=1e-5)
 
 
 def test_it_is_a_sound_operator(device: str) -> None:
     images = bytes_like(3, 1, 3, 13, 17)[:1].to(device)
-    arguments = (5, 6, False, [0.5] * 3, [0.5] * 3, torch.float32)
+    arguments = (5, 6, True, False, [0.5] * 3, [0.5] * 3, torch.float32)
     torch.library.opcheck(module._forward, (images, WHOLE[:1].to(device), COLOURS[:1].to(device), *arguments))
 
 

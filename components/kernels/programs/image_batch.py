@@ -1,6 +1,12 @@
-"""Triton programs of the image batch: one block of an output frame's pixels a program, and the same for its mean."""
+"""Triton programs of the image batch: one block of an output frame's pixels a program.
+
+Contrast is about a frame's mean, so colours need a pass before the one that changes them. It leaves what was resized,
+in half precision where the result is no finer, because reading that is cheaper than resizing twice.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -9,7 +15,7 @@ import triton.language as tl
 _PIXELS = 512
 
 
-def forward(images, boxes, colours, height, width, channels_last, mean, std, dtype):
+def forward(images, boxes, colours, height, width, resizes, channels_last, mean, std, dtype):
     """What the reference of `image_batch` gives."""
     images, boxes = images.contiguous(), boxes.float().contiguous()
     samples, steps = images.shape[:2]
@@ -23,15 +29,22 @@ def forward(images, boxes, colours, height, width, channels_last, mean, std, dty
     blocks = triton.cdiv(height * width, _PIXELS)
     grid = (samples * steps, blocks)
     geometry = (steps, full_height, full_width, *strides, height, width)
+    taps = {
+        "TAPS_Y": math.ceil(2.0 * max(full_height / height, 1.0)) if resizes else 0,
+        "TAPS_X": math.ceil(2.0 * max(full_width / width, 1.0)) if resizes else 0,
+    }
     jitter = colours is not None
-    sums = out
+    kept = sums = out
     if jitter:
         colours = colours.float().contiguous()
         sums = torch.empty(samples * steps, blocks, dtype=torch.float32, device=images.device)
-        _greys[grid](images, boxes, colours, sums, *geometry, PIXELS=_PIXELS)
+        if resizes:
+            precise = dtype.itemsize > 2
+            kept = torch.empty_like(out, dtype=torch.float32 if precise else torch.float16)
+        _greys[grid](images, boxes, colours, sums, kept, *geometry, **taps, PIXELS=_PIXELS)
     _images[grid](
-        images, boxes, colours if jitter else boxes, sums, out, *geometry, *mean, *std,
-        JITTER=jitter, PIXELS=_PIXELS, BLOCKS=triton.next_power_of_2(blocks),
+        images, boxes, colours if jitter else boxes, sums, kept, out, *geometry, *mean, *std,
+        **taps, JITTER=jitter, PIXELS=_PIXELS, BLOCKS=triton.next_power_of_2(blocks),
     )  # fmt: skip
     return out
 
@@ -45,48 +58,61 @@ def _stretch(start, length, after, position):
     centre = (start - base) + scale * (position.to(tl.float32) + 0.5)
     first = tl.floor(centre - support + 0.5).to(tl.int32)
     end = tl.ceil(start - base + length).to(tl.int32)
-    taps = tl.ceil(2.0 * support).to(tl.int32) + 1
-    return base.to(tl.int32), end, support, centre, first, taps
+    return base.to(tl.int32), end, 1.0 / support, centre, first
 
 
 @triton.jit
-def _weight(pixel, end, support, centre):
-    weight = tl.maximum(1.0 - tl.abs(pixel.to(tl.float32) + 0.5 - centre) / support, 0.0)
+def _weight(pixel, end, sharpness, centre):
+    weight = tl.maximum(1.0 - tl.abs(pixel.to(tl.float32) + 0.5 - centre) * sharpness, 0.0)
     return tl.where((pixel >= 0) & (pixel < end), weight, 0.0)
 
 
 @triton.jit
-def _resized(
+def _clamped(position, count):
+    return tl.minimum(tl.maximum(position, 0), count - 1)
+
+
+@triton.jit
+def _seen(
     images, boxes, frame, steps, pixels, inside, full_height, full_width,
-    by_channel, by_row, by_column, height, width,
+    by_channel, by_row, by_column, height, width, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr,
 ):  # fmt: skip
-    """Red, green and blue, in [0, 1], of output pixels."""
+    """Red, green and blue, in [0, 1], of output pixels; without taps, windows are as large as the output."""
     box = boxes + (frame // steps) * 4
-    top, y_end, y_support, y_centre, y_first, y_taps = _stretch(
-        tl.load(box), tl.load(box + 2), height, pixels // width
-    )
-    left, x_end, x_support, x_centre, x_first, x_taps = _stretch(
-        tl.load(box + 1), tl.load(box + 3), width, pixels % width
-    )
     origin = images + frame * 3 * full_height * full_width
-    red = tl.zeros_like(y_centre)
-    green = tl.zeros_like(y_centre)
-    blue = tl.zeros_like(y_centre)
-    total = tl.zeros_like(y_centre)
-    for i in range(y_taps):
-        y = y_first + i
-        y_weight = _weight(y, y_end, y_support, y_centre)
-        row = tl.minimum(tl.maximum(y + top, 0), full_height - 1) * by_row
-        for j in range(x_taps):
-            x = x_first + j
-            weight = y_weight * _weight(x, x_end, x_support, x_centre)
-            at = row + tl.minimum(tl.maximum(x + left, 0), full_width - 1) * by_column
-            seen = inside & (weight > 0.0)
-            red += weight * tl.load(origin + at, seen, other=0).to(tl.float32)
-            green += weight * tl.load(origin + by_channel + at, seen, other=0).to(tl.float32)
-            blue += weight * tl.load(origin + 2 * by_channel + at, seen, other=0).to(tl.float32)
-            total += weight
-    total = tl.where(inside, total * 255.0, 1.0)
+    if TAPS_Y == 0:
+        y = _clamped(tl.load(box).to(tl.int32) + pixels // width, full_height)
+        x = _clamped(tl.load(box + 1).to(tl.int32) + pixels % width, full_width)
+        at = origin + y * by_row + x * by_column
+        red = tl.load(at, inside, other=0).to(tl.float32)
+        green = tl.load(at + by_channel, inside, other=0).to(tl.float32)
+        blue = tl.load(at + 2 * by_channel, inside, other=0).to(tl.float32)
+        total = tl.full(red.shape, 255.0, tl.float32)
+    else:
+        top, y_end, y_sharpness, y_centre, y_first = _stretch(
+            tl.load(box), tl.load(box + 2), height, pixels // width
+        )
+        left, x_end, x_sharpness, x_centre, x_first = _stretch(
+            tl.load(box + 1), tl.load(box + 3), width, pixels % width
+        )
+        red = tl.zeros_like(y_centre)
+        green = tl.zeros_like(y_centre)
+        blue = tl.zeros_like(y_centre)
+        y_total = tl.zeros_like(y_centre)
+        x_total = tl.zeros_like(y_centre)
+        for j in tl.static_range(TAPS_X):
+            x_total += _weight(x_first + j, x_end, x_sharpness, x_centre)
+        for i in tl.static_range(TAPS_Y):
+            y_weight = _weight(y_first + i, y_end, y_sharpness, y_centre)
+            y_total += y_weight
+            row = origin + _clamped(y_first + i + top, full_height) * by_row
+            for j in tl.static_range(TAPS_X):
+                weight = y_weight * _weight(x_first + j, x_end, x_sharpness, x_centre)
+                at = row + _clamped(x_first + j + left, full_width) * by_column
+                red += weight * tl.load(at, inside, other=0).to(tl.float32)
+                green += weight * tl.load(at + by_channel, inside, other=0).to(tl.float32)
+                blue += weight * tl.load(at + 2 * by_channel, inside, other=0).to(tl.float32)
+        total = tl.where(inside, y_total * x_total * 255.0, 1.0)
     return red / total, green / total, blue / total
 
 
@@ -124,39 +150,54 @@ def _turned(red, green, blue, turn):
 
 @triton.jit
 def _greys(
-    images, boxes, colours, sums, steps, full_height, full_width, by_channel, by_row, by_column, height, width,
-    PIXELS: tl.constexpr,
+    images, boxes, colours, sums, kept, steps, full_height, full_width, by_channel, by_row, by_column, height, width,
+    TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """Sum of the brightness of a block of pixels, after the change of brightness."""
+    """Sum of the brightness of a block of pixels, after the change of brightness; keeps the pixels if they are resized."""
     frame = tl.program_id(0).to(tl.int64)
     pixels = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     inside = pixels < height * width
-    red, green, blue = _resized(
+    red, green, blue = _seen(
         images, boxes, frame, steps, pixels, inside, full_height, full_width,
-        by_channel, by_row, by_column, height, width,
+        by_channel, by_row, by_column, height, width, TAPS_Y, TAPS_X,
     )  # fmt: skip
     brightness = tl.load(colours + (frame // steps) * 4)
-    grey = _grey(_unit(red * brightness), _unit(green * brightness), _unit(blue * brightness))
-    tl.store(sums + frame * tl.num_programs(1) + tl.program_id(1), tl.sum(tl.where(inside, grey, 0.0), 0))
+    red, green, blue = _unit(red * brightness), _unit(green * brightness), _unit(blue * brightness)
+    if TAPS_Y > 0:
+        plane = height * width
+        into = kept + frame * 3 * plane + pixels
+        tl.store(into, red.to(kept.dtype.element_ty), inside)
+        tl.store(into + plane, green.to(kept.dtype.element_ty), inside)
+        tl.store(into + 2 * plane, blue.to(kept.dtype.element_ty), inside)
+    grey = tl.where(inside, _grey(red, green, blue), 0.0)
+    tl.store(sums + frame * tl.num_programs(1) + tl.program_id(1), tl.sum(grey, 0))
 
 
 @triton.jit
 def _images(
-    images, boxes, colours, sums, out, steps, full_height, full_width, by_channel, by_row, by_column, height, width,
-    mean_red, mean_green, mean_blue, std_red, std_green, std_blue,
-    JITTER: tl.constexpr, PIXELS: tl.constexpr, BLOCKS: tl.constexpr,
+    images, boxes, colours, sums, kept, out, steps, full_height, full_width, by_channel, by_row, by_column,
+    height, width, mean_red, mean_green, mean_blue, std_red, std_green, std_blue,
+    TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, JITTER: tl.constexpr, PIXELS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     frame = tl.program_id(0).to(tl.int64)
     pixels = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
     inside = pixels < height * width
-    red, green, blue = _resized(
-        images, boxes, frame, steps, pixels, inside, full_height, full_width,
-        by_channel, by_row, by_column, height, width,
-    )  # fmt: skip
+    plane = height * width
+    colour = colours + (frame // steps) * 4
+    if JITTER and TAPS_Y > 0:
+        of = kept + frame * 3 * plane + pixels
+        red = tl.load(of, inside, other=0.0).to(tl.float32)
+        green = tl.load(of + plane, inside, other=0.0).to(tl.float32)
+        blue = tl.load(of + 2 * plane, inside, other=0.0).to(tl.float32)
+    else:
+        red, green, blue = _seen(
+            images, boxes, frame, steps, pixels, inside, full_height, full_width,
+            by_channel, by_row, by_column, height, width, TAPS_Y, TAPS_X,
+        )  # fmt: skip
+        if JITTER:
+            brightness = tl.load(colour)
+            red, green, blue = _unit(red * brightness), _unit(green * brightness), _unit(blue * brightness)
     if JITTER:
-        colour = colours + (frame // steps) * 4
-        brightness = tl.load(colour)
-        red, green, blue = _unit(red * brightness), _unit(green * brightness), _unit(blue * brightness)
         blocks = tl.arange(0, BLOCKS)
         count = tl.num_programs(1)
         greys = tl.load(sums + frame * count + blocks, blocks < count, other=0.0)
@@ -171,7 +212,6 @@ def _images(
         green = _unit(grey + (green - grey) * saturation)
         blue = _unit(grey + (blue - grey) * saturation)
         red, green, blue = _turned(red, green, blue, tl.load(colour + 3))
-    plane = height * width
     into = out + frame * 3 * plane + pixels
     tl.store(into, ((red - mean_red) / std_red).to(out.dtype.element_ty), inside)
     tl.store(into + plane, ((green - mean_green) / std_green).to(out.dtype.element_ty), inside)

@@ -116,3 +116,90 @@ def test_a_profile_tells_of_the_device(tiny: dict[str, Any], tmp_path: Path) -> 
     assert all(milliseconds > 0.0 for name, milliseconds in step["device_ms"].items() if name != "data wait")
     assert 0.0 < step["gpu_busy_ms"] < step["step_ms"]
     assert step["gpu_busy_ms"] + step["gpu_idle_ms"] == pytest.approx(step["step_ms"])
+
+
+def notes(run: Path) -> str:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return "\n".join(line["note"] for line in lines if "note" in line)
+
+
+def test_a_step_that_the_host_holds_up_is_replayed_and_loses_the_same(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    for how in ("auto", "off"):
+        builder = Builder.from_recipe(tiny).override(
+            settings(cuda_graph=how, compile="off", ema=0.9, log_every=1, save_every=30, keep=5)
+        )
+        builder.train(output=tmp_path / how, device="cuda")
+    assert "replayed as a CUDA graph" in notes(tmp_path / "auto")
+    assert "CUDA graph" not in notes(tmp_path / "off")
+    replayed, plain = (torch.tensor(losses(tmp_path / how)) for how in ("auto", "off"))
+    torch.testing.assert_close(replayed, plain, rtol=2e-2, atol=2e-3)
+    for step in (30, 60):  # the averages that are saved too
+        saved = [
+            AutoModel.from_pretrained(checkpoint.place(tmp_path / how, step)).state_dict()
+            for how in ("auto", "off")
+        ]
+        for name, weight in saved[0].items():
+            torch.testing.assert_close(weight, saved[1][name], rtol=5e-2, atol=5e-3)
+
+
+def test_a_replayed_run_goes_on_from_its_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override(
+        settings(steps=80, save_every=40, keep=5, compile="off", log_every=1)
+    )
+    whole = builder.train(output=tmp_path / "run", device="cuda").checkpoint
+    expected, through = AutoModel.from_pretrained(whole).state_dict(), losses(tmp_path / "run")
+    shutil.rmtree(whole)
+    again = builder.train(output=tmp_path / "run", resume=True, device="cuda").checkpoint
+    assert losses(tmp_path / "run")[-40:] == pytest.approx(through[-40:], rel=1e-2, abs=1e-3)
+    for name, weight in AutoModel.from_pretrained(again).state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-2, atol=1e-3)
+
+
+def test_a_step_that_waits_for_the_gpu_is_not_captured(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policysmith.components.heads.mlp import MlpHead
+
+    good = MlpHead.loss
+
+    def waiting(self: MlpHead, *args: Any) -> dict[str, torch.Tensor]:
+        terms = good(self, *args)
+        return terms if float(terms["loss"]) < 1e9 else {"loss": terms["loss"] * 2.0}
+
+    monkeypatch.setattr(MlpHead, "loss", waiting)
+    Builder.from_recipe(tiny).override(settings(compile="off")).train(output=tmp_path / "run", device="cuda")
+    assert "no CUDA graph: a step waits for the GPU" in notes(tmp_path / "run")
+
+
+def test_a_step_that_counts_on_the_host_is_found_out(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policysmith.components.heads.mlp import MlpHead
+
+    good, calls = MlpHead.loss, {"count": 0}
+
+    def counting(self: MlpHead, *args: Any) -> dict[str, torch.Tensor]:
+        calls["count"] += 1
+        return {"loss": good(self, *args)["loss"] * (1.0 + calls["count"])}
+
+    monkeypatch.setattr(MlpHead, "loss", counting)
+    Builder.from_recipe(tiny).override(settings(compile="off")).train(output=tmp_path / "run", device="cuda")
+    assert "drawn or counted on the host" in notes(tmp_path / "run")
+
+
+def test_a_replayed_loss_that_is_not_finite_stops_the_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override(
+        settings(compile="off", log_every=10, **{"optimizer.lr": 1e18, "schedule.warmup": 40})
+    )
+    with pytest.raises(TrainingError, match=r"not finite at step \d+"):
+        builder.train(output=tmp_path / "run", device="cuda")
+    saved = checkpoint.checkpoints(tmp_path / "run")[-1]
+    assert all(torch.isfinite(p).all() for p in AutoModel.from_pretrained(saved).parameters())
+
+
+def test_images_go_through_one_kernel(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override(settings(steps=3))
+    builder.train(output=tmp_path / "run", device="cuda")
+    assert "images go through one kernel: `random_shift`" in notes(tmp_path / "run")

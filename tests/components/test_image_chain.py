@@ -1,0 +1,128 @@
+"""Transforms of images as one kernel: what they give one by one, but for rounding to bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from policysmith.components.image_chain import chains, fused, fuses
+from policysmith.components.registry import TRANSFORMS
+from policysmith.schemas.specs import Kind, Range, Spec
+
+KEY = "observation.images.front"
+SPECS = {KEY: Spec(Kind.IMAGE, ("B", 2, 3, 20, 24), "", range=Range.BYTES)}
+SHIFT = {"type": "random_shift", "pixels": 3}
+RANDOM, FIXED = {"type": "crop", "size": [16, 18]}, {"type": "crop", "size": [12, 14], "corner": [2, 5]}
+RESIZE, JITTER = {"type": "resize", "size": [9, 13]}, {"type": "color_jitter", "hue": 0.1}
+NORMALIZE = {"type": "normalize_image", "stats": "imagenet"}
+
+
+def made(*options: dict[str, Any]) -> list[nn.Module]:
+    transforms, specs = [], dict(SPECS)
+    for each in options:
+        part = TRANSFORMS.get(each["type"])
+        config = part.Config(**each)
+        transforms.append(part(config, specs, {}).train())
+        specs = part.specs(config, specs, {})
+    return transforms
+
+
+def images() -> dict[str, torch.Tensor]:
+    smooth = torch.nn.functional.interpolate(torch.rand(8, 3, 5, 6), (20, 24), mode="bicubic").clamp(0, 1)
+    return {KEY: (smooth * 255).to(torch.uint8).reshape(4, 2, 3, 20, 24), "action": torch.ones(4, 1, 2)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (SHIFT, NORMALIZE),
+        (RANDOM, NORMALIZE),
+        (FIXED, RESIZE, NORMALIZE),
+        (SHIFT, RANDOM, RESIZE, JITTER, NORMALIZE),
+        (JITTER, NORMALIZE),
+        ({**JITTER, "hue": 0.0, "contrast": 0.0}, {"type": "normalize_image", "stats": "clip"}),
+    ],
+    ids=lambda options: "-".join(each["type"] for each in options),
+)
+def test_as_one_they_give_what_they_give_one_by_one(options: tuple[dict[str, Any], ...]) -> None:
+    transforms, batch = made(*options), images()
+    (chain,) = chains(transforms)
+    before = {key: value.clone() for key, value in batch.items()}
+    torch.manual_seed(0)
+    together = fused(chain, batch)
+    torch.manual_seed(0)
+    apart: dict[str, Any] = dict(batch)
+    for transform in transforms:
+        apart = transform(apart)
+    assert together[KEY].shape == apart[KEY].shape
+    assert together[KEY].dtype == torch.float32
+    levels = (together[KEY] - apart[KEY]).abs() * 255.0 * 0.225
+    resizes = any(each["type"] in ("resize", "color_jitter") for each in options)
+    assert levels.max() < (12.0 if resizes else 1e-3)  # hue of greys is a matter of rounding
+    assert levels.mean() < (1.0 if resizes else 1e-3)
+    assert together["action"] is batch["action"]
+    assert all(torch.equal(batch[key], value) for key, value in before.items())
+
+
+def test_a_window_that_is_cut_after_a_shift_is_moved_with_it() -> None:
+    """Where edge pixels fill what a shift leaves, a crop after it sees them."""
+    transforms, batch = made({"type": "random_shift", "pixels": 9}, FIXED, NORMALIZE), images()
+    (chain,) = chains(transforms)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        together = fused(chain, batch)[KEY]
+        torch.manual_seed(seed)
+        apart: dict[str, Any] = dict(batch)
+        for transform in transforms:
+            apart = transform(apart)
+        torch.testing.assert_close(together, apart[KEY], atol=1e-5, rtol=1e-5)
+
+
+def test_chains_end_with_a_normalisation_and_keep_the_order_of_the_kernel() -> None:
+    def names(*options: dict[str, Any]) -> list[list[str]]:
+        return [[each.config.type for each in chain] for chain in chains(made(*options))]
+
+    blank, half = {"type": "blank", "keys": [KEY]}, {"type": "grayscale"}
+    assert names(SHIFT, JITTER) == [["random_shift"], ["color_jitter"]]
+    assert names(RESIZE, RANDOM_SMALL, NORMALIZE) == [["resize"], ["crop", "normalize_image"]]
+    assert names(SHIFT, half, JITTER, NORMALIZE) == [
+        ["random_shift"],
+        ["grayscale"],
+        ["color_jitter", "normalize_image"],
+    ]
+    assert names(SHIFT, {**NORMALIZE, "keys": [KEY]}) == [["random_shift", "normalize_image"]]
+    assert names(JITTER, NORMALIZE, blank)[0] == ["color_jitter", "normalize_image"]
+
+
+RANDOM_SMALL = {"type": "crop", "size": [6, 7]}
+
+
+def test_only_bytes_on_a_gpu_are_for_the_kernel() -> None:
+    (chain,) = chains(made(SHIFT, NORMALIZE))
+    assert not fuses(chain, images())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_they_run_as_one_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    transforms = made(SHIFT, RANDOM, RESIZE, JITTER, NORMALIZE)
+    (chain,) = chains(transforms)
+    batch = {key: value.cuda() for key, value in images().items()}
+    assert fuses(chain, batch)
+    assert not fuses(chain, {KEY: batch[KEY].float()})
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.manual_seed(0)
+        together = fused(chain, batch)[KEY]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.manual_seed(0)
+    apart: dict[str, Any] = dict(batch)
+    for transform in transforms:
+        apart = transform(apart)
+    assert (together - apart[KEY]).abs().mean() * 255.0 * 0.225 < 1.0
+    for transform in transforms:
+        transform.eval()
+    assert not fuses(chain, batch)
