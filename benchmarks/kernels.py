@@ -164,7 +164,9 @@ def adamw_case(tiny: bool, device: str) -> Case:
     leaves = [p.clone().requires_grad_() for p in parameters]
     for parameter, gradient in zip(leaves, gradients, strict=True):
         parameter.grad = gradient.clone()
-    fused: Any = torch.optim.AdamW(leaves, lr=1e-4, weight_decay=1e-2, fused=True)
+    fused: Any = torch.optim.AdamW(
+        leaves, lr=1e-4, weight_decay=1e-2, fused=True, capturable=device == "cuda"
+    )
     fused.grad_scale, fused.found_inf = torch.ones((), device=device), bad
 
     @torch.no_grad()

@@ -18,27 +18,28 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import import_utils
 
-from ...schemas.errors import TrainingError
 from .fused_adamw import FusedAdamW
 
 WARM, TIMED, CHECKED = 10, 5, 2
-BUSY = 0.75
-"""Share of a step's time from which on the host is said to hold it up."""
+BUSY = 0.4
+"""Share of a step's time for which the host must be busy; below, it is far enough ahead that the GPU never waits."""
 TOLERANCE = 0.01
 """Relative difference of a loss that kernels may make, which sum in another order from run to run."""
 
-_OTHERS_MAY = "thread_local"
-"""Threads that load data go on calling the driver meanwhile."""
-
 Batch = Mapping[str, Any]
 Output = dict[str, Tensor]
+
+
+class CaptureFailed(Exception):
+    """Why a step is no CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ class StepGraph:
             self._settle("no CUDA graph: a step waits for the GPU")
             self._optimizer.zero_grad()
             return self._plainly(batch, seed)
-        self._graphs = _Graphs(self._update, self._optimizer, batch, seed)
+        try:
+            self._graphs = _Graphs(self._update, self._optimizer, batch, seed)
+        except CaptureFailed as failure:
+            self._settle(f"no CUDA graph: a step could not be captured ({failure})")
         return result
 
     def _replayed(self, graphs: _Graphs, batch: Batch, seed: int) -> tuple[Output, Tensor]:
@@ -118,11 +122,14 @@ class StepGraph:
             return self._plainly(batch, seed)
         if graphs.replays < CHECKED:
             expected = self._loss(batch, seed)
+            if expected is None:
+                del graphs
+                self._drop("no CUDA graph: there is no memory for a step beside it")
+                return self._plainly(batch, seed)
             graphs.compute(batch, seed)
             found = float(graphs.output["loss"])
             if abs(found - expected) > TOLERANCE * abs(expected):
-                self._graphs = None
-                self._settle(
+                self._drop(
                     f"no CUDA graph: a loss of {expected:.6g} was {found:.6g} in it, so it depends on numbers that are "
                     "drawn or counted on the host"
                 )
@@ -150,21 +157,28 @@ class StepGraph:
                 f"was busy for {1e3 * statistics.median(self._host):.1f}"
             )
         else:
-            self._graphs = None
-            self._settle(f"no CUDA graph: a step takes {eager:.1f} ms without and {replayed:.1f} ms with it")
+            self._drop(f"no CUDA graph: a step takes {eager:.1f} ms without and {replayed:.1f} ms with it")
+
+    def _drop(self, note: str) -> None:
+        self._graphs = None
+        torch.cuda.empty_cache()
+        self._settle(note)
 
     def _settle(self, note: str) -> None:
         self._settled = True
         self._note(note)
 
-    def _loss(self, batch: Batch, seed: int) -> float:
-        """What the policy loses on a batch, which changes nothing."""
+    def _loss(self, batch: Batch, seed: int) -> float | None:
+        """What the policy loses on a batch, which changes nothing; None where memory does not suffice."""
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
         torch.manual_seed(seed)
-        loss = float(self._update.loss(batch)["loss"].detach())
-        for name, buffer in self._model.named_buffers():
-            buffer.copy_(buffers[name])
-        return loss
+        try:
+            return float(self._update.loss(batch)["loss"].detach())
+        except torch.OutOfMemoryError:
+            return None
+        finally:
+            for name, buffer in self._model.named_buffers():
+                buffer.copy_(buffers[name])
 
 
 class _Graphs:
@@ -180,18 +194,17 @@ class _Graphs:
         self._first, self._second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         torch.manual_seed(seed)
         try:
-            with torch.cuda.graph(self._first, capture_error_mode=_OTHERS_MAY):
+            with _capturing(self._first):
                 self.output = update.gradients(self._batch)
             self._gradients = optimizer.gradients()  # stay where they are
             optimizer.rehearse()
-            with torch.cuda.graph(self._second, pool=self._first.pool(), capture_error_mode=_OTHERS_MAY):
+            with _capturing(self._second, pool=self._first.pool()):
                 self._norm = update.step()
         except RuntimeError as error:
-            raise TrainingError(
-                f"the step could not be captured as a CUDA graph ({str(error).splitlines()[0]}); "
-                "set `training.cuda_graph: off`"
-            ) from error
-        optimizer.zero_grad()
+            _heal(self._first.pool())
+            raise CaptureFailed(str(error).splitlines()[0]) from error
+        finally:
+            optimizer.zero_grad()
 
     def fits(self, batch: Batch) -> bool:
         """Whether a batch is like the captured one."""
@@ -214,6 +227,31 @@ class _Graphs:
         """Update the weights from these gradients; gives their norm."""
         self._second.replay()
         return self._norm
+
+
+@contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
+    """What happens inside is captured as it would run: nothing is compiled, and transformers builds no masks for it."""
+    known = import_utils.is_cuda_stream_capturing
+    import_utils.is_cuda_stream_capturing = lambda: False
+    try:
+        with (
+            torch.compiler.set_stance("eager_on_recompile"),
+            # threads that load data go on calling the driver meanwhile
+            torch.cuda.graph(graph, capture_error_mode="thread_local", **options),
+        ):
+            yield
+    finally:
+        import_utils.is_cuda_stream_capturing = known
+
+
+def _heal(pool: Any) -> None:
+    """Let the device's memory and random numbers go on after a capture that failed, which leaves both in it."""
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+    fresh = torch.Generator(device=f"cuda:{device}")
+    torch.cuda.default_generators[device].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 @contextmanager

@@ -74,8 +74,8 @@ def reference(
         base = grey(values)
         values = (base + (values - base) * saturation).clamp(0.0, 1.0)
         values = turn_hue(values, turn[:, 0])
-    middle, spread = (torch.tensor(x, dtype=precise, device=values.device) for x in (mean, std))
-    return ((values - middle.view(3, 1, 1)) / spread.view(3, 1, 1)).to(dtype).contiguous()
+    channels_of = zip(values.unbind(2), mean, std, strict=True)
+    return torch.stack([(x - middle) / spread for x, middle, spread in channels_of], dim=2).to(dtype)
 
 
 def resizing(starts: Tensor, lengths: Tensor, before: int, after: int) -> Tensor:
