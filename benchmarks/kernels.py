@@ -25,7 +25,7 @@ from timing import copy_bandwidth, machine, measure
 from torch import Tensor
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
-from policysmith.components.kernels import adamw, flow_matching, group_norm_mish, image_batch, modulated_norm
+from policysmith.components.kernels import adamw, group_norm_mish, image_batch, modulated_norm
 from policysmith.components.kernels.image_draws import Augmentation, draw
 
 Run = Callable[[], Any]
@@ -77,7 +77,6 @@ def cases(device: str, tiny: bool, compiles: bool) -> Iterator[Case]:
         yield norm_case(samples, *((3, 16) if tiny else (49, 1536)), device, compiles)
     yield image_case(*((2, 20, 16) if tiny else (512, 256, 224)), device, compiles)
     yield adamw_case(tiny, device)
-    yield from flow_cases(*((2, 5, 3) if tiny else (32, 50, 32)), device, compiles)
     yield group_norm_case(*((2, 16, 4) if tiny else (64, 512, 16)), device, compiles)
 
 
@@ -190,28 +189,6 @@ def adamw_case(tiny: bool, device: str) -> Case:
     return Case(
         "AdamW, average, copy", f"{len(shapes)} tensors, {count / 1e6:.1f}M values", 38 * count, variants
     )
-
-
-def flow_cases(samples: int, steps: int, dims: int, device: str, compiles: bool) -> Iterator[Case]:
-    """Inputs of a flow-matching network with a time of 256 values, and its loss, forward and backward."""
-    actions, noise = (torch.randn(samples, steps, dims, device=device) for _ in range(2))
-    is_pad = torch.rand(actions.shape, device=device) < 0.1
-    given = (actions, noise, torch.rand(samples, device=device), is_pad, 256)
-    plain = (*given, False, 1000.0, 10_000.0, False)
-    shape = f"{(samples, steps, dims)} fp32"
-    variants: dict[str, Run] = {"reference": lambda: flow_matching.noisy_actions_reference(*plain)}
-    if compiles:
-        compiled = torch.compile(flow_matching.noisy_actions_reference, dynamic=False)
-        variants["compiled"] = lambda: compiled(*plain)
-    if device == "cuda":
-        variants["ours"] = lambda: flow_matching.noisy_actions(*given)
-    yield Case("flow matching, inputs", shape, 4 * size(actions) + is_pad.numel(), variants)
-    predicted = torch.randn_like(actions).requires_grad_()
-    functions = flow_matching.masked_mse_reference, flow_matching.masked_mse
-    inputs = (predicted, noise, is_pad)
-    moved = 5 * size(actions) + 2 * is_pad.numel()
-    one = torch.ones((), device=device)
-    yield Case("flow matching, loss", shape, moved, differentiated(*functions, inputs, one, device, compiles))
 
 
 def differentiated(

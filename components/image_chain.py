@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Batch
-from .kernels.dispatch import WANTED
+from .kernels.dispatch import fused as on_gpu
 from .kernels.image_batch import image_batch
 
 Size = tuple[int, int]
@@ -104,10 +104,9 @@ def fused(chain: Sequence[Any], batch: Batch) -> dict[str, Any]:
 def fuses(chain: Sequence[Any], batch: Batch) -> bool:
     """Whether these transforms run as one on a batch: in training, on bytes that lie on a GPU."""
     return (
-        WANTED
-        and len(chain) > 1
+        len(chain) > 1
         and bool(chain[0].training)
-        and all(batch[k].is_cuda and batch[k].dtype == torch.uint8 for k in chain[0].keys if k in batch)
+        and all(on_gpu(batch[k]) and batch[k].dtype == torch.uint8 for k in chain[0].keys if k in batch)
     )
 
 

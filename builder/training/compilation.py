@@ -1,4 +1,4 @@
-"""Compiles a policy's repeated layers one by one, and makes products of matrices of its patch embeddings.
+"""Has a policy compute what it does in a faster way: layers are compiled, convolutions laid out as the device wants them.
 
 One layer is compiled and serves all its like, so that compiling takes seconds, and graph breaks elsewhere do not matter.
 A convolution whose windows do not overlap is a product of patches and weights; as such it needs no copies of images and
@@ -46,6 +46,13 @@ def patch_products(policy: nn.Module) -> list[nn.Conv2d]:
     for module in found:
         module.forward = partial(_product, module)  # type: ignore[method-assign]
     return found
+
+
+def channels_last(policy: nn.Module) -> None:
+    """Lay the weights of 2-D convolutions out as a GPU computes with them, which images and gradients follow."""
+    for module in policy.modules():
+        if isinstance(module, nn.Conv2d) and not _cuts(module):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def as_before(modules: Sequence[nn.Module]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...components.kernels.adamw import adamw_step
+from ...components.kernels.adamw import adamw_step, order
 from .ema import WeightAverage
 
 
@@ -38,6 +38,7 @@ class FusedAdamW(torch.optim.AdamW):
         self._average = average
         self._copies: Mapping[nn.Parameter, nn.Parameter] = {}
         self._counts: dict[torch.dtype, Tensor] = {}
+        self._ordered: dict[nn.Parameter, Tensor] = {}
         self._rates, self._decays = (torch.zeros(len(self.param_groups), device=device) for _ in range(2))
         self.set_rates()
 
@@ -68,7 +69,7 @@ class FusedAdamW(torch.optim.AdamW):
             averages = self._average
             adamw_step(
                 parameters,
-                [self._copies.get(p, p).grad for p in parameters],  # type: ignore[misc]
+                [self._gradient(p) for p in parameters],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 self._counts[dtype],
@@ -106,6 +107,9 @@ class FusedAdamW(torch.optim.AdamW):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over moments and count, also those of torch's own AdamW."""
         super().load_state_dict(state_dict)
+        for weight, state in self.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.empty_like(weight).copy_(state[name])
         self._counts = {}
         self.set_rates()
 
@@ -118,6 +122,15 @@ class FusedAdamW(torch.optim.AdamW):
                 if gradient is not None:
                     found.setdefault(gradient.dtype, []).append((weight, index))
         return found
+
+    def _gradient(self, weight: nn.Parameter) -> Tensor:
+        """The gradient, in the order in which the weight lies in memory, at an address that stays."""
+        gradient: Tensor = self._copies.get(weight, weight).grad  # type: ignore[assignment]
+        if order(gradient) == order(weight):
+            return gradient
+        if weight not in self._ordered:
+            self._ordered[weight] = torch.empty_like(weight, dtype=gradient.dtype)
+        return self._ordered[weight].copy_(gradient)
 
     def _state(self, weight: nn.Parameter, dtype: torch.dtype) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]

@@ -26,7 +26,7 @@ from ..policy import BasePolicyModel, RecipePolicy
 from . import batches, checkpoint
 from .batches import Collate
 from .checkpoint import Identity
-from .compilation import as_before, compiled_blocks, eagerly, patch_products
+from .compilation import as_before, channels_last, compiled_blocks, eagerly, patch_products
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
 from .fused_adamw import FusedAdamW
@@ -97,6 +97,8 @@ class _Run:
         self.job, self.accelerator, self.reporters = job, accelerator, reporters
         self.section, self.policy = job.section, job.policy
         self.policy.to(accelerator.device)
+        if accelerator.device.type == "cuda":
+            channels_last(self.policy)
         self.average = WeightAverage(self.policy, self.section.ema) if self.section.ema is not None else None
         self.bf16 = accelerator.mixed_precision == "bf16"
         self.optimizer = adamw(self.policy, self.section.optimizer, self.average, bf16=self.bf16)

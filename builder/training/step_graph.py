@@ -193,15 +193,16 @@ class _Graphs:
         torch.cuda.empty_cache()
         self._first, self._second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         torch.manual_seed(seed)
+        pool = torch.cuda.graph_pool_handle()
         try:
-            with _capturing(self._first):
+            with _capturing(self._first, pool=pool):
                 self.output = update.gradients(self._batch)
             self._gradients = optimizer.gradients()  # stay where they are
             optimizer.rehearse()
-            with _capturing(self._second, pool=self._first.pool()):
+            with _capturing(self._second, pool=pool):
                 self._norm = update.step()
         except RuntimeError as error:
-            _heal(self._first.pool())
+            _heal(pool)
             raise CaptureFailed(str(error).splitlines()[0]) from error
         finally:
             optimizer.zero_grad()
@@ -230,7 +231,7 @@ class _Graphs:
 
 
 @contextmanager
-def _capturing(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     """What happens inside is captured as it would run: nothing is compiled, and transformers builds no masks for it."""
     known = import_utils.is_cuda_stream_capturing
     import_utils.is_cuda_stream_capturing = lambda: False
@@ -238,7 +239,7 @@ def _capturing(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
         with (
             torch.compiler.set_stance("eager_on_recompile"),
             # threads that load data go on calling the driver meanwhile
-            torch.cuda.graph(graph, capture_error_mode="thread_local", **options),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
         ):
             yield
     finally:

@@ -3,11 +3,11 @@
     modulated_norm    gated residual, LayerNorm or RMSNorm, and the shift and scale of AdaLN
     image_batch       crop, antialiased resize, colour jitter and normalisation of bytes; `image_draws` draws for it
     adamw             clipping, AdamW, weight average and bfloat16 copy of many tensors
-    flow_matching     noisy actions, target and embedded time; masked mean squared error
     group_norm_mish   group norm, Mish and FiLM of a 1-D U-Net
 
 Every operator is a `torch.library` operator: it composes with `torch.compile(fullgraph=True)`, runs its Triton program
 on CUDA devices, and its torch reference everywhere else, also where triton is missing. Sums are taken in float32 and
-in a fixed order, so the same inputs give the same bits. No part calls them yet: each is first measured on a GPU beside
-the torch path, by `benchmarks/kernels.py`.
+in a fixed order, so the same inputs give the same bits. Parts call them where `dispatch.fused` says so, and torch
+elsewhere. Each is here because it is faster than `torch.compile` of its reference, by `benchmarks/kernels.py`; what is not
+does not stay.
 """

@@ -39,8 +39,9 @@ def adamw_step(
 ) -> None:
     """Update parameters, moments, averages and shadows in place, and count `step` up.
 
-    parameters, `first` and `second` moments and averages are float32 of the same shapes and strides, each dense in
-    memory; gradients are float32 or bfloat16, all alike; shadows are bfloat16. averages and shadows may be left out.
+    parameters, `first` and `second` moments and averages are float32 of the same shapes and `order`, each dense in
+    memory; gradients are float32 or bfloat16, all alike, in the same order too where a graph captures the step; shadows
+    are bfloat16. averages and shadows may be left out.
     groups tells for each parameter its place in `rates` (G,) and `decays` (G,), the learning rates and weight decays.
     `step`, `clip`, the factor of the gradients, and `found_inf` are float32 scalars on the device, where the rates are
     too: nothing waits for the host, and a CUDA graph may capture it once it has run on the same tensors. Where
@@ -50,6 +51,11 @@ def adamw_step(
         list(parameters), list(gradients), list(first), list(second), list(averages), list(shadows),
         step, rates, decays, list(groups), clip, found_inf, *betas, eps, average_decay,
     )  # fmt: skip
+
+
+def order(values: Tensor) -> tuple[int, ...]:
+    """Strides that matter: dense tensors alike in them hold their values in one order."""
+    return tuple(stride for size, stride in zip(values.shape, values.stride(), strict=True) if size > 1)
 
 
 @torch.no_grad()

@@ -12,12 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 WANTED = HAS_TRITON and os.environ.get("POLICYSMITH_KERNELS") != "off"
 """Whether parts call operators where these are faster; `POLICYSMITH_KERNELS=off` leaves all to torch."""
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def fused(values: Tensor) -> bool:
+    """Whether a part leaves these values to a kernel: where they are on a GPU."""
+    return WANTED and values.is_cuda
 
 
 def program(module: str, name: str) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from ..denoising import time_scale
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, features_of
 from ..layers import Attention, joined_mask, mlp, sinusoids, zero
+from ..modulation import modulated
 from ..robot_layers import robot_linear
 from ..rotary import Rotation, rotation
 
@@ -166,8 +167,8 @@ class Dit(Network):
             tokens = block(tokens, valid, condition, seen, mask, by)
         tokens = tokens[:, -self._horizon :]
         if self.modulation is not None:
-            shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-            tokens = self.norm(tokens) * (1.0 + scale) + shift
+            shift, scale = self.modulation(condition).chunk(2, dim=-1)
+            _, tokens = modulated(self.norm, tokens, shift=shift, scale=scale)
         out: Tensor = self.action_out(tokens, *robots)
         return out.float()
 
@@ -197,13 +198,16 @@ class Block(nn.Module):
         by: Rotation | None,
     ) -> Tensor:
         """tokens (B, N, D), valid (B, N), condition (B, C), context (B, M, D), mask (B, M) -> (B, N, D)."""
-        changes = iter(self.modulation(condition)[:, None].chunk(3 * len(self.branches), dim=-1))
+        modulations = iter(self.modulation(condition).chunk(3 * len(self.branches), dim=-1))
+        change = gate = None
         for name, branch in self.branches.items():
-            shift, scale, gate = next(changes), next(changes), next(changes)
-            normal = self.norm(tokens) * (1.0 + scale) + shift
+            shift, scale, gate_after = next(modulations), next(modulations), next(modulations)
+            tokens, normal = modulated(self.norm, tokens, change, gate, shift, scale)
+            gate = gate_after
             if name == "attention":
                 change = branch(normal, normal, valid, by)
             else:
                 change = branch(normal, context, mask) if name == "cross" else branch(normal)
-            tokens = tokens + gate * change
-        return tokens
+        assert gate is not None
+        out: Tensor = tokens + gate[:, None] * change
+        return out

@@ -19,6 +19,7 @@ from ..base import Context, Facts, Feature, Network
 from ..denoising import time_scale
 from ..features import action_spec, chunk_size, features_of, select
 from ..layers import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
+from ..modulation import modulated
 from ..robot_layers import RobotMlp, applied, robot_linear
 
 Count = Annotated[int, Field(ge=1)]
@@ -171,8 +172,9 @@ class GrootDit(Network):
                 (context[f"seen{turn}"], context.get(f"mask{turn}")) if index % 2 == 0 else (None, valid)
             )
             tokens = block(tokens, condition, seen, mask)
-        shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        tokens = self.out(self.norm(tokens[:, -self._horizon :]) * (1.0 + scale) + shift)
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+        _, tokens = modulated(self.norm, tokens[:, -self._horizon :], shift=shift, scale=scale)
+        tokens = self.out(tokens)
         return self.action_out(tokens, robot).float()  # type: ignore[no-any-return]
 
 
@@ -197,11 +199,11 @@ class Block(nn.Module):
         self, tokens: Tensor, condition: Tensor, context: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         """tokens (B, N, D), condition (B, D), context (B, M, C) or None for themselves, mask (B, M) -> (B, N, D)."""
-        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        normal = self.norm(tokens) * (1.0 + scale) + shift
+        scale, shift = self.modulation(condition).chunk(2, dim=-1)
+        _, normal = modulated(self.norm, tokens, shift=shift, scale=scale)
         change = self.attention(normal, normal if context is None else context, mask)
-        tokens = tokens + self.dropout(change)
-        out: Tensor = tokens + self.dropout(self.mlp(self.norm(tokens)))
+        tokens, normal = modulated(self.norm, tokens, self.dropout(change))
+        out: Tensor = tokens + self.dropout(self.mlp(normal))
         return out
 
 

@@ -18,6 +18,8 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising import time_scale
 from ..features import action_spec, chunk_size, features_of
+from ..kernels.dispatch import fused
+from ..kernels.group_norm_mish import group_norm_mish
 from ..layers import mlp, sinusoids
 
 Count = Annotated[int, Field(ge=1)]
@@ -154,11 +156,22 @@ class Level(nn.Module):
 
 
 class ConvBlock(nn.Sequential):
-    """mish(norm(convolution)), over the steps: (B, D, H) -> (B, D', H)."""
+    """scale * mish(norm(convolution)) + shift, over the steps."""
 
     def __init__(self, before: int, after: int, kernel: int, groups: int) -> None:
         convolution = nn.Conv1d(before, after, kernel, padding=kernel // 2)
         super().__init__(convolution, nn.GroupNorm(groups, after), nn.Mish())
+
+    def forward(self, steps: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """steps (B, D, H), scale and shift (B, D') -> (B, D', H)."""
+        convolution, norm, mish = self
+        assert isinstance(norm, nn.GroupNorm)
+        hidden: Tensor = convolution(steps)
+        if fused(hidden):
+            return group_norm_mish(hidden, norm.num_groups, norm.weight, norm.bias, scale, shift, norm.eps)
+        hidden = mish(norm(hidden))
+        hidden = hidden if scale is None else scale[..., None] * hidden
+        return hidden if shift is None else hidden + shift[..., None]
 
 
 class ResidualBlock(nn.Module):
@@ -173,8 +186,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, steps: Tensor, condition: Tensor) -> Tensor:
         """steps (B, D, H) and condition (B, C) -> (B, D', H)."""
-        hidden = self.first(steps)
-        *scale, bias = self.film(condition)[..., None].split(hidden.shape[1], dim=1)
-        hidden = scale[0] * hidden + bias if scale else hidden + bias
+        *scale, shift = self.film(condition).split(self.first[0].out_channels, dim=1)
+        hidden = self.first(steps, scale[0] if scale else None, shift)
         out: Tensor = self.second(hidden) + self.shortcut(steps)
         return out

@@ -12,7 +12,8 @@ import torch
 
 from policysmith.components.base import Feature
 from policysmith.components.heads.flow_matching import FlowMatching
-from policysmith.components.registry import BACKBONES, HEADS, NECKS, TRANSFORMS
+from policysmith.components.kernels import dispatch
+from policysmith.components.registry import BACKBONES, HEADS, NECKS, NETWORKS, TRANSFORMS
 from policysmith.schemas.specs import FEATURES
 
 pytestmark = pytest.mark.gpu
@@ -137,6 +138,35 @@ def test_heads_train_and_sample_without_a_valid_token(
     assert results[0][0].isfinite()
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("network", ["dit", "groot_dit", "unet"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_networks_learn_the_same_with_kernels_and_without(
+    network: str, bf16: bool, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = NETWORKS.get(network)
+    config = FlowMatching.Config(type="flow_matching", network=part.tiny(tmp_path))
+    kinds = {
+        *part.accepts,
+        *(spec.kind for spec in world.feature_specs.values() if spec.kind not in FEATURES),
+    }
+    inputs = {key: spec for key, spec in world.feature_specs.items() if spec.kind in kinds}
+    head: Any = FlowMatching(config, inputs, {}).to("cuda")
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    batch, features = world.batch(device="cuda"), world.features(device="cuda")
+    found = []
+    for wanted in (True, False):
+        monkeypatch.setattr(dispatch, "WANTED", wanted)
+        torch.manual_seed(0)
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            loss = head.loss(features, batch["action"], world.is_pad(batch))["loss"]
+        found.append([loss.detach(), *torch.autograd.grad(loss, list(head.parameters()))])
+    for fused, plain in zip(*found, strict=True):
+        error = (fused - plain).norm() / plain.norm().clamp_min(1e-6)
+        assert error < (5e-2 if bf16 else 1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS.names() if not HEADS.get(name).waits_for_device])

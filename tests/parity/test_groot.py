@@ -130,7 +130,11 @@ def test_every_block_is_lerobots(head: FlowMatching, golden: Golden) -> None:
     for block in network.blocks:
         block.register_forward_hook(lambda _module, _args, out: seen.append(out))
     found = velocity(head, golden)
-    torch.testing.assert_close(torch.stack(seen), golden.outputs["blocks"], atol=1e-5, rtol=1e-5)
+    expected = golden.outputs["blocks"]
+    largest = float(
+        expected.abs().max()
+    )  # hidden states are sums of such values, rounded by each processor its own way
+    torch.testing.assert_close(torch.stack(seen), expected, atol=1e-5 * largest, rtol=1e-5)
     torch.testing.assert_close(found, golden.outputs["velocity"], atol=1e-5, rtol=1e-5)
 
 

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..adamw import order
+
 _CHUNK = 2048
 _KEPT = 8  # tables of different sets of tensors
 _Table = tuple[torch.Tensor, torch.Tensor, bool]
@@ -27,7 +29,7 @@ def step(
     gradients = [_like(gradient, value) for gradient, value in zip(gradients, parameters, strict=True)]
     lists = [x for x in (parameters, first, second, gradients, averages, shadows) if x]
     for others in lists[1:]:
-        if any(x.stride() != value.stride() for x, value in zip(others, parameters, strict=True)):
+        if any(order(x) != order(value) for x, value in zip(others, parameters, strict=True)):
             raise ValueError("weights, moments, averages and shadows differ in their strides")
     addresses, chunks, aligned = _table(lists, groups)
     scalars = torch.empty(4, dtype=torch.float32, device=step.device)
@@ -41,7 +43,7 @@ def step(
 
 def _like(gradient, value):
     """The gradient, with the strides of its parameter."""
-    return gradient if gradient.stride() == value.stride() else torch.empty_like(value).copy_(gradient)
+    return gradient if order(gradient) == order(value) else torch.empty_like(value).copy_(gradient)
 
 
 def _table(lists, groups):

@@ -15,10 +15,12 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder
 from policysmith.builder.training import shadows as module
+from policysmith.builder.training.compilation import channels_last
 from policysmith.builder.training.ema import WeightAverage
 from policysmith.builder.training.fused_adamw import FusedAdamW
 from policysmith.builder.training.optimization import adamw, clip, parameter_groups, set_rate
 from policysmith.builder.training.shadows import Shadows
+from policysmith.components.kernels.adamw import order
 from policysmith.schemas.recipe import OptimizerSection
 
 SECTION = OptimizerSection(lr=1e-2, weight_decay=0.1)
@@ -208,3 +210,39 @@ def test_a_run_with_copies_is_the_run_without(
     again = Builder.from_recipe(tiny).train(output=tmp_path / "with", device="cpu", resume=True)
     for name, weight in with_copies.policy.state_dict().items():
         assert torch.equal(again.policy.state_dict()[name], weight), name
+
+
+def test_gradients_in_another_order_than_their_weights_are_brought_into_it() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 3, 1)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    channels_last(ours)
+    fused = adamw(ours, SECTION, bf16=True)
+    plain = torch.optim.AdamW(parameter_groups(theirs, SECTION), lr=1e-2)  # type: ignore[arg-type]
+    images = torch.randn(2, 4, 8, 8)
+    for step in range(4):
+        for model in (ours, theirs):
+            model(images).square().mean().backward()
+        if step % 2:
+            ours[0].weight.grad = ours[0].weight.grad.contiguous()
+        if step == 2:  # a state of weights in the usual order
+            fused.load_state_dict(plain.state_dict())
+        for optimizer in (fused, plain):
+            optimizer.step()
+            optimizer.zero_grad()
+    assert ours[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(order(fused.state[p]["exp_avg"]) == order(p) for p in ours.parameters())
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_in_another_order_are_saved_as_ever(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["policy"]["backbones"]["vision"] = {"type": "conv"}
+    policy = Builder.from_recipe(tiny).build()
+    expected = {name: value.clone() for name, value in policy.state_dict().items()}
+    channels_last(policy)
+    assert any(not weight.is_contiguous() for weight in policy.parameters())
+    policy.save_pretrained(tmp_path / "policy")
+    for name, value in AutoModel.from_pretrained(tmp_path / "policy").state_dict().items():
+        assert torch.equal(value, expected[name])
+        assert value.is_contiguous()
