@@ -169,6 +169,8 @@ class TrainingSection(Section):
     """`auto` computes features of frozen backbones once, where nothing random comes before them; `off` in every step."""
     compile: Literal["auto", "blocks", "off"] = "auto"
     """`blocks` compiles repeated layers one by one, which `auto` does on a GPU; `off` compiles nothing."""
+    sharding: Literal["off", "full", "hybrid"] = "off"
+    """`full` spreads weights and optimiser over all processes (FSDP2), `hybrid` over those of a machine, with a copy on each."""
     cuda_graph: Literal["auto", "off"] = "auto"
     """Whether a single GPU may replay steps as a CUDA graph, which `auto` does where that is found to be faster."""
     log_every: int = Field(default=50, ge=1)

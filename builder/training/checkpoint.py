@@ -25,6 +25,7 @@ import torch
 from ...schemas.errors import CheckpointError
 from ..policy import BasePolicyModel, saving
 from .ema import WeightAverage
+from .sharding import put, unsharded, whole
 
 STATE = "training.pt"
 _STEP = re.compile(r"step-(\d{8})")
@@ -49,21 +50,31 @@ def save(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
     identity: Identity,
+    *,
+    writes: bool = True,
 ) -> Path:
-    """Write the checkpoint after `step` updates and point `<run>/policy` at it."""
+    """Write the checkpoint after `step` updates and point `<run>/policy` at it.
+
+    All processes of a run call it, so that what is spread over them comes together; one of them `writes`.
+    """
     target = place(run, step)
-    state: dict[str, Any] = {
-        "step": step,
-        "optimizer": optimizer.state_dict(),
-        "average": average.state_dict() if average is not None else None,
-        "weights": average.weights() if average is not None else None,
-        "identity": {"recipe": identity.recipe, "data": identity.data, "world_size": identity.world_size},
-    }
-    with saving.staged(target) as directory:
-        with average.applied() if average is not None else contextlib.nullcontext():
-            policy.save_pretrained(directory)
-        torch.save(state, directory / STATE)
-        load_state(directory)
+    state: dict[str, Any] = whole(
+        {
+            "step": step,
+            "optimizer": optimizer.state_dict(),
+            "average": average.state_dict() if average is not None else None,
+            "weights": average.weights() if average is not None else None,
+            "identity": {"recipe": identity.recipe, "data": identity.data, "world_size": identity.world_size},
+        }
+    )
+    with average.applied() if average is not None else contextlib.nullcontext():
+        weights = whole(policy.state_dict())
+        if not writes:
+            return target
+        with saving.staged(target) as directory:
+            policy.save_pretrained(directory, state_dict=weights)
+            torch.save(state, directory / STATE)
+            load_state(directory)
     link = run / f".policy-{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(target.relative_to(run))
@@ -100,11 +111,12 @@ def restore(
     """Continue where a checkpoint left off; gives the number of updates made. Raises CheckpointError."""
     state = load_state(checkpoint)
     _compare(checkpoint, state["identity"], identity)
-    saved = type(policy).from_pretrained(checkpoint)
-    policy.load_state_dict(saved.state_dict())
+    weights = unsharded(policy).from_pretrained(checkpoint).state_dict()
     if average is not None:
         average.load_state_dict(state["average"])
-        policy.load_state_dict({**saved.state_dict(), **state["weights"]})
+        weights |= state["weights"]
+    for name, value in policy.state_dict().items():
+        put(value, weights[name])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
@@ -130,6 +142,7 @@ def prune(run: Path, keep: int) -> None:
 _FREE = {
     "output", "evaluation", "meta", "imports",
     "training.log_every", "training.save_every", "training.keep", "training.workers", "training.cache", "training.compile", "training.cuda_graph",
+    "training.sharding",
 }  # fmt: skip
 
 

@@ -14,12 +14,18 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ...components.base import Learner
 from ...components.layers import repeated
 
 _SHAPES = 64
 """Kinds of inputs that one class of layers may meet, in layers of several sizes, before it is compiled no more."""
+
+
+def layers_of(policy: nn.Module) -> list[nn.Module]:
+    """The layers that the parts of a policy repeat."""
+    return list(dict.fromkeys(_blocks(policy)))
 
 
 def compiled_blocks(policy: nn.Module, *, trained: bool) -> list[nn.Module]:
@@ -32,11 +38,14 @@ def compiled_blocks(policy: nn.Module, *, trained: bool) -> list[nn.Module]:
     )
     blocks = [
         block
-        for block in dict.fromkeys(_blocks(policy))
+        for block in layers_of(policy)
         if not trained or any(parameter.requires_grad for parameter in block.parameters())
     ]
     for block in blocks:
-        block.compile()
+        if isinstance(block, FSDPModule):  # weights come together before what is compiled
+            block.forward = torch.compile(block.forward)
+        else:
+            block.compile()
     return blocks
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from .sharding import put
+
 
 class WeightAverage:
     """avg <- d avg + (1 - d) w after every step, in fp32; d rises as (1 + step) / (10 + step) up to `decay`.
@@ -56,7 +58,7 @@ class WeightAverage:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, average in zip(self._names, self._average, strict=True):
-            average.copy_(state[name])
+            put(average, state[name])
 
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:

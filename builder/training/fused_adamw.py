@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ...components.kernels.adamw import adamw_step, order
 from .ema import WeightAverage
+from .sharding import local, put
 
 
 class FusedAdamW(torch.optim.AdamW):
     """torch's AdamW (Loshchilov & Hutter, 2019), with its state, and a step that a CUDA graph can capture.
 
-    Two launches for all weights: they clip (`grad_scale`), update, average, and write the copies that modules compute
+    Of weights that are spread over processes, each updates its part. Two launches for all weights: they clip (`grad_scale`), update, average, and write the copies that modules compute
     with. Where `found_inf` is not 0, a step changes nothing. Rates lie on the device, and follow `set_rates`. All weights
     with gradients of one type share one count of steps.
     """
@@ -68,15 +69,15 @@ class FusedAdamW(torch.optim.AdamW):
             copied = dtype == torch.bfloat16
             averages = self._average
             adamw_step(
-                parameters,
+                [local(p) for p in parameters],
                 [self._gradient(p) for p in parameters],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
+                [local(state["exp_avg"]) for state in states],
+                [local(state["exp_avg_sq"]) for state in states],
                 self._counts[dtype],
                 self._rates,
                 self._decays,
                 [group for _, group in weights],
-                averages=[averages.of(p) for p in parameters] if averages is not None else (),
+                averages=[local(averages.of(p)) for p in parameters] if averages is not None else (),
                 shadows=[self._copies[p] for p in parameters] if copied else (),
                 clip=self.grad_scale.reciprocal(),
                 found_inf=self.found_inf,
@@ -109,7 +110,8 @@ class FusedAdamW(torch.optim.AdamW):
         super().load_state_dict(state_dict)
         for weight, state in self.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.empty_like(weight).copy_(state[name])
+                loaded, state[name] = state[name], torch.empty_like(weight)
+                put(state[name], loaded)
         self._counts = {}
         self.set_rates()
 
@@ -125,11 +127,11 @@ class FusedAdamW(torch.optim.AdamW):
 
     def _gradient(self, weight: nn.Parameter) -> Tensor:
         """The gradient, in the order in which the weight lies in memory, at an address that stays."""
-        gradient: Tensor = self._copies.get(weight, weight).grad  # type: ignore[assignment]
-        if order(gradient) == order(weight):
+        gradient = local(self._copies.get(weight, weight).grad)  # type: ignore[arg-type]
+        if order(gradient) == order(local(weight)):
             return gradient
         if weight not in self._ordered:
-            self._ordered[weight] = torch.empty_like(weight, dtype=gradient.dtype)
+            self._ordered[weight] = torch.empty_like(local(weight), dtype=gradient.dtype)
         return self._ordered[weight].copy_(gradient)
 
     def _state(self, weight: nn.Parameter, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from ..policy import BasePolicyModel, RecipePolicy
 from . import batches, checkpoint
 from .batches import Collate
 from .checkpoint import Identity
-from .compilation import as_before, channels_last, compiled_blocks, eagerly, patch_products
+from .compilation import as_before, channels_last, compiled_blocks, eagerly, layers_of, patch_products
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
 from .fused_adamw import FusedAdamW
@@ -36,6 +36,7 @@ from .placement import peak, setting
 from .profile import NEEDED, Profile
 from .seeds import mix
 from .shadows import Shadows
+from .sharding import mesh_of, shard, unsharded
 from .step_graph import StepGraph, Update
 from .validation import validate
 from .watch import Health, Meter
@@ -97,10 +98,14 @@ class _Run:
         self.job, self.accelerator, self.reporters = job, accelerator, reporters
         self.section, self.policy = job.section, job.policy
         self.policy.to(accelerator.device)
+        self.bf16 = accelerator.mixed_precision == "bf16"
+        self.sharded = self.section.sharding != "off"
         if accelerator.device.type == "cuda":
             channels_last(self.policy)
+        if self.section.sharding != "off":
+            mesh = mesh_of(self.section.sharding, accelerator)
+            shard(self.policy, layers_of(self.policy), mesh, bf16=self.bf16)
         self.average = WeightAverage(self.policy, self.section.ema) if self.section.ema is not None else None
-        self.bf16 = accelerator.mixed_precision == "bf16"
         self.optimizer = adamw(self.policy, self.section.optimizer, self.average, bf16=self.bf16)
         self.identity = Identity(job.recipe, job.fingerprint, accelerator.num_processes)
         self.health = Health(self.optimizer, accelerator.device)
@@ -121,23 +126,24 @@ class _Run:
         self.sampler = self._sampler()
         for reporter in self.reporters:
             reporter.start(self.step, self.section.steps)
-            reporter.note(setting(self.accelerator))
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
         self._prepare()
         while self.step < self.section.steps:
             self._update()
             self._after_step()
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if not self.sharded:
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         as_before([*self.compiled, *self.patches])
         if self.shadows is not None:
             self.shadows.remove()
         if self.average is not None:
             self.average.apply()
-        self.policy.eval()
+        policy = unsharded(self.policy).from_pretrained(self.saved) if self.sharded else self.policy
+        policy.eval()
         if self.accelerator.num_processes > 1:
             self.accelerator.end_training()
-        return Result(self.policy, self.saved, self.step, self.loss, self.meter.overall)
+        return Result(policy, self.saved, self.step, self.loss, self.meter.overall)
 
     def _prepare(self) -> None:
         """Ready batches, model and optimiser for the first step."""
@@ -161,13 +167,17 @@ class _Run:
             )
         )
         self.compiled = self._compile(idle=rows is not None)
-        if self.bf16 and isinstance(self.optimizer, FusedAdamW):
+        if self.bf16 and not self.sharded and isinstance(self.optimizer, FusedAdamW):
             # several gradients add up better in float32
             self.shadows = Shadows(self.policy, trained=self.section.accumulate == 1)
             self.shadows.install()
             self.optimizer.follow(self.shadows.copies)
-        self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
+        if self.sharded:
+            self.model, self.prepared = self.policy, self.accelerator.prepare(self.optimizer)
+        else:
+            self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
         self.model.train()
+        self._note(setting(self.accelerator, self.model))
         self.graph = self._graph()
         if isinstance(self.policy, RecipePolicy) and rows is None and device.type == "cuda":
             for chain in self.policy.fused:
@@ -183,7 +193,7 @@ class _Run:
         if wanted == "off" or (wanted == "auto" and self.accelerator.device.type != "cuda"):
             return []
         blocks = compiled_blocks(self.policy, trained=idle)
-        kinds = ", ".join(f"`{name}`" for name in sorted({type(block).__name__ for block in blocks}))
+        kinds = ", ".join(f"`{name}`" for name in sorted({unsharded(block).__name__ for block in blocks}))
         self._note(
             f"compiling {len(blocks)} layers one by one: {kinds}" if blocks else "no layers to compile"
         )
@@ -205,6 +215,10 @@ class _Run:
         """All samples with the features of frozen backbones, where these are computed once."""
         job, section, world = self.job, self.section, self.accelerator.num_processes
         if section.cache == "off":
+            return None
+        if self.sharded:
+            if isinstance(self.policy, RecipePolicy) and self.policy.at_rest:
+                self._note("frozen backbones run in every step: their weights are spread over processes")
             return None
         samples = Samples(
             job.dataset,
@@ -257,7 +271,7 @@ class _Run:
     def _gradients(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Forward and backward pass over a batch; gives its losses."""
         with self._counting():
-            with self._phase("forward"):
+            with self._phase("forward"), self.accelerator.autocast() if self.sharded else nullcontext():
                 output = self._checked(self.model(batch))
             with self._phase("backward"):
                 self.accelerator.backward(output["loss"])
@@ -362,10 +376,18 @@ class _Run:
 
     def _save(self, step: int) -> None:
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        writes = self.accelerator.is_main_process
+        if writes or self.sharded:
             with self._own_weights():
                 self.saved = checkpoint.save(
-                    self.job.directory, step, self.policy, self.optimizer, self.average, self.identity
+                    self.job.directory,
+                    step,
+                    self.policy,
+                    self.optimizer,
+                    self.average,
+                    self.identity,
+                    writes=writes,
                 )
+        if writes:
             checkpoint.prune(self.job.directory, self.section.keep)
         self.accelerator.wait_for_everyone()

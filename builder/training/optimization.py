@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...schemas.recipe import OptimizerSection, ScheduleSection
@@ -58,13 +59,14 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of a model on its device.
 
-    On a GPU, and for `bf16`, it is the one that also averages weights and keeps their copies; otherwise torch's own.
+    On a GPU, for `bf16`, and for weights that are spread over processes, it is the one that also averages weights and keeps
+    their copies; otherwise torch's own.
     """
     beta1, beta2 = section.betas
     groups = parameter_groups(model, section)
     for group in groups:
         group["lr"] = section.lr * group["lr_scale"]  # type: ignore[operator]
-    if bf16 or any(parameter.is_cuda for parameter in model.parameters()):
+    if bf16 or any(isinstance(p, DTensor) or p.is_cuda for p in model.parameters()):
         return FusedAdamW(groups, lr=section.lr, betas=(beta1, beta2), eps=section.eps, average=average)
     return torch.optim.AdamW(groups, lr=section.lr, betas=(beta1, beta2), eps=section.eps, fused=True)
 
@@ -96,7 +98,12 @@ def clip(optimizer: torch.optim.Optimizer, limit: float | None) -> Tensor:
 
 
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Norm over all gradients together, summed in float32 also where they are bfloat16."""
+    """Norm over all gradients together, of all processes, summed in float32 also where they are bfloat16."""
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        spread = torch.nn.utils.get_total_norm(gradients)
+        assert isinstance(spread, DTensor)
+        norm: Tensor = spread.full_tensor()
+        return norm
     alike: dict[torch.dtype, list[Tensor]] = {}
     for gradient in gradients:
         alike.setdefault(gradient.dtype, []).append(gradient)

@@ -7,9 +7,11 @@ import os
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 
 from ...schemas.errors import TrainingError
 from ...schemas.recipe import TrainingSection
+from .sharding import wrapper
 
 _PEAKS = {
     "B200": 2250e12,
@@ -48,12 +50,11 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
     )
 
 
-def setting(accelerator: Accelerator) -> str:
-    """What a run really runs on."""
+def setting(accelerator: Accelerator, model: nn.Module) -> str:
+    """What a run really runs on, and what spreads its model over processes."""
     world = accelerator.num_processes
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    kind = accelerator.distributed_type.value.lower().replace("_", " ")
-    spread = f"{world} processes ({kind})" if world > 1 else "1 process"
+    spread = f"{world} processes ({wrapper(model)})" if world > 1 else "1 process"
     return f"{spread} on {accelerator.device.type}, {precision}"
 
 

@@ -1,0 +1,90 @@
+"""Weights, gradients and optimiser spread over processes: FSDP2 (Zhao et al., 2023), and HSDP over several machines.
+
+Layer by layer the weights come together for as long as they are needed, in bfloat16 where that is computed in. What the
+optimiser keeps, and what checkpoints hold, is float32.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ...schemas.errors import TrainingError
+
+
+def mesh_of(kind: Literal["full", "hybrid"], accelerator: Accelerator) -> DeviceMesh:
+    """The processes that share weights, in one row, or in one row for each machine.
+
+    Raises TrainingError for a single process, and for `hybrid` on a single machine.
+    """
+    world, device = accelerator.num_processes, accelerator.device.type
+    if world == 1:
+        raise TrainingError(
+            f"`training.sharding: {kind}` spreads a policy over processes, and this run is one; start it with "
+            "`torchrun --no-python --nproc-per-node GPUS build-and-train RECIPE`, or set `training.sharding: off`"
+        )
+    if kind == "full":
+        return init_device_mesh(device, (world,), mesh_dim_names=("shard",))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if world == local or world % local:
+        raise TrainingError(
+            f"`training.sharding: hybrid` has a copy of the policy on each of several machines with as many processes "
+            f"each, and this run has {world} processes, {local} of them on this machine; use `full`"
+        )
+    return init_device_mesh(device, (world // local, local), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(policy: nn.Module, layers: Sequence[nn.Module], mesh: DeviceMesh, *, bf16: bool) -> None:
+    """Spread the weights of a policy over a mesh, in place, those of each layer by themselves."""
+    precision = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # statistics and targets stay exact
+    )
+    for module in (*layers, policy):
+        fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+
+
+def wrapper(model: nn.Module) -> str:
+    """What spreads a model over processes."""
+    if not isinstance(model, FSDPModule):
+        return type(model).__name__
+    mesh = next(p.device_mesh for p in model.parameters() if isinstance(p, DTensor))
+    rows, *columns = mesh.shape
+    return f"HSDP, {rows} x {columns[0]}" if columns else "FSDP2"
+
+
+def unsharded(model: nn.Module) -> type[Any]:
+    """The class that a model had before it was spread."""
+    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+
+
+def local(values: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, to be changed in place."""
+    return values.to_local() if isinstance(values, DTensor) else values
+
+
+def whole(tree: Any) -> Any:
+    """Tensors of a nested structure as one process would hold them, on the CPU where they are spread. All processes call it."""
+    if isinstance(tree, DTensor):
+        return tree.full_tensor().cpu()
+    if isinstance(tree, Mapping):
+        return {key: whole(value) for key, value in tree.items()}
+    return [whole(value) for value in tree] if isinstance(tree, list) else tree
+
+
+@torch.no_grad()
+def put(target: Tensor, values: Tensor) -> None:
+    """Write a whole tensor, which every process has, into one that may be spread."""
+    if isinstance(target, DTensor) and not isinstance(values, DTensor):
+        there = values.to(target.device, target.dtype)
+        values = distribute_tensor(there, target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(values)

@@ -1,0 +1,152 @@
+"""Weights spread over gloo processes, started by `torchrun`: what one process learns with the whole batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from torch import Tensor
+from transformers import AutoModel
+
+from policysmith.builder import Builder
+from policysmith.builder.training import checkpoint
+from policysmith.schemas.errors import TrainingError
+
+
+@pytest.fixture
+def recipe(tiny: dict[str, Any]) -> dict[str, Any]:
+    """Without padding, of which each process takes its own mean, and nothing random that depends on the process."""
+    tiny["transforms"] = [t for t in tiny["transforms"] if t["type"] != "random_shift"]
+    tiny["data"]["horizon"], tiny["policy"]["execute"] = 1, 1
+    tiny["training"] |= {"steps": 12, "ema": 0.5, "save_every": 6, "keep": 5, "log_every": 1}
+    return tiny
+
+
+def trained(
+    recipe: dict[str, Any],
+    folder: Path,
+    name: str,
+    *options: str,
+    processes: int = 2,
+    machines: int = 1,
+) -> str:
+    """Train a recipe under `torchrun` into `<folder>/<name>`; what that says. Machines are this one, several times."""
+    path = folder / "tiny.yaml"
+    with path.open("w") as stream:
+        YAML().dump(recipe, stream)
+    binaries, runs = Path(sys.executable).parent, []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for machine in range(machines):
+        command = [
+            binaries / "torchrun", "--no-python", f"--nproc-per-node={processes // machines}", f"--nnodes={machines}",
+            f"--node-rank={machine}", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{29400 + os.getpid() % 500}",
+            binaries / "build-and-train", path, "--output", folder / name, "--device", "cpu", *options,
+        ]  # fmt: skip
+        runs.append(
+            subprocess.Popen(
+                [str(part) for part in command],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    said = [run.communicate(timeout=240) for run in runs]
+    assert all(run.returncode == 0 for run in runs), said
+    return "".join(out for out, _ in said)
+
+
+def flat(state: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.double().flatten() for _, value in sorted(state.items())])
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = AutoModel.from_pretrained(run).state_dict()
+    return state
+
+
+def norms(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["grad_norm"] for line in lines if "grad_norm" in line]
+
+
+def changes_alike(recipe: dict[str, Any], one: Path, other: Path) -> bool:
+    initial = flat(Builder.from_recipe(recipe).build().state_dict())
+    first, second = (flat(weights(run / "policy")) - initial for run in (one, other))
+    # AdamW turns rounding of vanishing gradients into whole steps, so single weights may differ.
+    return bool(torch.cosine_similarity(first, second, dim=0) > 0.999)
+
+
+def test_two_processes_learn_what_one_does_and_go_on_from_their_checkpoint(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    alone = Builder.from_recipe(recipe).override({"training.batch_size": 8})
+    alone.train(output=tmp_path / "one", device="cpu")
+    recipe["training"]["sharding"] = "full"
+    said = trained(recipe, tmp_path, "two")
+    assert "2 processes (FSDP2) on cpu, fp32" in said
+    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=1e-3)
+    assert changes_alike(recipe, tmp_path / "one", tmp_path / "two")
+    last = checkpoint.checkpoints(tmp_path / "two")[-1]
+    expected, moments = (
+        weights(last),
+        torch.load(last / "training.pt", weights_only=True)["optimizer"]["state"],
+    )
+    shutil.rmtree(last)
+    trained(recipe, tmp_path, "two", "--resume")
+    for name, value in weights(last).items():
+        assert torch.equal(value, expected[name]), name
+    again = torch.load(last / "training.pt", weights_only=True)["optimizer"]["state"]
+    for key, state in again.items():
+        for name, value in state.items():
+            assert torch.equal(value, moments[key][name])
+
+
+@pytest.mark.slow
+def test_machines_hold_copies_of_what_is_spread_over_their_processes(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe["training"]["batch_size"] = 2
+    alone = Builder.from_recipe(recipe).override({"training.batch_size": 8})
+    alone.train(output=tmp_path / "one", device="cpu")
+    recipe["training"]["sharding"] = "hybrid"
+    said = trained(recipe, tmp_path, "four", processes=4, machines=2)
+    assert "4 processes (HSDP, 2 x 2) on cpu, fp32" in said
+    assert norms(tmp_path / "four") == pytest.approx(norms(tmp_path / "one"), rel=1e-3)
+    assert changes_alike(recipe, tmp_path / "one", tmp_path / "four")
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_spread_too(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["training"] |= {"steps": 4, "sharding": "full"}
+    trained(recipe, tmp_path, "plain")
+    said = trained({**recipe, "training": {**recipe["training"], "compile": "blocks"}}, tmp_path, "compiled")
+    assert "compiling 1 layers one by one: `ViTLayer`" in said
+    assert norms(tmp_path / "compiled") == pytest.approx(norms(tmp_path / "plain"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_in_bf16_layers_compute_with_bf16_weights(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["training"] |= {"precision": "bf16", "steps": 4}
+    alone = Builder.from_recipe(recipe).override({"training.batch_size": 8})
+    alone.train(output=tmp_path / "one", device="cpu")
+    recipe["training"]["sharding"] = "full"
+    said = trained(recipe, tmp_path, "two")
+    assert "2 processes (FSDP2) on cpu, bf16" in said
+    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=3e-2)
+    assert all(value.dtype == torch.float32 for value in weights(tmp_path / "two" / "policy").values())
+
+
+@pytest.mark.parametrize("how", ["full", "hybrid"])
+def test_one_process_has_nothing_to_spread(how: str, recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["training"]["sharding"] = how
+    with pytest.raises(TrainingError, match="start it with `torchrun"):
+        Builder.from_recipe(recipe).train(output=tmp_path / "run", device="cpu")
