@@ -113,7 +113,7 @@ def test_it_is_what_peft_makes_of_the_model() -> None:
     assert all(torch.equal(value, merged[key]) for key, value in ours.model.state_dict().items())
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.float64, 1e-13)], ids=str)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 5e-6), (torch.float64, 1e-13)], ids=str)
 def test_merged_weights_act_like_the_adapters(dtype: torch.dtype, error: float) -> None:
     part = adapted(vit().to(dtype), rank=4)
     untrained = tokens(part)
