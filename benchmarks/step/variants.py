@@ -176,7 +176,7 @@ def ours(bench: Bench, pace: Pace) -> None:
         os.environ["POLICYSMITH_CACHE"] = folder  # nothing is found from an earlier run
         job = loop.Job(
             policy=bench.policy,
-            dataset=_Indices(bench.size),
+            dataset=Indices(bench.size),
             collate=lambda indices: Resident(bench.held(indices)),
             section=section,
             directory=Path(folder),
@@ -186,7 +186,7 @@ def ours(bench: Bench, pace: Pace) -> None:
         loop.train(job, make_accelerator(section, bench.device.type), [_Reporter(pace, folder)])
 
 
-class _Indices(Dataset[int]):
+class Indices(Dataset[int]):
     """Samples that are looked up when their batch is collated."""
 
     def __init__(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of training steps runs, and its trainers learn the same."""
+"""The benchmarks of training run, and the trainers that they compare learn the same."""
 
 from __future__ import annotations
 
@@ -39,6 +39,21 @@ def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
     done = run("train_step.py", "--tiny", "--budget=0", "--works", "act", f"--output={output}")
     assert "act: not begun, the time was up" in done
     assert json.loads(output.read_text())["not_begun"] == ["act"]
+
+
+def test_runs_of_several_processes_are_told(tmp_path: Path) -> None:
+    output = tmp_path / "scaling.json"
+    run("scaling.py", "--tiny", "--device=cpu", "--work=gr00t_dit", "--processes", "1", "--rounds=1", "--steps=60", f"--output={output}")  # fmt: skip
+    [told] = json.loads(output.read_text())["runs"]["1"]
+    assert len(told["intervals"]) == 5
+    assert told["notes"][0].startswith("1 process on cpu")
+
+
+def test_filling_is_timed_beside_a_forward_pass(tmp_path: Path) -> None:
+    output = tmp_path / "fill.json"
+    run("cache_fill.py", "--tiny", "--device=cpu", "--rounds=1", "--batches=2", f"--output={output}")
+    rates = json.loads(output.read_text())["samples_per_second"]
+    assert all(rates[name] > 0.0 for name in ("eager forward", "filling"))
 
 
 def run(*command: str) -> str:

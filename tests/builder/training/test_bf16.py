@@ -155,8 +155,9 @@ def test_either_optimiser_goes_on_from_the_state_of_either(bf16: tuple[bool, boo
         stepped(whole, after, seed)
     torch.save(before.state_dict(), tmp_path / "state.pt")
     second = Model()
-    second.load_state_dict(first.state_dict())
     resumed = adamw(second, SECTION, bf16=bf16[1])
+    stepped(second, resumed, 9)  # what it knew before is forgotten
+    second.load_state_dict(first.state_dict())
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for seed in range(3, 5):
         stepped(second, resumed, seed)

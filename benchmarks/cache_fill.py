@@ -1,0 +1,112 @@
+"""Filling the table of frozen features, beside an eager forward pass of the same backbone over the same images.
+
+    python benchmarks/cache_fill.py --output benchmarks/results/cache_fill.json
+
+The backbone is that of the work `vit_b_frozen` of `train_step.py`, under bf16 on a GPU; images lie on the device. The eager
+pass is transforms and backbone without gradients, in batches; filling also stores the features and the rest of every
+sample. Each is run `--rounds` times in turn; `--tiny` shows that it works, and nothing of speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from step.bench import Bench
+from step.pace import Protocol
+from step.variants import Indices, Resident
+from step.works import choose
+
+from policysmith.builder.evaluation.machine import hardware, versions
+from policysmith.builder.training.feature_cache import Samples, stored_rows
+from policysmith.builder.training.placement import make_accelerator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--batches", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    [work] = choose(["vit_b_frozen"], arguments.tiny)
+    device = torch.device(arguments.device)
+    bench = Bench.make(work, Protocol(), device, [])
+    bench = Bench(bench.policy, bench.batches * arguments.batches, bench.builder, bench.protocol, device)
+    seconds: dict[str, list[float]] = {"eager forward": [], "filling": []}
+    eager(bench)  # the first pass chooses algorithms
+    for _ in range(arguments.rounds):
+        seconds["eager forward"].append(eager(bench))
+        seconds["filling"].append(filling(bench))
+    rates = {name: bench.size / statistics.median(found) for name, found in seconds.items()}
+    for name, rate in rates.items():
+        sys.stdout.write(f"{name:14} {rate:10,.0f} samples/s\n")
+    if arguments.output is not None:
+        result = {
+            "what": (__doc__ or "").splitlines()[0],
+            "command": f"python benchmarks/cache_fill.py {shlex.join(sys.argv[1:])}",
+            "tiny": arguments.tiny,
+            "samples": bench.size,
+            "seconds": seconds,
+            "samples_per_second": rates,
+            "hardware": hardware(),
+            "versions": versions(),
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def eager(bench: Bench) -> float:
+    """Seconds of a forward pass of the frozen backbones over all batches."""
+    policy: Any = bench.policy.eval()
+    accelerator = make_accelerator(bench.section, bench.device.type)
+    start = now(bench.device)
+    with torch.no_grad(), accelerator.autocast():
+        for batch in bench.batches:
+            transformed = policy.transform(batch)
+            for name in policy.at_rest:
+                policy.encode(name, transformed)
+    return now(bench.device) - start
+
+
+def filling(bench: Bench) -> float:
+    """Seconds of the pass that leaves a table."""
+    policy: Any = bench.policy
+    accelerator = make_accelerator(bench.section, bench.device.type)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["POLICYSMITH_CACHE"] = folder
+        samples = Samples(
+            Indices(bench.size),
+            bench.size,
+            lambda indices: Resident(bench.held(indices)),
+            bench.section.batch_size,
+            0,
+            "synthetic",
+        )
+        start = now(bench.device)
+        rows = stored_rows(policy, samples, 100 * bench.size, accelerator, lambda note: None)
+        seconds = now(bench.device) - start
+        assert rows is not None
+    return seconds
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()
