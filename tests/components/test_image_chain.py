@@ -100,6 +100,17 @@ def test_chains_end_with_a_normalisation_and_keep_the_order_of_the_kernel() -> N
 RANDOM_SMALL = {"type": "crop", "size": [6, 7]}
 
 
+def test_transforms_of_other_cameras_run_by_themselves() -> None:
+    other = "observation.images.wrist"
+    specs = {**SPECS, other: SPECS[KEY]}
+    shift, normalize = TRANSFORMS.get("random_shift"), TRANSFORMS.get("normalize_image")
+    transforms = [
+        shift(shift.Config(**SHIFT, keys=[KEY]), specs, {}),
+        normalize(normalize.Config(**NORMALIZE), specs, {}),
+    ]
+    assert [len(chain) for chain in chains(transforms)] == [1, 1]
+
+
 def test_only_bytes_on_a_gpu_are_for_the_kernel() -> None:
     (chain,) = chains(made(SHIFT, NORMALIZE))
     assert not fuses(chain, images())

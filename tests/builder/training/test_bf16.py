@@ -237,6 +237,12 @@ def test_gradients_in_another_order_than_their_weights_are_brought_into_it() -> 
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
+def test_dimensions_of_one_do_not_matter_to_the_order() -> None:
+    weight = torch.empty(3, 6, 1, 1)
+    assert order(weight) == order(weight.as_strided(weight.shape, (6, 1, 6, 6))) == (6, 1)
+    assert order(torch.empty(3, 6, 2, 2)) != order(torch.empty(3, 6, 2, 2, memory_format=torch.channels_last))
+
+
 def test_weights_in_another_order_are_saved_as_ever(tiny: dict[str, Any], tmp_path: Path) -> None:
     tiny["policy"]["backbones"]["vision"] = {"type": "conv"}
     policy = Builder.from_recipe(tiny).build()

@@ -71,6 +71,26 @@ def test_training_changes_every_trainable_weight_and_the_loss_falls(
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_step_is_as_long_as_the_schedule_says(
+    precision: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """AdamW's first step moves a weight by its rate, whatever the size of its gradient."""
+    tiny["training"] |= {
+        "precision": precision,
+        "steps": 1,
+        "optimizer": {"lr": 0.1, "weight_decay": 0.0, "groups": [{"match": "head.*", "lr_scale": 0.5}]},
+        "schedule": {"type": "constant", "warmup": 100},
+    }
+    builder = Builder.from_recipe(tiny)
+    before = builder.build().state_dict()
+    run = builder.train(output=tmp_path / "run", device="cpu").checkpoint
+    after = AutoModel.from_pretrained(run).state_dict()
+    for part, rate in (("head.", 0.5e-3), ("backbones.", 1e-3)):
+        moved = max(float((after[n] - before[n]).abs().max()) for n in after if n.startswith(part))
+        assert moved == pytest.approx(rate, rel=0.05), part
+
+
 def test_the_saved_policy_holds_the_averaged_weights(tiny: dict[str, Any], tmp_path: Path) -> None:
     result = (
         Builder.from_recipe(tiny).override({"training.ema": 0.5}).train(output=tmp_path / "run", device="cpu")
@@ -130,6 +150,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(
     saved = weights(checkpoint.checkpoints(tmp_path / "bad")[-1])
     reference = weights(two_steps.checkpoint)
     assert all(torch.equal(saved[key], reference[key]) for key in reference)
+
+
+def test_a_resumed_run_names_the_step_that_is_not_finite(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = Builder.from_recipe(tiny).override({"training.schedule": {"type": "constant"}})
+    builder.train(output=tmp_path / "run", device="cpu")
+    break_loss(monkeypatch, at=3)
+    with pytest.raises(TrainingError, match=r"not finite at step 6 .*step-00000006"):
+        builder.override({"training.steps": 10}).train(output=tmp_path / "run", device="cpu", resume=True)
 
 
 @pytest.mark.parametrize(

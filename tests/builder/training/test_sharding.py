@@ -73,9 +73,15 @@ def weights(run: Path) -> dict[str, Tensor]:
     return state
 
 
-def norms(run: Path) -> list[float]:
+def logged(run: Path, value: str) -> list[float]:
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line["grad_norm"] for line in lines if "grad_norm" in line]
+    found = [line[value] for line in lines if value in line]
+    assert found
+    return found
+
+
+def norms(run: Path) -> list[float]:
+    return logged(run, "grad_norm")
 
 
 def changes_alike(recipe: dict[str, Any], one: Path, other: Path) -> bool:
@@ -88,12 +94,15 @@ def changes_alike(recipe: dict[str, Any], one: Path, other: Path) -> bool:
 def test_two_processes_learn_what_one_does_and_go_on_from_their_checkpoint(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
+    recipe["data"]["validation"] = 0.25
     alone = Builder.from_recipe(recipe).override({"training.batch_size": 8})
     alone.train(output=tmp_path / "one", device="cpu")
     recipe["training"]["sharding"] = "full"
     said = trained(recipe, tmp_path, "two")
     assert "2 processes (FSDP2) on cpu, fp32" in said
-    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=1e-3)
+    for value in ("grad_norm", "validation/loss"):
+        ours, theirs = (logged(tmp_path / run, value) for run in ("two", "one"))
+        assert ours == pytest.approx(theirs, rel=1e-3)
     assert changes_alike(recipe, tmp_path / "one", tmp_path / "two")
     last = checkpoint.checkpoints(tmp_path / "two")[-1]
     expected, moments = (
