@@ -113,6 +113,7 @@ class _Run:
         self.step, self.rate, self.loss = 0, 0.0, float("nan")
         self.profile: Profile | None = None
         self.shadows: Shadows | None = None
+        self.compiled: list[nn.Module] = []
         self.patches: list[nn.Conv2d] = []
         self.saved = job.directory / "policy"
 
@@ -128,15 +129,13 @@ class _Run:
             reporter.start(self.step, self.section.steps)
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
-        self._prepare()
-        while self.step < self.section.steps:
-            self._update()
-            self._after_step()
-        if not self.sharded:
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        as_before([*self.compiled, *self.patches])
-        if self.shadows is not None:
-            self.shadows.remove()
+        try:
+            self._prepare()
+            while self.step < self.section.steps:
+                self._update()
+                self._after_step()
+        finally:
+            self._leave_policy_as_it_was()
         if self.average is not None:
             self.average.apply()
         policy = unsharded(self.policy).from_pretrained(self.saved) if self.sharded else self.policy
@@ -144,6 +143,14 @@ class _Run:
         if self.accelerator.num_processes > 1:
             self.accelerator.end_training()
         return Result(policy, self.saved, self.step, self.loss, self.meter.overall)
+
+    def _leave_policy_as_it_was(self) -> None:
+        """Undo what was done to modules for speed; their weights are those that were learned."""
+        if self.shadows is not None:
+            self.shadows.remove()
+        as_before([*self.compiled, *self.patches])
+        if not self.sharded:
+            self.accelerator.unwrap_model(self.policy, keep_fp32_wrapper=False)
 
     def _prepare(self) -> None:
         """Ready batches, model and optimiser for the first step."""
