@@ -62,8 +62,8 @@ class FusedAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Update all weights that have gradients. A closure is not supported."""
         assert closure is None
-        first = self.param_groups[0]
-        for dtype, weights in self._by_gradient().items():
+        first, found = self.param_groups[0], self._by_gradient()
+        for dtype, weights in found.items():
             parameters = [weight for weight, _ in weights]
             states = [self._state(weight, dtype) for weight in parameters]
             copied = dtype == torch.bfloat16
@@ -85,6 +85,8 @@ class FusedAdamW(torch.optim.AdamW):
                 eps=first["eps"],
                 average_decay=averages.decay if averages is not None else 0.0,
             )
+        if self._average is not None and self._counts:
+            self._follow({weight for weights in found.values() for weight, _ in weights}, self._average)
 
     def rehearse(self) -> None:
         """Take a step that changes nothing, so that a graph can capture the next one on the same tensors."""
@@ -114,6 +116,16 @@ class FusedAdamW(torch.optim.AdamW):
                 put(state[name], loaded)
         self._counts = {}
         self.set_rates()
+
+    def _follow(self, updated: set[nn.Parameter], average: WeightAverage) -> None:
+        """Averages of weights that had no gradient in this step come nearer to them, too."""
+        rest = [p for group in self.param_groups for p in group["params"] if p not in updated]
+        if rest:
+            count = next(iter(self._counts.values()))
+            taken = 1.0 - ((1.0 + count) / (10.0 + count)).clamp_max(average.decay)
+            taken = taken * (self.found_inf == 0)
+            for weight in rest:
+                local(average.of(weight)).lerp_(local(weight), taken)
 
     def _by_gradient(self) -> dict[torch.dtype, list[tuple[nn.Parameter, int]]]:
         """Weights that have gradients, and their groups, by the type of these."""

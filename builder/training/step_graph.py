@@ -8,6 +8,7 @@ slower than the GPU that runs them. A graph launches them all at once. Whether t
     one update that may not wait for the GPU, because what waits cannot be captured
     capture; the first CHECKED replays must lose what the policy loses without a graph
     TIMED replays: are they faster?
+    every AGAIN replays one is checked again
 
 What can be captured is what comes out the same for every batch: random numbers of the GPU do, because a graph draws them
 from the seed that is set before it is replayed; numbers drawn on the host would not, which the check notices.
@@ -28,7 +29,7 @@ from transformers.utils import import_utils
 
 from .fused_adamw import FusedAdamW
 
-WARM, TIMED, CHECKED = 10, 5, 2
+WARM, TIMED, CHECKED, AGAIN = 10, 5, 2, 1000
 BUSY = 0.4
 """Share of a step's time for which the host must be busy; below, it is far enough ahead that the GPU never waits."""
 TOLERANCE = 0.01
@@ -120,7 +121,7 @@ class StepGraph:
     def _replayed(self, graphs: _Graphs, batch: Batch, seed: int) -> tuple[Output, Tensor]:
         if not graphs.fits(batch):
             return self._plainly(batch, seed)
-        if graphs.replays < CHECKED:
+        if graphs.replays < CHECKED or graphs.replays % AGAIN == 0:
             expected = self._loss(batch, seed)
             if expected is None:
                 del graphs
@@ -131,7 +132,7 @@ class StepGraph:
             if abs(found - expected) > TOLERANCE * abs(expected):
                 self._drop(
                     f"no CUDA graph: a loss of {expected:.6g} was {found:.6g} in it, so it depends on numbers that are "
-                    "drawn or counted on the host"
+                    f"drawn or counted on the host{self._since(graphs)}"
                 )
                 return self._plainly(batch, seed)
             return graphs.output, graphs.finish()
@@ -148,6 +149,14 @@ class StepGraph:
         if len(self._replays) == TIMED:
             self._compare()
         return graphs.output, norm
+
+    @staticmethod
+    def _since(graphs: _Graphs) -> str:
+        return (
+            ""
+            if graphs.replays <= CHECKED
+            else f"; up to {AGAIN} steps before this one did not see them change"
+        )
 
     def _compare(self) -> None:
         eager, replayed = (1e3 * statistics.median(times) for times in (self._eager, self._replays))

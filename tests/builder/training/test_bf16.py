@@ -138,6 +138,24 @@ def test_the_fused_step_is_torchs(limit: float | None) -> None:
         torch.testing.assert_close(average, averages[1].state_dict()[name], rtol=1e-5, atol=1e-6)
 
 
+def test_averages_of_weights_without_a_gradient_follow_them() -> None:
+    ours, theirs = Model(), Model()
+    theirs.load_state_dict(ours.state_dict())
+    averages = [WeightAverage(model, 0.9) for model in (ours, theirs)]
+    fused, plain = adamw(ours, SECTION, averages[0], bf16=True), adamw(theirs, SECTION)
+    for step in range(1, 5):
+        for model, optimizer in ((ours, fused), (theirs, plain)):
+            optimizer.zero_grad()
+            loss = model(torch.arange(5)[None]).square().mean()
+            if step > 2:  # the rest has none any more
+                loss = model.odd.weight.square().mean()
+            loss.backward()
+            optimizer.step()
+        averages[1].update(step)
+    for name, average in averages[0].state_dict().items():
+        torch.testing.assert_close(average, averages[1].state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
 def stepped(model: Model, optimizer: torch.optim.Optimizer, seed: int) -> None:
     torch.manual_seed(seed)
     optimizer.zero_grad()

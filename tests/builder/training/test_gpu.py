@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel
 
 from policysmith.builder import Builder
-from policysmith.builder.training import checkpoint
+from policysmith.builder.training import checkpoint, step_graph
 from policysmith.builder.training.step_graph import StepGraph
 from policysmith.schemas.errors import TrainingError
 
@@ -216,6 +216,36 @@ def test_a_step_that_counts_on_the_host_is_found_out(
     monkeypatch.setattr(MlpHead, "loss", counting)
     Builder.from_recipe(tiny).override(settings(compile="off")).train(output=tmp_path / "run", device="cuda")
     assert "drawn or counted on the host" in notes(tmp_path / "run")
+
+
+def test_what_changes_on_the_host_later_is_found_out_too(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policysmith.components.heads.mlp import MlpHead
+
+    good, factor = MlpHead.loss, {"now": 1.0}
+
+    class Late:
+        def start(self, step: int, steps: int) -> None: ...
+
+        def advance(self, step: int) -> None:
+            factor["now"] = 2.0 if step > 40 else 1.0
+
+        def log(self, step: int, values: dict[str, float]) -> None: ...
+
+        def note(self, message: str) -> None: ...
+
+        def close(self) -> None: ...
+
+    def scaled(self: MlpHead, *args: Any) -> dict[str, torch.Tensor]:
+        return {"loss": good(self, *args)["loss"] * factor["now"]}
+
+    monkeypatch.setattr(MlpHead, "loss", scaled)
+    monkeypatch.setattr(step_graph, "AGAIN", 10)
+    builder = Builder.from_recipe(tiny).override(settings(compile="off"))
+    builder.train(output=tmp_path / "run", device="cuda", reporters=(Late(),))
+    assert "replayed as a CUDA graph" in notes(tmp_path / "run")
+    assert "up to 10 steps before this one did not see them change" in notes(tmp_path / "run")
 
 
 def test_a_replayed_loss_that_is_not_finite_stops_the_run(
