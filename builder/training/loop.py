@@ -100,7 +100,7 @@ class _Run:
         self.policy.to(accelerator.device)
         self.bf16 = accelerator.mixed_precision == "bf16"
         self.sharded = self.section.sharding != "off"
-        if accelerator.device.type == "cuda":
+        if accelerator.device.type == "cuda" and not self.sharded:  # FSDP2 refuses weights in another order
             channels_last(self.policy)
         if self.section.sharding != "off":
             mesh = mesh_of(self.section.sharding, accelerator)
