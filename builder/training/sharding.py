@@ -43,7 +43,16 @@ def mesh_of(kind: Literal["full", "hybrid"], accelerator: Accelerator) -> Device
 
 
 def shard(policy: nn.Module, layers: Sequence[nn.Module], mesh: DeviceMesh, *, bf16: bool) -> None:
-    """Spread the weights of a policy over a mesh, in place, those of each layer by themselves."""
+    """Spread the weights of a policy over a mesh, in place, those of each layer by themselves.
+
+    Raises TrainingError for a weight that is a single number.
+    """
+    for name, parameter in policy.named_parameters():
+        if parameter.ndim == 0:
+            raise TrainingError(
+                f"`{name}` is a single number, which FSDP2 cannot spread over processes; make it a vector of one, "
+                "or set `training.sharding: off`"
+            )
     precision = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None,
         reduce_dtype=torch.float32,

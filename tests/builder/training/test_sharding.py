@@ -18,6 +18,7 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder
 from policysmith.builder.training import checkpoint
+from policysmith.builder.training.sharding import shard
 from policysmith.schemas.errors import TrainingError
 
 
@@ -152,6 +153,14 @@ def test_in_bf16_layers_compute_with_bf16_weights(recipe: dict[str, Any], tmp_pa
     assert "2 processes (FSDP2) on cpu, bf16" in said
     assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=3e-2)
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "two" / "policy").values())
+
+
+def test_a_weight_that_cannot_be_spread_is_named() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.temperature = torch.nn.Parameter(torch.tensor(1.0))
+    mesh: Any = None
+    with pytest.raises(TrainingError, match="`temperature` is a single number"):
+        shard(model, [], mesh, bf16=False)
 
 
 @pytest.mark.parametrize("how", ["full", "hybrid"])
