@@ -27,6 +27,7 @@ from torch import Tensor
 Representation = Literal["axis_angle", "quaternion", "rotation_6d", "matrix", "euler"]
 
 WIDTHS: dict[str, int] = {"axis_angle": 3, "quaternion": 4, "rotation_6d": 6, "matrix": 9, "euler": 3}
+_LOST = 1e-15  # its square can still be told from 0 in float32
 _SMALL = 1e-8  # squared length under which a series replaces a quotient; exact there in float32 and float64
 
 
@@ -148,6 +149,12 @@ def _from_euler(angles: Tensor, order: str) -> Tensor:
     return first @ second @ third
 
 
+def _angle(y: Tensor, x: Tensor) -> Tensor:
+    """Angle of (x, y), and 0 where its length is lost in squares: there any angle will do, and none has a gradient."""
+    lost = y.abs() + x.abs() < _LOST
+    return torch.atan2(torch.where(lost, 0.0, y), torch.where(lost, 1.0, x))
+
+
 def _euler(matrix: Tensor, order: str) -> Tensor:
     """The first angle is read off, its turn undone, and the other two are read off what remains.
 
@@ -158,16 +165,16 @@ def _euler(matrix: Tensor, order: str) -> Tensor:
     i, j, k, sign = _axes(order)
     repeated = order[0] == order[2]
     if repeated:
-        first = torch.atan2(matrix[..., j, i], -sign * matrix[..., k, i])
+        first = _angle(matrix[..., j, i], -sign * matrix[..., k, i])
     else:
-        first = torch.atan2(-sign * matrix[..., j, k], matrix[..., k, k])
+        first = _angle(-sign * matrix[..., j, k], matrix[..., k, k])
     cosine, sine = first.cos()[..., None], sign * first.sin()[..., None]
     row_j = cosine * matrix[..., j, :] + sine * matrix[..., k, :]
     row_k = cosine * matrix[..., k, :] - sine * matrix[..., j, :]
     if repeated:
-        second = torch.atan2(-sign * row_k[..., i], matrix[..., i, i])
-        third = torch.atan2(-sign * row_j[..., k], row_j[..., j])
+        second = _angle(-sign * row_k[..., i], matrix[..., i, i])
+        third = _angle(-sign * row_j[..., k], row_j[..., j])
     else:
-        second = torch.atan2(sign * matrix[..., i, k], row_k[..., k])
-        third = torch.atan2(sign * row_j[..., i], row_j[..., j])
+        second = _angle(sign * matrix[..., i, k], row_k[..., k])
+        third = _angle(sign * row_j[..., i], row_j[..., j])
     return torch.stack([first, second, third], dim=-1)
