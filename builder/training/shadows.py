@@ -1,8 +1,9 @@
 """Bfloat16 copies of the weights that autocast would cast in every step.
 
 A module computes with the copy; the optimiser keeps the float32 weight, and writes the copy anew in the pass in which it
-updates it. What is computed is the same, because autocast rounds the same weights in the same way, but nothing is cast in
-a step, gradients come in bfloat16, and several processes exchange half as much.
+updates it. Products are the same, because autocast rounds the same weights in the same way, but nothing is cast in a step,
+gradients come in bfloat16, and several processes exchange half as much. A part that asks a weight for its type and brings
+values to it does so earlier than autocast would.
 """
 
 from __future__ import annotations
