@@ -39,6 +39,8 @@ class FusedAdamW(torch.optim.AdamW):
         self._average = average
         self._copies: Mapping[nn.Parameter, nn.Parameter] = {}
         self._counts: dict[torch.dtype, Tensor] = {}
+        self._begun = 0.0
+        """Steps taken before a state was loaded."""
         self._ordered: dict[nn.Parameter, Tensor] = {}
         self._rates, self._decays = (torch.zeros(len(self.param_groups), device=device) for _ in range(2))
         self.set_rates()
@@ -115,6 +117,7 @@ class FusedAdamW(torch.optim.AdamW):
                 loaded, state[name] = state[name], torch.empty_like(weight)
                 put(state[name], loaded)
         self._counts = {}
+        self._begun = max((float(state["step"]) for state in self.state.values()), default=0.0)
         self.set_rates()
 
     def _follow(self, updated: set[nn.Parameter], average: WeightAverage) -> None:
@@ -151,7 +154,6 @@ class FusedAdamW(torch.optim.AdamW):
         if not state:
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         if dtype not in self._counts:
-            count = state.get("step", torch.zeros(())).to(weight.device, torch.float32, copy=True)
-            self._counts[dtype] = count
+            self._counts[dtype] = torch.full((), self._begun, device=weight.device)
         state["step"] = self._counts[dtype]
         return state

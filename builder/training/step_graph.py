@@ -16,6 +16,7 @@ from the seed that is set before it is replayed; numbers drawn on the host would
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -129,7 +130,7 @@ class StepGraph:
                 return self._plainly(batch, seed)
             graphs.compute(batch, seed)
             found = float(graphs.output["loss"])
-            if abs(found - expected) > TOLERANCE * abs(expected):
+            if differs(expected, found):
                 self._drop(
                     f"no CUDA graph: a loss of {expected:.6g} was {found:.6g} in it, so it depends on numbers that are "
                     f"drawn or counted on the host{self._since(graphs)}"
@@ -218,11 +219,7 @@ class _Graphs:
 
     def fits(self, batch: Batch) -> bool:
         """Whether a batch is like the captured one."""
-        return batch.keys() == self._batch.keys() and all(
-            (value.shape, value.dtype) == (batch[key].shape, batch[key].dtype)
-            for key, value in self._batch.items()
-            if isinstance(value, Tensor)
-        )
+        return alike(self._batch, batch)
 
     def compute(self, batch: Batch, seed: int) -> None:
         """Losses and gradients of a batch."""
@@ -237,6 +234,21 @@ class _Graphs:
         """Update the weights from these gradients; gives their norm."""
         self._second.replay()
         return self._norm
+
+
+def alike(captured: Batch, batch: Batch) -> bool:
+    """Whether a graph of one batch holds for another: tensors, which are copied, of one shape and type; all else equal."""
+    return batch.keys() == captured.keys() and all(
+        isinstance(batch[key], Tensor) and (value.shape, value.dtype) == (batch[key].shape, batch[key].dtype)
+        if isinstance(value, Tensor)
+        else bool(value == batch[key])
+        for key, value in captured.items()
+    )
+
+
+def differs(expected: float, found: float) -> bool:
+    """Whether a replay lost something else than the policy; a policy that loses NaN itself is for others to notice."""
+    return math.isfinite(expected) and not abs(found - expected) <= TOLERANCE * abs(expected)
 
 
 @contextmanager

@@ -138,7 +138,10 @@ class Language(Backbone):
             tuple(name for name in ("pooled", "tokens") if name in outputs),
             observations.get(self._key),
         )
-        if keys is None or ids.is_meta or not at_rest(self):
+        captured = (
+            ids.is_cuda and torch.cuda.is_current_stream_capturing()
+        )  # a graph would keep these very prompts
+        if keys is None or ids.is_meta or captured or not at_rest(self):
             encoded = self._encode(ids, mask, wanted)
         else:
             device = ids.device.type

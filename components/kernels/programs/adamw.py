@@ -33,12 +33,16 @@ def step(
             raise ValueError("weights, moments, averages and shadows differ in their strides")
     addresses, chunks, aligned = _table(lists, groups)
     scalars = torch.empty(4, dtype=torch.float32, device=step.device)
-    _scalars[(1,)](step, found_inf, scalars, math.log(beta1), math.log(beta2), average_decay)
+    _scalars[(1,)](step, found_inf, scalars, _log(beta1), _log(beta2), average_decay)
     _steps[(len(chunks),)](
         addresses, chunks, rates, decays, scalars, clip, found_inf, beta1, beta2, 1.0 - beta1, 1.0 - beta2, eps,
         BFLOAT16=gradients[0].dtype == torch.bfloat16, AVERAGE=bool(averages), SHADOW=bool(shadows),
         ALIGNED=aligned, COLUMNS=len(lists), CHUNK=_CHUNK, num_warps=8,
     )  # fmt: skip
+
+
+def _log(beta):
+    return math.log(beta) if beta > 0.0 else -math.inf
 
 
 def _like(gradient, value):

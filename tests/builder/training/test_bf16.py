@@ -21,6 +21,7 @@ from policysmith.builder.training.fused_adamw import FusedAdamW
 from policysmith.builder.training.optimization import adamw, clip, parameter_groups, set_rate
 from policysmith.builder.training.shadows import Shadows
 from policysmith.components.kernels.adamw import order
+from policysmith.schemas.errors import TrainingError
 from policysmith.schemas.recipe import OptimizerSection
 
 SECTION = OptimizerSection(lr=1e-2, weight_decay=0.1)
@@ -271,3 +272,28 @@ def test_weights_in_another_order_are_saved_as_ever(tiny: dict[str, Any], tmp_pa
     for name, value in AutoModel.from_pretrained(tmp_path / "policy").state_dict().items():
         assert torch.equal(value, expected[name])
         assert value.is_contiguous()
+
+
+def test_a_weight_that_gets_its_first_gradient_after_a_resume_takes_up_the_count(tmp_path: Path) -> None:
+    def step(model: nn.ModuleList, optimizer: torch.optim.Optimizer, *used: int) -> None:
+        optimizer.zero_grad()
+        sum(model[i](torch.ones(1, 2)).square().mean() for i in used).backward()
+        optimizer.step()
+
+    first = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    before = adamw(first, SECTION, bf16=True)
+    for _ in range(5):
+        step(first, before, 1)
+    torch.save(before.state_dict(), tmp_path / "state.pt")
+    resumed = adamw(first, SECTION, bf16=True)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    step(first, resumed, 0, 1)
+    assert {float(state["step"]) for state in resumed.state.values()} == {6.0}
+
+
+def test_trained_weights_that_are_not_float32_are_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2).bfloat16())
+    with pytest.raises(
+        TrainingError, match=r"`0\.weight` trains in bfloat16; keep trained weights in float32"
+    ):
+        adamw(model, SECTION, bf16=True)
