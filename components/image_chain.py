@@ -91,22 +91,18 @@ def chains(transforms: Sequence[nn.Module]) -> list[list[nn.Module]]:
 
 def fused(chain: Sequence[Any], batch: Batch) -> dict[str, Any]:
     """The batch after a chain of transforms that run as one."""
-    images = {}
-    for key in chain[0].keys:
-        if key in batch:
-            plan = Plan.of(batch[key])
-            for transform in chain:
-                transform.plan(plan)
-            images[key] = plan(batch[key])
-    return {**batch, **images}
+    plans = {key: Plan.of(batch[key]) for key in chain[0].keys if key in batch}
+    for transform in chain:
+        for plan in plans.values():
+            transform.plan(plan)
+    return {**batch, **{key: plan(batch[key]) for key, plan in plans.items()}}
 
 
 def fuses(chain: Sequence[Any], batch: Batch) -> bool:
     """Whether these transforms run as one on a batch: in training, on bytes that lie on a GPU."""
+    images = [batch[key] for key in chain[0].keys if key in batch] if len(chain) > 1 else []
     return (
-        len(chain) > 1
-        and bool(chain[0].training)
-        and all(on_gpu(batch[k]) and batch[k].dtype == torch.uint8 for k in chain[0].keys if k in batch)
+        bool(images) and bool(chain[0].training) and all(on_gpu(x) and x.dtype == torch.uint8 for x in images)
     )
 
 

@@ -20,7 +20,6 @@ from ...components import lora
 from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Transform
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of
 from ...components.image_chain import chains, fused, fuses
-from ...components.kernels.dispatch import WANTED
 from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
@@ -217,10 +216,9 @@ class RecipePolicy(BasePolicyModel):
         finally:
             self.train(was_training)
 
-    @property
-    def fused(self) -> list[list[str]]:
-        """Transforms, by type, that run as one kernel where a GPU trains on bytes."""
-        together = [chain for chain in chains(list(self.transforms)) if len(chain) > 1] if WANTED else []
+    def fused(self, batch: Batch) -> list[list[str]]:
+        """Transforms, by type, that run as one kernel on batches like this one."""
+        together = [chain for chain in chains(list(self.transforms)) if fuses(chain, batch)]
         return [[cast(Transform, each).config.type for each in chain] for chain in together]
 
     @property

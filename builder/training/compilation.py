@@ -7,8 +7,8 @@ gradients in another memory format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ...components.base import Learner
 from ...components.layers import repeated
+from .undo import remember
 
 _SHAPES = 64
 """Kinds of inputs that one class of layers may meet, in layers of several sizes, before it is compiled no more."""
@@ -28,8 +29,8 @@ def layers_of(policy: nn.Module) -> list[nn.Module]:
     return list(dict.fromkeys(_blocks(policy)))
 
 
-def compiled_blocks(policy: nn.Module, *, trained: bool) -> list[nn.Module]:
-    """Compile the layers that the parts of a policy repeat, or the `trained` ones, in place; gives them."""
+def compiled_blocks(policy: nn.Module, undo: ExitStack, *, trained: bool) -> list[nn.Module]:
+    """Compile the layers that the parts of a policy repeat, or the `trained` ones, until `undo` closes; gives them."""
     import torch._dynamo  # takes seconds
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
@@ -42,6 +43,7 @@ def compiled_blocks(policy: nn.Module, *, trained: bool) -> list[nn.Module]:
         if not trained or any(parameter.requires_grad for parameter in block.parameters())
     ]
     for block in blocks:
+        remember(undo, block, "forward", "_compiled_call_impl")
         if isinstance(block, FSDPModule):  # weights come together before what is compiled
             block.forward = torch.compile(block.forward)
         else:
@@ -49,26 +51,27 @@ def compiled_blocks(policy: nn.Module, *, trained: bool) -> list[nn.Module]:
     return blocks
 
 
-def patch_products(policy: nn.Module) -> list[nn.Conv2d]:
-    """Let convolutions over patches compute as products of matrices, in place; gives them."""
-    found = [module for module in policy.modules() if isinstance(module, nn.Conv2d) and _cuts(module)]
-    for module in found:
-        module.forward = partial(_product, module)  # type: ignore[method-assign]
-    return found
+def patch_products(policy: nn.Module, undo: ExitStack) -> None:
+    """Let convolutions over patches compute as products of matrices, until `undo` closes."""
+    for module in policy.modules():
+        if isinstance(module, nn.Conv2d) and _cuts(module):
+            remember(undo, module, "forward")
+            module.forward = partial(_product, module)  # type: ignore[method-assign]
 
 
-def channels_last(policy: nn.Module) -> None:
-    """Lay the weights of 2-D convolutions out as a GPU computes with them, which images and gradients follow."""
+def channels_last(policy: nn.Module, undo: ExitStack) -> None:
+    """Lay the weights of 2-D convolutions out as a GPU computes with them, until `undo` closes.
+
+    Images and gradients follow them.
+    """
     for module in policy.modules():
         if isinstance(module, nn.Conv2d) and not _cuts(module):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+            undo.callback(_lay, module.weight, torch.contiguous_format)
+            _lay(module.weight, torch.channels_last)
 
 
-def as_before(modules: Sequence[nn.Module]) -> None:
-    """Let modules compute uncompiled, and as their classes do, again."""
-    for module in modules:
-        module._compiled_call_impl = None
-        module.__dict__.pop("forward", None)
+def _lay(weight: Tensor, order: torch.memory_format) -> None:
+    weight.data = weight.data.contiguous(memory_format=order)
 
 
 @contextmanager
@@ -85,6 +88,7 @@ def _cuts(module: nn.Conv2d) -> bool:
     """Whether a plain convolution cuts images into patches."""
     return (
         type(module).forward is nn.Conv2d.forward
+        and "forward" not in vars(module)
         and module.kernel_size == module.stride
         and module.kernel_size != (1, 1)
         and module.padding in ((0, 0), "valid")

@@ -7,14 +7,16 @@ resumed run takes the very steps that the uninterrupted one would have taken.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,7 +28,7 @@ from ..policy import BasePolicyModel, RecipePolicy
 from . import batches, checkpoint
 from .batches import Collate
 from .checkpoint import Identity
-from .compilation import as_before, channels_last, compiled_blocks, eagerly, layers_of, patch_products
+from .compilation import eagerly
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
 from .fused_adamw import FusedAdamW
@@ -35,8 +37,8 @@ from .optimization import adamw, clip, learning_rate, set_rate
 from .placement import peak, setting
 from .profile import NEEDED, Profile
 from .seeds import mix
-from .shadows import Shadows
-from .sharding import mesh_of, shard, unsharded
+from .sharding import unsharded
+from .speedups import Speedups
 from .step_graph import StepGraph, Update
 from .validation import validate
 from .watch import Health, Meter
@@ -84,37 +86,34 @@ def train(
     Raises TrainingError for a loss that is not finite, after saving the weights before it, and CheckpointError for a
     checkpoint of another run.
     """
-    run = _Run(job, accelerator, reporters)
-    found = checkpoint.latest(job.directory) if resume else None
-    if found is not None:
-        run.restore(found)
-    return run.finish(beginning=resume and found is None)
+    with ExitStack() as undo:  # what is done to the policy for speed
+        run = _Run(job, accelerator, reporters, undo)
+        found = checkpoint.latest(job.directory) if resume else None
+        if found is not None:
+            run.restore(found)
+        run.take_steps(beginning=resume and found is None)
+    return run.result()
 
 
 class _Run:
     """The state of a run, and what happens to it step by step."""
 
-    def __init__(self, job: Job, accelerator: Accelerator, reporters: Sequence[Reporter]) -> None:
+    def __init__(
+        self, job: Job, accelerator: Accelerator, reporters: Sequence[Reporter], undo: ExitStack
+    ) -> None:
         self.job, self.accelerator, self.reporters = job, accelerator, reporters
         self.section, self.policy = job.section, job.policy
         self.policy.to(accelerator.device)
-        self.bf16 = accelerator.mixed_precision == "bf16"
         self.sharded = self.section.sharding != "off"
-        if accelerator.device.type == "cuda" and not self.sharded:  # FSDP2 refuses weights in another order
-            channels_last(self.policy)
-        if self.section.sharding != "off":
-            mesh = mesh_of(self.section.sharding, accelerator)
-            shard(self.policy, layers_of(self.policy), mesh, bf16=self.bf16)
+        self.speedups = Speedups(self.policy, self.section, accelerator, undo, self._note)
+        self.speedups.lay_out()
         self.average = WeightAverage(self.policy, self.section.ema) if self.section.ema is not None else None
-        self.optimizer = adamw(self.policy, self.section.optimizer, self.average, bf16=self.bf16)
+        self.optimizer = adamw(self.policy, self.section.optimizer, self.average, bf16=self.speedups.bf16)
         self.identity = Identity(job.recipe, job.fingerprint, accelerator.num_processes)
         self.health = Health(self.optimizer, accelerator.device)
         self.meter = Meter(self.section.batch_size * self.section.accumulate * accelerator.num_processes)
         self.step, self.rate, self.loss = 0, 0.0, float("nan")
         self.profile: Profile | None = None
-        self.shadows: Shadows | None = None
-        self.compiled: list[nn.Module] = []
-        self.patches: list[nn.Conv2d] = []
         self.saved = job.directory / "policy"
 
     def restore(self, found: Path) -> None:
@@ -122,20 +121,20 @@ class _Run:
         self.step = checkpoint.restore(found, self.policy, self.optimizer, self.average, self.identity)
         self.saved = found
 
-    def finish(self, *, beginning: bool) -> Result:
+    def take_steps(self, *, beginning: bool) -> None:
         """Take all steps that are left. `beginning` says that there was nothing to resume, which is worth a note."""
         self.sampler = self._sampler()
         for reporter in self.reporters:
             reporter.start(self.step, self.section.steps)
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
-        try:
-            self._prepare()
-            while self.step < self.section.steps:
-                self._update()
-                self._after_step()
-        finally:
-            self._leave_policy_as_it_was()
+        self._prepare()
+        while self.step < self.section.steps:
+            self._update()
+            self._after_step()
+
+    def result(self) -> Result:
+        """The policy that was learned, once nothing is done to it for speed any more."""
         if self.average is not None:
             self.average.apply()
         policy = unsharded(self.policy).from_pretrained(self.saved) if self.sharded else self.policy
@@ -143,14 +142,6 @@ class _Run:
         if self.accelerator.num_processes > 1:
             self.accelerator.end_training()
         return Result(policy, self.saved, self.step, self.loss, self.meter.overall)
-
-    def _leave_policy_as_it_was(self) -> None:
-        """Undo what was done to modules for speed; their weights are those that were learned."""
-        if self.shadows is not None:
-            self.shadows.remove()
-        as_before([*self.compiled, *self.patches])
-        if not self.sharded:
-            self.accelerator.unwrap_model(self.policy, keep_fp32_wrapper=False)
 
     def _prepare(self) -> None:
         """Ready batches, model and optimiser for the first step."""
@@ -161,7 +152,7 @@ class _Run:
                 f"set `training.steps` to {self.step + NEEDED} or more"
             )
         rows = self._stored_rows()
-        self.batches = (
+        coming = (
             batches.stored(rows, self.sampler, device)
             if rows is not None
             else batches.loaded(
@@ -173,12 +164,11 @@ class _Run:
                 device=device,
             )
         )
-        self.compiled = self._compile(idle=rows is not None)
-        if self.bf16 and not self.sharded and isinstance(self.optimizer, FusedAdamW):
-            # several gradients add up better in float32
-            self.shadows = Shadows(self.policy, trained=self.section.accumulate == 1)
-            self.shadows.install()
-            self.optimizer.follow(self.shadows.copies)
+        self.policy.train()
+        self.speedups.compile(idle=rows is not None)
+        first = next(coming)
+        self.batches = chain([first], coming)
+        self.speedups.copy_weights(self.optimizer, first)
         if self.sharded:
             self.model, self.prepared = self.policy, self.accelerator.prepare(self.optimizer)
         else:
@@ -186,26 +176,14 @@ class _Run:
         self.model.train()
         self._note(setting(self.accelerator, self.model))
         self.graph = self._graph()
-        if isinstance(self.policy, RecipePolicy) and rows is None and device.type == "cuda":
-            for chain in self.policy.fused:
-                self._note(f"images go through one kernel: {', '.join(f'`{name}`' for name in chain)}")
+        if isinstance(self.policy, RecipePolicy):
+            for together in self.policy.fused(first):
+                self._note(f"images go through one kernel: {', '.join(f'`{name}`' for name in together)}")
+        self.never_finite = set(self._not_finite())
         self.health.begin(self.step)
         if job.profile:
             self.profile = Profile(job.directory / "profile", device, self.accelerator.is_main_process)
         self.meter.begin()
-
-    def _compile(self, *, idle: bool) -> list[nn.Module]:
-        """The layers that are compiled one by one: by default on a GPU. Frozen ones may be `idle`."""
-        wanted = self.section.compile
-        if wanted == "off" or (wanted == "auto" and self.accelerator.device.type != "cuda"):
-            return []
-        blocks = compiled_blocks(self.policy, trained=idle)
-        kinds = ", ".join(f"`{name}`" for name in sorted({unsharded(block).__name__ for block in blocks}))
-        self._note(
-            f"compiling {len(blocks)} layers one by one: {kinds}" if blocks else "no layers to compile"
-        )
-        self.patches = patch_products(self.policy)
-        return blocks
 
     def _graph(self) -> StepGraph | None:
         """What replays steps of a single process on a GPU, where that may be faster."""
@@ -290,6 +268,7 @@ class _Run:
         with self._phase("optimizer"):
             norm = clip(self.optimizer, self.section.clip_norm)
             self.health.see(norm)
+            self.health.agree()
             self.prepared.step()
             self.health.updated()
         return norm
@@ -303,10 +282,10 @@ class _Run:
 
         A run that goes on with compiled layers does not count: its first pass was compiled before, and draws dropout so.
         """
-        if self.meter.flops is not None or (self.compiled and self.step > 0):
+        if self.meter.flops is not None or (self.speedups.compiled and self.step > 0):
             yield
             return
-        with eagerly(self.compiled), FlopCounterMode(display=False) as count:
+        with eagerly(self.speedups.compiled), FlopCounterMode(display=False) as count:
             yield
         limit = peak(self.accelerator.device) if self.accelerator.mixed_precision == "bf16" else None
         total = count.get_total_flops()
@@ -353,12 +332,8 @@ class _Run:
                 reporter.note(f"checkpoint {self.saved}")
             self.meter.rest()
 
-    def _own_weights(self) -> AbstractContextManager[None]:
-        """The policy has its float32 weights inside the block."""
-        return nullcontext() if self.shadows is None else self.shadows.removed()
-
     def _validate(self, dataset: Dataset[Any]) -> dict[str, float]:
-        with eagerly(self.compiled), self._own_weights():
+        with eagerly(self.speedups.compiled), self.speedups.own_weights():
             return validate(
                 self.policy, dataset, self.job.collate, self.section, self.accelerator, self.average
             )
@@ -367,7 +342,7 @@ class _Run:
         step = self.health.first_bad_step()
         if step is None:
             return
-        broken = [name for name, buffer in self.policy.named_buffers() if not buffer.isfinite().all()]
+        broken = sorted({*gather_object(self._not_finite())} - self.never_finite)
         if broken:
             kept = f"statistics were lost with it ({', '.join(broken[:3])}), so the last checkpoint is {self.saved}"
         else:
@@ -381,11 +356,15 @@ class _Run:
             "`training.optimizer.lr`, with `training.schedule.warmup`, or with `training.precision: fp32`"
         )
 
+    def _not_finite(self) -> list[str]:
+        """Buffers that hold something which is not finite, as masks may from the start."""
+        return [name for name, buffer in self.policy.named_buffers() if not buffer.isfinite().all()]
+
     def _save(self, step: int) -> None:
         self.accelerator.wait_for_everyone()
         writes = self.accelerator.is_main_process
         if writes or self.sharded:
-            with self._own_weights():
+            with self.speedups.own_weights():
                 self.saved = checkpoint.save(
                     self.job.directory,
                     step,

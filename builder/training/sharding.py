@@ -45,8 +45,16 @@ def mesh_of(kind: Literal["full", "hybrid"], accelerator: Accelerator) -> Device
 def shard(policy: nn.Module, layers: Sequence[nn.Module], mesh: DeviceMesh, *, bf16: bool) -> None:
     """Spread the weights of a policy over a mesh, in place, those of each layer by themselves.
 
-    Raises TrainingError for a weight that is a single number.
+    Raises TrainingError for a weight that is a single number, or that two layers share.
     """
+    holders: dict[nn.Parameter, nn.Module] = {}
+    for layer in layers:
+        for name, parameter in layer.named_parameters():
+            if holders.setdefault(parameter, layer) is not layer:
+                raise TrainingError(
+                    f"`{name}` is a weight of two layers ({type(layer).__name__}), which FSDP2 spreads one by one; give each "
+                    "its own, or set `training.sharding: off`"
+                )
     for name, parameter in policy.named_parameters():
         if parameter.ndim == 0:
             raise TrainingError(

@@ -31,6 +31,8 @@ from transformers.utils import import_utils
 from .fused_adamw import FusedAdamW
 
 WARM, TIMED, CHECKED, AGAIN = 10, 5, 2, 1000
+OTHERS = 20
+"""Batches that a graph does not hold for, of which there must be more than that it holds for, before it is given up."""
 BUSY = 0.4
 """Share of a step's time for which the host must be busy; below, it is far enough ahead that the GPU never waits."""
 TOLERANCE = 0.01
@@ -66,6 +68,7 @@ class StepGraph:
     ) -> None:
         self._update, self._model, self._optimizer, self._note = update, model, optimizer, note
         self._taken = 0
+        self._others = 0
         self._settled = False
         self._host: list[float] = []
         self._eager: list[float] = []
@@ -104,6 +107,7 @@ class StepGraph:
         if host < BUSY * step:
             self._settle(f"no CUDA graph: the host is busy for {host:.1f} of {step:.1f} ms of a step")
             return self._plainly(batch, seed)
+        kept = self._kept()
         try:
             with _without_waiting():
                 result = self._plainly(batch, seed)
@@ -112,6 +116,7 @@ class StepGraph:
                 raise
             self._settle("no CUDA graph: a step waits for the GPU")
             self._optimizer.zero_grad()
+            self._put_back(kept)
             return self._plainly(batch, seed)
         try:
             self._graphs = _Graphs(self._update, self._optimizer, batch, seed)
@@ -121,22 +126,15 @@ class StepGraph:
 
     def _replayed(self, graphs: _Graphs, batch: Batch, seed: int) -> tuple[Output, Tensor]:
         if not graphs.fits(batch):
+            self._others += 1
+            if self._others > max(OTHERS, graphs.replays):
+                self._drop(
+                    f"no CUDA graph: of {self._others + graphs.replays} batches, {self._others} had other sizes or texts "
+                    "than the one that it was made of"
+                )
             return self._plainly(batch, seed)
         if graphs.replays < CHECKED or graphs.replays % AGAIN == 0:
-            expected = self._loss(batch, seed)
-            if expected is None:
-                del graphs
-                self._drop("no CUDA graph: there is no memory for a step beside it")
-                return self._plainly(batch, seed)
-            graphs.compute(batch, seed)
-            found = float(graphs.output["loss"])
-            if differs(expected, found):
-                self._drop(
-                    f"no CUDA graph: a loss of {expected:.6g} was {found:.6g} in it, so it depends on numbers that are "
-                    f"drawn or counted on the host{self._since(graphs)}"
-                )
-                return self._plainly(batch, seed)
-            return graphs.output, graphs.finish()
+            return self._compared(graphs, batch, seed)
         if self._settled:
             with self._update.phase("replay"):
                 graphs.compute(batch, seed)
@@ -150,6 +148,25 @@ class StepGraph:
         if len(self._replays) == TIMED:
             self._compare()
         return graphs.output, norm
+
+    def _compared(self, graphs: _Graphs, batch: Batch, seed: int) -> tuple[Output, Tensor]:
+        """A replay, if it loses what the policy does; a plain update, and no graph any more, if it does not."""
+        kept = self._kept()
+        expected = self._loss(batch, seed)
+        self._put_back(kept)
+        if expected is None:
+            self._drop("no CUDA graph: there is no memory for a step beside it")
+            return self._plainly(batch, seed)
+        graphs.compute(batch, seed)
+        found = float(graphs.output["loss"])
+        if not differs(expected, found):
+            return graphs.output, graphs.finish()
+        self._drop(
+            f"no CUDA graph: a loss of {expected:.6g} was {found:.6g} in it, so it depends on numbers that are "
+            f"drawn or counted on the host{self._since(graphs)}"
+        )
+        self._put_back(kept)
+        return self._plainly(batch, seed)
 
     @staticmethod
     def _since(graphs: _Graphs) -> str:
@@ -170,6 +187,8 @@ class StepGraph:
             self._drop(f"no CUDA graph: a step takes {eager:.1f} ms without and {replayed:.1f} ms with it")
 
     def _drop(self, note: str) -> None:
+        assert self._graphs is not None
+        self._graphs.free()
         self._graphs = None
         torch.cuda.empty_cache()
         self._settle(note)
@@ -179,16 +198,23 @@ class StepGraph:
         self._note(note)
 
     def _loss(self, batch: Batch, seed: int) -> float | None:
-        """What the policy loses on a batch, which changes nothing; None where memory does not suffice."""
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        """What the policy loses on a batch; None where memory does not suffice."""
         torch.manual_seed(seed)
         try:
             return float(self._update.loss(batch)["loss"].detach())
         except torch.OutOfMemoryError:
             return None
-        finally:
-            for name, buffer in self._model.named_buffers():
-                buffer.copy_(buffers[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        """What a forward pass may change: statistics of the policy, and whether something was not finite."""
+        return {**dict(self._model.named_buffers()), "": self._optimizer.found_inf}
+
+    def _kept(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._state().items()}
+
+    def _put_back(self, kept: dict[str, Tensor]) -> None:
+        for name, value in self._state().items():
+            value.copy_(kept[name])
 
 
 class _Graphs:
@@ -216,6 +242,12 @@ class _Graphs:
             raise CaptureFailed(str(error).splitlines()[0]) from error
         finally:
             optimizer.zero_grad()
+
+    def free(self) -> None:
+        """Give back the memory of the graphs and of all that they write."""
+        self._first.reset()
+        self._second.reset()
+        self.output, self._gradients = {}, []
 
     def fits(self, batch: Batch) -> bool:
         """Whether a batch is like the captured one."""

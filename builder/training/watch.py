@@ -28,6 +28,11 @@ class Health:
         """A loss, or the norm of the gradients, before the update that follows from it."""
         self._bad.copy_(torch.maximum(self._bad, (~torch.isfinite(value.detach())).float()))
 
+    def agree(self) -> None:
+        """What one process saw stops all."""
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self._bad, torch.distributed.ReduceOp.MAX)
+
     def updated(self) -> None:
         """An update was made, or not, of what was seen."""
         self._good.add_(self._bad == 0)

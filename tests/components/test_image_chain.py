@@ -20,8 +20,8 @@ RESIZE, JITTER = {"type": "resize", "size": [9, 13]}, {"type": "color_jitter", "
 NORMALIZE = {"type": "normalize_image", "stats": "imagenet"}
 
 
-def made(*options: dict[str, Any]) -> list[nn.Module]:
-    transforms, specs = [], dict(SPECS)
+def made(*options: dict[str, Any], specs: dict[str, Spec] = SPECS) -> list[nn.Module]:
+    transforms = []
     for each in options:
         part = TRANSFORMS.get(each["type"])
         config = part.Config(**each)
@@ -81,6 +81,21 @@ def test_a_window_that_is_cut_after_a_shift_is_moved_with_it() -> None:
         torch.testing.assert_close(together, apart[KEY], atol=1e-5, rtol=1e-5)
 
 
+def test_two_cameras_draw_what_they_draw_one_by_one() -> None:
+    other = "observation.images.wrist"
+    transforms, batch = made(SHIFT, RANDOM, NORMALIZE, specs={**SPECS, other: SPECS[KEY]}), images()
+    batch[other] = batch[KEY].flip(-1)
+    (chain,) = chains(transforms)
+    torch.manual_seed(0)
+    together = fused(chain, batch)
+    torch.manual_seed(0)
+    apart: dict[str, Any] = dict(batch)
+    for transform in transforms:
+        apart = transform(apart)
+    for key in (KEY, other):
+        torch.testing.assert_close(together[key], apart[key], atol=1e-5, rtol=1e-5)
+
+
 def test_chains_end_with_a_normalisation_and_keep_the_order_of_the_kernel() -> None:
     def names(*options: dict[str, Any]) -> list[list[str]]:
         return [[each.config.type for each in chain] for chain in chains(made(*options))]
@@ -134,6 +149,11 @@ def test_on_a_gpu_they_run_as_one_in_training(monkeypatch: pytest.MonkeyPatch) -
     for transform in transforms:
         apart = transform(apart)
     assert (together - apart[KEY]).abs().mean() * 255.0 * 0.225 < 1.0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        fused(chain, batch)
+        torch.cuda.synchronize()
+    launched = {event.name for event in profile.events()}
+    assert {"_greys", "_images"} <= launched
     for transform in transforms:
         transform.eval()
     assert not fuses(chain, batch)

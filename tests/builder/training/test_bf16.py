@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from transformers import AutoModel
 
 from policysmith.builder import Builder
@@ -19,7 +22,7 @@ from policysmith.builder.training.compilation import channels_last
 from policysmith.builder.training.ema import WeightAverage
 from policysmith.builder.training.fused_adamw import FusedAdamW
 from policysmith.builder.training.optimization import adamw, clip, parameter_groups, set_rate
-from policysmith.builder.training.shadows import Shadows
+from policysmith.builder.training.shadows import Shadows, casting
 from policysmith.components.kernels.adamw import order
 from policysmith.schemas.errors import TrainingError
 from policysmith.schemas.recipe import OptimizerSection
@@ -58,10 +61,15 @@ def gradients(model: nn.Module, ids: Tensor) -> Tensor:
     return loss.detach()
 
 
+def used(model: nn.Module) -> set[nn.Module]:
+    with torch.autocast("cpu", torch.bfloat16):
+        return casting(model, lambda: model(torch.randint(0, 5, (4, 3))))
+
+
 def test_copies_stand_where_autocast_would_cast() -> None:
     model = Model()
     names = {parameter: name for name, parameter in model.named_parameters()}
-    shadows = Shadows(model, trained=True)
+    shadows = Shadows(model, used(model), trained=True)
     shadows.install()
     copied = {names[weight] for weight in shadows.copies}
     assert copied == {
@@ -82,9 +90,39 @@ def test_copies_stand_where_autocast_would_cast() -> None:
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+class Particular(nn.Module):
+    """Modules whose weights must stay as they are: computed anew, used without autocast as well, and not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.exact, self.unused = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.normed = nn.utils.weight_norm(nn.Linear(4, 4))
+        self.pruned = prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5)
+        self.orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.exact(self.orthogonal(self.pruned(self.normed(self.plain(x)))))
+        with torch.autocast("cpu", enabled=False):
+            return self.exact(x.float())
+
+
+def test_particular_modules_keep_their_weights() -> None:
+    model, x = Particular(), torch.randn(3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        shadows = Shadows(model, casting(model, lambda: model(x)), trained=True)
+        shadows.install()
+        assert torch.equal(model(x), expected)
+    shadows.remove()
+    copied = {name for name, weight in model.named_parameters() if weight in shadows.copies}
+    assert copied == {"plain.weight", "plain.bias", "orthogonal.bias"}
+
+
 def test_only_frozen_weights_are_copied_where_gradients_add_up() -> None:
     model = Model()
-    shadows = Shadows(model, trained=False)
+    shadows = Shadows(model, used(model), trained=False)
     shadows.install()
     assert len(shadows.copies) == 2
     assert model.first.weight.dtype == torch.float32
@@ -96,7 +134,7 @@ def test_copies_compute_what_autocast_does() -> None:
     copied = copy.deepcopy(plain)
     ids = torch.randint(0, 5, (4, 3))
     theirs = gradients(plain, ids)
-    shadows = Shadows(copied, trained=True)
+    shadows = Shadows(copied, used(copied), trained=True)
     masters = dict(copied.named_parameters())
     shadows.install()
     assert torch.equal(gradients(copied, ids), theirs)
@@ -236,7 +274,7 @@ def test_gradients_in_another_order_than_their_weights_are_brought_into_it() -> 
     torch.manual_seed(0)
     ours, theirs = (nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 3, 1)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    channels_last(ours)
+    channels_last(ours, ExitStack())
     fused = adamw(ours, SECTION, bf16=True)
     plain = torch.optim.AdamW(parameter_groups(theirs, SECTION), lr=1e-2)  # type: ignore[arg-type]
     images = torch.randn(2, 4, 8, 8)
@@ -266,7 +304,7 @@ def test_weights_in_another_order_are_saved_as_ever(tiny: dict[str, Any], tmp_pa
     tiny["policy"]["backbones"]["vision"] = {"type": "conv"}
     policy = Builder.from_recipe(tiny).build()
     expected = {name: value.clone() for name, value in policy.state_dict().items()}
-    channels_last(policy)
+    channels_last(policy, ExitStack())
     assert any(not weight.is_contiguous() for weight in policy.parameters())
     policy.save_pretrained(tmp_path / "policy")
     for name, value in AutoModel.from_pretrained(tmp_path / "policy").state_dict().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -299,6 +300,43 @@ def test_a_forward_without_a_loss_is_named(
         monkeypatch.setattr(RecipePolicy, "forward", lambda self, batch, given=given: given)
         with pytest.raises(TrainingError, match="must give a dict with a scalar tensor `loss`"):
             builder.train(output=tmp_path, device="cpu")
+
+
+def test_masks_that_are_infinite_from_the_start_are_not_lost(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policysmith.components.heads.mlp import MlpHead
+
+    made = MlpHead.__init__
+
+    def masked(self: MlpHead, *args: Any) -> None:
+        made(self, *args)
+        self.register_buffer("mask", torch.full((2,), -torch.inf), persistent=False)
+
+    monkeypatch.setattr(MlpHead, "__init__", masked)
+    builder = Builder.from_recipe(tiny)
+    builder.check()
+    break_loss(monkeypatch, at=2)
+    with pytest.raises(TrainingError, match="the weights before it are in"):
+        builder.train(output=tmp_path, device="cpu")
+
+
+def test_a_forward_that_its_author_decorated_stays_decorated(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from policysmith.builder.policy import RecipePolicy
+
+    plain = RecipePolicy.forward
+
+    @functools.wraps(plain)
+    def decorated(self: RecipePolicy, *args: Any, **options: Any) -> Any:
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(RecipePolicy, "forward", decorated)
+    tiny["training"] |= {"precision": "bf16", "steps": 2}
+    policy = Builder.from_recipe(tiny).train(output=tmp_path, device="cpu").policy
+    assert not {"forward", "_original_forward"} & set(vars(policy))
+    assert type(policy).forward is decorated
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:

@@ -155,6 +155,35 @@ def test_in_bf16_layers_compute_with_bf16_weights(recipe: dict[str, Any], tmp_pa
     assert all(value.dtype == torch.float32 for value in weights(tmp_path / "two" / "policy").values())
 
 
+def test_weights_come_together_in_what_is_computed_in(tmp_path: Path) -> None:
+    from torch import distributed, nn
+    from torch.distributed.device_mesh import init_device_mesh
+
+    seen = []
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for bf16 in (True, False):
+            model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+            model[0].register_forward_hook(lambda layer, *_: seen.append(layer.weight.dtype))
+            shard(model, list(model), init_device_mesh("cpu", (1,), mesh_dim_names=("shard",)), bf16=bf16)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                model(torch.ones(1, 2)).sum().backward()
+            assert all(
+                p.dtype == p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None
+            )
+    finally:
+        distributed.destroy_process_group()
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_weights_that_layers_share_are_named() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    mesh: Any = None
+    with pytest.raises(TrainingError, match=r"`weight` is a weight of two layers \(Linear\)"):
+        shard(model, list(model), mesh, bf16=False)
+
+
 def test_a_weight_that_cannot_be_spread_is_named() -> None:
     model = torch.nn.Linear(2, 2)
     model.temperature = torch.nn.Parameter(torch.tensor(1.0))

@@ -1,0 +1,88 @@
+"""What is done to a policy so that it trains faster; all of it is undone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ...schemas.recipe import TrainingSection
+from ..policy import BasePolicyModel
+from .compilation import channels_last, compiled_blocks, eagerly, layers_of, patch_products
+from .fused_adamw import FusedAdamW
+from .shadows import Shadows, casting
+from .sharding import mesh_of, shard, unsharded
+from .undo import remember
+
+
+class Speedups:
+    """Layouts, compiled layers and bfloat16 copies of a policy in training, until `undo` closes."""
+
+    def __init__(
+        self,
+        policy: BasePolicyModel,
+        section: TrainingSection,
+        accelerator: Accelerator,
+        undo: ExitStack,
+        note: Callable[[str], None],
+    ) -> None:
+        self._policy, self._section, self._accelerator = policy, section, accelerator
+        self._undo, self._note = undo, note
+        self._shadows: Shadows | None = None
+        self.compiled: list[nn.Module] = []
+        """The layers that are compiled one by one."""
+        self.bf16 = accelerator.mixed_precision == "bf16"
+
+    def lay_out(self) -> None:
+        """Bring the weights to where and how they are trained; before the optimiser is made."""
+        kind = self._section.sharding
+        remember(self._undo, self._policy, "forward", "_original_forward")  # accelerate puts its own there
+        if kind != "off":
+            mesh = mesh_of(kind, self._accelerator)
+            shard(self._policy, layers_of(self._policy), mesh, bf16=self.bf16)
+        elif self._accelerator.device.type == "cuda":  # FSDP2 refuses weights in another order
+            channels_last(self._policy, self._undo)
+
+    def compile(self, *, idle: bool) -> None:
+        """Compile layers one by one: by default on a GPU. Frozen ones may be `idle`."""
+        wanted = self._section.compile
+        if wanted == "off" or (wanted == "auto" and self._accelerator.device.type != "cuda"):
+            return
+        self.compiled = compiled_blocks(self._policy, self._undo, trained=idle)
+        kinds = ", ".join(
+            f"`{name}`" for name in sorted({unsharded(each).__name__ for each in self.compiled})
+        )
+        self._note(
+            f"compiling {len(self.compiled)} layers one by one: {kinds}"
+            if self.compiled
+            else "no layers to compile"
+        )
+        patch_products(self._policy, self._undo)
+
+    def copy_weights(self, optimizer: torch.optim.Optimizer, batch: Mapping[str, Any]) -> None:
+        """Let modules compute with bfloat16 copies, as far as a pass over a batch has their weights cast."""
+        if not self.bf16 or self._section.sharding != "off" or not isinstance(optimizer, FusedAdamW):
+            return
+        cast = casting(self._policy, lambda: self._pass(batch))
+        # several gradients add up better in float32
+        self._shadows = Shadows(self._policy, cast, trained=self._section.accumulate == 1)
+        self._undo.callback(self._shadows.remove)
+        self._shadows.install()
+        optimizer.follow(self._shadows.copies)
+
+    def own_weights(self) -> AbstractContextManager[None]:
+        """The policy has its float32 weights inside the block."""
+        return nullcontext() if self._shadows is None else self._shadows.removed()
+
+    def _pass(self, batch: Mapping[str, Any]) -> None:
+        """A forward pass as in training, which leaves no trace."""
+        policy = self._policy
+        kept = {name: buffer.clone() for name, buffer in policy.named_buffers()}
+        with torch.no_grad(), eagerly(self.compiled), self._accelerator.autocast():
+            policy(batch)
+        for name, buffer in policy.named_buffers():
+            buffer.copy_(kept[name])
