@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,17 +28,35 @@ def loaded(
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
     )
-    for batch in loader:
-        yield to_device(batch, device)
+    return on_device(loader, device)
 
 
 def stored(rows: Rows, order: Order, device: torch.device) -> Iterator[dict[str, Any]]:
     """Batches that lie ready in a table."""
-    for indices in order:
-        batch = rows.batch(indices)
-        if device.type == "cuda":
-            batch = {key: value if value.is_cuda else value.pin_memory() for key, value in batch.items()}
-        yield to_device(batch, device)
+    drawn = (rows.batch(indices) for indices in order)
+    if device.type != "cuda":
+        return drawn
+    return on_device(
+        ({key: x if x.is_cuda else x.pin_memory() for key, x in batch.items()} for batch in drawn), device
+    )
+
+
+def on_device(source: Iterable[Any], device: torch.device) -> Iterator[dict[str, Any]]:
+    """The batches on a device; a GPU copies each while it still computes with the ones before."""
+    if device.type != "cuda":
+        for batch in source:
+            yield to_device(batch, device)
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in source:
+        with torch.cuda.stream(copies):
+            moved = to_device(batch, device)
+        computes = torch.cuda.current_stream(device)
+        computes.wait_stream(copies)
+        for key, value in moved.items():
+            if isinstance(value, Tensor) and value is not batch[key]:
+                value.record_stream(computes)  # its memory is free for other copies only after that
+        yield moved
 
 
 def to_device(batch: Any, device: torch.device) -> dict[str, Any]:

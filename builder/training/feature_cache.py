@@ -32,9 +32,10 @@ from ..data.rows import DamagedTableError, Rows, RowsWriter, UnlikeRowsError, op
 from ..policy import RecipePolicy
 from ..policy.composed import ROBOTS
 from ..policy.stored import as_entries
-from .batches import to_device
+from .batches import on_device, to_device
 from .chance import is_random, mode
 from .feature_key import feature_key
+from .frozen_pass import FrozenPass
 
 T = TypeVar("T")
 _SPARE = 1 << 30
@@ -60,17 +61,24 @@ class _Obstacle(Exception):
 
 
 def stored_rows(
-    policy: Any, samples: Samples, seen: int, accelerator: Accelerator, note: Callable[[str], None]
+    policy: Any,
+    samples: Samples,
+    seen: int,
+    accelerator: Accelerator,
+    note: Callable[[str], None],
+    *,
+    compiles: bool = False,
 ) -> Rows | None:
     """All training samples with the features of the frozen backbones, on the device where they are small there.
 
     None where there is nothing to store, or it cannot be, or would not pay for `seen` samples of all processes that are
-    still to be seen; `note` is told why, and what is done instead. All processes do the same.
+    still to be seen; `note` is told why, and what is done instead. All processes do the same. Backbones that would run
+    for long are compiled where that `compiles`.
     """
     names = policy.at_rest if isinstance(policy, RecipePolicy) else []
     if not names:
         return None
-    table = _Table(policy, samples, seen, accelerator, note)
+    table = _Table(policy, samples, seen, accelerator, note, compiles)
     if not (steady := table.steady(names)):
         return None
     try:
@@ -94,9 +102,10 @@ class _Table:
         seen: int,
         accelerator: Accelerator,
         note: Callable[[str], None],
+        compiles: bool,
     ) -> None:
         self._policy, self._samples, self._seen = policy, samples, seen
-        self._accelerator, self._note = accelerator, note
+        self._accelerator, self._note, self._compiles = accelerator, note, compiles
         self._names: list[str] = []
         self._dropped: set[str] = set()
 
@@ -181,17 +190,26 @@ class _Table:
             self._by_main(lambda: None if directory.exists() else writer.finish())
 
     def _write(self, writer: RowsWriter, share: range) -> None:
-        samples = self._samples
+        samples, device = self._samples, self._accelerator.device
         loader = DataLoader(
             Subset(samples.dataset, share),
             batch_size=samples.batch_size,
             collate_fn=samples.collate,
             num_workers=samples.workers,
-            pin_memory=self._accelerator.device.type == "cuda",
+            pin_memory=device.type == "cuda",
         )
-        for first, batch in zip(share[:: samples.batch_size], loader, strict=True):
-            size = min(samples.batch_size, share.stop - first)
-            writer.write(first, self._entries(batch), size)
+        with FrozenPass(
+            self._policy, self._names, self._accelerator, len(loader) if self._compiles else 0
+        ) as run:
+            coming: _OnHost | None = None
+            for first, batch in zip(share[:: samples.batch_size], on_device(loader, device), strict=True):
+                size = min(samples.batch_size, share.stop - first)
+                entries = run(partial(self._entries, batch), whole=size == samples.batch_size)
+                done, coming = coming, _OnHost(first, size, entries)
+                if done is not None:
+                    done.write(writer)
+            if coming is not None:
+                coming.write(writer)
 
     def _first(self) -> dict[str, Any]:
         """A batch of the first samples, on the device."""
@@ -230,6 +248,30 @@ class _Table:
                 for key, value in made.items():
                     kept[key] = value.bfloat16() if half and value.is_floating_point() else value
         return kept
+
+
+class _OnHost:
+    """Entries on their way to the host, which need not be waited for while the device computes the next."""
+
+    def __init__(self, first: int, size: int, entries: Mapping[str, Tensor]) -> None:
+        self._first, self._size = first, size
+        self._values = {key: _sent(values) for key, values in entries.items()}
+        self._arrived = torch.cuda.Event() if any(values.is_cuda for values in entries.values()) else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def write(self, writer: RowsWriter) -> None:
+        """Put them into the table."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        writer.write(self._first, self._values, self._size)
+
+
+def _sent(values: Tensor) -> Tensor:
+    if not values.is_cuda:
+        return values
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)
 
 
 def _called(names: Sequence[str]) -> str:

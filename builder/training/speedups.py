@@ -47,10 +47,15 @@ class Speedups:
         elif self._accelerator.device.type == "cuda":  # FSDP2 refuses weights in another order
             channels_last(self._policy, self._undo)
 
-    def compile(self, *, idle: bool) -> None:
-        """Compile layers one by one: by default on a GPU. Frozen ones may be `idle`."""
+    @property
+    def compiles(self) -> bool:
+        """Whether layers are compiled: by default on a GPU."""
         wanted = self._section.compile
-        if wanted == "off" or (wanted == "auto" and self._accelerator.device.type != "cuda"):
+        return wanted == "blocks" or (wanted == "auto" and self._accelerator.device.type == "cuda")
+
+    def compile(self, *, idle: bool) -> None:
+        """Compile layers one by one, if that is wanted. Frozen ones may be `idle`."""
+        if not self.compiles:
             return
         self.compiled = compiled_blocks(self._policy, self._undo, trained=idle)
         kinds = ", ".join(
