@@ -4,13 +4,14 @@
 
 Every trainer trains the same policy, from the same weights, on the same batches, which lie on the device already, with
 the same precision, clipping, AdamW settings, learning rates and average of the weights. The policy's transforms are
-torch's own operations but in `ours`, where kernels of this project may stand in for them:
+torch's own operations but in ours, where kernels of this project may stand in for them:
 
     trainer           transformers.Trainer as it is: eager, bf16, AdamW not fused, cosine
     trainer_compile   the same with torch_compile=True
     trainer_liger     the first with use_liger_kernel=True, where Liger is installed and replaces a module at all
     lerobot_like      accelerate, eager, loss and gradient norm read in every step, average tensor by tensor
     ours              policysmith.builder.training.loop.train with its defaults
+    ours_float8       the same with `training.float8: tensorwise`, where torchao is installed and a layer wide enough
 
 Each has a process of its own, and one at a time computes. First come the compared steps, from the same seeds: their
 losses must agree up to rounding, and up to the noise that compiled dropout draws for itself. Then blocks of timed steps
@@ -34,7 +35,7 @@ from step.results import table
 from step.session import Session
 from step.works import WORKS, choose
 
-VARIANTS = ("trainer", "trainer_compile", "trainer_liger", "lerobot_like", "ours")
+VARIANTS = ("trainer", "trainer_compile", "trainer_liger", "lerobot_like", "ours", "ours_float8")
 TINY = {"loss_steps": 6, "rounds": 2, "warmup": 1, "steps": 2, "log_every": 2}
 
 

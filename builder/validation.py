@@ -80,8 +80,8 @@ def validate_part(
 
 
 def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
-    """Findings for values that are right alone and wrong together: one dataset or several, and which robot is judged."""
-    data, judged = recipe.data, recipe.evaluation
+    """Findings for values that are right alone and wrong together: precision, one dataset or several, which robot is judged."""
+    data, judged, training = recipe.data, recipe.evaluation, recipe.training
     found: list[Diagnostic] = []
 
     def report(
@@ -91,6 +91,16 @@ def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
         error = SpecError(message, label=label, help=help)
         found.append(located(document, path, error, code=code, related=also))
 
+    if training.float8 != "off":
+        for key, value, why in (
+            ("precision", "fp32", "rounds what is computed in bf16"),
+            ("compile", "off", "is slower than bf16 where layers are not compiled"),
+        ):
+            if getattr(training, key) == value:
+                help = f"leave out `training.{key}`, or set `training.float8: off`"
+                message = f"`training.float8` {why}, and `training.{key}` is {value}"
+                place = ("training", "float8")
+                report(place, "E007 invalid-value", message, "one too many", help, ("training", key))
     if data.sources is None:
         if data.path is None:
             help = "name a dataset, or leave it out and name those of several robots by `sources`"

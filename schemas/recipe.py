@@ -155,6 +155,8 @@ class TrainingSection(Section):
     """Seed of initial weights, data order, augmentation and noise."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+    float8: Literal["off", "tensorwise", "rowwise"] = "off"
+    """Compute large matrix products of layers that train in float8, with a scale for each tensor (fastest) or each row; needs `policysmith[float8]`."""
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     """AdamW settings."""
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .works import Work
 
 LATE = "the time was up"
-NEEDS = {"trainer_liger": "liger_kernel"}
+NEEDS = {"trainer_liger": "liger_kernel", "ours_float8": "torchao"}
 """Packages that a trainer cannot do without."""
 
 

@@ -166,12 +166,17 @@ class TensorwiseAverage:
             average.sub_(taken * (average - weight))
 
 
-def ours(bench: Bench, pace: Pace) -> None:
-    """This project's trainer, with its defaults."""
+def ours(bench: Bench, pace: Pace, *, float8: bool = False) -> None:
+    """This project's trainer, with its defaults, or with large products in float8 too."""
     from policysmith.builder.training import loop
+    from policysmith.builder.training.float8 import wide_layers
     from policysmith.builder.training.placement import make_accelerator
 
     section = bench.section
+    if float8:
+        if not wide_layers(bench.policy, "tensorwise"):
+            raise LeftOut("no layer that trains is wide enough for float8: it is `ours` again")
+        section = section.model_copy(update={"float8": "tensorwise"})
     with tempfile.TemporaryDirectory() as folder:
         os.environ["POLICYSMITH_CACHE"] = folder  # nothing is found from an earlier run
         job = loop.Job(
@@ -239,5 +244,6 @@ VARIANTS: dict[str, Callable[[Bench, Pace], None]] = {
     "trainer_liger": partial(trainer, liger=True),
     "lerobot_like": lerobot_like,
     "ours": ours,
+    "ours_float8": partial(ours, float8=True),
 }
 """By name, in the order in which their blocks alternate; `trainer` is what the others are compared with."""

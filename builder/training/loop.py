@@ -165,7 +165,7 @@ class _Run:
             )
         )
         self.policy.train()
-        self.speedups.compile(idle=rows is not None)
+        self.speedups.quicken(idle=rows is not None)
         first = next(coming)
         self.batches = chain([first], coming)
         self.speedups.copy_weights(self.optimizer, first)
@@ -335,7 +335,7 @@ class _Run:
             self.meter.rest()
 
     def _validate(self, dataset: Dataset[Any]) -> dict[str, float]:
-        with eagerly(self.speedups.compiled), self.speedups.own_weights():
+        with self.speedups.paused():
             return validate(
                 self.policy, dataset, self.job.collate, self.section, self.accelerator, self.average
             )

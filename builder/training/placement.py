@@ -11,6 +11,7 @@ from torch import nn
 
 from ...schemas.errors import TrainingError
 from ...schemas.recipe import TrainingSection
+from .float8 import require
 from .sharding import wrapper
 
 _PEAKS = {
@@ -39,6 +40,8 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
     )
     if section.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TrainingError("this GPU has no bf16 arithmetic; set `training.precision: fp32`")
+    if section.float8 != "off":
+        require(section.float8, on_gpu=on_gpu)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         # accelerate keeps device and precision of the process's first run otherwise
         AcceleratorState._reset_state(reset_partial_state=True)

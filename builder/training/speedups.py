@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from ...schemas.recipe import TrainingSection
 from ..policy import BasePolicyModel
 from .compilation import channels_last, compiled_blocks, eagerly, layers_of, patch_products
+from .float8 import float8_layers, without
 from .fused_adamw import FusedAdamW
 from .shadows import Shadows, casting
 from .sharding import mesh_of, shard, unsharded
@@ -33,6 +34,7 @@ class Speedups:
         self._policy, self._section, self._accelerator = policy, section, accelerator
         self._undo, self._note = undo, note
         self._shadows: Shadows | None = None
+        self._wide: list[nn.Linear] = []
         self.compiled: list[nn.Module] = []
         """The layers that are compiled one by one."""
         self.bf16 = accelerator.mixed_precision == "bf16"
@@ -53,8 +55,9 @@ class Speedups:
         wanted = self._section.compile
         return wanted == "blocks" or (wanted == "auto" and self._accelerator.device.type == "cuda")
 
-    def compile(self, *, idle: bool) -> None:
-        """Compile layers one by one, if that is wanted. Frozen ones may be `idle`."""
+    def quicken(self, *, idle: bool) -> None:
+        """Let wide layers compute in float8, and compile layers one by one, as far as wanted. Frozen ones may be `idle`."""
+        self._wide = float8_layers(self._policy, self._section.float8, self._undo, self._note)
         if not self.compiles:
             return
         self.compiled = compiled_blocks(self._policy, self._undo, trained=idle)
@@ -83,11 +86,17 @@ class Speedups:
         """The policy has its float32 weights inside the block."""
         return nullcontext() if self._shadows is None else self._shadows.removed()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The policy computes uncompiled inside the block, with float32 weights and without float8."""
+        with eagerly(self.compiled), self.own_weights(), without(self._wide):
+            yield
+
     def _pass(self, batch: Mapping[str, Any]) -> None:
         """A forward pass as in training, which leaves no trace."""
         policy = self._policy
         kept = {name: buffer.clone() for name, buffer in policy.named_buffers()}
-        with torch.no_grad(), eagerly(self.compiled), self._accelerator.autocast():
+        with torch.no_grad(), self.paused(), self._accelerator.autocast():
             policy(batch)
         for name, buffer in policy.named_buffers():
             buffer.copy_(kept[name])
