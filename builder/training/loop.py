@@ -6,8 +6,9 @@ resumed run takes the very steps that the uninterrupted one would have taken.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -41,7 +42,10 @@ from .sharding import unsharded
 from .speedups import Speedups
 from .step_graph import StepGraph, Update
 from .validation import validate
-from .watch import Health, Meter
+from .watch import Health, Interval, Meter
+
+LAG = 2
+"""Steps after which a log line of a GPU is read, so that the GPU does not run out of work meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class _Run:
         self.health = Health(self.optimizer, accelerator.device)
         self.meter = Meter(self.section.batch_size * self.section.accumulate * accelerator.num_processes)
         self.step, self.rate, self.loss = 0, 0.0, float("nan")
+        self.lag = 0 if accelerator.device.type == "cpu" else LAG
+        self.intervals: deque[Interval] = deque()
         self.profile: Profile | None = None
         self.saved = job.directory / "policy"
 
@@ -129,9 +135,15 @@ class _Run:
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
         self._prepare()
-        while self.step < self.section.steps:
-            self._update()
-            self._after_step()
+        try:
+            while self.step < self.section.steps:
+                self._update()
+                self._after_step()
+        except Exception:
+            with suppress(Exception):  # the device may be what failed
+                while self.intervals:
+                    self._tell(self.intervals.popleft(), saves=False)
+            raise
 
     def result(self) -> Result:
         """The policy that was learned, once nothing is done to it for speed any more."""
@@ -311,28 +323,35 @@ class _Run:
         last = done == self.section.steps
         saves = last or (self.section.save_every is not None and done % self.section.save_every == 0)
         logs = saves or done % self.section.log_every == 0
-        if logs or self.accelerator.device.type == "cpu":
+        if self.lag == 0:
             self._stop_if_not_finite()
         self.step = done
         if self.profile is not None and (seen := self.profile.stepped()):
             self._note(seen)
         if self.average is not None and not isinstance(self.optimizer, FusedAdamW):
             self.average.update(done)
-        values = {**self.meter.read(), "lr": self.rate} if logs else {}
-        if saves:
-            self._save(done)
+        if logs:
+            self.intervals.append(self.meter.interval(done, self.rate, self.health.bad))
         for reporter in self.reporters:
             reporter.advance(done)
-        if logs:
-            self.loss = values["loss"]
-            if saves and self.job.validation is not None:
-                values |= self._validate(self.job.validation)
-            for reporter in self.reporters:
-                reporter.log(done, values)
+        while self.intervals and (saves or self.intervals[0].step + self.lag <= done):
+            self._tell(self.intervals.popleft(), saves=saves and not self.intervals)
         if saves:
-            for reporter in self.reporters:
-                reporter.note(f"checkpoint {self.saved}")
+            self._note(f"checkpoint {self.saved}")
             self.meter.rest()
+
+    def _tell(self, interval: Interval, *, saves: bool) -> None:
+        """Log what happened up to a step, and save before if that is due."""
+        values, finite = self.meter.read(interval)
+        if not finite:
+            self._stop_if_not_finite()
+        self.loss = values["loss"]
+        if saves:
+            self._save(interval.step)
+            if self.job.validation is not None:
+                values |= self._validate(self.job.validation)
+        for reporter in self.reporters:
+            reporter.log(interval.step, values)
 
     def _validate(self, dataset: Dataset[Any]) -> dict[str, float]:
         with self.speedups.paused():

@@ -3,11 +3,46 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class Arriving:
+    """Numbers on their way from the device to the host, which goes on meanwhile."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._names = list(values)
+        together = torch.stack([value.detach().double() for value in values.values()])
+        self._host, self._arrived = together, None
+        if together.is_cuda:
+            self._host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True)
+            self._host.copy_(together, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> dict[str, float]:
+        """The numbers, waited for if they have not arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return dict(zip(self._names, self._host.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What happened between two log lines, up to `step` finished updates."""
+
+    step: int
+    rate: float
+    """Learning rate of the last."""
+    steps: int
+    wait: float
+    """Seconds without a batch."""
+    numbers: Arriving
+    """Means of losses and norms, and under an empty name whether one was not finite."""
 
 
 class Health:
@@ -36,6 +71,11 @@ class Health:
     def updated(self) -> None:
         """An update was made, or not, of what was seen."""
         self._good.add_(self._bad == 0)
+
+    @property
+    def bad(self) -> Tensor:
+        """Not 0 from the first step on that was not finite, on the device."""
+        return self._bad
 
     def first_bad_step(self) -> int | None:
         """The step that was not finite, if there was one; waits for the device."""
@@ -84,19 +124,28 @@ class Meter:
         self._steps += 1
         self._total += 1
 
-    def read(self) -> dict[str, float]:
-        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
+    def interval(self, step: int, rate: float, bad: Tensor) -> Interval:
+        """What happened since the last one, and whether something was not finite; nothing is waited for."""
+        means = {name: value / self._counts[name] for name, value in self._sums.items()}
+        found = Interval(step, rate, self._steps, self._wait, Arriving({**means, "": bad}))
+        self._sums, self._counts, self._wait, self._steps = {}, {}, 0.0, 0
+        return found
+
+    def read(self, interval: Interval) -> tuple[dict[str, float], bool]:
+        """An interval's means, and its speed: until now since the one before was read; and whether all was finite."""
+        values = interval.numbers.read()
+        finite = values.pop("") == 0.0
         elapsed = max(time.perf_counter() - self._since, 1e-9)
-        means["samples_per_second"] = self._steps * self._samples_per_step / elapsed
-        means["data_wait"] = self._wait / elapsed
+        self._since = time.perf_counter()
+        values["samples_per_second"] = interval.steps * self._samples_per_step / elapsed
+        values["data_wait"] = interval.wait / elapsed
         if self.flops:
-            rate = self.flops * self._steps / elapsed
-            means["tflops"] = rate / 1e12
+            rate = self.flops * interval.steps / elapsed
+            values["tflops"] = rate / 1e12
             if self._peak is not None:
-                means["mfu"] = rate / self._peak
-        self._sums, self._counts = {}, {}
-        self._wait, self._steps, self._since = 0.0, 0, time.perf_counter()
-        return means
+                values["mfu"] = rate / self._peak
+        values["lr"] = interval.rate
+        return values, finite
 
     def rest(self) -> None:
         """What happened since the last reading, such as saving, was no training."""
