@@ -26,6 +26,7 @@ from torch import Tensor
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from policysmith.components.kernels import adamw, group_norm_mish, image_batch, modulated_norm
+from policysmith.components.kernels.eight_bit import encode
 from policysmith.components.kernels.image_draws import Augmentation, draw
 
 Run = Callable[[], Any]
@@ -77,6 +78,7 @@ def cases(device: str, tiny: bool, compiles: bool) -> Iterator[Case]:
         yield norm_case(samples, *((3, 16) if tiny else (49, 1536)), device, compiles)
     yield image_case(*((2, 20, 16) if tiny else (512, 256, 224)), device, compiles)
     yield adamw_case(tiny, device)
+    yield adamw_case(tiny, device, eight_bit=True)
     yield group_norm_case(*((2, 16, 4) if tiny else (64, 512, 16)), device, compiles)
 
 
@@ -144,8 +146,8 @@ def image_case(count: int, before: int, after: int, device: str, compiles: bool)
     return Case("images", f"{count} of {before} -> {after}, uint8 -> bf16", moved, variants)
 
 
-def adamw_case(tiny: bool, device: str) -> Case:
-    """A step of AdamW over the parameters of ViT-B/16, with weight average and bfloat16 copy."""
+def adamw_case(tiny: bool, device: str, *, eight_bit: bool = False) -> Case:
+    """A step of AdamW over the parameters of ViT-B/16, with weight average and bfloat16 copy, or all moments in eight bits."""
     width, depth = (8, 1) if tiny else (768, 12)
     shapes = [(width, 3, 16, 16), (width,), (1, 1, width), (1, 197, width), (width,), (width,)]
     for _ in range(depth):
@@ -155,6 +157,13 @@ def adamw_case(tiny: bool, device: str) -> Case:
     parameters = [torch.randn(shape, device=device) for shape in shapes]
     gradients = [torch.randn_like(p) for p in parameters]
     first, second = ([torch.rand_like(p) for p in parameters] for _ in range(2))
+    scales: tuple[list[Tensor], list[Tensor]] = ([], [])
+    if eight_bit:
+        for moments, powers, squared in ((first, scales[0], False), (second, scales[1], True)):
+            for index, moment in enumerate(moments):
+                codes, power = encode(moment.flatten(), squared=squared)
+                moments[index] = codes.view(moment.shape)
+                powers.append(power)
     averages = [p.clone() for p in parameters]
     shadows = [p.bfloat16() for p in parameters]
     step, clip, bad = (torch.tensor(value, device=device) for value in (10.0, 0.5, 0.0))
@@ -176,19 +185,20 @@ def adamw_case(tiny: bool, device: str) -> Case:
 
     plain = (parameters, gradients, first, second, averages, shadows, step, rates, decays, groups, clip, bad)
     variants: dict[str, Run] = {
-        "reference": lambda: adamw.reference(*plain, 0.9, 0.999, 1e-8, 0.999),
-        "fused AdamW + lerp + copy": of_torch,
-        "fused AdamW alone": fused.step,
+        "reference": lambda: adamw.reference(*plain, 0.9, 0.999, 1e-8, 0.999, *scales),
     }
+    if not eight_bit:
+        variants |= {"fused AdamW + lerp + copy": of_torch, "fused AdamW alone": fused.step}
     if device == "cuda":
         variants["ours"] = lambda: adamw.adamw_step(
             parameters, gradients, first, second, step, rates, decays, groups,
-            averages=averages, shadows=shadows, clip=clip, found_inf=bad,
+            averages=averages, shadows=shadows, first_scales=scales[0], second_scales=scales[1], clip=clip, found_inf=bad,
         )  # fmt: skip
     count = sum(p.numel() for p in parameters)
-    return Case(
-        "AdamW, average, copy", f"{len(shapes)} tensors, {count / 1e6:.1f}M values", 38 * count, variants
-    )
+    # moments are read and written, as are weights and their average; gradients are read, copies written
+    moved = 22 * count + 2 * sum(size(x) for x in (*first, *second, *scales[0], *scales[1]))
+    name = "AdamW, average, copy" + (", moments in 8 bits" if eight_bit else "")
+    return Case(name, f"{len(shapes)} tensors, {count / 1e6:.1f}M values", moved, variants)
 
 
 def differentiated(

@@ -40,11 +40,13 @@ class Summary:
     action: Spec
     unused: dict[str, int]
     """Parameters that feed nothing, by pattern; they are frozen too."""
+    moments: int
+    """Bytes of the moments that AdamW keeps of what trains, in one process."""
 
     @property
     def training_bytes(self) -> int:
         """Weights in fp32, and gradient and two AdamW moments of what trains; activations not included."""
-        return 4 * self.parameters + 12 * self.trainable
+        return 4 * self.parameters + 4 * self.trainable + self.moments
 
 
 def content(loaded: LoadedRecipe, data: DataPlan, policy: PolicyPlan) -> dict[str, Any]:

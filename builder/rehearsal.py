@@ -27,6 +27,7 @@ from .policy.dynamic import refusal
 from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
 from .sources import DataPlan
+from .training.fused_adamw import moment_bytes
 from .unused import unused
 from .wiring import Wiring
 
@@ -79,6 +80,10 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
         },
         action=plan.wiring.action,
         unused=idle,
+        moments=moment_bytes(
+            [p for p in policy.parameters() if p.requires_grad],
+            eight_bit=loaded.recipe.training.optimizer.states == "8bit",
+        ),
     )
 
 

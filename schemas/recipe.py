@@ -127,6 +127,8 @@ class OptimizerSection(Section):
     """Term added to the denominator."""
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled weight decay."""
+    states: Literal["fp32", "8bit"] = "fp32"
+    """`8bit` keeps the moments in a quarter of the memory, for policies that would not fit; their rounding adds noise to the steps."""
     groups: list[GroupSection] = Field(default_factory=list)
     """Settings of some parameters; the first group that matches decides."""
 

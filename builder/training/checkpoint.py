@@ -142,7 +142,7 @@ def prune(run: Path, keep: int) -> None:
 _FREE = {
     "output", "evaluation", "meta", "imports",
     "training.log_every", "training.save_every", "training.keep", "training.workers", "training.cache", "training.compile", "training.cuda_graph",
-    "training.sharding", "training.float8",
+    "training.sharding", "training.float8", "training.optimizer.states",
 }  # fmt: skip
 
 

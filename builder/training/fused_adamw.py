@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...components.kernels.adamw import adamw_step, order
+from ...components.kernels.adamw import adamw_step, flat, order
+from ...components.kernels.eight_bit import BLOCK, decode, encode
 from .ema import WeightAverage
-from .sharding import local, put
+from .sharding import local, put, spread_as, whole
+
+_MOMENTS = {"exp_avg": False, "exp_avg_sq": True}
+"""Names of the moments, and whether they are of squares."""
+_SMALLEST = 4096
+"""Numbers of a weight whose moments are worth eight bits."""
+_PIECE = 2**24
+"""Numbers that are encoded at once, a multiple of 256."""
+_Kind = tuple[torch.dtype, bool]
+"""What one launch has in common: the type of gradients, and whether moments are kept in eight bits."""
+
+
+def coded(part: Tensor, *, eight_bit: bool) -> bool:
+    """Whether the moments of what a process holds of a weight are in eight bits."""
+    return eight_bit and part.numel() >= _SMALLEST
+
+
+def moment_bytes(parts: Iterable[Tensor], *, eight_bit: bool) -> int:
+    """What both moments of weights take."""
+    return sum(
+        2 * (part.numel() + 4 * -(-part.numel() // BLOCK))
+        if coded(part, eight_bit=eight_bit)
+        else 8 * part.numel()
+        for part in parts
+    )
 
 
 class FusedAdamW(torch.optim.AdamW):
@@ -18,7 +43,11 @@ class FusedAdamW(torch.optim.AdamW):
 
     Of weights that are spread over processes, each updates its part. Two launches for all weights: they clip (`grad_scale`), update, average, and write the copies that modules compute
     with. Where `found_inf` is not 0, a step changes nothing. Rates lie on the device, and follow `set_rates`. All weights
-    with gradients of one type share one count of steps.
+    with gradients of one type, and moments alike, share one count of steps.
+
+    With `eight_bit`, moments of weights of 4096 numbers or more, of those that this process holds, are kept in eight bits,
+    by two launches more. In and out of states they are float32: rounded to nearest on their way in, which changes nothing of
+    what came out.
     """
 
     grad_scale: Tensor
@@ -32,13 +61,14 @@ class FusedAdamW(torch.optim.AdamW):
         betas: tuple[float, float],
         eps: float,
         average: WeightAverage | None = None,
+        eight_bit: bool = False,
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
         device = self.param_groups[0]["params"][0].device
         self.grad_scale, self.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
-        self._average = average
+        self._average, self._eight_bit = average, eight_bit
         self._copies: Mapping[nn.Parameter, nn.Parameter] = {}
-        self._counts: dict[torch.dtype, Tensor] = {}
+        self._counts: dict[_Kind, Tensor] = {}
         self._begun = 0.0
         """Steps taken before a state was loaded."""
         self._ordered: dict[nn.Parameter, Tensor] = {}
@@ -64,23 +94,25 @@ class FusedAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Update all weights that have gradients. A closure is not supported."""
         assert closure is None
-        first, found = self.param_groups[0], self._by_gradient()
-        for dtype, weights in found.items():
+        first, found = self.param_groups[0], self._by_kind()
+        for kind, weights in found.items():
             parameters = [weight for weight, _ in weights]
-            states = [self._state(weight, dtype) for weight in parameters]
-            copied = dtype == torch.bfloat16
+            states = [self._state(weight, kind) for weight in parameters]
+            copied, narrow = kind[0] == torch.bfloat16, kind[1]
             averages = self._average
             adamw_step(
                 [local(p) for p in parameters],
                 [self._gradient(p) for p in parameters],
                 [local(state["exp_avg"]) for state in states],
                 [local(state["exp_avg_sq"]) for state in states],
-                self._counts[dtype],
+                self._counts[kind],
                 self._rates,
                 self._decays,
                 [group for _, group in weights],
                 averages=[local(averages.of(p)) for p in parameters] if averages is not None else (),
                 shadows=[self._copies[p] for p in parameters] if copied else (),
+                first_scales=[state["exp_avg_scales"] for state in states] if narrow else (),
+                second_scales=[state["exp_avg_sq_scales"] for state in states] if narrow else (),
                 clip=self.grad_scale.reciprocal(),
                 found_inf=self.found_inf,
                 betas=first["betas"],
@@ -103,22 +135,81 @@ class FusedAdamW(torch.optim.AdamW):
         for copy in self._copies.values():
             copy.grad = None
 
+    @property
+    def saving(self) -> str:
+        """What moments in eight bits take in this process, and would take in float32; nothing where there are none."""
+        weights = [local(weight) for weight in self._weights()]
+        kept, full = (
+            moment_bytes(weights, eight_bit=eight_bit) / 1e9 for eight_bit in (self._eight_bit, False)
+        )
+        return f"moments in 8 bits: {kept:,.3g} GB instead of {full:,.3g} GB" if self._eight_bit else ""
+
     def state_dict(self) -> dict[str, Any]:
-        """As torch's AdamW gives it, where every weight has a count of its own."""
-        found = super().state_dict()
-        states = {key: {**state, "step": state["step"].clone()} for key, state in found["state"].items()}
+        """As torch's AdamW gives it, where every weight has a count of its own.
+
+        Moments in eight bits come as float32, whole and on the CPU, one after the other, so that there need not be room for
+        them where they lie. All processes that weights are spread over call it.
+        """
+        found, weights = super().state_dict(), self._weights()
+        states = {
+            key: {
+                "step": state["step"].clone(),
+                **{name: self._moment(weights[key], state, name) for name in _MOMENTS},
+            }
+            for key, state in found["state"].items()
+        }
         return {**found, "state": states}
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over moments and count, also those of torch's own AdamW."""
-        super().load_state_dict(state_dict)
-        for weight, state in self.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                loaded, state[name] = state[name], torch.empty_like(weight)
-                put(state[name], loaded)
+        states = state_dict["state"]
+        counts = {key: {"step": state["step"]} for key, state in states.items()}
+        super().load_state_dict({**state_dict, "state": counts})
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        for key, weight in zip(keys, self._weights(), strict=True):
+            if key not in states:
+                continue
+            self._begin(weight)
+            for name in _MOMENTS:
+                self._keep(weight, name, states[key][name])
         self._counts = {}
         self._begun = max((float(state["step"]) for state in self.state.values()), default=0.0)
         self.set_rates()
+
+    def _weights(self) -> list[nn.Parameter]:
+        return [weight for group in self.param_groups for weight in group["params"]]
+
+    def _begin(self, weight: nn.Parameter) -> None:
+        """Moments of a weight that has none are 0."""
+        state, part = self.state[weight], local(weight)
+        for name in _MOMENTS:
+            if coded(part, eight_bit=self._eight_bit):
+                state[name] = torch.zeros_like(part, dtype=torch.uint8)
+                state[f"{name}_scales"] = torch.zeros(-(-part.numel() // BLOCK), device=part.device)
+            else:
+                state[name] = torch.zeros_like(weight)
+
+    def _keep(self, weight: nn.Parameter, name: str, loaded: Tensor) -> None:
+        """Take over a moment, float32 and whole."""
+        state, moment = self.state[weight], torch.empty_like(weight)
+        put(moment, loaded)
+        if f"{name}_scales" not in state:
+            state[name] = moment
+            return
+        values, codes = (flat(local(tensor)).split(_PIECE) for tensor in (moment, state[name]))
+        scales = state[f"{name}_scales"].split(_PIECE // BLOCK)
+        for piece, into in zip(values, zip(codes, scales, strict=True), strict=True):
+            torch._foreach_copy_(into, encode(piece, squared=_MOMENTS[name]))
+
+    def _moment(self, weight: nn.Parameter, state: dict[str, Tensor], name: str) -> Tensor:
+        """A moment as `state_dict` gives it."""
+        moment = state[name]
+        if f"{name}_scales" in state:
+            moment = torch.empty_like(local(weight))
+            flat(moment).copy_(decode(flat(state[name]), state[f"{name}_scales"], squared=_MOMENTS[name]))
+            moment = spread_as(weight, moment)
+        return whole(moment).cpu() if self._eight_bit else moment
 
     def _follow(self, updated: set[nn.Parameter], average: WeightAverage) -> None:
         """Averages of weights that had no gradient in this step come nearer to them, too."""
@@ -130,14 +221,15 @@ class FusedAdamW(torch.optim.AdamW):
             for weight in rest:
                 local(average.of(weight)).lerp_(local(weight), taken)
 
-    def _by_gradient(self) -> dict[torch.dtype, list[tuple[nn.Parameter, int]]]:
-        """Weights that have gradients, and their groups, by the type of these."""
-        found: dict[torch.dtype, list[tuple[nn.Parameter, int]]] = {}
+    def _by_kind(self) -> dict[_Kind, list[tuple[nn.Parameter, int]]]:
+        """Weights that have gradients, and their groups, by kind."""
+        found: dict[_Kind, list[tuple[nn.Parameter, int]]] = {}
         for index, group in enumerate(self.param_groups):
             for weight in group["params"]:
                 gradient = self._copies.get(weight, weight).grad
                 if gradient is not None:
-                    found.setdefault(gradient.dtype, []).append((weight, index))
+                    kind = gradient.dtype, coded(local(weight), eight_bit=self._eight_bit)
+                    found.setdefault(kind, []).append((weight, index))
         return found
 
     def _gradient(self, weight: nn.Parameter) -> Tensor:
@@ -149,11 +241,11 @@ class FusedAdamW(torch.optim.AdamW):
             self._ordered[weight] = torch.empty_like(local(weight), dtype=gradient.dtype)
         return self._ordered[weight].copy_(gradient)
 
-    def _state(self, weight: nn.Parameter, dtype: torch.dtype) -> dict[str, Tensor]:
+    def _state(self, weight: nn.Parameter, kind: _Kind) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]
         if not state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-        if dtype not in self._counts:
-            self._counts[dtype] = torch.full((), self._begun, device=weight.device)
-        state["step"] = self._counts[dtype]
+            self._begin(weight)
+        if kind not in self._counts:
+            self._counts[kind] = torch.full((), self._begun, device=weight.device)
+        state["step"] = self._counts[kind]
         return state

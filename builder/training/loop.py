@@ -181,12 +181,12 @@ class _Run:
         first = next(coming)
         self.batches = chain([first], coming)
         self.speedups.copy_weights(self.optimizer, first)
-        if self.sharded:
-            self.model, self.prepared = self.policy, self.accelerator.prepare(self.optimizer)
-        else:
-            self.model, self.prepared = self.accelerator.prepare(self.policy, self.optimizer)
+        self.prepared = self.accelerator.prepare_optimizer(self.optimizer, device_placement=False)
+        self.model = self.policy if self.sharded else self.accelerator.prepare(self.policy)
         self.model.train()
         self._note(setting(self.accelerator, self.model))
+        if isinstance(self.optimizer, FusedAdamW) and (saved := self.optimizer.saving):
+            self._note(saved)
         self.graph = self._graph()
         if isinstance(self.policy, RecipePolicy):
             for together in self.policy.fused(first):

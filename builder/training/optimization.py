@@ -60,22 +60,30 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of a model on its device.
 
-    On a GPU, for `bf16`, and for weights that are spread over processes, it is the one that also averages weights and keeps
-    their copies; otherwise torch's own. Raises TrainingError where the former meets weights that are not float32.
+    On a GPU, for `bf16`, for states in eight bits, and for weights that are spread over processes, it is the one that also
+    averages weights and keeps their copies; otherwise torch's own. Raises TrainingError where the former meets weights that are not float32.
     """
     beta1, beta2 = section.betas
     groups = parameter_groups(model, section)
     for group in groups:
         group["lr"] = section.lr * group["lr_scale"]  # type: ignore[operator]
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if bf16 or any(isinstance(p, DTensor) or p.is_cuda for _, p in trained):
+    eight_bit = section.states == "8bit"
+    if bf16 or eight_bit or any(isinstance(p, DTensor) or p.is_cuda for _, p in trained):
         for name, parameter in trained:
             if parameter.dtype != torch.float32:
                 raise TrainingError(
                     f"`{name}` trains in {str(parameter.dtype).removeprefix('torch.')}; keep trained weights in float32, "
                     "such as by `.float()` where the policy is made: `training.precision: bf16` computes in bf16 by itself"
                 )
-        return FusedAdamW(groups, lr=section.lr, betas=(beta1, beta2), eps=section.eps, average=average)
+        return FusedAdamW(
+            groups,
+            lr=section.lr,
+            betas=(beta1, beta2),
+            eps=section.eps,
+            average=average,
+            eight_bit=eight_bit,
+        )
     return torch.optim.AdamW(groups, lr=section.lr, betas=(beta1, beta2), eps=section.eps, fused=True)
 
 

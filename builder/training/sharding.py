@@ -89,6 +89,20 @@ def local(values: Tensor) -> Tensor:
     return values.to_local() if isinstance(values, DTensor) else values
 
 
+def spread_as(weight: Tensor, part: Tensor) -> Tensor:
+    """The tensor of which this process holds a part, spread as a weight is."""
+    if not isinstance(weight, DTensor):
+        return part
+    return DTensor.from_local(
+        part,
+        weight.device_mesh,
+        weight.placements,
+        run_check=False,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )
+
+
 def whole(tree: Any) -> Any:
     """Tensors of a nested structure as one process would hold them, on the CPU where they are spread. All processes call it."""
     if isinstance(tree, DTensor):

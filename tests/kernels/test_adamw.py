@@ -130,7 +130,7 @@ def test_it_is_a_sound_operator(device: str) -> None:
     arguments = (
         given["parameters"], gradients_of(0, device), given["first"], given["second"], given["averages"],
         given["shadows"], given["step"], scalars[0], scalars[1], list(GROUPS), scalars[2], scalars[3], 0.9, 0.999,
-        1e-8, DECAY,
+        1e-8, DECAY, [], [],
     )  # fmt: skip
     torch.library.opcheck(module._step, arguments)
 

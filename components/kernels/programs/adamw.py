@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 
 from ..adamw import order
+from ..eight_bit import BLOCK
+from .eight_bit import decode, encode, random_words
 
 _CHUNK = 2048
 _KEPT = 8  # tables of different sets of tensors
@@ -21,7 +23,7 @@ _captured: dict[tuple[object, ...], _Table] = {}  # graphs read these whenever t
 
 def step(
     parameters, gradients, first, second, averages, shadows, step, rates, decays, groups, clip, found_inf,
-    beta1, beta2, eps, average_decay,
+    beta1, beta2, eps, average_decay, first_scales, second_scales,
 ):  # fmt: skip
     """What the reference of `adamw` does."""
     if not parameters:
@@ -31,13 +33,14 @@ def step(
     for others in lists[1:]:
         if any(order(x) != order(value) for x, value in zip(others, parameters, strict=True)):
             raise ValueError("weights, moments, averages and shadows differ in their strides")
+    lists += [x for x in (first_scales, second_scales) if x]
     addresses, chunks, aligned = _table(lists, groups)
     scalars = torch.empty(4, dtype=torch.float32, device=step.device)
     _scalars[(1,)](step, found_inf, scalars, _log(beta1), _log(beta2), average_decay)
     _steps[(len(chunks),)](
         addresses, chunks, rates, decays, scalars, clip, found_inf, beta1, beta2, 1.0 - beta1, 1.0 - beta2, eps,
         BFLOAT16=gradients[0].dtype == torch.bfloat16, AVERAGE=bool(averages), SHADOW=bool(shadows),
-        ALIGNED=aligned, COLUMNS=len(lists), CHUNK=_CHUNK, num_warps=8,
+        EIGHT=bool(first_scales), ALIGNED=aligned, COLUMNS=len(lists), CHUNK=_CHUNK, BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
 
 
@@ -87,13 +90,14 @@ def _moved(table, device):
 
 @triton.jit
 def _scalars(step, found_inf, scalars, log_beta1, log_beta2, average_decay):
-    """Count up, and keep both bias corrections and the weight of the average."""
+    """Count up, and keep both bias corrections, the weight of the average and the count."""
     now = tl.load(step) + tl.where(tl.load(found_inf) == 0.0, 1.0, 0.0)
     tl.store(step, now)
     exact = now.to(tl.float64)
     tl.store(scalars, 1.0 - tl.exp(exact * log_beta1))
     tl.store(scalars + 1, tl.sqrt((1.0 - tl.exp(exact * log_beta2)).to(tl.float32)))
     tl.store(scalars + 2, 1.0 - tl.minimum((1.0 + now) / (10.0 + now), average_decay))
+    tl.store(scalars + 3, now)
 
 
 @triton.jit
@@ -107,50 +111,76 @@ def _at(address, start, kind: tl.constexpr, ALIGNED: tl.constexpr):
 @triton.jit
 def _steps(
     addresses, chunks, rates, decays, scalars, clip, found_inf, beta1, beta2, rest1, rest2, eps,
-    BFLOAT16: tl.constexpr, AVERAGE: tl.constexpr, SHADOW: tl.constexpr, ALIGNED: tl.constexpr,
-    COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    BFLOAT16: tl.constexpr, AVERAGE: tl.constexpr, SHADOW: tl.constexpr, EIGHT: tl.constexpr, ALIGNED: tl.constexpr,
+    COLUMNS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     if tl.load(found_inf) == 0.0:
         chunk = chunks + tl.program_id(0) * 4
-        row = addresses + tl.load(chunk) * COLUMNS
+        tensor = tl.load(chunk)
+        row = addresses + tensor * COLUMNS
         start = tl.multiple_of(tl.load(chunk + 1), CHUNK)
         left = tl.load(chunk + 2) - start
         rate = tl.load(rates + tl.load(chunk + 3))
         decay = tl.load(decays + tl.load(chunk + 3))
         if left >= CHUNK:  # without a mask, loads are wide
             _update(
-                row, start, left, rate, decay, scalars, clip, beta1, beta2, rest1, rest2, eps,
-                BFLOAT16, AVERAGE, SHADOW, ALIGNED, False, CHUNK,
+                row, tensor, start, left, rate, decay, scalars, clip, beta1, beta2, rest1, rest2, eps,
+                BFLOAT16, AVERAGE, SHADOW, EIGHT, ALIGNED, False, CHUNK, BLOCK,
             )  # fmt: skip
         else:
             _update(
-                row, start, left, rate, decay, scalars, clip, beta1, beta2, rest1, rest2, eps,
-                BFLOAT16, AVERAGE, SHADOW, ALIGNED, True, CHUNK,
+                row, tensor, start, left, rate, decay, scalars, clip, beta1, beta2, rest1, rest2, eps,
+                BFLOAT16, AVERAGE, SHADOW, EIGHT, ALIGNED, True, CHUNK, BLOCK,
             )  # fmt: skip
 
 
 @triton.jit
 def _update(
-    row, start, left, rate, decay, scalars, clip, beta1, beta2, rest1, rest2, eps,
-    BFLOAT16: tl.constexpr, AVERAGE: tl.constexpr, SHADOW: tl.constexpr, ALIGNED: tl.constexpr,
-    MASKED: tl.constexpr, CHUNK: tl.constexpr,
+    row, tensor, start, left, rate, decay, scalars, clip, beta1, beta2, rest1, rest2, eps,
+    BFLOAT16: tl.constexpr, AVERAGE: tl.constexpr, SHADOW: tl.constexpr, EIGHT: tl.constexpr, ALIGNED: tl.constexpr,
+    MASKED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    columns = tl.arange(0, CHUNK)
+    ROWS: tl.constexpr = CHUNK // BLOCK
+    if EIGHT:
+        columns = tl.arange(0, ROWS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    else:
+        columns = tl.arange(0, CHUNK)
     inside = columns < (left if MASKED else CHUNK)
     weights = _at(row, start, tl.float32, ALIGNED) + columns
-    firsts = _at(row + 1, start, tl.float32, ALIGNED) + columns
-    seconds = _at(row + 2, start, tl.float32, ALIGNED) + columns
     if BFLOAT16:
-        g = tl.load(_at(row + 3, start, tl.bfloat16, ALIGNED) + columns, inside).to(tl.float32)
+        g = tl.load(_at(row + 3, start, tl.bfloat16, ALIGNED) + columns, inside, 0.0).to(tl.float32)
     else:
-        g = tl.load(_at(row + 3, start, tl.float32, ALIGNED) + columns, inside)
+        g = tl.load(_at(row + 3, start, tl.float32, ALIGNED) + columns, inside, 0.0)
     g *= tl.load(clip)
-    m = beta1 * tl.load(firsts, inside) + rest1 * g
-    v = beta2 * tl.load(seconds, inside) + rest2 * g * g
+    if EIGHT:
+        firsts = _at(row + 1, start, tl.uint8, ALIGNED) + columns
+        seconds = _at(row + 2, start, tl.uint8, ALIGNED) + columns
+        blocks = tl.arange(0, ROWS)
+        within = blocks * BLOCK < (left if MASKED else CHUNK)
+        scales = row + (4 + AVERAGE + SHADOW)
+        first_scales = _at(scales, start // BLOCK, tl.float32, ALIGNED) + blocks
+        second_scales = _at(scales + 1, start // BLOCK, tl.float32, ALIGNED) + blocks
+        old_m = decode(tl.load(firsts, inside, 0), tl.load(first_scales, within, 0.0), False)
+        old_v = decode(tl.load(seconds, inside, 0), tl.load(second_scales, within, 0.0), True)
+    else:
+        firsts = _at(row + 1, start, tl.float32, ALIGNED) + columns
+        seconds = _at(row + 2, start, tl.float32, ALIGNED) + columns
+        old_m, old_v = tl.load(firsts, inside), tl.load(seconds, inside)
+    m = beta1 * old_m + rest1 * g
+    v = beta2 * old_v + rest2 * g * g
     size = tl.sqrt_rn(v) / tl.load(scalars + 1) + eps
     w = tl.load(weights, inside) * (1.0 - rate * decay) - (rate / tl.load(scalars)) * tl.div_rn(m, size)
-    tl.store(firsts, m, inside)
-    tl.store(seconds, v, inside)
+    if EIGHT:
+        words = random_words(tl.load(scalars + 3), tensor, start, ROWS)
+        first, first_scale = encode(m, words, False)
+        second, second_scale = encode(v, words, True)
+        tl.store(firsts, first, inside)
+        tl.store(seconds, second, inside)
+        tl.store(first_scales, first_scale, within)
+        tl.store(second_scales, second_scale, within)
+    else:
+        tl.store(firsts, m, inside)
+        tl.store(seconds, v, inside)
     tl.store(weights, w, inside)
     if AVERAGE:
         averages = _at(row + 4, start, tl.float32, ALIGNED) + columns

@@ -38,8 +38,11 @@ def state(path: Path) -> dict[str, Any]:
     return torch.load(path / "training.pt", weights_only=True)
 
 
-def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(tiny: dict[str, Any], tmp_path: Path) -> None:
-    builder = Builder.from_recipe(tiny).override(RICH)
+@pytest.mark.parametrize("states", ["fp32", "8bit"])
+def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
+    states: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    builder = Builder.from_recipe(tiny).override({**RICH, "training.optimizer.states": states})
     whole = builder.train(output=tmp_path / "whole", device="cpu").checkpoint
     shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
     for late in ("step-00000006", "step-00000004"):

@@ -184,6 +184,33 @@ def test_weights_that_layers_share_are_named() -> None:
         shard(model, list(model), mesh, bf16=False)
 
 
+@pytest.mark.slow
+def test_moments_in_eight_bits_are_spread_and_go_on_to_the_bit(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    alone = Builder.from_recipe(recipe).override({"training.batch_size": 8})
+    alone.train(output=tmp_path / "one", device="cpu")
+    recipe["training"] |= {"sharding": "full", "optimizer": {"states": "8bit"}}
+    said = trained(recipe, tmp_path, "two")
+    assert "moments in 8 bits: " in said
+    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=2e-2)
+    last = checkpoint.checkpoints(tmp_path / "two")[-1]
+    expected, before = weights(last), torch.load(last / "training.pt", weights_only=True)["optimizer"]
+    shutil.rmtree(last)
+    trained(recipe, tmp_path, "two", "--resume")
+    for name, value in weights(last).items():
+        assert torch.equal(value, expected[name]), name
+    again = torch.load(last / "training.pt", weights_only=True)["optimizer"]
+    for key, state in again["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, before["state"][key][name])
+    trains = dict(Builder.from_recipe(recipe).build().named_parameters())
+    groups = [[trains[name] for name in group["names"]] for group in again["param_groups"]]
+    torch.optim.AdamW([{"params": group} for group in groups]).load_state_dict(again)
+    for index, weight in enumerate(weight for group in groups for weight in group):
+        assert again["state"][index]["exp_avg_sq"].shape == weight.shape
+
+
 def test_a_weight_that_cannot_be_spread_is_named() -> None:
     model = torch.nn.Linear(2, 2)
     model.temperature = torch.nn.Parameter(torch.tensor(1.0))

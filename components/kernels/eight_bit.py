@@ -1,0 +1,84 @@
+"""Numbers in eight bits: blocks of 256 with one power of two each, for the moments of AdamW.
+
+    m = scale c        c: a sign, 4 bits of exponent, 3 of mantissa     |m| over a range of 2^17 in a block
+    v = (scale c)^2    c: no sign, 4 bits of exponent, 4 of mantissa      v over a range of 2^37
+
+Codes are those of float8 e4m3 (Micikevicius et al., 2022), without its NaN, and the bit for which v has no sign is one more
+of mantissa. Blocks are as in Dettmers et al. (2022). A scale is the smallest power of two with which the largest number of
+a block does not exceed the largest code, and at least one with which all that codes stand for are normal float32 numbers.
+So decoding is exact, and to encode what was decoded gives the same numbers again, however they are rounded.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .philox import philox
+
+BLOCK = 256
+_BIAS = 120
+"""The exponent 0 of a code, as float32 has it; numbers below 2^-6 are multiples of a smallest one."""
+_INFINITE = 0x7F800000
+_LOWEST = {False: 10 << 23, True: 74 << 23}
+"""Smallest scales, 2^-117 and 2^-53, as bits of float32."""
+
+
+def encode(values: Tensor, words: Tensor | None = None, *, squared: bool) -> tuple[Tensor, Tensor]:
+    """Codes (n,), uint8, and scales (blocks,), float32, of values (n,), float32; for v, which are not negative, `squared`.
+
+    Rounds to nearest, or, with words (n,) of 32 random bits, int64, up or down such that the mean is exact to 2^-17 of a
+    step: that of m, and that of sqrt(v). What of v is not 0 does not become 0. Infinite values and NaN make all of their
+    block NaN.
+    """
+    mantissa, shift = _bits(squared)
+    bits = (values.sqrt() if squared else values).view(torch.int32)
+    sizes = bits & 0x7FFFFFFF
+    largest = torch.nn.functional.pad(sizes, (0, -len(sizes) % BLOCK)).view(-1, BLOCK).amax(1)
+    exponents = ((largest + (1 << shift) - 1) & _INFINITE) - (8 << 23)
+    scales = exponents.clamp_min(_LOWEST[squared]).view(torch.float32)
+    scales = torch.where(largest < _INFINITE, scales, torch.nan)
+    ratios = sizes.view(torch.float32) * _spread(1.0 / scales, len(sizes))
+    small = ratios < 2.0**-6
+    above = torch.where(small, ratios + 2.0**-6, ratios).view(torch.int32) + _noise(words, squared)
+    codes = (above >> shift) - (_BIAS + small.int() << mantissa)
+    codes = codes.clamp(0, (16 << mantissa) - 1)
+    codes = torch.maximum(codes, (sizes > 0).int()) if squared else codes | (bits < 0).int() << 7
+    return codes.to(torch.uint8), scales
+
+
+def decode(codes: Tensor, scales: Tensor, *, squared: bool) -> Tensor:
+    """Values (n,), float32, of codes (n,), uint8, and scales (blocks,), float32."""
+    mantissa, shift = _bits(squared)
+    wide = codes.int()
+    sizes = wide if squared else wide & 0x7F
+    small = sizes < 1 << mantissa
+    above = (sizes + (_BIAS + small.int() << mantissa) << shift).view(torch.float32)
+    values = torch.where(small, above - 2.0**-6, above) * _spread(scales, len(codes))
+    return values * values if squared else torch.where(wide < 128, values, -values)
+
+
+def random_words(step: Tensor, tensor: int, count: int) -> Tensor:
+    """Random bits, int64 (count,) below 2^32, for the numbers of one tensor of several, at a step, a float32 scalar."""
+    fours = torch.arange(-(-count // 4), device=step.device)
+    now = step.to(torch.int64).expand_as(fours)
+    words = philox(0, (fours, torch.full_like(fours, tensor), now, torch.zeros_like(fours)))
+    return words.flatten()[:count]
+
+
+def _bits(squared: bool) -> tuple[int, int]:
+    """Bits of mantissa that are kept, and that are not."""
+    return (4, 19) if squared else (3, 20)
+
+
+def _noise(words: Tensor | None, squared: bool) -> Tensor | int:
+    """What is added below the mantissa before it is cut off: of a word 16 bits for m, the other 16 for v."""
+    _, shift = _bits(squared)
+    if words is None:
+        return 1 << (shift - 1)
+    halves = words & 0xFFFF if squared else words >> 16
+    return (halves.int() << (shift - 16)) + (1 << (shift - 17))
+
+
+def _spread(scales: Tensor, count: int) -> Tensor:
+    return scales.repeat_interleave(BLOCK)[:count]
