@@ -1,7 +1,8 @@
-"""Samples a second of several GPUs beside one: this project's trainer on a work of `train_step.py`, whose batches lie on the GPU.
+r"""Samples a second of several GPUs beside one: this project's trainer on a work of `train_step.py`, whose batches lie on the GPU.
 
     python benchmarks/scaling.py --work vit_b --processes 1 2 --output benchmarks/results/scaling_vit_b.json
-    python benchmarks/scaling.py --work pi0_full --processes 2 --sharding full --output benchmarks/results/scaling_pi0.json
+    python benchmarks/scaling.py --work pi0_full --processes 1 2 --sharding full -o training.optimizer.states=8bit \
+        --output benchmarks/results/scaling_pi0.json
 
 Every number of processes is run in turn, `--rounds` times, each as `torchrun` starts it, with the batch of the work for
 each process. A run's number is the median over its log intervals, of which the first do not count: in them layers are
@@ -61,6 +62,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", default="vit_b", help="a work of train_step.py")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--sharding", choices=("off", "full"), default="off", help="of several processes")
+    parser.add_argument(
+        "-o", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="recipe option"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each number of processes")
     parser.add_argument("--steps", type=int, default=100, help="of each run")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
@@ -107,7 +111,7 @@ def take_steps(arguments: argparse.Namespace) -> None:
     protocol = Protocol(
         loss_steps=LOG_EVERY, rounds=1, warmup=0, steps=arguments.steps - LOG_EVERY - 1, log_every=LOG_EVERY
     )
-    changes = [f"training.sharding={arguments.sharding}"] if several else []
+    changes = [*arguments.changes, *([f"training.sharding={arguments.sharding}"] if several else [])]
     bench = Bench.make(work, protocol, place, changes)
     reporter = Rates()
     with tempfile.TemporaryDirectory() as folder:

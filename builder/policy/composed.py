@@ -235,6 +235,12 @@ class RecipePolicy(BasePolicyModel):
         """The images that the collator gives."""
         return {key for key, spec in self._wiring.collated.items() if spec.kind is Kind.IMAGE}
 
+    @property
+    def opened(self) -> list[nn.Module]:
+        """Backbones and necks whose layers are looked into: others read their keys and values."""
+        parts = {**self.backbones, **self.necks}
+        return [part for name, part in parts.items() if Kind.KEY_VALUES in self._wiring.outputs[name]]
+
     def outputs_of(self, backbone: str) -> list[str]:
         """The outputs that necks and head read of a backbone."""
         return list(self._wiring.outputs[backbone])

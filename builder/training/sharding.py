@@ -7,7 +7,7 @@ optimiser keeps, and what checkpoints hold, is float32.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,8 +42,18 @@ def mesh_of(kind: Literal["full", "hybrid"], accelerator: Accelerator) -> Device
     return init_device_mesh(device, (world // local, local), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(policy: nn.Module, layers: Sequence[nn.Module], mesh: DeviceMesh, *, bf16: bool) -> None:
+def shard(
+    policy: nn.Module,
+    layers: Sequence[nn.Module],
+    mesh: DeviceMesh,
+    *,
+    bf16: bool,
+    opened: Collection[nn.Module] = (),
+) -> None:
     """Spread the weights of a policy over a mesh, in place, those of each layer by themselves.
+
+    Weights of layers that are `opened` stay together from the forward to the backward pass: FSDP2 brings them together
+    again when the gradient of what a layer gives arrives, and that of its keys and values comes before or instead.
 
     Raises TrainingError for a weight that is a single number, or that two layers share.
     """
@@ -67,7 +77,7 @@ def shard(policy: nn.Module, layers: Sequence[nn.Module], mesh: DeviceMesh, *, b
         cast_forward_inputs=False,  # statistics and targets stay exact
     )
     for module in (*layers, policy):
-        fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=module not in opened)
 
 
 def wrapper(model: nn.Module) -> str:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...schemas.recipe import TrainingSection
-from ..policy import BasePolicyModel
+from ..policy import BasePolicyModel, RecipePolicy
 from .compilation import channels_last, compiled_blocks, eagerly, layers_of, patch_products
 from .float8 import float8_layers, without
 from .fused_adamw import FusedAdamW
@@ -45,7 +45,9 @@ class Speedups:
         remember(self._undo, self._policy, "forward", "_original_forward")  # accelerate puts its own there
         if kind != "off":
             mesh = mesh_of(kind, self._accelerator)
-            shard(self._policy, layers_of(self._policy), mesh, bf16=self.bf16)
+            parts = self._policy.opened if isinstance(self._policy, RecipePolicy) else []
+            opened = [layer for part in parts for layer in layers_of(part)]
+            shard(self._policy, layers_of(self._policy), mesh, bf16=self.bf16, opened=opened)
         elif self._accelerator.device.type == "cuda":  # FSDP2 refuses weights in another order
             channels_last(self._policy, self._undo)
 

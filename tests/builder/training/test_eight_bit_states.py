@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_moments_take_a_quarter_and_small_weights_keep_float32() -> None:
 
 def test_blocks_lie_as_the_weight_does() -> None:
     model = nn.Sequential(nn.Conv2d(24, 32, 3), nn.Conv2d(32, 3, 1))
-    channels_last(model)
+    channels_last(model, ExitStack())
     optimizer = adamw(model, EIGHT)
     model(torch.randn(2, 24, 8, 8)).square().mean().backward()
     optimizer.step()

@@ -120,6 +120,35 @@ def test_two_processes_learn_what_one_does_and_go_on_from_their_checkpoint(
             assert torch.equal(value, moments[key][name])
 
 
+def test_layers_whose_keys_and_values_others_read_are_spread_too(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    policy = recipe["policy"]
+    policy["necks"] = {
+        "mix": {"type": "prefix", "reads": ["vision.tokens", "proprio.pooled"], "width": 8, "heads": 2, "depth": 2}
+    }
+    network = {"type": "expert", "width": 8, "hidden": 16, "heads": 2}
+    policy["head"] = {"type": "flow_matching", "reads": ["mix.key_values"], "network": network}
+    recipe["training"] |= {"steps": 3, "ema": None}
+    one = Builder.from_recipe(recipe).override({"training.batch_size": 8})
+    one.train(output=tmp_path / "one", device="cpu")
+    recipe["training"]["sharding"] = "full"
+    assert "(FSDP2)" in trained(recipe, tmp_path, "two")
+    # noise is drawn for each process, so losses agree in size only
+    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=0.5)
+    before = one.build().state_dict()
+    changed = {
+        name
+        for name, value in weights(tmp_path / "two" / "policy").items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == {
+        name
+        for name, value in weights(tmp_path / "one" / "policy").items()
+        if not torch.equal(value, before[name])
+    }
+
+
 @pytest.mark.slow
 def test_machines_hold_copies_of_what_is_spread_over_their_processes(
     recipe: dict[str, Any], tmp_path: Path
