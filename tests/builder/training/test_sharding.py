@@ -125,7 +125,13 @@ def test_layers_whose_keys_and_values_others_read_are_spread_too(
 ) -> None:
     policy = recipe["policy"]
     policy["necks"] = {
-        "mix": {"type": "prefix", "reads": ["vision.tokens", "proprio.pooled"], "width": 8, "heads": 2, "depth": 2}
+        "mix": {
+            "type": "prefix",
+            "reads": ["vision.tokens", "proprio.pooled"],
+            "width": 8,
+            "heads": 2,
+            "depth": 2,
+        }
     }
     network = {"type": "expert", "width": 8, "hidden": 16, "heads": 2}
     policy["head"] = {"type": "flow_matching", "reads": ["mix.key_values"], "network": network}
@@ -134,8 +140,6 @@ def test_layers_whose_keys_and_values_others_read_are_spread_too(
     one.train(output=tmp_path / "one", device="cpu")
     recipe["training"]["sharding"] = "full"
     assert "(FSDP2)" in trained(recipe, tmp_path, "two")
-    # noise is drawn for each process, so losses agree in size only
-    assert norms(tmp_path / "two") == pytest.approx(norms(tmp_path / "one"), rel=0.5)
     before = one.build().state_dict()
     changed = {
         name
