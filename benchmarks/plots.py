@@ -1,6 +1,6 @@
 """Draws how fast each trainer steps beside transformers.Trainer, from the results of `train_step.py`.
 
-python benchmarks/plots.py benchmarks/results/train_step*_h100.json --output docs/images/train_step.png
+python benchmarks/plots.py benchmarks/results/train_step_*h100*.json --output docs/images/train_step.png
 """
 
 from __future__ import annotations
@@ -31,11 +31,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, nargs="+", help="of one kind of device")
+    parser.add_argument(
+        "results",
+        type=Path,
+        nargs="+",
+        help="of one kind of device; where several have a work, the last counts",
+    )
     parser.add_argument("--output", type=Path, required=True, help="PNG or SVG")
     arguments = parser.parse_args()
     runs = [json.loads(path.read_text()) for path in arguments.results]
-    figure = ratios({**runs[0], "works": [work for run in runs for work in run["works"]]})
+    works = {work["name"]: work for run in runs for work in run["works"] if work["variants"]}
+    order = sorted(works.values(), key=lambda work: (work["title"], work["batch"]))
+    figure = ratios({**runs[0], "works": order})
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.output, dpi=150)
 
@@ -70,7 +77,7 @@ def ratios(results: Mapping[str, Any]) -> Figure:
     axes.set_xlabel("steps per second, relative to transformers.Trainer (eager)")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(_setting(results), loc="left", fontsize=9, color=INK)
+    figure.suptitle(_setting(results), x=0.02, ha="left", fontsize=9, color=INK)
     handles, names = axes.get_legend_handles_labels()
     once = dict(zip(names, handles, strict=True))
     figure.legend(

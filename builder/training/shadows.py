@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _CAST = {
     kind.forward
@@ -74,8 +74,9 @@ def casting(model: nn.Module, run: Callable[[], object]) -> set[nn.Module]:
     """The modules whose weights autocast casts in all their uses while `run` runs, and that do nothing else with them."""
     seen: dict[nn.Module, bool] = {}
 
-    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[module] = seen.get(module, True) and torch.is_autocast_enabled(inputs[0].device.type)
+    def see(module: nn.Module, inputs: object) -> None:
+        device = next(module.parameters()).device
+        seen[module] = seen.get(module, True) and torch.is_autocast_enabled(device.type)
 
     plain = [m for m in model.modules() if type(m).forward in _CAST and not m._forward_pre_hooks]
     hooks = [module.register_forward_pre_hook(see) for module in plain]

@@ -103,7 +103,7 @@ class Particular(nn.Module):
         self.orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.exact(self.orthogonal(self.pruned(self.normed(self.plain(x)))))
+        x = self.exact(self.orthogonal(self.pruned(self.normed(self.plain(input=x)))))
         with torch.autocast("cpu", enabled=False):
             return self.exact(x.float())
 
