@@ -153,7 +153,7 @@ def test_on_a_gpu_they_run_as_one_in_training(monkeypatch: pytest.MonkeyPatch) -
         fused(chain, batch)
         torch.cuda.synchronize()
     launched = {event.name for event in profile.events()}
-    assert {"_greys", "_images"} <= launched
+    assert {"_bands", "_tiles"} <= launched
     for transform in transforms:
         transform.eval()
     assert not fuses(chain, batch)

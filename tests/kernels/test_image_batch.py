@@ -57,6 +57,34 @@ def test_it_errs_no_more_than_float32(
     images = bytes_like(3, 2, 3, 13, 17).to(device)
     images = images.movedim(2, -1).contiguous() if channels == "last" else images
     options: dict[str, Any] = {**STATISTICS, "size": (6, 21), "channels": channels}
+    check(images, boxes, colours, dtype, options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((70, 90), (6, 5)), ((48, 64), (37, 20)), ((20, 40), (36, 41))],
+    ids=str,
+)
+def test_scales_and_tiles_may_be_any(
+    before: tuple[int, int], after: tuple[int, int], dtype: torch.dtype, device: str
+) -> None:
+    """Several products along both axes, tiles cut at the edges, and boxes that reach outside on every side."""
+    height, width = before
+    shares = torch.tensor([[0.0, 0.0, 1.0, 1.0], [-0.3, 0.41, 0.9, 1.0], [0.8, -0.77, 0.61, 0.57]])
+    boxes = (shares * torch.tensor([height, width, height, width])).to(device)
+    images = bytes_like(3, 1, 3, height, width).to(device)
+    check(images, boxes, COLOURS.to(device), dtype, {**STATISTICS, "size": after})
+
+
+def check(
+    images: torch.Tensor,
+    boxes: torch.Tensor,
+    colours: torch.Tensor | None,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> None:
+    """Two runs give the same bits, which err at most half again as much as the reference."""
     exact = reference(images, boxes.double(), colours, dtype=torch.float64, **options)
     eager = reference(images, boxes, colours, dtype=dtype, **options)
     ours, again = (image_batch(images, boxes, colours, dtype=dtype, **options) for _ in range(2))
@@ -79,6 +107,18 @@ def test_a_window_of_the_size_is_copied_and_edges_fill_what_is_outside(device: s
             image_batch(images, boxes, colours, (5, 4), resizes=resizes) for resizes in (True, False)
         )
         torch.testing.assert_close(fast, slow, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.gpu
+def test_it_matters_not_whether_programs_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = pytest.importorskip("policysmith.components.kernels.programs.image_batch")
+    images, boxes = bytes_like(300, 2, 3, 64, 80).cuda(), torch.tensor([[1.5, 2.25, 60.0, 70.5]]).cuda()
+    colours = COLOURS[torch.arange(300) % 3].cuda()
+    found = []
+    for waits in (True, False):
+        monkeypatch.setattr(programs, "_WAITS", waits)
+        found.append(image_batch(images, boxes.expand(300, 4), colours, (90, 70), dtype=torch.bfloat16))
+    torch.testing.assert_close(*found)
 
 
 def test_it_is_a_sound_operator(device: str) -> None:

@@ -1,7 +1,8 @@
-"""Triton programs of the image batch: one block of an output frame's pixels a program.
+"""Triton programs of the image batch: one tile of an output frame a program, its columns along the first axis.
 
-Contrast is about a frame's mean, so colours need a pass before the one that changes them. It leaves what was resized,
-in half precision where the result is no finer, because reading that is cheaper than resizing twice.
+A resize is two products with banded matrices of weights, which tensor cores do; small programs before leave the bands.
+Contrast is about a frame's mean, so the sums of all tiles of a frame are needed before the first is painted: either its
+programs wait for each other with their pixels in registers, or one launch leaves the sums and another resizes again.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import torch
 import triton
 import triton.language as tl
 
-_PIXELS = 512
+_TILE_X, _TILE_Y = 16, 32  # of the output
+_SPAN, _ROWS = 32, 16  # of the image, in one product
+_LAUNCH = {"num_warps": 1, "num_stages": 1, "maxnreg": 96}
+_GAIN = tl.constexpr(2.0**15)  # of weights in half precision, so that sums of bytes of 2^-24 are in its range
+_WAITS = True  # where a GPU surely holds all programs of a frame at once
 
 
 def forward(images, boxes, colours, height, width, resizes, channels_last, mean, std, dtype):
     """What the reference of `image_batch` gives."""
     images, boxes = images.contiguous(), boxes.float().contiguous()
     samples, steps = images.shape[:2]
+    frames = samples * steps
     if channels_last:
         full_height, full_width = images.shape[2:4]
         strides = (1, full_width * 3, 3)
@@ -26,94 +32,57 @@ def forward(images, boxes, colours, height, width, resizes, channels_last, mean,
         full_height, full_width = images.shape[3:]
         strides = (full_height * full_width, full_width, 1)
     out = torch.empty(samples, steps, 3, height, width, dtype=dtype, device=images.device)
-    blocks = triton.cdiv(height * width, _PIXELS)
-    grid = (samples * steps, blocks)
-    geometry = (steps, full_height, full_width, *strides, height, width)
-    taps = {
-        "TAPS_Y": math.ceil(2.0 * max(full_height / height, 1.0)) if resizes else 0,
-        "TAPS_X": math.ceil(2.0 * max(full_width / width, 1.0)) if resizes else 0,
-    }
-    jitter = colours is not None
-    kept = sums = out
-    if jitter:
+    across, down = triton.cdiv(width, _TILE_X), triton.cdiv(height, _TILE_Y)
+    tiles = across * down
+    precise = dtype != torch.bfloat16
+    aligned = 1 if channels_last else math.gcd(full_width, 16, _SPAN // 4)
+    spans = _chunks(full_width, width, _TILE_X, _SPAN, aligned)
+    chunks = _chunks(full_height, height, _TILE_Y, _ROWS, 1)
+    constants = {
+        "ALIGNED": aligned, "SPANS": spans, "CHUNKS": chunks, "ACROSS": across, "DOWN": down,
+        "TILE_X": _TILE_X, "TILE_Y": _TILE_Y, "SPAN": _SPAN, "ROWS": _ROWS,
+    }  # fmt: skip
+    windows = x_bands = y_bands = sums = boxes
+    if resizes:
+        weight = torch.float32 if precise else torch.float16
+        windows = torch.empty(samples, across + down, 2, dtype=torch.int32, device=images.device)
+        x_bands = torch.empty(samples, across, spans * _SPAN, _TILE_X, dtype=weight, device=images.device)
+        y_bands = torch.empty(samples, down, chunks * _ROWS, _TILE_Y, dtype=weight, device=images.device)
+        _bands[(samples, across + down)](
+            boxes, windows, x_bands, y_bands, full_height, full_width, height, width,
+            GAIN=1.0 if precise else _GAIN.value, **constants, num_warps=1,
+        )  # fmt: skip
+    if colours is not None:
         colours = colours.float().contiguous()
-        sums = torch.empty(samples * steps, blocks, dtype=torch.float32, device=images.device)
-        if resizes:
-            precise = dtype.itemsize > 2
-            kept = torch.empty_like(out, dtype=torch.float32 if precise else torch.float16)
-        _greys[grid](images, boxes, colours, sums, kept, *geometry, **taps, PIXELS=_PIXELS)
-    _images[grid](
-        images, boxes, colours if jitter else boxes, sums, kept, out, *geometry, *mean, *std,
-        **taps, JITTER=jitter, PIXELS=_PIXELS, BLOCKS=triton.next_power_of_2(blocks),
-    )  # fmt: skip
+        sums = torch.full((frames * tiles + 1,), -1, dtype=torch.int32, device=images.device)
+
+    def launch(adds, paints):
+        _tiles[(frames * tiles,)](
+            images, windows if resizes else boxes, x_bands, y_bands, boxes if colours is None else colours, sums, out,
+            steps, full_height, full_width, *strides, height, width,
+            *(-m / s for m, s in zip(mean, std, strict=True)), *(1.0 / s for s in std),
+            RESIZES=resizes, JITTER=colours is not None, ADDS=adds, PAINTS=paints, PRECISE=precise,
+            MOST_TILES=triton.next_power_of_2(tiles), **constants, **_LAUNCH,
+        )  # fmt: skip
+
+    if colours is None:
+        launch(adds=False, paints=True)
+    elif _WAITS and images.is_cuda and tiles <= _processors(images.device):
+        launch(adds=True, paints=True)
+    else:
+        launch(adds=True, paints=False)
+        launch(adds=False, paints=True)
     return out
 
 
-@triton.jit
-def _stretch(start, length, after, position):
-    """Where a resized stretch begins and ends, and for each position its centre and first pixel, from there on."""
-    base = tl.floor(start)
-    scale = length / after
-    support = tl.maximum(scale, 1.0)
-    centre = (start - base) + scale * (position.to(tl.float32) + 0.5)
-    first = tl.floor(centre - support + 0.5).to(tl.int32)
-    end = tl.ceil(start - base + length).to(tl.int32)
-    return base.to(tl.int32), end, 1.0 / support, centre, first
+def _chunks(before, after, tile, chunk, aligned):
+    """How many chunks of pixels a tile may need: those its positions see, and what precedes them for alignment."""
+    scale = before / after
+    return triton.cdiv(math.ceil((tile - 1) * scale + 2.0 * max(scale, 1.0)) + 1 + aligned, chunk)
 
 
-@triton.jit
-def _weight(pixel, end, sharpness, centre):
-    weight = tl.maximum(1.0 - tl.abs(pixel.to(tl.float32) + 0.5 - centre) * sharpness, 0.0)
-    return tl.where((pixel >= 0) & (pixel < end), weight, 0.0)
-
-
-@triton.jit
-def _clamped(position, count):
-    return tl.minimum(tl.maximum(position, 0), count - 1)
-
-
-@triton.jit
-def _seen(
-    images, boxes, frame, steps, pixels, inside, full_height, full_width,
-    by_channel, by_row, by_column, height, width, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr,
-):  # fmt: skip
-    """Red, green and blue, in [0, 1], of output pixels; without taps, windows are as large as the output."""
-    box = boxes + (frame // steps) * 4
-    origin = images + frame * 3 * full_height * full_width
-    if TAPS_Y == 0:
-        y = _clamped(tl.load(box).to(tl.int32) + pixels // width, full_height)
-        x = _clamped(tl.load(box + 1).to(tl.int32) + pixels % width, full_width)
-        at = origin + y * by_row + x * by_column
-        red = tl.load(at, inside, other=0).to(tl.float32)
-        green = tl.load(at + by_channel, inside, other=0).to(tl.float32)
-        blue = tl.load(at + 2 * by_channel, inside, other=0).to(tl.float32)
-        total = tl.full(red.shape, 255.0, tl.float32)
-    else:
-        top, y_end, y_sharpness, y_centre, y_first = _stretch(
-            tl.load(box), tl.load(box + 2), height, pixels // width
-        )
-        left, x_end, x_sharpness, x_centre, x_first = _stretch(
-            tl.load(box + 1), tl.load(box + 3), width, pixels % width
-        )
-        red = tl.zeros_like(y_centre)
-        green = tl.zeros_like(y_centre)
-        blue = tl.zeros_like(y_centre)
-        y_total = tl.zeros_like(y_centre)
-        x_total = tl.zeros_like(y_centre)
-        for j in tl.static_range(TAPS_X):
-            x_total += _weight(x_first + j, x_end, x_sharpness, x_centre)
-        for i in tl.static_range(TAPS_Y):
-            y_weight = _weight(y_first + i, y_end, y_sharpness, y_centre)
-            y_total += y_weight
-            row = origin + _clamped(y_first + i + top, full_height) * by_row
-            for j in tl.static_range(TAPS_X):
-                weight = y_weight * _weight(x_first + j, x_end, x_sharpness, x_centre)
-                at = row + _clamped(x_first + j + left, full_width) * by_column
-                red += weight * tl.load(at, inside, other=0).to(tl.float32)
-                green += weight * tl.load(at + by_channel, inside, other=0).to(tl.float32)
-                blue += weight * tl.load(at + 2 * by_channel, inside, other=0).to(tl.float32)
-        total = tl.where(inside, y_total * x_total * 255.0, 1.0)
-    return red / total, green / total, blue / total
+def _processors(device):
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit
@@ -122,97 +91,239 @@ def _unit(values):
 
 
 @triton.jit
+def _weight(pixel, end, sharpness, centre):
+    weight = _unit(1.0 - tl.abs(pixel + 0.5 - centre) * sharpness)
+    return tl.where((pixel >= 0) & (pixel < end), weight, 0.0)
+
+
+@triton.jit
+def _band(
+    start, length, before, after, position, window, band,
+    GAIN: tl.constexpr, ALIGNED: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Leaves what the tile of a position and those after it needs of a stretch, in two parts.
+
+    Its window (2): the first pixel, in units of ALIGNED, and the number of pixels. And its band (pixels, TILE): what
+    each of them weighs for each position, times the gain.
+    """
+    base = tl.floor(start)
+    within = start - base
+    end = tl.ceil(within + length)
+    scale = length / after
+    support = tl.maximum(scale, 1.0)
+    centre = within + scale * ((position + tl.arange(0, TILE)).to(tl.float32) + 0.5)
+    first = tl.maximum(base + tl.floor(tl.min(centre, 0) - support + 0.5), 0.0).to(tl.int32)
+    first = tl.minimum(first, before - 1) // ALIGNED
+    behind = (base + tl.max(centre, 0) + support + 0.5).to(tl.int32)
+    tl.store(window, first)
+    first *= ALIGNED
+    tl.store(window + 1, tl.maximum(tl.minimum(behind, before) - first, 1))
+
+    # what lies outside the image, on one side at most, is seen in its last pixel there
+    edge = tl.where(start < 0.0, 0, tl.where(start + length > before, before - 1, -1))
+    pixel = tl.floor(centre - support + 0.5)
+    total = tl.zeros_like(centre)
+    at_edge = tl.zeros_like(centre)
+    for _ in range((2.0 * support).to(tl.int32) + 1):
+        weight = _weight(pixel, end, 1.0 / support, centre)
+        total += weight
+        reaches = tl.where(edge == 0, pixel + base <= 0, pixel + base >= edge)
+        at_edge += tl.where(reaches, weight, 0.0)
+        pixel += 1.0
+    share = GAIN / total
+    for chunk in range(CHUNKS):
+        row = chunk * CHUNK + tl.arange(0, CHUNK)[:, None]
+        place = first + row
+        weight = _weight(place - base, end, 1.0 / support, centre[None, :])
+        weight = tl.where(place == edge, at_edge[None, :], weight) * share[None, :]
+        tl.store(band + row * TILE + tl.arange(0, TILE)[None, :], weight.to(band.dtype.element_ty))
+
+
+@triton.jit
+def _bands(
+    boxes, windows, x_bands, y_bands, full_height, full_width, height, width,
+    GAIN: tl.constexpr, ALIGNED: tl.constexpr, SPANS: tl.constexpr, CHUNKS: tl.constexpr, ACROSS: tl.constexpr,
+    DOWN: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The bands of one tile of columns, or after those of rows, of one sample."""
+    sample, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    box = boxes + sample * 4
+    window = windows + (sample * (ACROSS + DOWN) + tile) * 2
+    if tile < ACROSS:
+        band = x_bands + (sample * ACROSS + tile) * SPANS * SPAN * TILE_X
+        _band(
+            tl.load(box + 1), tl.load(box + 3), full_width, width, tile * TILE_X, window, band,
+            GAIN, ALIGNED, SPANS, SPAN, TILE_X,
+        )  # fmt: skip
+    else:
+        tile -= ACROSS
+        band = y_bands + (sample * DOWN + tile) * CHUNKS * ROWS * TILE_Y
+        _band(
+            tl.load(box), tl.load(box + 2), full_height, height, tile * TILE_Y, window, band,
+            1.0, 1, CHUNKS, ROWS, TILE_Y,
+        )  # fmt: skip
+
+
+@triton.jit
+def _resized(
+    origin, window_x, window_y, x_band, y_band, full_height, full_width, by_channel, by_row, by_column,
+    PRECISE: tl.constexpr, ALIGNED: tl.constexpr, SPANS: tl.constexpr,
+    TILE_X: tl.constexpr, TILE_Y: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Red, green and blue (x, y) of an output tile."""
+    left, top, count = tl.load(window_x) * ALIGNED, tl.load(window_y), tl.load(window_y + 1)
+    across_at = x_band + tl.arange(0, TILE_X)[:, None] + tl.arange(0, SPAN)[None, :] * TILE_X
+    down_at = y_band + tl.arange(0, ROWS)[:, None] * TILE_Y + tl.arange(0, TILE_Y)[None, :]
+    across = tl.load(across_at)
+    red = tl.zeros((TILE_X, TILE_Y), tl.float32)
+    green = tl.zeros_like(red)
+    blue = tl.zeros_like(red)
+    for row in range(0, count, ROWS):
+        near = row + tl.arange(0, ROWS)
+        red_rows = tl.zeros((TILE_X, ROWS), tl.float32)
+        green_rows = tl.zeros_like(red_rows)
+        blue_rows = tl.zeros_like(red_rows)
+        for span in range(SPANS):
+            if SPANS > 1:
+                across = tl.load(across_at + span * SPAN * TILE_X)
+            columns = left + span * SPAN + tl.arange(0, SPAN)
+            at = origin + columns[:, None] * by_column + (top + near)[None, :] * by_row
+            there = (columns < full_width)[:, None] & (near < count)[None, :]
+            red_bytes = tl.load(at, there, other=0)
+            green_bytes = tl.load(at + by_channel, there, other=0)
+            blue_bytes = tl.load(at + 2 * by_channel, there, other=0)
+            red_rows = _product(across, red_bytes, red_rows, PRECISE)
+            green_rows = _product(across, green_bytes, green_rows, PRECISE)
+            blue_rows = _product(across, blue_bytes, blue_rows, PRECISE)
+        down = tl.load(down_at + row * TILE_Y)
+        red = _product(red_rows, down, red, PRECISE)
+        green = _product(green_rows, down, green, PRECISE)
+        blue = _product(blue_rows, down, blue, PRECISE)
+    return red, green, blue
+
+
+@triton.jit
+def _product(left, right, sums, PRECISE: tl.constexpr):
+    """The product on top of sums; bytes count 2^-24 each, as half floats of the same bits do, unless it is precise."""
+    if PRECISE:
+        out = tl.dot(left, right.to(tl.float32), sums, input_precision="ieee")
+    elif right.dtype == tl.uint8:
+        out = tl.dot(left, right.to(tl.uint16).to(tl.float16, bitcast=True), sums)
+    else:
+        out = tl.dot(left.to(tl.float16), right, sums)
+    return out
+
+
+@triton.jit
+def _copied(origin, box, x, y, full_height, full_width, by_channel, by_row, by_column, inside):
+    """The same of a window of whole pixels as large as the output."""
+    rows = tl.minimum(tl.maximum(tl.load(box).to(tl.int32) + y, 0), full_height - 1)
+    columns = tl.minimum(tl.maximum(tl.load(box + 1).to(tl.int32) + x, 0), full_width - 1)
+    at = origin + columns[:, None] * by_column + rows[None, :] * by_row
+    red = tl.load(at, inside, other=0).to(tl.float32)
+    green = tl.load(at + by_channel, inside, other=0).to(tl.float32)
+    blue = tl.load(at + 2 * by_channel, inside, other=0).to(tl.float32)
+    return red, green, blue
+
+
+@triton.jit
 def _grey(red, green, blue):
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 @triton.jit
-def _hue_channel(sector, offset: tl.constexpr, value, chroma):
-    k = sector + offset
-    k = k - 6.0 * tl.floor(k / 6.0)
-    return value - chroma * _unit(tl.minimum(k, 4.0 - k))
+def _hue_channel(place, value, least, chroma, turn):
+    """`place` is the hue from red on, in sixths of a circle and times the chroma, and `turn` what to turn it by."""
+    turn -= 6.0 * tl.floor(turn / 6.0 + 0.5)
+    colour = tl.abs(tl.abs(place + chroma * turn) - 3.0 * chroma) + (least - chroma)
+    return tl.minimum(tl.maximum(colour, least), value)
 
 
 @triton.jit
 def _turned(red, green, blue, turn):
     """The colours with their hue turned, in circles."""
     value = tl.maximum(tl.maximum(red, green), blue)
-    chroma = value - tl.minimum(tl.minimum(red, green), blue)
-    safe = tl.where(chroma > 0.0, chroma, 1.0)
-    of_others = tl.where(value == green, (blue - red) / safe + 2.0, (red - green) / safe + 4.0)
-    sector = tl.where(value == red, (green - blue) / safe, of_others) + 6.0 * turn
+    least = tl.minimum(tl.minimum(red, green), blue)
+    chroma = value - least
+    place = tl.where(value == green, blue - red + 2.0 * chroma, red - green - 2.0 * chroma)
+    place = tl.where(value == red, green - blue, place)
     return (
-        _hue_channel(sector, 5.0, value, chroma),
-        _hue_channel(sector, 3.0, value, chroma),
-        _hue_channel(sector, 1.0, value, chroma),
+        _hue_channel(place, value, least, chroma, 6.0 * turn),
+        _hue_channel(place, value, least, chroma, 6.0 * turn - 2.0),
+        _hue_channel(place, value, least, chroma, 6.0 * turn + 2.0),
     )
 
 
 @triton.jit
-def _greys(
-    images, boxes, colours, sums, kept, steps, full_height, full_width, by_channel, by_row, by_column, height, width,
-    TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, PIXELS: tl.constexpr,
+def _tiles(
+    images, windows, x_bands, y_bands, colours, sums, out, steps, full_height, full_width,
+    by_channel, by_row, by_column, height, width, shift_red, shift_green, shift_blue, by_red, by_green, by_blue,
+    RESIZES: tl.constexpr, JITTER: tl.constexpr, ADDS: tl.constexpr, PAINTS: tl.constexpr, PRECISE: tl.constexpr,
+    MOST_TILES: tl.constexpr, ALIGNED: tl.constexpr, SPANS: tl.constexpr, CHUNKS: tl.constexpr,
+    ACROSS: tl.constexpr, DOWN: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, SPAN: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Sum of the brightness of a block of pixels, after the change of brightness; keeps the pixels if they are resized."""
-    frame = tl.program_id(0).to(tl.int64)
-    pixels = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
-    inside = pixels < height * width
-    red, green, blue = _seen(
-        images, boxes, frame, steps, pixels, inside, full_height, full_width,
-        by_channel, by_row, by_column, height, width, TAPS_Y, TAPS_X,
-    )  # fmt: skip
-    brightness = tl.load(colours + (frame // steps) * 4)
-    red, green, blue = _unit(red * brightness), _unit(green * brightness), _unit(blue * brightness)
-    if TAPS_Y > 0:
-        plane = height * width
-        into = kept + frame * 3 * plane + pixels
-        tl.store(into, red.to(kept.dtype.element_ty), inside)
-        tl.store(into + plane, green.to(kept.dtype.element_ty), inside)
-        tl.store(into + 2 * plane, blue.to(kept.dtype.element_ty), inside)
-    grey = tl.where(inside, _grey(red, green, blue), 0.0)
-    tl.store(sums + frame * tl.num_programs(1) + tl.program_id(1), tl.sum(grey, 0))
+    """Adds the greys of a tile after the change of brightness, paints it, or both.
 
-
-@triton.jit
-def _images(
-    images, boxes, colours, sums, kept, out, steps, full_height, full_width, by_channel, by_row, by_column,
-    height, width, mean_red, mean_green, mean_blue, std_red, std_green, std_blue,
-    TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, JITTER: tl.constexpr, PIXELS: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    frame = tl.program_id(0).to(tl.int64)
-    pixels = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)
-    inside = pixels < height * width
-    plane = height * width
-    colour = colours + (frame // steps) * 4
-    if JITTER and TAPS_Y > 0:
-        of = kept + frame * 3 * plane + pixels
-        red = tl.load(of, inside, other=0.0).to(tl.float32)
-        green = tl.load(of + plane, inside, other=0.0).to(tl.float32)
-        blue = tl.load(of + 2 * plane, inside, other=0.0).to(tl.float32)
+    Sums are the bits of float32, at least 0, and -1 until they are there; behind them is the ticket of the last program
+    that has started, from -1 on.
+    """
+    TILES: tl.constexpr = ACROSS * DOWN
+    if ADDS and PAINTS:  # in the order in which programs start, so that none waits for one that cannot
+        program = tl.atomic_add(sums + tl.num_programs(0), 1, sem="relaxed") + 1
     else:
-        red, green, blue = _seen(
-            images, boxes, frame, steps, pixels, inside, full_height, full_width,
-            by_channel, by_row, by_column, height, width, TAPS_Y, TAPS_X,
+        program = tl.program_id(0)
+    frame, tile = program // TILES, program % TILES
+    sample = (frame // steps).to(tl.int64)
+    tile_x, tile_y = tile % ACROSS, tile // ACROSS
+    x, y = tile_x * TILE_X + tl.arange(0, TILE_X), tile_y * TILE_Y + tl.arange(0, TILE_Y)
+    inside = (x < width)[:, None] & (y < height)[None, :]
+    colour = colours + sample * 4
+    origin = images + frame.to(tl.int64) * 3 * full_height * full_width
+    if RESIZES:
+        window = windows + sample * (ACROSS + DOWN) * 2
+        x_band = x_bands + (sample * ACROSS + tile_x) * SPANS * SPAN * TILE_X
+        y_band = y_bands + (sample * DOWN + tile_y) * CHUNKS * ROWS * TILE_Y
+        red, green, blue = _resized(
+            origin, window + tile_x * 2, window + (ACROSS + tile_y) * 2, x_band, y_band,
+            full_height, full_width, by_channel, by_row, by_column,
+            PRECISE, ALIGNED, SPANS, TILE_X, TILE_Y, SPAN, ROWS,
         )  # fmt: skip
-        if JITTER:
-            brightness = tl.load(colour)
-            red, green, blue = _unit(red * brightness), _unit(green * brightness), _unit(blue * brightness)
+        unit = 1.0 / 255.0 if PRECISE else 2.0**24 / 255.0 / _GAIN
+    else:
+        red, green, blue = _copied(
+            origin, windows + sample * 4, x, y, full_height, full_width, by_channel, by_row, by_column, inside
+        )
+        unit = 1.0 / 255.0
     if JITTER:
-        blocks = tl.arange(0, BLOCKS)
-        count = tl.num_programs(1)
-        greys = tl.load(sums + frame * count + blocks, blocks < count, other=0.0)
-        base = tl.sum(greys, 0) / (height * width)
-        contrast = tl.load(colour + 1)
-        red = _unit(base + (red - base) * contrast)
-        green = _unit(base + (green - base) * contrast)
-        blue = _unit(base + (blue - base) * contrast)
-        grey = _grey(red, green, blue)
-        saturation = tl.load(colour + 2)
-        red = _unit(grey + (red - grey) * saturation)
-        green = _unit(grey + (green - grey) * saturation)
-        blue = _unit(grey + (blue - grey) * saturation)
-        red, green, blue = _turned(red, green, blue, tl.load(colour + 3))
-    into = out + frame * 3 * plane + pixels
-    tl.store(into, ((red - mean_red) / std_red).to(out.dtype.element_ty), inside)
-    tl.store(into + plane, ((green - mean_green) / std_green).to(out.dtype.element_ty), inside)
-    tl.store(into + 2 * plane, ((blue - mean_blue) / std_blue).to(out.dtype.element_ty), inside)
+        unit *= tl.load(colour)
+        red, green, blue = _unit(red * unit), _unit(green * unit), _unit(blue * unit)
+    else:
+        red, green, blue = red * unit, green * unit, blue * unit
+    if ADDS:
+        grey = tl.sum(tl.sum(tl.where(inside, _grey(red, green, blue), 0.0), 1), 0)
+        tl.atomic_xchg(sums + program, tl.abs(grey).to(tl.int32, bitcast=True), sem="relaxed")
+    if PAINTS:
+        if JITTER:
+            others = tl.arange(0, MOST_TILES)
+            of = sums + frame * TILES + others
+            greys = tl.load(of, others < TILES, other=0, volatile=True)
+            if ADDS:
+                while tl.min(greys, 0) < 0:
+                    greys = tl.load(of, others < TILES, other=0, volatile=True)
+            contrast = tl.load(colour + 1)
+            base = tl.sum(greys.to(tl.float32, bitcast=True), 0) / (height * width) * (1.0 - contrast)
+            red = _unit(red * contrast + base)
+            green = _unit(green * contrast + base)
+            blue = _unit(blue * contrast + base)
+            saturation = tl.load(colour + 2)
+            grey = _grey(red, green, blue) * (1.0 - saturation)
+            red = _unit(red * saturation + grey)
+            green = _unit(green * saturation + grey)
+            blue = _unit(blue * saturation + grey)
+            red, green, blue = _turned(red, green, blue, tl.load(colour + 3))
+        plane = height * width
+        into = out + frame.to(tl.int64) * 3 * plane + x[:, None] + y[None, :] * width
+        tl.store(into, (red * by_red + shift_red).to(out.dtype.element_ty), inside)
+        tl.store(into + plane, (green * by_green + shift_green).to(out.dtype.element_ty), inside)
+        tl.store(into + 2 * plane, (blue * by_blue + shift_blue).to(out.dtype.element_ty), inside)
