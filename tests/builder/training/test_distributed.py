@@ -57,7 +57,42 @@ def test_two_processes_fill_one_table_of_frozen_features(tiny: dict[str, Any], t
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
 
 
-def in_two_processes(recipe: dict[str, Any], folder: Path) -> str:
+SPOILED = """
+import os
+
+from policysmith.components.heads.mlp import MlpHead
+
+good, calls = MlpHead.loss, []
+
+
+def loss(self, features, actions, is_pad):
+    found = good(self, features, actions, is_pad)
+    if self.training and not actions.is_meta:
+        calls.append(1)
+    if len(calls) == 3 and os.environ.get("RANK") == "1":
+        return {**found, "loss": found["loss"] + float("nan")}
+    return found
+
+
+MlpHead.loss = loss
+"""
+
+
+def test_what_one_process_sees_that_is_not_finite_stops_both(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Its gradients are finite, so the other process would see nothing, and wait for it for ever."""
+    (tmp_path / "spoiled.py").write_text(SPOILED)
+    with pytest.raises(
+        AssertionError, match=r"not finite at step \d .*the weights before it are in"
+    ) as failed:
+        in_two_processes(
+            {**tiny, "imports": ["spoiled.py"], "training": {**tiny["training"], "steps": 9}},
+            tmp_path,
+            "--allow-imports",
+        )
+    assert "Timeout" not in str(failed.value)
+
+
+def in_two_processes(recipe: dict[str, Any], folder: Path, *options: str) -> str:
     """Train a recipe under `accelerate launch` into `<folder>/two`; what that says."""
     path = folder / "tiny.yaml"
     with path.open("w") as stream:
@@ -66,7 +101,7 @@ def in_two_processes(recipe: dict[str, Any], folder: Path) -> str:
     command = [
         binaries / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        binaries / "build-and-train", path, "--output", folder / "two", "--device", "cpu",
+        binaries / "build-and-train", path, "--output", folder / "two", "--device", "cpu", *options,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
