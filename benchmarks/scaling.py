@@ -99,6 +99,7 @@ def take_steps(arguments: argparse.Namespace) -> None:
 
     from policysmith.builder.evaluation.machine import hardware, versions
     from policysmith.builder.training import loop
+    from policysmith.builder.training.job import Job
     from policysmith.builder.training.placement import make_accelerator
 
     several = int(os.environ["WORLD_SIZE"]) > 1
@@ -115,7 +116,7 @@ def take_steps(arguments: argparse.Namespace) -> None:
     bench = Bench.make(work, protocol, place, changes)
     reporter = Rates()
     with tempfile.TemporaryDirectory() as folder:
-        job = loop.Job(
+        job = Job(
             policy=bench.policy,
             dataset=Indices(bench.size),
             collate=lambda indices: Resident(bench.held(indices)),

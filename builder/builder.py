@@ -34,6 +34,7 @@ from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
 from .sources import DataPlan, Source, Windows
 from .training import batches, checkpoint, loop
+from .training.job import Job, Result
 from .training.logs import FileLog, Reporter
 from .training.placement import make_accelerator
 
@@ -113,7 +114,7 @@ class Builder:
         device: str | None = None,
         reporters: Sequence[Reporter] = (),
         profile: bool = False,
-    ) -> loop.Result:
+    ) -> Result:
         """Build, train and save. Raises RecipeError, TrainingError, CheckpointError.
 
         `output` is the run's directory, by default the recipe's `output`, by default `runs/<name>`. `resume`
@@ -133,7 +134,7 @@ class Builder:
         policy = self.build()
         source = _source(training)
         assembly.record_data(policy, source)
-        job = loop.Job(
+        job = Job(
             policy=policy,
             dataset=training,
             collate=self.collate(policy),

@@ -170,6 +170,7 @@ def ours(bench: Bench, pace: Pace, *, float8: bool = False) -> None:
     """This project's trainer, with its defaults, or with large products in float8 too."""
     from policysmith.builder.training import loop
     from policysmith.builder.training.float8 import wide_layers
+    from policysmith.builder.training.job import Job
     from policysmith.builder.training.placement import make_accelerator
 
     section = bench.section
@@ -179,7 +180,7 @@ def ours(bench: Bench, pace: Pace, *, float8: bool = False) -> None:
         section = section.model_copy(update={"float8": "tensorwise"})
     with tempfile.TemporaryDirectory() as folder:
         os.environ["POLICYSMITH_CACHE"] = folder  # nothing is found from an earlier run
-        job = loop.Job(
+        job = Job(
             policy=bench.policy,
             dataset=Indices(bench.size),
             collate=lambda indices: Resident(bench.held(indices)),

@@ -66,7 +66,8 @@ def channels_last(policy: nn.Module, undo: ExitStack) -> None:
     """
     for module in policy.modules():
         if isinstance(module, nn.Conv2d) and not _cuts(module):
-            undo.callback(_lay, module.weight, torch.contiguous_format)
+            if module.weight.is_contiguous():
+                undo.callback(_lay, module.weight, torch.contiguous_format)
             _lay(module.weight, torch.channels_last)
 
 
@@ -97,16 +98,19 @@ def _cuts(module: nn.Conv2d) -> bool:
     )
 
 
-def _product(module: nn.Conv2d, images: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, D, H / kernel, W / kernel); what is left of a patch at the edges is not seen."""
+def _product(module: nn.Conv2d, input: Tensor) -> Tensor:  # called as the convolution is
+    """(..., C, H, W) -> (..., D, H / kernel, W / kernel); what is left of a patch at the edges is not seen."""
+    images = input
     if torch.is_autocast_enabled(images.device.type):
         images = images.to(torch.get_autocast_dtype(images.device.type))
     height, width = module.kernel_size
     rows, columns = images.shape[-2] // height, images.shape[-1] // width
     images = images[..., : rows * height, : columns * width]
-    cut = images.unflatten(3, (columns, width)).unflatten(2, (rows, height))  # (B, C, rows, h, columns, w)
-    patches = cut.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, rows, columns, C * h * w)
-    return F.linear(patches, module.weight.flatten(1), module.bias).permute(0, 3, 1, 2)
+    cut = images.unflatten(-1, (columns, width)).unflatten(
+        -3, (rows, height)
+    )  # (..., C, rows, h, columns, w)
+    patches = cut.movedim((-4, -2), (-5, -4)).flatten(-3)  # (..., rows, columns, C * h * w)
+    return F.linear(patches, module.weight.flatten(1), module.bias).movedim(-1, -3)
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

@@ -130,10 +130,10 @@ def _enough(layer: nn.Linear, how: Scales) -> float:
     return math.ceil(1 / spare) if spare > 0.0 else math.inf
 
 
-def _product(twin: Any, x: Tensor) -> Tensor:
-    """(..., in) -> (..., out), in float8 where there are rows enough."""
-    rows = x.numel() // twin.in_features
-    if rows < twin.enough:
+def _product(twin: Any, input: Tensor) -> Tensor:  # called as the layer is
+    """(..., in) -> (..., out), in float8 where there are rows enough and autocast would round, too."""
+    x, rows = input, input.numel() // twin.in_features
+    if rows < twin.enough or not torch.is_autocast_enabled(x.device.type):
         return F.linear(x, twin.weight, twin.bias)
     product: Callable[[Tensor], Tensor] = twin.forward
     missing = -rows % _MULTIPLE

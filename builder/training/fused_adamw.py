@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,8 +69,8 @@ class FusedAdamW(torch.optim.AdamW):
         self._average, self._eight_bit = average, eight_bit
         self._copies: Mapping[nn.Parameter, nn.Parameter] = {}
         self._counts: dict[_Kind, Tensor] = {}
-        self._begun = 0.0
-        """Steps taken before a state was loaded."""
+        self._loaded: dict[nn.Parameter, float] = {}
+        """Steps that weights had taken when a state was loaded."""
         self._ordered: dict[nn.Parameter, Tensor] = {}
         self._rates, self._decays = (torch.zeros(len(self.param_groups), device=device) for _ in range(2))
         self.set_rates()
@@ -97,6 +97,7 @@ class FusedAdamW(torch.optim.AdamW):
         first, found = self.param_groups[0], self._by_kind()
         for kind, weights in found.items():
             parameters = [weight for weight, _ in weights]
+            count = self._count(kind, parameters)
             states = [self._state(weight, kind) for weight in parameters]
             copied, narrow = kind[0] == torch.bfloat16, kind[1]
             averages = self._average
@@ -105,7 +106,7 @@ class FusedAdamW(torch.optim.AdamW):
                 [self._gradient(p) for p in parameters],
                 [local(state["exp_avg"]) for state in states],
                 [local(state["exp_avg_sq"]) for state in states],
-                self._counts[kind],
+                count,
                 self._rates,
                 self._decays,
                 [group for _, group in weights],
@@ -148,7 +149,8 @@ class FusedAdamW(torch.optim.AdamW):
         """As torch's AdamW gives it, where every weight has a count of its own.
 
         Moments in eight bits come as float32, whole and on the CPU, one after the other, so that there need not be room for
-        them where they lie. All processes that weights are spread over call it.
+        them where they lie. All processes that weights are spread over call it, and go through them in one order, whatever
+        the order in which each first met their gradients.
         """
         found, weights = super().state_dict(), self._weights()
         states = {
@@ -156,7 +158,7 @@ class FusedAdamW(torch.optim.AdamW):
                 "step": state["step"].clone(),
                 **{name: self._moment(weights[key], state, name) for name in _MOMENTS},
             }
-            for key, state in found["state"].items()
+            for key, state in sorted(found["state"].items())
         }
         return {**found, "state": states}
 
@@ -174,7 +176,7 @@ class FusedAdamW(torch.optim.AdamW):
             for name in _MOMENTS:
                 self._keep(weight, name, states[key][name])
         self._counts = {}
-        self._begun = max((float(state["step"]) for state in self.state.values()), default=0.0)
+        self._loaded = {w: float(self.state[w]["step"]) for w in self._weights() if w in self.state}
         self.set_rates()
 
     def _weights(self) -> list[nn.Parameter]:
@@ -245,7 +247,13 @@ class FusedAdamW(torch.optim.AdamW):
         state: dict[str, Tensor] = self.state[weight]
         if not state:
             self._begin(weight)
-        if kind not in self._counts:
-            self._counts[kind] = torch.full((), self._begun, device=weight.device)
         state["step"] = self._counts[kind]
         return state
+
+    def _count(self, kind: _Kind, weights: Sequence[nn.Parameter]) -> Tensor:
+        """Steps that weights of a kind have taken, also before a state was loaded."""
+        if kind not in self._counts:
+            before = [self._loaded[weight] for weight in weights if weight in self._loaded]
+            begun = max(before or self._loaded.values(), default=0.0)
+            self._counts[kind] = torch.full((), begun, device=weights[0].device)
+        return self._counts[kind]

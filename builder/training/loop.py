@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,16 @@ from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...schemas.errors import TrainingError
-from ...schemas.recipe import TrainingSection
 from ..data.rows import Rows
 from ..data.sampler import MixtureSampler, ResumableSampler
-from ..policy import BasePolicyModel, RecipePolicy
+from ..policy import RecipePolicy
 from . import batches, checkpoint
-from .batches import Collate
 from .checkpoint import Identity
 from .compilation import eagerly
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
 from .fused_adamw import FusedAdamW
+from .job import Job, Result
 from .logs import Reporter
 from .optimization import adamw, clip, learning_rate, set_rate
 from .placement import peak, setting
@@ -46,40 +44,6 @@ from .watch import Health, Interval, Meter
 
 LAG = 2
 """Steps after which a log line of a GPU is read, so that the GPU does not run out of work meanwhile."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a run is made of."""
-
-    policy: BasePolicyModel
-    dataset: Dataset[Any]
-    collate: Collate
-    section: TrainingSection
-    directory: Path
-    recipe: dict[str, Any]
-    """The resolved recipe, for the identity of the run."""
-    fingerprint: str
-    """Of the dataset as it is used."""
-    validation: Dataset[Any] | None = None
-    keyed: bool = False
-    """Whether the dataset is indexed by `(index, step)`, to draw its augmentation from both."""
-    profile: bool = False
-    """Whether to look where the time of the first steps goes."""
-    shares: Sequence[tuple[int, float]] | None = None
-    """Size and weight of each of several datasets that are drawn from by weight; the dataset has them end to end."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """Where training ended."""
-
-    policy: BasePolicyModel
-    checkpoint: Path
-    steps: int
-    loss: float
-    """Mean over the last log interval; NaN where no step was left to take."""
-    samples_per_second: float
 
 
 def train(
@@ -115,7 +79,8 @@ class _Run:
         self.optimizer = adamw(self.policy, self.section.optimizer, self.average, bf16=self.speedups.bf16)
         self.identity = Identity(job.recipe, job.fingerprint, accelerator.num_processes)
         self.health = Health(self.optimizer, accelerator.device)
-        self.meter = Meter(self.section.batch_size * self.section.accumulate * accelerator.num_processes)
+        samples = self.section.batch_size * self.section.accumulate * accelerator.num_processes
+        self.meter = Meter(samples, accelerator.device)
         self.step, self.rate, self.loss = 0, 0.0, float("nan")
         self.lag = 0 if accelerator.device.type == "cpu" else LAG
         self.intervals: deque[Interval] = deque()
@@ -141,8 +106,10 @@ class _Run:
                 self._after_step()
         except Exception:
             with suppress(Exception):  # the device may be what failed
-                while self.intervals:
-                    self._tell(self.intervals.popleft(), saves=False)
+                for interval in self.intervals:
+                    values, finite = self.meter.read(interval)
+                    if finite:
+                        self._log(interval.step, values)
             raise
 
     def result(self) -> Result:
@@ -350,8 +317,11 @@ class _Run:
             self._save(interval.step)
             if self.job.validation is not None:
                 values |= self._validate(self.job.validation)
+        self._log(interval.step, values)
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
         for reporter in self.reporters:
-            reporter.log(interval.step, values)
+            reporter.log(step, values)
 
     def _validate(self, dataset: Dataset[Any]) -> dict[str, float]:
         with self.speedups.paused():

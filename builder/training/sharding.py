@@ -80,6 +80,13 @@ def shard(
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=module not in opened)
 
 
+def apart(model: nn.Module) -> None:
+    """Forget weights that came together, so that the next pass reads what processes hold by then."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def wrapper(model: nn.Module) -> str:
     """What spreads a model over processes."""
     if not isinstance(model, FSDPModule):

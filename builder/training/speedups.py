@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from ...schemas.recipe import TrainingSection
@@ -17,7 +18,7 @@ from .float8 import float8_layers, without
 from .fused_adamw import FusedAdamW
 from .shadows import Shadows, casting
 from .sharding import mesh_of, shard, unsharded
-from .undo import remember
+from .undo import Statistics, remember
 
 
 class Speedups:
@@ -77,7 +78,7 @@ class Speedups:
         """Let modules compute with bfloat16 copies, as far as a pass over a batch has their weights cast."""
         if not self.bf16 or self._section.sharding != "off" or not isinstance(optimizer, FusedAdamW):
             return
-        cast = casting(self._policy, lambda: self._pass(batch))
+        cast = self._agreed(casting(self._policy, lambda: self._pass(batch)))
         # several gradients add up better in float32
         self._shadows = Shadows(self._policy, cast, trained=self._section.accumulate == 1)
         self._undo.callback(self._shadows.remove)
@@ -94,11 +95,17 @@ class Speedups:
         with eagerly(self.compiled), self.own_weights(), without(self._wide):
             yield
 
+    def _agreed(self, cast: set[nn.Module]) -> set[nn.Module]:
+        """The modules that all processes found, each on its own batch."""
+        modules = dict(self._policy.named_modules())
+        found = gather_object([[name for name, module in modules.items() if module in cast]])
+        return {modules[name] for name in set(found[0]).intersection(*found[1:])}
+
     def _pass(self, batch: Mapping[str, Any]) -> None:
         """A forward pass as in training, which leaves no trace."""
-        policy = self._policy
-        kept = {name: buffer.clone() for name, buffer in policy.named_buffers()}
-        with torch.no_grad(), self.paused(), self._accelerator.autocast():
-            policy(batch)
-        for name, buffer in policy.named_buffers():
-            buffer.copy_(kept[name])
+        statistics = Statistics(self._policy)
+        try:
+            with torch.no_grad(), self.paused(), self._accelerator.autocast():
+                self._policy(batch)
+        finally:
+            statistics.put_back()

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers.utils import import_utils
 
 from .fused_adamw import FusedAdamW
+from .undo import Statistics
 
 WARM, TIMED, CHECKED, AGAIN = 10, 5, 2, 1000
 OTHERS = 20
@@ -145,9 +146,10 @@ class StepGraph:
         norm = graphs.finish()
         torch.cuda.synchronize()
         self._replays.append(time.perf_counter() - start)
+        output = graphs.output
         if len(self._replays) == TIMED:
             self._compare()
-        return graphs.output, norm
+        return output, norm
 
     def _compared(self, graphs: _Graphs, batch: Batch, seed: int) -> tuple[Output, Tensor]:
         """A replay, if it loses what the policy does; a plain update, and no graph any more, if it does not."""
@@ -205,16 +207,14 @@ class StepGraph:
         except torch.OutOfMemoryError:
             return None
 
-    def _state(self) -> dict[str, Tensor]:
+    def _kept(self) -> tuple[Statistics, Tensor]:
         """What a forward pass may change: statistics of the policy, and whether something was not finite."""
-        return {**dict(self._model.named_buffers()), "": self._optimizer.found_inf}
+        return Statistics(self._model), self._optimizer.found_inf.clone()
 
-    def _kept(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self._state().items()}
-
-    def _put_back(self, kept: dict[str, Tensor]) -> None:
-        for name, value in self._state().items():
-            value.copy_(kept[name])
+    def _put_back(self, kept: tuple[Statistics, Tensor]) -> None:
+        statistics, bad = kept
+        statistics.put_back()
+        self._optimizer.found_inf.copy_(bad)
 
 
 class _Graphs:
@@ -244,10 +244,10 @@ class _Graphs:
             optimizer.zero_grad()
 
     def free(self) -> None:
-        """Give back the memory of the graphs and of all that they write."""
+        """Give back the memory of the graphs, but for what their last replay gave as long as it is in use."""
         self._first.reset()
         self._second.reset()
-        self.output, self._gradients = {}, []
+        self.output, self._gradients, self._batch = {}, [], {}
 
     def fits(self, batch: Batch) -> bool:
         """Whether a batch is like the captured one."""
@@ -273,9 +273,16 @@ def alike(captured: Batch, batch: Batch) -> bool:
     return batch.keys() == captured.keys() and all(
         isinstance(batch[key], Tensor) and (value.shape, value.dtype) == (batch[key].shape, batch[key].dtype)
         if isinstance(value, Tensor)
-        else bool(value == batch[key])
+        else _equal(value, batch[key])
         for key, value in captured.items()
     )
+
+
+def _equal(value: Any, other: Any) -> bool:
+    try:
+        return bool(value == other)
+    except (ValueError, RuntimeError):  # arrays, which are many truths
+        return False
 
 
 def differs(expected: float, found: float) -> bool:

@@ -13,6 +13,7 @@ from ..policy import BasePolicyModel
 from .batches import Collate, to_device
 from .ema import WeightAverage
 from .seeds import mix
+from .sharding import apart
 
 
 @torch.no_grad()
@@ -39,5 +40,6 @@ def validate(
                 if value.ndim == 0:
                     sums[name] = sums.get(name, 0.0) + float(value) * size
             count += size
+        apart(policy)
     policy.train()
     return {f"validation/{name}": value / count for name, value in sums.items()}

@@ -11,23 +11,42 @@ import torch
 from torch import Tensor
 
 
+class Moment:
+    """When the device has done all that it was told so far."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._host = time.perf_counter()
+        self._device = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._device is not None:
+            self._device.record()
+
+    def wait(self) -> None:
+        """Let the host wait until it has come."""
+        if self._device is not None:
+            self._device.synchronize()
+
+    def since(self, other: Moment) -> float:
+        """Seconds from another moment on; both must have come."""
+        if self._device is not None and other._device is not None:
+            return float(other._device.elapsed_time(self._device)) / 1e3
+        return self._host - other._host
+
+
 class Arriving:
     """Numbers on their way from the device to the host, which goes on meanwhile."""
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], device: torch.device) -> None:
         self._names = list(values)
-        together = torch.stack([value.detach().double() for value in values.values()])
-        self._host, self._arrived = together, None
+        together = torch.stack([value.detach().to(device, torch.float64) for value in values.values()])
+        self._host = together
         if together.is_cuda:
             self._host = torch.empty(together.shape, dtype=together.dtype, pin_memory=True)
             self._host.copy_(together, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+        self.moment = Moment(device)
 
     def read(self) -> dict[str, float]:
         """The numbers, waited for if they have not arrived."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        self.moment.wait()
         return dict(zip(self._names, self._host.tolist(), strict=True))
 
 
@@ -85,9 +104,9 @@ class Health:
 class Meter:
     """Means of the losses and the speed since the last reading; nothing is read from the device in between."""
 
-    def __init__(self, samples_per_step: int) -> None:
-        self._samples_per_step = samples_per_step
-        self._begin = self._since = time.perf_counter()
+    def __init__(self, samples_per_step: int, device: torch.device) -> None:
+        self._samples_per_step, self._device = samples_per_step, device
+        self._begin, self._since = time.perf_counter(), Moment(device)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._wait, self._steps, self._total = 0.0, 0, 0
@@ -97,7 +116,7 @@ class Meter:
 
     def begin(self) -> None:
         """What happened so far was no training."""
-        self._begin = self._since = time.perf_counter()
+        self._begin, self._since = time.perf_counter(), Moment(self._device)
 
     def works(self, flops: int, peak: float | None) -> None:
         """A step of one process takes so many operations, of which its device can do `peak` a second."""
@@ -127,16 +146,16 @@ class Meter:
     def interval(self, step: int, rate: float, bad: Tensor) -> Interval:
         """What happened since the last one, and whether something was not finite; nothing is waited for."""
         means = {name: value / self._counts[name] for name, value in self._sums.items()}
-        found = Interval(step, rate, self._steps, self._wait, Arriving({**means, "": bad}))
+        found = Interval(step, rate, self._steps, self._wait, Arriving({**means, "": bad}, self._device))
         self._sums, self._counts, self._wait, self._steps = {}, {}, 0.0, 0
         return found
 
     def read(self, interval: Interval) -> tuple[dict[str, float], bool]:
-        """An interval's means, and its speed: until now since the one before was read; and whether all was finite."""
+        """An interval's means and speed, and whether all was finite; intervals are read in order."""
         values = interval.numbers.read()
         finite = values.pop("") == 0.0
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
-        self._since = time.perf_counter()
+        elapsed = max(interval.numbers.moment.since(self._since), 1e-9)
+        self._since = interval.numbers.moment
         values["samples_per_second"] = interval.steps * self._samples_per_step / elapsed
         values["data_wait"] = interval.wait / elapsed
         if self.flops:
@@ -149,7 +168,7 @@ class Meter:
 
     def rest(self) -> None:
         """What happened since the last reading, such as saving, was no training."""
-        self._since = time.perf_counter()
+        self._since = Moment(self._device)
 
     def _take(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():

@@ -14,15 +14,18 @@ from policysmith.builder.training.compilation import channels_last, compiled_blo
 
 @pytest.mark.parametrize("size", [(12, 16), (14, 19)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_over_patches_is_a_product(size: tuple[int, int], bias: bool) -> None:
+@pytest.mark.parametrize("batch", [(2,), ()], ids=["batch", "one"])
+def test_a_convolution_over_patches_is_a_product(
+    size: tuple[int, int], bias: bool, batch: tuple[int, ...]
+) -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, (4, 8), stride=(4, 8), bias=bias)).double()
-    images = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    images = torch.randn(*batch, 3, *size, dtype=torch.float64, requires_grad=True)
     expected = model(images)
     gradients = torch.autograd.grad(expected.square().sum(), [images, *model.parameters()])
     with ExitStack() as undo:
         patch_products(model, undo)
         assert "forward" in vars(model[0])
-        ours = model(images)
+        ours = model[0](input=images)
         torch.testing.assert_close(ours, expected)
         for mine, other in zip(
             torch.autograd.grad(ours.square().sum(), [images, *model.parameters()]), gradients, strict=True
@@ -92,5 +95,6 @@ def test_convolutions_lie_as_before_afterwards() -> None:
     with ExitStack() as undo:
         channels_last(model, undo)
         assert not model[0].weight.is_contiguous()
+        channels_last(model, undo)
         assert model[1].weight.is_contiguous()  # a product of patches
     assert model[0].weight.is_contiguous()

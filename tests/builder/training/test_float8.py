@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,13 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchao")
     monkeypatch.setattr(float8, "_EMULATED", True)
     monkeypatch.setattr(float8, "LARGE", dict.fromkeys(SCALES, 8))
+
+
+@pytest.fixture
+def cast() -> Iterator[None]:
+    """Autocast is on, as in a run."""
+    with torch.autocast("cpu", torch.bfloat16):
+        yield
 
 
 class Layer(nn.Module):
@@ -78,7 +86,7 @@ def small(
     return model
 
 
-@pytest.mark.usefixtures("emulated")
+@pytest.mark.usefixtures("emulated", "cast")
 def test_wide_layers_that_train_inside_repeated_layers_are_found() -> None:
     policy = Policy()
     names = {module: name for name, module in policy.named_modules()}
@@ -108,7 +116,7 @@ def test_no_number_of_rows_makes_the_layers_of_a_vit_b_large() -> None:
     assert "1 of 2048 to 16384 features from 2780 rows on" in told(found(2048, 16384, "rowwise"), "rowwise")
 
 
-@pytest.mark.usefixtures("emulated")
+@pytest.mark.usefixtures("emulated", "cast")
 @pytest.mark.parametrize("how", SCALES)
 def test_a_product_is_rounded_to_float8_where_it_is_large(how: Literal["tensorwise", "rowwise"]) -> None:
     layer = small(how)[0].first
@@ -138,7 +146,7 @@ def test_a_product_is_rounded_to_float8_where_it_is_large(how: Literal["tensorwi
     assert seen == [16, 32, 32, 32], "the hardware wants multiples of 16"
 
 
-@pytest.mark.usefixtures("emulated")
+@pytest.mark.usefixtures("emulated", "cast")
 def test_layers_stay_themselves_and_compute_as_ever_afterwards() -> None:
     undo = ExitStack()
     model = small(undo=undo)
@@ -146,7 +154,7 @@ def test_layers_stay_themselves_and_compute_as_ever_afterwards() -> None:
     x = torch.randn(4, 8, 32)
     rounded = model(x)
     assert dict(model.named_modules()) == modules
-    assert all(type(layer) is nn.Linear for layer in wide_layers(nn.Sequential(Layer()), "tensorwise"))
+    assert all(type(layer) is nn.Linear for layer in linear(model))
     assert {name: id(p) for name, p in model.named_parameters()} == {n: id(p) for n, p in state.items()}
     undo.close()
     assert not any("forward" in vars(m) for m in linear(model))
@@ -156,7 +164,7 @@ def test_layers_stay_themselves_and_compute_as_ever_afterwards() -> None:
     assert not torch.equal(model(x), rounded)
 
 
-@pytest.mark.usefixtures("emulated")
+@pytest.mark.usefixtures("emulated", "cast")
 def test_copies_in_bf16_are_what_is_rounded() -> None:
     model = small()
     weight, x = model[0].first.weight, torch.randn(2, 16, 32)
@@ -174,7 +182,16 @@ def test_copies_in_bf16_are_what_is_rounded() -> None:
     assert model[0].first.weight is weight
 
 
-@pytest.mark.usefixtures("emulated")
+@pytest.mark.usefixtures("emulated", "cast")
+def test_where_autocast_is_off_nothing_is_rounded() -> None:
+    model, x = small(), torch.randn(2, 16, 32)
+    with torch.autocast("cpu", enabled=False):
+        ours = model[0].first(input=x)
+        with without([model[0].first]):
+            assert torch.equal(ours, model[0].first(x))
+
+
+@pytest.mark.usefixtures("emulated", "cast")
 def test_like_layers_are_compiled_once() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -286,7 +303,7 @@ def test_a_policy_is_itself_again_after_an_error(
     assert all(p.dtype == torch.float32 for p in seen[0].parameters())
 
 
-@pytest.mark.usefixtures("emulated")
+@pytest.mark.usefixtures("emulated", "cast")
 def test_shards_are_what_is_rounded(tmp_path: Path) -> None:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh

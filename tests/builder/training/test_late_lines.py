@@ -42,6 +42,10 @@ def test_lines_that_are_read_late_say_the_same(
     Builder.from_recipe(tiny).train(output=tmp_path / "late", device="cpu")
     assert lines(tmp_path / "late") == lines(tmp_path / "now")
     assert [line["step"] for line in lines(tmp_path / "late")] == [*range(1, 9)]
+    rates = [
+        json.loads(line).get("samples_per_second", 0.0) for line in (tmp_path / "late" / "log.jsonl").open()
+    ]
+    assert max(rates) < 1e5  # lines that are read at once took their time all the same
 
 
 @pytest.mark.usefixtures("late")

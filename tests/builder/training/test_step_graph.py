@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ CAPTURED: dict[str, Any] = {"state": torch.zeros(2, 3), "task.key": ["open", "op
         ({"task.key": ["open", "open"]}, True),
         ({"task.key": ["close", "push"]}, False),
         ({"more": torch.zeros(2)}, False),
+        ({"task.key": np.array(["open", "open"])}, False),
     ],
     ids=str,
 )
@@ -105,7 +108,10 @@ class Trial:
     """A run of a small model by a `StepGraph`, beside one without."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[int], float] = lambda replay: 0.0
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        wrong: Callable[[int], float] = lambda replay: 0.0,
+        settles: bool = True,
     ) -> None:
         for name in ("synchronize", "empty_cache"):
             monkeypatch.setattr(torch.cuda, name, lambda: None)
@@ -114,7 +120,8 @@ class Trial:
         monkeypatch.setattr(
             step_graph, "_Graphs", type("Graphs", (Replayed,), {"wrong": staticmethod(wrong)})
         )
-        monkeypatch.setattr(StepGraph, "_compare", lambda graph: graph._settle("replayed"))
+        if settles:
+            monkeypatch.setattr(StepGraph, "_compare", lambda graph: graph._settle("replayed"))
         self.notes: list[str] = []
         torch.manual_seed(0)
         self.ours, self.theirs = Model(), Model()
@@ -139,7 +146,8 @@ class Trial:
     def take(self, steps: int, size: Callable[[int], int] = lambda step: 4) -> None:
         for step in range(steps):
             batch = {"state": torch.randn(size(step), 3)}
-            self.graph(batch, step)
+            output, _ = self.graph(batch, step)
+            assert set(output) == {"loss"}
             self.theirs(batch)["loss"].backward()
             self.plain.step()
             self.plain.zero_grad()
@@ -159,6 +167,21 @@ def test_replays_update_weights_and_statistics_as_steps_do(monkeypatch: pytest.M
     trial = Trial(monkeypatch)
     trial.take(BEFORE + CHECKED + TIMED + 3)
     assert trial.notes == ["replayed"]
+    trial.check()
+
+
+def test_a_graph_that_is_slower_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Trial(monkeypatch, settles=False)
+    finish = step_graph._Graphs.finish
+
+    def slow(graphs: Any) -> Tensor:
+        time.sleep(0.02)
+        return finish(graphs)
+
+    monkeypatch.setattr(step_graph._Graphs, "finish", slow)
+    trial.take(BEFORE + CHECKED + TIMED + 3)
+    (note,) = trial.notes
+    assert note.startswith("no CUDA graph: a step takes")
     trial.check()
 
 
