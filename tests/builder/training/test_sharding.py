@@ -136,21 +136,26 @@ def test_layers_whose_keys_and_values_others_read_are_spread_too(
     network = {"type": "expert", "width": 8, "hidden": 16, "heads": 2}
     policy["head"] = {"type": "flow_matching", "reads": ["mix.key_values"], "network": network}
     recipe["training"] |= {"steps": 3, "ema": None}
-    one = Builder.from_recipe(recipe).override({"training.batch_size": 8})
-    one.train(output=tmp_path / "one", device="cpu")
+    trained(recipe, tmp_path, "whole")
     recipe["training"]["sharding"] = "full"
-    assert "(FSDP2)" in trained(recipe, tmp_path, "two")
-    before = one.build().state_dict()
-    changed = {
-        name
-        for name, value in weights(tmp_path / "two" / "policy").items()
-        if not torch.equal(value, before[name])
+    assert "(FSDP2)" in trained(recipe, tmp_path, "spread")
+    assert norms(tmp_path / "spread") == pytest.approx(norms(tmp_path / "whole"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_validation_leaves_no_averaged_weights_behind(recipe: dict[str, Any], tmp_path: Path) -> None:
+    policy = recipe["policy"]
+    policy["necks"] = {
+        "mix": {"type": "prefix", "reads": ["vision.tokens", "proprio.pooled"], "width": 8, "heads": 2}
     }
-    assert changed == {
-        name
-        for name, value in weights(tmp_path / "one" / "policy").items()
-        if not torch.equal(value, before[name])
-    }
+    network = {"type": "expert", "width": 8, "hidden": 16, "heads": 2}
+    policy["head"] = {"type": "flow_matching", "reads": ["mix.key_values"], "network": network}
+    recipe["data"]["validation"] = 0.25
+    recipe["training"] |= {"steps": 6, "ema": 0.999, "sharding": "full"}
+    for name, every in (("often", 2), ("once", 6)):
+        recipe["training"]["save_every"] = every
+        trained(recipe, tmp_path, name)
+    assert logged(tmp_path / "often", "loss") == logged(tmp_path / "once", "loss")
 
 
 @pytest.mark.slow

@@ -1,0 +1,49 @@
+"""Modules are after a training, or a pass that should leave no trace, what they were before."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import nn
+
+from policysmith.builder.training.undo import Statistics, remember
+
+
+class Counting(nn.Module):
+    """Makes a buffer, puts another in the place of one, and changes a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("first", None)
+        self.register_buffer("other", torch.zeros(2))
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self) -> None:
+        self.first, self.other = torch.ones(3), torch.ones(5)
+        self.passes += 1
+
+
+def test_buffers_are_the_same_with_the_same_values_again() -> None:
+    model = Counting()
+    before = dict(model._buffers)
+    statistics = Statistics(model)
+    model()
+    statistics.put_back()
+    assert dict(model._buffers) == before
+    assert model.passes is before["passes"]
+    assert float(model.passes) == 0.0
+    model()
+    assert float(model.passes) == 1.0
+
+
+def test_attributes_are_what_they_were() -> None:
+    layer = nn.Linear(2, 2)
+    layer.forward = own = partial(nn.Linear.forward, layer)  # type: ignore[method-assign]
+    with ExitStack() as undo:
+        remember(undo, layer, "forward", "_compiled_call_impl")
+        layer.forward = None  # type: ignore[assignment]
+        layer._compiled_call_impl = print
+    assert layer.forward is own
+    assert "_compiled_call_impl" not in vars(layer)
