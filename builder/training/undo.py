@@ -27,7 +27,8 @@ class Statistics:
     def put_back(self) -> None:
         """Let the model have the same buffers, with the same values, again."""
         for module, table in self._tables:
-            module._buffers = dict(table)
+            module._buffers.clear()
+            module._buffers.update(table)
         with torch.no_grad():
             for buffer, value in self._values:
                 buffer.copy_(value)
