@@ -120,6 +120,7 @@ def test_two_processes_learn_what_one_does_and_go_on_from_their_checkpoint(
             assert torch.equal(value, moments[key][name])
 
 
+@pytest.mark.slow
 def test_layers_whose_keys_and_values_others_read_are_spread_too(
     recipe: dict[str, Any], tmp_path: Path
 ) -> None:
