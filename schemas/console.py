@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -41,8 +40,6 @@ def _run(parser: ArgumentParser, argv: Sequence[str] | None) -> int:
     try:
         if "recipe" in args:
             _judge(args)
-        # torchao, which transformers imports where it is installed, makes torch warn of how it registers its own classes
-        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
         function: Callable[[Namespace], int] = getattr(
             importlib.import_module("policysmith.builder.cli"), args.function
         )
