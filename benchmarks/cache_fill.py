@@ -4,7 +4,8 @@
 
 The backbone is that of the work `vit_b_frozen` of `train_step.py`, under bf16 on a GPU; images lie on the device. The eager
 pass is transforms and backbone without gradients, in batches; filling also stores the features and the rest of every
-sample. Runs compile only where a minute of work is left; here both are timed, with the layers compiled before. Each is run `--rounds` times in turn; `--tiny` shows that it works, and nothing of speed.
+sample. Runs compile only where a minute of work is left; here both are timed, with the layers compiled before. Each is
+run `--rounds` times in turn; `--tiny` shows that it works, and nothing of speed.
 """
 
 from __future__ import annotations

@@ -41,9 +41,10 @@ def moment_bytes(parts: Iterable[Tensor], *, eight_bit: bool) -> int:
 class FusedAdamW(torch.optim.AdamW):
     """torch's AdamW (Loshchilov & Hutter, 2019), with its state, and a step that a CUDA graph can capture.
 
-    Of weights that are spread over processes, each updates its part. Two launches for all weights: they clip (`grad_scale`), update, average, and write the copies that modules compute
-    with. Where `found_inf` is not 0, a step changes nothing. Rates lie on the device, and follow `set_rates`. All weights
-    with gradients of one type, and moments alike, share one count of steps.
+    Of weights that are spread over processes, each updates its part. Two launches for all weights: they clip
+    (`grad_scale`), update, average, and write the copies that modules compute with. Where `found_inf` is not 0, a step
+    changes nothing. Rates lie on the device, and follow `set_rates`. All weights with gradients of one type, and moments
+    alike, share one count of steps.
 
     With `eight_bit`, moments of weights of 4096 numbers or more, of those that this process holds, are kept in eight bits,
     by two launches more. In and out of states they are float32: rounded to nearest on their way in, which changes nothing of

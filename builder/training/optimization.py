@@ -61,7 +61,8 @@ def adamw(
     """AdamW over the trainable parameters of a model on its device.
 
     On a GPU, for `bf16`, for states in eight bits, and for weights that are spread over processes, it is the one that also
-    averages weights and keeps their copies; otherwise torch's own. Raises TrainingError where the former meets weights that are not float32.
+    averages weights and keeps their copies; otherwise torch's own. Raises TrainingError where the former meets weights
+    that are not float32.
     """
     beta1, beta2 = section.betas
     groups = parameter_groups(model, section)

@@ -336,3 +336,26 @@ def test_trained_weights_that_are_not_float32_are_named() -> None:
         TrainingError, match=r"`0\.weight` trains in bfloat16; keep trained weights in float32"
     ):
         adamw(model, SECTION, bf16=True)
+
+
+def test_weights_are_copied_where_all_processes_found_them_cast(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP sends weights from one process to the others, so their types must agree."""
+    from policysmith.builder.training import speedups
+
+    monkeypatch.setattr(
+        speedups, "gather_object", lambda ours: [*ours, ["head.layers.0"], ["head.layers.0", "x"]]
+    )
+    seen: list[set[str]] = []
+    install = Shadows.install
+
+    def watched(shadows: Shadows) -> None:
+        install(shadows)
+        seen.append({str(tuple(copy.shape)) for copy in shadows.copies.values()})
+
+    monkeypatch.setattr(Shadows, "install", watched)
+    tiny["training"] |= {"precision": "bf16", "steps": 1}
+    result = Builder.from_recipe(tiny).train(output=tmp_path, device="cpu")
+    layer = result.policy.get_submodule("head.layers.0")
+    assert seen == [{str(tuple(p.shape)) for p in layer.parameters()}]

@@ -218,3 +218,34 @@ def test_a_run_says_what_it_saves_and_may_change_to_eight_bits(tiny: dict[str, A
     assert note == f"moments in 8 bits: {kept:.3g} GB instead of {full:.3g} GB"
     assert full == pytest.approx(8e-9 * plain.summary.trainable, rel=0.01)
     assert (full - kept) * 1e9 == pytest.approx(saved, rel=0.02)
+
+
+def test_weights_that_count_their_steps_apart_go_on_apart(tmp_path: Path) -> None:
+    """Large weights with eight bits, and small ones that have a gradient in every other step."""
+
+    def step(model: nn.ParameterList, optimizer: FusedAdamW, number: int) -> None:
+        torch.manual_seed(number)
+        model[0].grad, model[1].grad = torch.randn(64, 128), torch.randn(8) if number % 2 else None
+        optimizer.step()
+
+    def made() -> tuple[nn.ParameterList, FusedAdamW]:
+        torch.manual_seed(0)
+        model = nn.ParameterList([torch.randn(64, 128), torch.randn(8)])
+        optimizer = adamw(model, EIGHT)
+        assert isinstance(optimizer, FusedAdamW)
+        return model, optimizer
+
+    (whole, ours), (cut, theirs) = made(), made()
+    for number in range(10):
+        step(whole, ours, number)
+    for number in range(6):
+        step(cut, theirs, number)
+    torch.save((cut.state_dict(), theirs.state_dict()), tmp_path / "state.pt")
+    (resumed, again), (weights, states) = made(), torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.load_state_dict(weights)
+    again.load_state_dict(states)
+    for number in range(6, 10):
+        step(resumed, again, number)
+    assert {float(state["step"]) for state in again.state.values()} == {10.0, 5.0}
+    for mine, other in zip(resumed, whole, strict=True):
+        assert torch.equal(mine, other)

@@ -82,3 +82,27 @@ def test_an_error_loses_no_line(
     with pytest.raises(RuntimeError, match="plug"):
         builder.train(output=tmp_path / "run", device="cpu")
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("late")
+def test_an_error_is_not_hidden_by_a_loss_before_it(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other processes do not know of the error, so nothing may be agreed upon with them."""
+    tiny["training"] |= {"steps": 8, "log_every": 1}
+    builder = Builder.from_recipe(tiny)
+    builder.check()
+    break_loss(monkeypatch, at=3)
+    update, taken = loop._Run._update, []
+
+    def fails(self: loop._Run) -> None:
+        taken.append(1)
+        if len(taken) == 4:
+            raise RuntimeError("the plug was pulled")
+        update(self)
+
+    monkeypatch.setattr(loop._Run, "_update", fails)
+    with pytest.raises(RuntimeError, match="plug"):
+        builder.train(output=tmp_path / "run", device="cpu")
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
