@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from policysmith.builder import Builder
 from policysmith.builder.training import frozen_pass
@@ -56,7 +57,9 @@ def test_features_are_the_same(
         for step in range(count):
             whole = step < count - 1
             make = features(policy, accelerator, 2 if whole else 1)
+            graphs = counters["stats"]["unique_graphs"]
             ours = run(make, whole=whole)
+            assert whole or counters["stats"]["unique_graphs"] == graphs  # nothing is compiled for the last
             compiled.append(any(m._compiled_call_impl is not None for m in policy.modules()))
             with torch.compiler.set_stance("force_eager"):
                 theirs = make()

@@ -120,42 +120,46 @@ def test_two_processes_learn_what_one_does_and_go_on_from_their_checkpoint(
             assert torch.equal(value, moments[key][name])
 
 
+@pytest.fixture
+def looked_into(recipe: dict[str, Any]) -> dict[str, Any]:
+    """An expert reads keys and values inside the layers of a language model, as in pi0."""
+    recipe["collator"] = {"type": "language", "tokenizer": "policysmith/tiny", "max_length": 24}
+    network = {"type": "expert", "width": 32, "hidden": 64, "heads": 2}
+    recipe["policy"]["backbones"] = {
+        "vlm": {"type": "vlm", "architecture": "policysmith/tiny-paligemma"},
+        "proprio": {"type": "state"},
+    }
+    recipe["policy"]["head"] = {
+        "type": "flow_matching",
+        "reads": ["vlm.key_values", "proprio.tokens"],
+        "network": network,
+    }
+    recipe["transforms"] = [
+        {"type": "resize", "size": 32},
+        {"type": "normalize_image", "stats": "half"},
+        {"type": "normalize", "mode": "mean_std"},
+    ]
+    return recipe
+
+
 @pytest.mark.slow
 def test_layers_whose_keys_and_values_others_read_are_spread_too(
-    recipe: dict[str, Any], tmp_path: Path
+    looked_into: dict[str, Any], tmp_path: Path
 ) -> None:
-    policy = recipe["policy"]
-    policy["necks"] = {
-        "mix": {
-            "type": "prefix",
-            "reads": ["vision.tokens", "proprio.pooled"],
-            "width": 8,
-            "heads": 2,
-            "depth": 2,
-        }
-    }
-    network = {"type": "expert", "width": 8, "hidden": 16, "heads": 2}
-    policy["head"] = {"type": "flow_matching", "reads": ["mix.key_values"], "network": network}
-    recipe["training"] |= {"steps": 3, "ema": None}
-    trained(recipe, tmp_path, "whole")
-    recipe["training"]["sharding"] = "full"
-    assert "(FSDP2)" in trained(recipe, tmp_path, "spread")
+    looked_into["training"] |= {"steps": 3, "ema": None}
+    trained(looked_into, tmp_path, "whole")
+    looked_into["training"]["sharding"] = "full"
+    assert "(FSDP2)" in trained(looked_into, tmp_path, "spread")
     assert norms(tmp_path / "spread") == pytest.approx(norms(tmp_path / "whole"), rel=1e-3)
 
 
 @pytest.mark.slow
-def test_validation_leaves_no_averaged_weights_behind(recipe: dict[str, Any], tmp_path: Path) -> None:
-    policy = recipe["policy"]
-    policy["necks"] = {
-        "mix": {"type": "prefix", "reads": ["vision.tokens", "proprio.pooled"], "width": 8, "heads": 2}
-    }
-    network = {"type": "expert", "width": 8, "hidden": 16, "heads": 2}
-    policy["head"] = {"type": "flow_matching", "reads": ["mix.key_values"], "network": network}
-    recipe["data"]["validation"] = 0.25
-    recipe["training"] |= {"steps": 6, "ema": 0.999, "sharding": "full"}
+def test_validation_leaves_no_averaged_weights_behind(looked_into: dict[str, Any], tmp_path: Path) -> None:
+    looked_into["data"]["validation"] = 0.25
+    looked_into["training"] |= {"steps": 6, "ema": 0.999, "sharding": "full"}
     for name, every in (("often", 2), ("once", 6)):
-        recipe["training"]["save_every"] = every
-        trained(recipe, tmp_path, name)
+        looked_into["training"]["save_every"] = every
+        trained(looked_into, tmp_path, name)
     assert logged(tmp_path / "often", "loss") == logged(tmp_path / "once", "loss")
 
 
