@@ -35,6 +35,14 @@ def images() -> dict[str, torch.Tensor]:
     return {KEY: (smooth * 255).to(torch.uint8).reshape(4, 2, 3, 20, 24), "action": torch.ones(4, 1, 2)}
 
 
+def one_by_one(transforms: list[nn.Module], batch: dict[str, torch.Tensor], seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    current: dict[str, Any] = dict(batch)
+    for transform in transforms:
+        current = transform(current)
+    return current
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -53,10 +61,7 @@ def test_as_one_they_give_what_they_give_one_by_one(options: tuple[dict[str, Any
     before = {key: value.clone() for key, value in batch.items()}
     torch.manual_seed(0)
     together = fused(chain, batch)
-    torch.manual_seed(0)
-    apart: dict[str, Any] = dict(batch)
-    for transform in transforms:
-        apart = transform(apart)
+    apart = one_by_one(transforms, batch, 0)
     assert together[KEY].shape == apart[KEY].shape
     assert together[KEY].dtype == torch.float32
     levels = (together[KEY] - apart[KEY]).abs() * 255.0 * 0.225
@@ -74,10 +79,7 @@ def test_a_window_that_is_cut_after_a_shift_is_moved_with_it() -> None:
     for seed in range(5):
         torch.manual_seed(seed)
         together = fused(chain, batch)[KEY]
-        torch.manual_seed(seed)
-        apart: dict[str, Any] = dict(batch)
-        for transform in transforms:
-            apart = transform(apart)
+        apart = one_by_one(transforms, batch, seed)
         torch.testing.assert_close(together, apart[KEY], atol=1e-5, rtol=1e-5)
 
 
@@ -88,10 +90,7 @@ def test_two_cameras_draw_what_they_draw_one_by_one() -> None:
     (chain,) = chains(transforms)
     torch.manual_seed(0)
     together = fused(chain, batch)
-    torch.manual_seed(0)
-    apart: dict[str, Any] = dict(batch)
-    for transform in transforms:
-        apart = transform(apart)
+    apart = one_by_one(transforms, batch, 0)
     for key in (KEY, other):
         torch.testing.assert_close(together[key], apart[key], atol=1e-5, rtol=1e-5)
 
@@ -144,10 +143,7 @@ def test_on_a_gpu_they_run_as_one_in_training(monkeypatch: pytest.MonkeyPatch) -
         together = fused(chain, batch)[KEY]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.manual_seed(0)
-    apart: dict[str, Any] = dict(batch)
-    for transform in transforms:
-        apart = transform(apart)
+    apart = one_by_one(transforms, batch, 0)
     assert (together - apart[KEY]).abs().mean() * 255.0 * 0.225 < 1.0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         fused(chain, batch)
