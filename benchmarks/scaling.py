@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each number of processes")
     parser.add_argument("--steps", type=int, default=100, help="of each run")
+    parser.add_argument("--batch", type=int, help="samples of each process, instead of the work's")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--output", type=Path)
@@ -104,6 +106,7 @@ def take_steps(arguments: argparse.Namespace) -> None:
 
     several = int(os.environ["WORLD_SIZE"]) > 1
     [work] = choose([arguments.work], arguments.tiny)
+    work = replace(work, batch=arguments.batch or work.batch)
     place = torch.device(
         arguments.device, *([int(os.environ["LOCAL_RANK"])] if arguments.device == "cuda" else [])
     )
