@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +25,7 @@ from ..data.rows import Rows
 from ..data.sampler import MixtureSampler, ResumableSampler
 from ..policy import RecipePolicy
 from . import batches, checkpoint
+from .captured import Update
 from .checkpoint import Identity
 from .compilation import eagerly
 from .ema import WeightAverage
@@ -33,12 +34,13 @@ from .fused_adamw import FusedAdamW
 from .job import Job, Result
 from .logs import Reporter
 from .optimization import adamw, clip, learning_rate, set_rate
-from .placement import peak, setting
+from .peers import Peers
+from .placement import own_stream, peak, setting
 from .profile import NEEDED, Profile
 from .seeds import mix
 from .sharding import unsharded
 from .speedups import Speedups
-from .step_graph import StepGraph, Update
+from .step_graph import StepGraph
 from .validation import validate
 from .watch import Health, Interval, Meter
 
@@ -55,6 +57,8 @@ def train(
     checkpoint of another run.
     """
     with ExitStack() as undo:  # what is done to the policy for speed
+        if accelerator.num_processes > 1 and job.section.sharding == "off":
+            undo.enter_context(own_stream(accelerator.device))
         run = _Run(job, accelerator, reporters, undo)
         found = checkpoint.latest(job.directory) if resume else None
         if found is not None:
@@ -165,15 +169,32 @@ class _Run:
         self.meter.begin()
 
     def _graph(self) -> StepGraph | None:
-        """What replays steps of a single process on a GPU, where that may be faster."""
-        one = self.accelerator.num_processes == 1 and self.section.accumulate == 1
-        if self.section.cuda_graph == "off" or not one or self.accelerator.device.type != "cuda":
+        """What replays steps on a GPU, where that may be faster."""
+        whole = self.section.accumulate == 1 and not self.sharded
+        if self.section.cuda_graph == "off" or not whole or self.accelerator.device.type != "cuda":
             return None
         assert isinstance(self.optimizer, FusedAdamW)
+        count = self.accelerator.num_processes
+        peers = Peers(count, self.accelerator.device)
+
+        def exchange(gradients: Sequence[Tensor]) -> None:
+            peers.add(gradients)
+            self.health.agree()
+
+        def together(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+            output = self._gradients(self.model, batch)
+            self.health.agree()
+            return output
+
         update = Update(
-            lambda batch: self._checked(self.model(batch)), self._gradients, self._step, self._phase
+            loss=lambda batch: self._checked(self.policy(batch)),
+            gradients=lambda batch: self._gradients(self.policy, batch, share=1.0 / count),
+            together=together,
+            exchange=exchange,
+            step=self._step,
+            phase=self._phase,
         )
-        return StepGraph(update, self.policy, self.optimizer, self._note)
+        return StepGraph(update, self.policy, self.optimizer, peers, self._note)
 
     def _stored_rows(self) -> Rows | None:
         """All samples with the features of frozen backbones, where these are computed once."""
@@ -229,18 +250,19 @@ class _Run:
                 continue
             torch.manual_seed(seed)
             with accelerator.accumulate(self.model):
-                self.meter.add(self._gradients(batch))
+                self.meter.add(self._gradients(self.model, batch))
                 if accelerator.sync_gradients:
+                    self.health.agree()
                     self.meter.stepped(self._step())
                     self.prepared.zero_grad(set_to_none=True)
 
-    def _gradients(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Forward and backward pass over a batch; gives its losses."""
+    def _gradients(self, model: nn.Module, batch: Mapping[str, Any], share: float = 1.0) -> dict[str, Tensor]:
+        """Forward and backward pass over a batch, which counts for `share`; gives its losses."""
         with self._counting():
             with self._phase("forward"), self.accelerator.autocast() if self.sharded else nullcontext():
-                output = self._checked(self.model(batch))
+                output = self._checked(model(batch))
             with self._phase("backward"):
-                self.accelerator.backward(output["loss"])
+                self.accelerator.backward(output["loss"] * share if share != 1.0 else output["loss"])
         self.health.see(output["loss"])
         return {name: value.detach() for name, value in output.items()}
 
@@ -249,7 +271,6 @@ class _Run:
         with self._phase("optimizer"):
             norm = clip(self.optimizer, self.section.clip_norm)
             self.health.see(norm)
-            self.health.agree()
             self.prepared.step()
             self.health.updated()
         return norm

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -51,6 +53,23 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
         gradient_accumulation_steps=section.accumulate,
         step_scheduler_with_optimizer=False,
     )
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Work of a GPU that is started inside goes to a stream of its own; on other devices nothing changes.
+
+    A wrapper for several processes keeps the stream on which it met the weights, and adds up their gradients there. What
+    is added up on the default stream cannot be captured in a CUDA graph.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    own.wait_stream(before)
+    with torch.cuda.stream(own):
+        yield
+    before.wait_stream(own)
 
 
 def setting(accelerator: Accelerator, model: nn.Module) -> str:

@@ -63,6 +63,8 @@ class Speedups:
         self._wide = float8_layers(self._policy, self._section.float8, self._undo, self._note)
         if not self.compiles:
             return
+        # a layer's gradients come all at once, so there is nothing to gain from splitting it
+        self._undo.enter_context(torch._dynamo.config.patch(optimize_ddp=False))
         self.compiled = compiled_blocks(self._policy, self._undo, trained=idle)
         kinds = ", ".join(
             f"`{name}`" for name in sorted({unsharded(each).__name__ for each in self.compiled})

@@ -1,0 +1,147 @@
+"""Processes that replay steps take those that a wrapped policy takes, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from policysmith.builder.training import step_graph
+from policysmith.builder.training.captured import CaptureFailed
+from policysmith.builder.training.peers import Peers
+from policysmith.builder.training.step_graph import CHECKED, OTHERS, TIMED, TRIED
+from policysmith.schemas.errors import TrainingError
+
+from .replays import Trial
+
+STEPS = TRIED + 2 * (CHECKED + TIMED) + 5
+
+
+def all_replay(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    trial = Trial(patch, processes=2, rank=int(second))
+    return taken(trial)
+
+
+def all_are_slower(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    trial = Trial(patch, processes=2, rank=int(second), settles=False)
+    trial.graph._eager = [0.0] * 100
+    return taken(trial)
+
+
+def one_cannot_capture(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    trial = Trial(patch, processes=2, rank=int(second), settles=False)
+    if second:
+
+        def fails(*args: Any) -> None:
+            raise CaptureFailed("not permitted")
+
+        patch.setattr(step_graph, "CapturedUpdate", fails)
+    return taken(trial)
+
+
+def one_waits(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    trial = Trial(patch, processes=2, rank=int(second), settles=False)
+    if second:
+        gradients = trial.graph._update.gradients
+
+        def waits(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+            gradients(batch)
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+        object.__setattr__(trial.graph._update, "gradients", waits)
+    return taken(trial)
+
+
+def one_goes_wrong(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    trial = Trial(
+        patch,
+        lambda replay: math.nan if second and replay == CHECKED else 0.0,
+        processes=2,
+        rank=int(second),
+        settles=False,
+    )
+    return taken(trial)
+
+
+def one_goes_wrong_late(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    patch.setattr(step_graph, "AGAIN", 10)
+    trial = Trial(patch, lambda replay: 1.0 if second and replay > 10 else 0.0, processes=2, rank=int(second))
+    return taken(trial)
+
+
+def one_has_other_sizes(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    trial = Trial(patch, processes=2, rank=int(second))
+    return taken(trial, lambda step: 3 if second and step > TRIED and step % 3 == 0 else 4)
+
+
+def one_has_hardly_any_that_fit(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    trial = Trial(patch, processes=2, rank=int(second), settles=False)
+    return taken(trial, lambda step: 3 if second and step >= TRIED else 4, STEPS + OTHERS)
+
+
+def weights_without_a_gradient(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    peers = Peers(2, torch.device("cpu"))
+    peers.add([torch.ones(3), torch.ones(2)])
+    with pytest.raises(TrainingError, match="a batch trains other weights"):
+        peers.add([torch.ones(3)])
+    return []
+
+
+def taken(trial: Trial, size: Callable[[int], int] = lambda step: 4, steps: int = STEPS) -> list[str]:
+    """The notes of a run, and last whether its last step went through the wrapped policy."""
+    trial.take(steps - 1, size)
+    before = trial.together
+    trial.take(1, size)
+    trial.check()
+    return [*trial.notes, "wrapped" if trial.together > before else "apart"]
+
+
+CASES = {
+    all_replay: ("replayed|apart", "replayed|apart"),
+    all_are_slower: ("a step takes 0.0 ms without|wrapped", "a step takes 0.0 ms without|wrapped"),
+    one_cannot_capture: (
+        "could not be captured (another process failed)|wrapped", "could not be captured (not permitted)|wrapped"
+    ),
+    one_waits: ("a step waits for the GPU|wrapped", "a step waits for the GPU|wrapped"),
+    one_goes_wrong: ("another process has none|wrapped", "a loss of|wrapped"),
+    one_goes_wrong_late: ("replayed|apart", "replayed|up to 10 steps before|apart"),
+    one_has_other_sizes: ("replayed|apart", "replayed|apart"),
+    one_has_hardly_any_that_fit: (
+        "another process has none|wrapped", f"of {OTHERS + 1} batches, {OTHERS + 1} had|wrapped"
+    ),
+    weights_without_a_gradient: ("", ""),
+}  # fmt: skip
+
+
+def process(rank: int, folder: Path) -> None:
+    """One of two, which goes through all cases, each with batches of its own."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    found = {}
+    for case in CASES:
+        with pytest.MonkeyPatch.context() as patch:
+            found[case.__name__] = "|".join(case(patch, rank == 1))
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("processes")
+    spawn(process, (folder,), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_processes_go_the_same_way(case: Any, found: list[dict[str, str]]) -> None:
+    """Weights and statistics were held to those of a wrapped policy, to the bit, in the processes themselves."""
+    for expected, notes in zip(CASES[case], found, strict=True):
+        for part in expected.split("|"):
+            assert part in notes[case.__name__]
