@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..schemas.errors import SpecError
+from .key_values import CACHE, KeyValues
 
 _FIELD = "gradient_checkpointing"
 
@@ -54,9 +59,36 @@ def _switch(model: Any) -> bool:
     if isinstance(model, PreTrainedModel):
         name = "activation_checkpointing_enable"  # since transformers 5.24
         getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.gradient_checkpointing = False
+                layer.forward = partial(_again, layer)  # type: ignore[method-assign]
         return True
     try:
         model.set_grad_checkpointing(True)
     except AssertionError:  # as timm says that a model cannot
         return False
     return True
+
+
+def _again(layer: nn.Module, *inputs: Tensor, **options: Any) -> Any:
+    """A layer's forward pass, which the backward pass computes again.
+
+    As transformers would do it, but inside of what is compiled, so that the second pass is part of the compiled backward
+    pass; and keys and values are not dropped.
+    """
+    forward = partial(type(layer).forward, layer)
+    if not (layer.training and torch.is_grad_enabled()):
+        return forward(*inputs, **options)
+    cache: KeyValues | None = options.pop(CACHE, None)
+
+    def run(*inputs: Tensor) -> tuple[Any, Tensor | None]:
+        if cache is None:
+            return forward(*inputs, **options), None
+        fresh = KeyValues(cache.past)
+        return forward(*inputs, **{CACHE: fresh}, **options), fresh.held
+
+    out, held = checkpoint(run, *inputs, use_reentrant=False)
+    if cache is not None:
+        cache.held = held
+    return out

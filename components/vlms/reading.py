@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GemmaModel
 
 from ..base import Feature
+from ..key_values import CACHE, KeyValues
 from .family import Family
 from .sequence import Rotary
-
-_CACHE = "cache" if "cache" in inspect.signature(GemmaModel.forward).parameters else "past_key_values"
-"""What layers of transformers call the keys and values of earlier tokens."""
-
-
-class KeyValues:
-    """Stands where a layer of transformers expects a cache: joins the past of this layer to what it sees, and keeps that."""
-
-    def __init__(self, past: Tensor | None = None) -> None:
-        """`past` holds keys and values (B, 2, G, N, E) of earlier tokens."""
-        self._past = past
-        self.held: Tensor | None = None
-        """Keys and values (B, 2, G, N, E) of all tokens so far, after the rotary embedding."""
-
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, G, M, E) of the tokens that are read, those of the past before them."""
-        held = torch.stack([keys, values], dim=1)
-        self.held = held if self._past is None else torch.cat([self._past, held], dim=3)
-        return self.held[:, 0], self.held[:, 1]
 
 
 @dataclass(frozen=True)
@@ -60,42 +39,15 @@ def read(
     """
     states, pairs = [], []
     for index, layer in enumerate(layers):
-        before = None if past is None else past[:, index]
-        hidden, held = _through(layer, hidden, visible, rotary, before)
+        cache = KeyValues(None if past is None else past[:, index])
+        grown = {} if rotary is None else {"position_embeddings": rotary, CACHE: cache}
+        hidden = layer(hidden, attention_mask=visible, **grown)
         if index < len(deep):
             hidden = hidden + deep[index]
         states.append(hidden)
-        if held is not None:
-            pairs.append(held)
+        if cache.held is not None:
+            pairs.append(cache.held)
     return Read(states, pairs)
-
-
-def _through(
-    layer: Any, hidden: Tensor, visible: Tensor, rotary: tuple[Tensor, Tensor] | None, past: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Hidden states (B, N, D) after one layer, and its keys and values.
-
-    Where the layer is to save memory by computing itself again in the backward pass, it does so here: by itself,
-    transformers would drop the keys and values.
-    """
-
-    def run(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        cache = KeyValues(past)
-        options: dict[str, Any] = {"attention_mask": visible}
-        if rotary is not None:
-            options |= {"position_embeddings": rotary, _CACHE: cache}
-        if again:
-            layer.gradient_checkpointing = False
-        try:
-            return layer(hidden, **options), cache.held
-        finally:
-            layer.gradient_checkpointing = again
-
-    again = getattr(layer, "gradient_checkpointing", False)
-    if again and torch.is_grad_enabled():
-        done: tuple[Tensor, Tensor | None] = layer._gradient_checkpointing_func(run, hidden)
-        return done
-    return run(hidden)
 
 
 class Continuation:
