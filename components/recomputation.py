@@ -62,7 +62,7 @@ def _switch(model: Any) -> bool:
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.gradient_checkpointing = False
-                layer.forward = partial(_again, layer)  # type: ignore[method-assign]
+                layer.forward = partial(_again, layer)
         return True
     try:
         model.set_grad_checkpointing(True)

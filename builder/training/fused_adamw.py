@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...components.kernels.adamw import adamw_step, flat, order
+from ...components.kernels.adamw import adamw_step, alike, flat
 from ...components.kernels.eight_bit import BLOCK, decode, encode
 from .ema import WeightAverage
 from .sharding import local, put, spread_as, whole
@@ -21,6 +22,18 @@ _PIECE = 2**24
 """Numbers that are encoded at once, a multiple of 256."""
 _Kind = tuple[torch.dtype, bool]
 """What one launch has in common: the type of gradients, and whether moments are kept in eight bits."""
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """Weights that one launch updates, and what goes with them from step to step."""
+
+    weights: Sequence[nn.Parameter]
+    places: Sequence[int]
+    """Of each, among all weights."""
+    groups: Sequence[int]
+    fixed: Mapping[str, Any]
+    """Tensors that stay: count, moments and their scales, averages, and copies."""
 
 
 def coded(part: Tensor, *, eight_bit: bool) -> bool:
@@ -69,16 +82,23 @@ class FusedAdamW(torch.optim.AdamW):
         self.grad_scale, self.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
         self._average, self._eight_bit = average, eight_bit
         self._copies: Mapping[nn.Parameter, nn.Parameter] = {}
+        self._held = self._weights()
+        """All weights, or the copies of those that have one: what gradients are of."""
+        self._met: list[torch.dtype | None] = []
+        """Types of the gradients of the last step."""
+        self._launches: list[_Launch] = []
+        """Those that go with them."""
         self._counts: dict[_Kind, Tensor] = {}
         self._loaded: dict[nn.Parameter, float] = {}
         """Steps that weights had taken when a state was loaded."""
-        self._ordered: dict[nn.Parameter, Tensor] = {}
+        self._ordered: dict[int, Tensor] = {}
         self._rates, self._decays = (torch.zeros(len(self.param_groups), device=device) for _ in range(2))
         self.set_rates()
 
     def follow(self, copies: Mapping[nn.Parameter, nn.Parameter]) -> None:
         """From now on gradients are those of the copies, which every step writes anew."""
-        self._copies = copies
+        self._copies, self._met = copies, []
+        self._held = [copies.get(weight, weight) for weight in self._weights()]
 
     def set_rates(self) -> None:
         """Take over the learning rates and weight decays of the groups."""
@@ -88,41 +108,39 @@ class FusedAdamW(torch.optim.AdamW):
 
     def gradients(self) -> list[Tensor]:
         """Those that there are, of the weights or of their copies."""
-        found = (self._copies.get(p, p).grad for group in self.param_groups for p in group["params"])
-        return [gradient for gradient in found if gradient is not None]
+        return [gradient for held in self._held if (gradient := held.grad) is not None]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Update all weights that have gradients. A closure is not supported."""
         assert closure is None
-        first, found = self.param_groups[0], self._by_kind()
-        for kind, weights in found.items():
-            parameters = [weight for weight, _ in weights]
-            count = self._count(kind, parameters)
-            states = [self._state(weight, kind) for weight in parameters]
-            copied, narrow = kind[0] == torch.bfloat16, kind[1]
-            averages = self._average
+        gradients = [held.grad for held in self._held]
+        met = [None if gradient is None else gradient.dtype for gradient in gradients]
+        if met != self._met:
+            self._met, self._launches = met, [self._launch(*found) for found in self._by_kind(met).items()]
+        first, average = self.param_groups[0], self._average
+        for launch in self._launches:
+            parts = [local(weight) for weight in launch.weights]
             adamw_step(
-                [local(p) for p in parameters],
-                [self._gradient(p) for p in parameters],
-                [local(state["exp_avg"]) for state in states],
-                [local(state["exp_avg_sq"]) for state in states],
-                count,
-                self._rates,
-                self._decays,
-                [group for _, group in weights],
-                averages=[local(averages.of(p)) for p in parameters] if averages is not None else (),
-                shadows=[self._copies[p] for p in parameters] if copied else (),
-                first_scales=[state["exp_avg_scales"] for state in states] if narrow else (),
-                second_scales=[state["exp_avg_sq_scales"] for state in states] if narrow else (),
+                parts,
+                [
+                    self._ordered_as(part, local(gradients[place]), place)  # type: ignore[arg-type]
+                    for part, place in zip(parts, launch.places, strict=True)
+                ],
+                rates=self._rates,
+                decays=self._decays,
+                groups=launch.groups,
+                **launch.fixed,
                 clip=self.grad_scale.reciprocal(),
                 found_inf=self.found_inf,
                 betas=first["betas"],
                 eps=first["eps"],
-                average_decay=averages.decay if averages is not None else 0.0,
+                average_decay=average.decay if average is not None else 0.0,
             )
-        if self._average is not None and self._counts:
-            self._follow({weight for weights in found.values() for weight, _ in weights}, self._average)
+        if average is not None and self._counts:
+            self._follow(
+                [weight for weight, kind in zip(self._weights(), met, strict=True) if kind is None], average
+            )
 
     def rehearse(self) -> None:
         """Take a step that changes nothing, so that a graph can capture the next one on the same tensors."""
@@ -176,12 +194,16 @@ class FusedAdamW(torch.optim.AdamW):
             self._begin(weight)
             for name in _MOMENTS:
                 self._keep(weight, name, states[key][name])
-        self._counts = {}
+        self._counts, self._met = {}, []
         self._loaded = {w: float(self.state[w]["step"]) for w in self._weights() if w in self.state}
         self.set_rates()
 
     def _weights(self) -> list[nn.Parameter]:
         return [weight for group in self.param_groups for weight in group["params"]]
+
+    def _groups(self) -> list[int]:
+        """The place of each weight's group."""
+        return [index for index, group in enumerate(self.param_groups) for _ in group["params"]]
 
     def _begin(self, weight: nn.Parameter) -> None:
         """Moments of a weight that has none are 0."""
@@ -214,9 +236,8 @@ class FusedAdamW(torch.optim.AdamW):
             moment = spread_as(weight, moment)
         return whole(moment).cpu() if self._eight_bit else moment
 
-    def _follow(self, updated: set[nn.Parameter], average: WeightAverage) -> None:
-        """Averages of weights that had no gradient in this step come nearer to them, too."""
-        rest = [p for group in self.param_groups for p in group["params"] if p not in updated]
+    def _follow(self, rest: Sequence[nn.Parameter], average: WeightAverage) -> None:
+        """Averages of the weights that had no gradient in this step come nearer to them, too."""
         if rest:
             count = next(iter(self._counts.values()))
             taken = 1.0 - ((1.0 + count) / (10.0 + count)).clamp_max(average.decay)
@@ -224,31 +245,46 @@ class FusedAdamW(torch.optim.AdamW):
             for weight in rest:
                 local(average.of(weight)).lerp_(local(weight), taken)
 
-    def _by_kind(self) -> dict[_Kind, list[tuple[nn.Parameter, int]]]:
-        """Weights that have gradients, and their groups, by kind."""
-        found: dict[_Kind, list[tuple[nn.Parameter, int]]] = {}
-        for index, group in enumerate(self.param_groups):
-            for weight in group["params"]:
-                gradient = self._copies.get(weight, weight).grad
-                if gradient is not None:
-                    kind = gradient.dtype, coded(local(weight), eight_bit=self._eight_bit)
-                    found.setdefault(kind, []).append((weight, index))
+    def _by_kind(self, met: Sequence[torch.dtype | None]) -> dict[_Kind, list[int]]:
+        """Places of the weights that have gradients, of these types, by kind."""
+        found: dict[_Kind, list[int]] = {}
+        for place, (weight, dtype) in enumerate(zip(self._weights(), met, strict=True)):
+            if dtype is not None:
+                kind = dtype, coded(local(weight), eight_bit=self._eight_bit)
+                found.setdefault(kind, []).append(place)
         return found
 
-    def _gradient(self, weight: nn.Parameter) -> Tensor:
-        """The gradient, in the order in which the weight lies in memory, at an address that stays."""
-        gradient = local(self._copies.get(weight, weight).grad)  # type: ignore[arg-type]
-        if order(gradient) == order(local(weight)):
-            return gradient
-        if weight not in self._ordered:
-            self._ordered[weight] = torch.empty_like(local(weight), dtype=gradient.dtype)
-        return self._ordered[weight].copy_(gradient)
+    def _launch(self, kind: _Kind, places: Sequence[int]) -> _Launch:
+        """That of the weights of a kind."""
+        everything, groups = self._weights(), self._groups()
+        weights = [everything[place] for place in places]
+        count = self._count(kind, weights)
+        states = [self._state(weight, count) for weight in weights]
+        narrow, average = kind[1], self._average
+        fixed = {
+            "first": [local(state["exp_avg"]) for state in states],
+            "second": [local(state["exp_avg_sq"]) for state in states],
+            "step": count,
+            "averages": [local(average.of(weight)) for weight in weights] if average is not None else (),
+            "shadows": [self._copies[weight] for weight in weights] if kind[0] == torch.bfloat16 else (),
+            "first_scales": [state["exp_avg_scales"] for state in states] if narrow else (),
+            "second_scales": [state["exp_avg_sq_scales"] for state in states] if narrow else (),
+        }
+        return _Launch(weights, places, [groups[place] for place in places], fixed)
 
-    def _state(self, weight: nn.Parameter, kind: _Kind) -> dict[str, Tensor]:
+    def _ordered_as(self, part: Tensor, gradient: Tensor, place: int) -> Tensor:
+        """The gradient, in the order in which the part of a weight lies in memory, at an address that stays."""
+        if alike(gradient, part):
+            return gradient
+        if place not in self._ordered:
+            self._ordered[place] = torch.empty_like(part, dtype=gradient.dtype)
+        return self._ordered[place].copy_(gradient)
+
+    def _state(self, weight: nn.Parameter, count: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[weight]
         if not state:
             self._begin(weight)
-        state["step"] = self._counts[kind]
+        state["step"] = count
         return state
 
     def _count(self, kind: _Kind, weights: Sequence[nn.Parameter]) -> Tensor:

@@ -15,6 +15,7 @@ from ...schemas.errors import TrainingError
 from ...schemas.recipe import OptimizerSection, ScheduleSection
 from .ema import WeightAverage
 from .fused_adamw import FusedAdamW
+from .sharding import local
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _BatchNorm)
 _VECTORS = ("pos_embed", "position", "cls_token", "reg_token", "mask_token")
@@ -114,22 +115,22 @@ def clip(optimizer: torch.optim.Optimizer, limit: float | None) -> Tensor:
     return norm
 
 
+@torch.no_grad()
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Norm over all gradients together, of all processes, summed in float32 also where they are bfloat16."""
-    if any(isinstance(gradient, DTensor) for gradient in gradients):
-        spread = torch.nn.utils.get_total_norm(gradients)
-        assert isinstance(spread, DTensor)
-        norm: Tensor = spread.full_tensor()
-        return norm
     alike: dict[torch.dtype, list[Tensor]] = {}
     for gradient in gradients:
-        alike.setdefault(gradient.dtype, []).append(gradient)
+        alike.setdefault(gradient.dtype, []).append(local(gradient))
     norms = [
         norm
         for dtype, some in alike.items()
         for norm in torch._foreach_norm(some, 2.0, torch.promote_types(dtype, torch.float32))
     ]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    if isinstance(gradients[0], DTensor):  # all of them are
+        squared = total.square()
+        torch.distributed.all_reduce(squared, group=gradients[0].device_mesh.get_group("shard"))
+        total = squared.sqrt()
     return total
 
 

@@ -66,6 +66,11 @@ def order(values: Tensor) -> tuple[int, ...]:
     return tuple(stride for size, stride in zip(values.shape, values.stride(), strict=True) if size > 1)
 
 
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether dense tensors of one shape hold their values in one order."""
+    return one.stride() == other.stride() or order(one) == order(other)
+
+
 def flat(values: Tensor) -> Tensor:
     """A dense tensor (n,), as it lies in memory."""
     return values.as_strided((values.numel(),), (1,))

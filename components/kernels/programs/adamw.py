@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..adamw import order
+from ..adamw import alike
 from ..eight_bit import BLOCK
 from .eight_bit import decode, encode, random_words
 
@@ -31,7 +31,7 @@ def step(
     gradients = [_like(gradient, value) for gradient, value in zip(gradients, parameters, strict=True)]
     lists = [x for x in (parameters, first, second, gradients, averages, shadows) if x]
     for others in lists[1:]:
-        if any(order(x) != order(value) for x, value in zip(others, parameters, strict=True)):
+        if not all(map(alike, others, parameters)):
             raise ValueError("weights, moments, averages and shadows differ in their strides")
     lists += [x for x in (first_scales, second_scales) if x]
     addresses, chunks, aligned = _table(lists, groups)
@@ -50,7 +50,7 @@ def _log(beta):
 
 def _like(gradient, value):
     """The gradient, with the strides of its parameter."""
-    return gradient if order(gradient) == order(value) else torch.empty_like(value).copy_(gradient)
+    return gradient if alike(gradient, value) else torch.empty_like(value).copy_(gradient)
 
 
 def _table(lists, groups):
