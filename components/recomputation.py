@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -17,6 +17,12 @@ from ..schemas.errors import SpecError
 from .key_values import CACHE, KeyValues
 
 _FIELD = "gradient_checkpointing"
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
 
 
 def recompute(backbone: nn.Module) -> None:
@@ -75,7 +81,8 @@ def _again(layer: nn.Module, *inputs: Tensor, **options: Any) -> Any:
     """A layer's forward pass, which the backward pass computes again.
 
     As transformers would do it, but inside of what is compiled, so that the second pass is part of the compiled backward
-    pass; and keys and values are not dropped.
+    pass; and keys and values are not dropped. What attention gives is kept: its kernels could drop out, so to compute them
+    again the compiler would bring back the state of random numbers, which no CUDA graph captures.
     """
     forward = partial(type(layer).forward, layer)
     if not (layer.training and torch.is_grad_enabled()):
@@ -88,7 +95,16 @@ def _again(layer: nn.Module, *inputs: Tensor, **options: Any) -> Any:
         fresh = KeyValues(cache.past)
         return forward(*inputs, **{CACHE: fresh}, **options), fresh.held
 
-    out, held = checkpoint(run, *inputs, use_reentrant=False)
+    out, held = checkpoint(
+        run,
+        *inputs,
+        use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, _policy),
+    )
     if cache is not None:
         cache.held = held
     return out
+
+
+def _policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operator in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
