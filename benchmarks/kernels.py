@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from policysmith.components.kernels import adamw, group_norm_mish, image_batch, modulated_norm
 from policysmith.components.kernels.eight_bit import encode
-from policysmith.components.kernels.image_draws import Augmentation, draw
+from policysmith.components.sample_draws import SAMPLE_KEY, Draws
 
 Run = Callable[[], Any]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -117,8 +118,8 @@ def group_norm_case(samples: int, channels: int, steps: int, device: str, compil
 def image_case(count: int, before: int, after: int, device: str, compiles: bool) -> Case:
     """Random crop, resize and colour jitter of single frames."""
     images = torch.randint(0, 256, (count, 1, 3, before, before), dtype=torch.uint8, device=device)
-    options = Augmentation(area=(0.7, 1.0), brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)
-    boxes, colours = draw(0, 0, torch.arange(count, device=device), (before, before), options)
+    keys = torch.arange(count, device=device)
+    boxes, colours = boxes_and_colours(keys, before)
     given: dict[str, Any] = {"size": (after, after), "mean": MEAN, "std": STD, "dtype": torch.bfloat16}
     one_draw = v2.Compose(
         [
@@ -134,7 +135,7 @@ def image_case(count: int, before: int, after: int, device: str, compiles: bool)
         "reference": lambda: image_batch.reference(images, boxes, colours, **given),
         "torchvision, one draw a batch": lambda: one_draw(frames),
         "torchvision, sample by sample": lambda: torch.stack([one_draw(frame) for frame in frames]),
-        "draws alone": lambda: draw(0, 0, torch.arange(count, device=device), (before, before), options),
+        "draws alone": lambda: boxes_and_colours(keys, before),
     }
     if compiles:
         compiled = torch.compile(image_batch.reference, dynamic=False)
@@ -144,6 +145,16 @@ def image_case(count: int, before: int, after: int, device: str, compiles: bool)
         variants["ours, without jitter"] = lambda: image_batch.image_batch(images, boxes, None, **given)
     moved = images.numel() + 2 * count * 3 * after * after
     return Case("images", f"{count} of {before} -> {after}, uint8 -> bf16", moved, variants)
+
+
+def boxes_and_colours(keys: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Boxes (B, 4) of 70 to 100 % of the area, of aspects as torchvision's, and colours (B, 4), by keys (B,)."""
+    draws = Draws({SAMPLE_KEY: keys}, keys, "benchmark")
+    areas, ratios = draws.uniform(1, 0.7, 1.0), draws.uniform(1, math.log(3 / 4), math.log(4 / 3)).exp()
+    sizes = (areas * torch.cat([1.0 / ratios, ratios], 1)).sqrt().clamp_max(1.0) * side
+    corners = draws.uniform(2) * (side - sizes)
+    colours = torch.cat([draws.uniform(3, 0.7, 1.3), draws.uniform(1, -0.05, 0.05)], 1)
+    return torch.cat([corners, sizes], 1), colours
 
 
 def adamw_case(tiny: bool, device: str, *, eight_bit: bool = False) -> Case:

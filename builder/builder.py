@@ -176,7 +176,7 @@ class Builder:
         if self._config is None or dataset is None:
             return dataset
         policy_config = handwritten.attach(self.recipe, self._config, self._data)
-        return TransformedDataset(dataset, SamplePipeline(policy_config), self.recipe.recipe.training.seed)
+        return TransformedDataset(dataset, SamplePipeline(policy_config))
 
     @cached_property
     def _config(self) -> PretrainedConfig | None:

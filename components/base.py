@@ -15,7 +15,8 @@ Options called `pretrained`, `architecture` or `tokenizer` may name files relati
 
 Batches use LeRobot's flat keys: `observation.images.<camera>` (B, T, 3, H, W), `observation.state` (B, T, S),
 `task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). Where robots differ, `embodiment` (B,) numbers them
-and `action_dim_is_pad` (B, A) marks the dimensions that a robot does not have. No part changes a batch it was given.
+and `action_dim_is_pad` (B, A) marks the dimensions that a robot does not have. In training, `sample.key` (B,), int64,
+is what random numbers of a sample follow from. No part changes a batch it was given.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ..schemas.errors import SpecError
 from ..schemas.part import BackboneConfig, HeadConfig, NeckConfig, NetworkConfig, PartConfig
 from ..schemas.specs import Kind, Spec, Specs
 from .layers import repeated
+from .sample_draws import Draws
 
 Batch = Mapping[str, Any]
 Facts = Mapping[str, Any]
@@ -238,8 +240,11 @@ class Transform(nn.Module, Part):
     """Acts on a whole batch, on the device it lives on. Random in `train()` mode, deterministic in `eval()`.
 
     Its `specs` mark the range of values that it leaves behind, and refuse one that it cannot work on.
-    Randomness comes from torch's default generator, which the trainer seeds by (seed, step, rank).
+    Random numbers come from `draws`, so that a sample is changed alike whatever batch, process or device it is in.
     """
+
+    place: str = ""
+    """Where it stands in a recipe; transforms at other places draw other numbers."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """`facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the dataset,
@@ -265,6 +270,13 @@ class Transform(nn.Module, Part):
 
         It may add `action_*` keys, such as what `inverse` must know.
         """
+
+    def draws(self, batch: Batch, values: Tensor, key: str = "") -> Draws:
+        """Random numbers for each sample of `values` (B, ...), which are of the batch; with a `key`, others for every key.
+
+        They begin anew with every call.
+        """
+        return Draws(batch, values, f"{self.place}/{key}")
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
         """Undo what `forward` did to `action` (and to the state, where it can be undone)."""

@@ -1,7 +1,7 @@
 """Transforms of images that follow each other, done in one pass by a kernel.
 
 Each transform says in a plan what it would do to bytes; the last, a normalisation, has it done. The same numbers are
-drawn, in the same order, as by the transforms one by one, but nothing is rounded to bytes in between.
+drawn as by the transforms one by one, but nothing is rounded to bytes in between.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .base import Batch
 from .kernels.dispatch import fused as on_gpu
 from .kernels.image_batch import image_batch
+from .sample_draws import Draws
 
 Size = tuple[int, int]
 
@@ -69,7 +70,11 @@ class Staged(Protocol):
     keys: Sequence[str]
     training: bool
 
-    def plan(self, plan: Plan) -> None:
+    def draws(self, batch: Batch, values: Tensor, key: str = "") -> Draws:
+        """Random numbers for one camera."""
+        ...
+
+    def plan(self, plan: Plan, draws: Draws) -> None:
         """Add to the plan what this transform does in training."""
         ...
 
@@ -93,8 +98,8 @@ def fused(chain: Sequence[Any], batch: Batch) -> dict[str, Any]:
     """The batch after a chain of transforms that run as one."""
     plans = {key: Plan.of(batch[key]) for key in chain[0].keys if key in batch}
     for transform in chain:
-        for plan in plans.values():
-            transform.plan(plan)
+        for key, plan in plans.items():
+            transform.plan(plan, transform.draws(batch, batch[key], key))
     return {**batch, **{key: plan(batch[key]) for key, plan in plans.items()}}
 
 

@@ -16,6 +16,7 @@ from ..schemas.errors import SpecError
 from ..schemas.part import PartConfig
 from ..schemas.specs import Kind, Range, Spec, Specs
 from .base import Batch, Facts, Feature, Transform
+from .sample_draws import Draws
 
 Side = Annotated[int, Field(ge=1)]
 Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
@@ -238,11 +239,12 @@ class ImageTransform(Transform):
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         """A new batch with the images changed."""
-        return {**batch, **{key: self.apply_to(batch[key]) for key in self.keys if key in batch}}
+        images = {key: batch[key] for key in self.keys if key in batch}
+        return {**batch, **{key: self.apply_to(x, self.draws(batch, x, key)) for key, x in images.items()}}
 
     @abstractmethod
-    def apply_to(self, images: Tensor) -> Tensor:
-        """Change the images (B, T, 3, H, W) of one camera."""
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
+        """Change the images (B, T, 3, H, W) of one camera; what is random about it comes from `draws`."""
 
 
 class OccasionalTransform(ImageTransform):
@@ -251,14 +253,14 @@ class OccasionalTransform(ImageTransform):
     Config: ClassVar[type[PartConfig]]
     """Has the option `p`."""
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) -> the same size and dtype."""
         if self.config.p == 1.0:
             return self.change(images)
         if not self.training:
             return images
-        hit = torch.rand(len(images), 1, 1, 1, 1, device=images.device) < self.config.p
-        return torch.where(hit, self.change(images), images)
+        hit = draws.uniform(1) < self.config.p
+        return torch.where(hit[..., None, None, None], self.change(images), images)
 
     @abstractmethod
     def change(self, images: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ import torch
 
 from policysmith.builder.data.sampler import ResumableSampler
 from policysmith.builder.policy import BasePolicyModel
+from policysmith.builder.training.batches import with_keys
 from policysmith.builder.training.optimization import learning_rate, parameter_groups
 from policysmith.builder.training.seeds import mix
+from policysmith.components.sample_draws import SAMPLE_KEY
 from policysmith.schemas.recipe import TrainingSection
 
 from .pace import Protocol
@@ -64,8 +66,8 @@ class Bench:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The batch of every step, in the order of this project's trainer."""
         sampler = ResumableSampler(self.size, batch_size=self.section.batch_size, seed=self.section.seed)
-        for indices in sampler:
-            yield self.held(indices)
+        for indices, keys in with_keys(sampler):
+            yield {**self.held(indices), SAMPLE_KEY: keys.to(self.device)}
 
     def seed(self, step: int) -> None:
         """Draw in a compared step what this project's trainer draws in it."""

@@ -169,7 +169,7 @@ def _predictor(policy: BasePolicyModel) -> Callable[[Samples], Tensor]:
         hidden = [
             {**sample, "action": torch.full_like(sample["action"], float("nan"))} for sample in samples
         ]  # a policy that looks at the answer gives NaN
-        transformed = [pipeline(sample, "eval") for sample in hidden]
+        transformed = [pipeline(sample) for sample in hidden]
         actions = policy.inference(to_device(collate(transformed)))
         return pipeline.inverse(actions, transformed).float().cpu()
 

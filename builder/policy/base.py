@@ -147,7 +147,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         }
         collate = registry.DataCollatorRegistry.get(self.config.model_type)
         try:
-            sample = pipeline({**observation, **unknown}, "eval")
+            sample = pipeline({**observation, **unknown})
             batch = collate([sample])
         except KeyError as error:
             if not (lacking := pipeline.specs.keys() & set(error.args)):

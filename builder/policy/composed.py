@@ -126,7 +126,10 @@ class RecipePolicy(BasePolicyModel):
         self.frozen = self._rest()
 
     def _make(self, site: Site, inputs: Specs) -> nn.Module:
-        return make(site, inputs, self._wiring.facts.get(site.key, {}))
+        module = make(site, inputs, self._wiring.facts.get(site.key, {}))
+        if isinstance(module, Transform):
+            module.place = site.key
+        return module
 
     def _rest(self) -> dict[str, int]:
         """Stop the gradients that the recipe stops; gives the values frozen by each pattern."""

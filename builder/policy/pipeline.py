@@ -6,7 +6,6 @@ so its samples are transformed one by one, before it; the actions it predicts ar
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import PretrainedConfig
 from ...components.base import Transform
 from ...components.embodiments import EMBODIMENT
 from ...components.registry import TRANSFORMS
+from ...components.sample_draws import SAMPLE_KEY
 from ...schemas.errors import SpecError
 from ...schemas.specs import Spec
 
@@ -38,19 +38,23 @@ class SamplePipeline:
         for position, raw in enumerate(content["recipe"]["transforms"]):
             part = TRANSFORMS.get(raw["type"])
             options = part.Config.model_validate(raw)
-            held = content.get("facts", {}).get(f"transforms.{position}", {})
-            facts = {**held, "statistics": content["statistics"]}
-            self._transforms.append(part(options, specs, facts))
+            place = f"transforms.{position}"
+            facts = {**content.get("facts", {}).get(place, {}), "statistics": content["statistics"]}
+            transform = part(options, specs, facts)
+            transform.place = place
+            self._transforms.append(transform)
             specs = part.specs(options, specs, facts)
         self.transformed = specs
         self._own, _, _ = way_of_samples(config)
 
-    def __call__(self, sample: Mapping[str, Any], mode: str) -> dict[str, Any]:
-        """A sample (T, ...) transformed, in `train` or `eval` mode."""
+    def __call__(self, sample: Mapping[str, Any], key: int | None = None) -> dict[str, Any]:
+        """A sample (T, ...) transformed, in training by its key, in evaluation without."""
         batch = {k: v.unsqueeze(0) if isinstance(v, Tensor) else [v] for k, v in sample.items()}
+        if key is not None:
+            batch[SAMPLE_KEY] = torch.tensor([key])
         for transform in self._transforms:
-            batch = transform.train(mode == "train")(batch)
-        current: Mapping[str, Any] = {k: v[0] for k, v in batch.items()}
+            batch = transform.train(key is not None)(batch)
+        current: Mapping[str, Any] = {k: v[0] for k, v in batch.items() if k != SAMPLE_KEY}
         for own in self._own:
             current = own(current)
         return dict(current)
@@ -99,22 +103,21 @@ def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], lis
 
 
 class TransformedDataset(Dataset[dict[str, Any]]):
-    """A dataset whose samples went through a pipeline. Indexed by `index`, or by `(index, step)` for training:
+    """A dataset whose samples went through a pipeline. Indexed by `index`, or by `(index, key)` for training:
 
-    augmentation is then drawn from (seed, step, index), so that a resumed run draws the same.
+    what is random then follows from the key, in transforms of the config that draw from torch's generator too.
     """
 
-    def __init__(self, dataset: Dataset[dict[str, Any]], pipeline: SamplePipeline, seed: int) -> None:
-        self.source, self._pipeline, self._seed = dataset, pipeline, seed
+    def __init__(self, dataset: Dataset[dict[str, Any]], pipeline: SamplePipeline) -> None:
+        self.source, self._pipeline = dataset, pipeline
 
     def __len__(self) -> int:
         return len(self.source)  # type: ignore[arg-type]
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
         if not isinstance(item, tuple):
-            return self._pipeline(self.source[item], "eval")
-        index, step = item
-        digest = hashlib.blake2b(repr((self._seed, step, index)).encode(), digest_size=8).digest()
+            return self._pipeline(self.source[item])
+        index, key = item
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int.from_bytes(digest, "big") >> 1)
-            return self._pipeline(self.source[index], "train")
+            torch.manual_seed(key)
+            return self._pipeline(self.source[index], key)

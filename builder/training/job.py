@@ -29,7 +29,7 @@ class Job:
     """Of the dataset as it is used."""
     validation: Dataset[Any] | None = None
     keyed: bool = False
-    """Whether the dataset is indexed by `(index, step)`, to draw its augmentation from both."""
+    """Whether the dataset is indexed by `(index, key)`, to draw its augmentation by the sample's key."""
     profile: bool = False
     """Whether to look where the time of the first steps goes."""
     shares: Sequence[tuple[int, float]] | None = None

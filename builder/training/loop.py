@@ -1,7 +1,7 @@
 """The training loop, on accelerate: one process or many, CPU or GPU, from the first step or from a checkpoint.
 
-Everything random in step s comes from (seed, s, rank): order of the data, augmentation, dropout, noise. So a
-resumed run takes the very steps that the uninterrupted one would have taken.
+Everything random in step s comes from the seed and s: order of the data and, with the sample, its augmentation; with the
+batch and the rank, dropout and noise. So a resumed run takes the very steps that the uninterrupted one would have taken.
 """
 
 from __future__ import annotations
@@ -136,12 +136,13 @@ class _Run:
             )
         rows = self._stored_rows()
         coming = (
-            batches.stored(rows, self.sampler, device)
+            batches.stored(rows, self.sampler, device, accumulate=self.section.accumulate)
             if rows is not None
             else batches.loaded(
                 job.dataset,
                 self.sampler,
                 job.collate,
+                accumulate=self.section.accumulate,
                 keyed=job.keyed,
                 workers=self.section.workers,
                 device=device,

@@ -1,9 +1,10 @@
 """Fused operators, each beside the plain torch that it stands for.
 
     modulated_norm    gated residual, LayerNorm or RMSNorm, and the shift and scale of AdaLN
-    image_batch       crop, antialiased resize, colour jitter and normalisation of bytes; `image_draws` draws for it
+    image_batch       crop, antialiased resize, colour jitter and normalisation of bytes
     adamw             clipping, AdamW, weight average and bfloat16 copy of many tensors
     group_norm_mish   group norm, Mish and FiLM of a 1-D U-Net
+    philox            random bits by keys, which transforms draw their numbers from
 
 Every operator is a `torch.library` operator: it composes with `torch.compile(fullgraph=True)`, runs its Triton program
 on CUDA devices, and its torch reference everywhere else, also where triton is missing. Sums are taken in float32 and

@@ -1,7 +1,6 @@
 """Bytes from a camera to what a backbone reads: crop, resize, colour jitter and normalisation in one pass.
 
-Every sample has its box and its colours, shared by all its frames; `image_draws.draw` makes them. Nothing is rounded
-to bytes in between.
+Every sample has its box and its colours, shared by all its frames. Nothing is rounded to bytes in between.
 """
 
 from __future__ import annotations

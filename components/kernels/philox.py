@@ -1,9 +1,11 @@
-"""Random numbers as a pure function of a key and a counter: Philox4x32-10 (Salmon et al., 2011), the same on every device."""
+"""Random bits as a pure function of a key and a counter: Philox4x32-10 (Salmon et al., 2011), the same on every device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .dispatch import operator
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -11,13 +13,14 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 
-def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """Four words, int64 (..., 4) from 0 to 2^32 - 1, for counters of four words, int64 (...) each; seed from 0 to 2^64 - 1.
+def philox(key: int | Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """Four words, int64 (..., 4) from 0 to 2^32 - 1, for counters of four words, int64 (...) each.
 
-    Products wrap at 2^64 as if unsigned, and the shift's copies of the sign are masked.
+    The key is a number from 0 to 2^64 - 1, or one for each, int64. Products wrap at 2^64 as if unsigned, and the shift's
+    copies of the sign are masked.
     """
     a, b, c, d = counter
-    low, high = seed & _WORD, (seed >> 32) & _WORD
+    low, high = key & _WORD, (key >> 32) & _WORD
     for _ in range(_ROUNDS):
         first, second = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
         a, b = (second >> 32 & _WORD) ^ b ^ low, second & _WORD
@@ -26,11 +29,27 @@ def philox(seed: int, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     return torch.stack([a, b, c, d], dim=-1)
 
 
-def uniform(seed: int, step: int, samples: Tensor, count: int) -> Tensor:
-    """Even numbers in [0, 1), float32 (B, count), of the samples with indices (B,), int64, at a step."""
-    samples = samples.to(torch.int64)
-    words = []
-    for block in range(-(-count // 4)):
-        at, part = torch.full_like(samples, step & _WORD), torch.full_like(samples, block)
-        words.append(philox(seed, (samples & _WORD, samples >> 32 & _WORD, at, part)))
-    return (torch.cat(words, dim=-1)[:, :count] >> 8).float() * 2.0**-24
+def random_words(keys: Tensor, stream: int, first: int, blocks: int) -> Tensor:
+    """Random bits, int64 (B, 4 * blocks) below 2^32, for keys (B,), int64: a stream's blocks of four from `first` on.
+
+    Streams and blocks are numbered from 0 to 2^31 - 1.
+    """
+    out: Tensor = _words(keys, stream, first, blocks)
+    return out
+
+
+def reference(keys: Tensor, stream: int, first: int, blocks: int) -> Tensor:
+    """The same in plain torch."""
+    at = torch.arange(first, first + blocks, device=keys.device).expand(len(keys), blocks)
+    zeros = torch.zeros_like(at)
+    return philox(keys[:, None], (at, torch.full_like(at, stream), zeros, zeros)).flatten(1)
+
+
+_words = operator(
+    "philox", "words", "(Tensor keys, SymInt stream, SymInt first, SymInt blocks) -> Tensor", reference
+)
+
+
+@_words.register_fake
+def _(keys: Tensor, stream: int, first: int, blocks: int) -> Tensor:
+    return keys.new_empty(len(keys), 4 * blocks)

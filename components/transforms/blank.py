@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..images import ImageTransform, ImageTransformConfig
+from ..sample_draws import Draws
 
 
 class Blank(ImageTransform):
@@ -26,6 +27,6 @@ class Blank(ImageTransform):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="blank")
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) -> zeros of the same size and dtype."""
         return images.new_zeros(images.shape)

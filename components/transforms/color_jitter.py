@@ -13,6 +13,7 @@ from ...schemas.specs import Spec, Specs
 from ..base import Facts
 from ..image_chain import Plan, Stage
 from ..images import ImageTransform, ImageTransformConfig, grey, refuse_normalised
+from ..sample_draws import Draws
 
 Strength = Annotated[float, Field(ge=0.0)]
 
@@ -50,15 +51,13 @@ class ColorJitter(ImageTransform):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="color_jitter")
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) -> the same size and dtype."""
         if not self.training:
             return images
         config, dtype = self.config, images.dtype
         values = images.float() / 255.0 if dtype == torch.uint8 else images.float()
-        brightness, contrast, saturation, turn = self._draw(len(values), values.device)[
-            ..., None, None, None, None
-        ]
+        brightness, contrast, saturation, turn = self._draw(draws).T[..., None, None, None, None]
         if config.brightness > 0.0:
             values = (values * brightness).clamp_(0.0, 1.0)
         if config.contrast > 0.0:
@@ -69,21 +68,17 @@ class ColorJitter(ImageTransform):
             values = turn_hue(values, turn[:, 0])
         return values.mul_(255.0).round_().to(dtype) if dtype == torch.uint8 else values.to(dtype)
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: Plan, draws: Draws) -> None:
         """Change the colours."""
-        plan.colours = self._draw(len(plan.corners), plan.corners.device).T
+        plan.colours = self._draw(draws)
 
-    def _draw(self, batch: int, device: torch.device) -> Tensor:
-        """Factors of brightness, contrast and saturation, and turns of hue in circles (4, B)."""
+    def _draw(self, draws: Draws) -> Tensor:
+        """Factors of brightness, contrast and saturation, and turns of hue in circles (B, 4)."""
         config = self.config
         strengths = (config.brightness, config.contrast, config.saturation)
         ranges = [(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
-        drawn = torch.ones(4, batch, device=device)
-        drawn[3].zero_()
-        for row, (least, most) in zip(drawn, [*ranges, (-config.hue, config.hue)], strict=True):
-            if least < most:
-                row.uniform_(least, most)
-        return drawn
+        numbers = zip(draws.uniform(4).unbind(1), [*ranges, (-config.hue, config.hue)], strict=True)
+        return torch.stack([number * (most - least) + least for number, (least, most) in numbers], dim=1)
 
 
 def turn_hue(images: Tensor, turn: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ...schemas.specs import Spec, Specs
 from ..base import Facts
 from ..image_chain import Plan, Stage
 from ..images import ImageTransform, ImageTransformConfig, Size, height_width, take
+from ..sample_draws import Draws
 
 Offset = Annotated[int, Field(ge=0)]
 
@@ -67,20 +68,19 @@ class Crop(ImageTransform):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="crop", size=[12, 10])
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) -> (B, T, 3, h, w)."""
         height, width = height_width(self.config.size)
         spare = (images.shape[-2] - height, images.shape[-1] - width)
         if self.config.corner is not None or not self.training:
             top, left = self.config.corner or (spare[0] // 2, spare[1] // 2)
             return images[..., top : top + height, left : left + width].contiguous()
-        device = images.device
-        tops, lefts = self._draw(len(images), spare, device)
-        rows = tops + torch.arange(height, device=device)  # (B, h)
-        columns = lefts + torch.arange(width, device=device)  # (B, w)
+        device, corners = images.device, self._draw(draws, spare)
+        rows = corners[:, :1] + torch.arange(height, device=device)  # (B, h)
+        columns = corners[:, 1:] + torch.arange(width, device=device)  # (B, w)
         return take(images, rows, columns)
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: Plan, draws: Draws) -> None:
         """Cut a window out of the one before."""
         height, width = height_width(self.config.size)
         if self.config.corner is not None:
@@ -88,12 +88,10 @@ class Crop(ImageTransform):
             plan.corners = plan.corners + torch.cat(corner, dim=1)
         else:
             spare = (plan.window[0] - height, plan.window[1] - width)
-            plan.corners = plan.corners + torch.cat(
-                self._draw(len(plan.corners), spare, plan.corners.device), dim=1
-            )
+            plan.corners = plan.corners + self._draw(draws, spare)
         plan.window = plan.size = (height, width)
 
     @staticmethod
-    def _draw(batch: int, spare: tuple[int, int], device: torch.device) -> list[Tensor]:
-        """Tops (B, 1) and lefts (B, 1)."""
-        return [torch.randint(0, most + 1, (batch, 1), device=device) for most in spare]
+    def _draw(draws: Draws, spare: tuple[int, int]) -> Tensor:
+        """Tops and lefts (B, 2)."""
+        return torch.cat([draws.integers(0, most + 1, 1) for most in spare], dim=1)

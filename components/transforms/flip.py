@@ -14,6 +14,7 @@ from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts
 from ..images import ImageTransform
+from ..sample_draws import Draws
 from ..vectors import Constants, changed, columns, refuse_normalised, vector
 
 
@@ -77,8 +78,9 @@ class Flip(ImageTransform):
         if not keys or not (self.training or self.config.p == 1.0):
             return dict(batch)
         first = batch[keys[0]]
-        hit = torch.rand(len(first), device=first.device) < self.config.p
-        flipped = {key: self._flip(batch[key], hit) for key in self.keys if key in batch}
+        draws = self.draws(batch, first)
+        hit = draws.uniform(1)[:, 0] < self.config.p
+        flipped = {key: self._flip(batch[key], hit, draws) for key in self.keys if key in batch}
         mirrored = {key: self._mirror(batch[key], key, hit) for key in self._signs if key in batch}
         return {**batch, **flipped, **mirrored}
 
@@ -92,12 +94,12 @@ class Flip(ImageTransform):
             **{key: batch[key] * held.on(batch[key].device)["sign"] for key, held in signs.items()},
         }
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W), mirrored."""
         return images.flip(-1 if self.config.direction == "horizontal" else -2)
 
-    def _flip(self, images: Tensor, hit: Tensor) -> Tensor:
-        return torch.where(hit[:, None, None, None, None], self.apply_to(images), images)
+    def _flip(self, images: Tensor, hit: Tensor, draws: Draws) -> Tensor:
+        return torch.where(hit[:, None, None, None, None], self.apply_to(images, draws), images)
 
     def _mirror(self, values: Tensor, key: str, hit: Tensor) -> Tensor:
         return torch.where(hit[:, None, None], values * self._signs[key].on(values.device)["sign"], values)

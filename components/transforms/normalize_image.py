@@ -15,6 +15,7 @@ from ...schemas.specs import Range, Spec, Specs
 from ..base import Facts
 from ..image_chain import Plan, Stage
 from ..images import STATISTICS, ImageTransform, ImageTransformConfig
+from ..sample_draws import Draws
 
 Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
 PositiveRgb = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=3, max_length=3)]
@@ -70,7 +71,7 @@ class NormalizeImage(ImageTransform):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="normalize_image")
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) bytes, or floats in [0, 1], -> normalised floats."""
         mean, std = _constants(self.config)
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
@@ -80,7 +81,7 @@ class NormalizeImage(ImageTransform):
             out[:, :, channel].sub_(mean[channel] * unit).div_(std[channel] * unit)
         return out
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: Plan, draws: Draws) -> None:
         """Normalise the colours."""
         plan.mean, plan.std = _constants(self.config)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
 from ..images import ImageTransform, ImageTransformConfig, padded, refuse_normalised, with_size
+from ..sample_draws import Draws
 
 
 class PadSquare(ImageTransform):
@@ -40,7 +41,7 @@ class PadSquare(ImageTransform):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="pad_square")
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) -> (B, T, 3, S, S) with S the larger of H and W."""
         height, width = images.shape[-2:]
         side = max(height, width)

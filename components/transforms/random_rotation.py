@@ -14,6 +14,7 @@ from torch import Tensor
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
 from ..images import ImageTransform, ImageTransformConfig, refuse_normalised, to_bytes
+from ..sample_draws import Draws
 
 
 class RandomRotation(ImageTransform):
@@ -42,12 +43,12 @@ class RandomRotation(ImageTransform):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="random_rotation", degrees=30.0)
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) -> the same size and dtype."""
         if not self.training:
             return images
         largest = math.radians(self.config.degrees)
-        angles = torch.empty(len(images), device=images.device).uniform_(-largest, largest)
+        angles = draws.uniform(1, -largest, largest)[:, 0]
         return turned(images, angles, self.config.fill)
 
 

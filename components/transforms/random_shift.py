@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..image_chain import Plan, Stage
 from ..images import ImageTransform, ImageTransformConfig, take
+from ..sample_draws import Draws
 
 
 class RandomShift(ImageTransform):
@@ -34,21 +35,20 @@ class RandomShift(ImageTransform):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="random_shift", pixels=2)
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) -> the same size and dtype."""
         if not self.training:
             return images
-        shift, device = self._draw(len(images), images.device), images.device
+        shift, device = self._draw(draws), images.device
         height, width = images.shape[-2:]
-        rows = (torch.arange(height, device=device) + shift[0]).clamp_(0, height - 1)  # (B, H)
-        columns = (torch.arange(width, device=device) + shift[1]).clamp_(0, width - 1)  # (B, W)
+        rows = (torch.arange(height, device=device) + shift[:, :1]).clamp_(0, height - 1)  # (B, H)
+        columns = (torch.arange(width, device=device) + shift[:, 1:]).clamp_(0, width - 1)  # (B, W)
         return take(images, rows, columns)
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: Plan, draws: Draws) -> None:
         """Move the window."""
-        plan.corners = plan.corners + self._draw(len(plan.corners), plan.corners.device).squeeze(-1).T
+        plan.corners = plan.corners + self._draw(draws)
 
-    def _draw(self, batch: int, device: torch.device) -> Tensor:
-        """Shifts (2, B, 1) down and to the right."""
-        pixels = self.config.pixels
-        return torch.randint(-pixels, pixels + 1, (2, batch, 1), device=device)
+    def _draw(self, draws: Draws) -> Tensor:
+        """Shifts (B, 2) down and to the right."""
+        return draws.integers(-self.config.pixels, self.config.pixels + 1, 2)

@@ -11,6 +11,7 @@ from ...schemas.specs import Spec, Specs
 from ..base import Facts
 from ..image_chain import Plan, Stage
 from ..images import ImageTransform, ImageTransformConfig, Size, height_width, scaled
+from ..sample_draws import Draws
 
 
 class Resize(ImageTransform):
@@ -39,10 +40,10 @@ class Resize(ImageTransform):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="resize", size=[12, 20])
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) -> (B, T, 3, h, w)."""
         return scaled(images, height_width(self.config.size))
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: Plan, draws: Draws) -> None:
         """Resize the window."""
         plan.size = height_width(self.config.size)

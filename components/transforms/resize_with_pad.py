@@ -19,6 +19,7 @@ from ..images import (
     refuse_normalised,
     scaled,
 )
+from ..sample_draws import Draws
 
 
 class ResizeWithPad(ImageTransform):
@@ -53,7 +54,7 @@ class ResizeWithPad(ImageTransform):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="resize_with_pad", size=[12, 20])
 
-    def apply_to(self, images: Tensor) -> Tensor:
+    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
         """(B, T, 3, H, W) -> (B, T, 3, h, w)."""
         size, place = height_width(self.config.size), self.config.place
         ratio = max(images.shape[-2] / size[0], images.shape[-1] / size[1])

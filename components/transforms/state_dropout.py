@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 
 from ...schemas.errors import SpecError
@@ -59,5 +58,5 @@ class StateDropout(Transform):
         if not self.training or not keys:
             return dict(batch)
         first = batch[keys[0]]
-        hidden = torch.rand(len(first), 1, 1, device=first.device) < self.config.p
+        hidden = self.draws(batch, first).uniform(1)[..., None] < self.config.p
         return {**batch, **{key: batch[key].masked_fill(hidden, 0.0) for key in keys}}

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -79,7 +78,8 @@ class StateNoise(Transform):
 
     def _disturb(self, batch: Batch, key: str) -> Tensor:
         values: Tensor = batch[key].float()
-        noise = self._std[key].on(values.device)["std"] * torch.randn_like(values)
+        normal = self.draws(batch, values, key).normal(*values.shape[1:])
+        noise = self._std[key].on(values.device)["std"] * normal
         if self._moving is not None:
             moving = self._moving[key].on(values.device)["moving"]
             noise = noise.where(each_own(moving, ids_of(batch), values), 0.0)

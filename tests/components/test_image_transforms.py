@@ -158,7 +158,7 @@ def test_color_jitter_agrees_with_torchvision(
     name: str, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        color_jitter.ColorJitter, "_draw", lambda self, batch, device: torch.full((4, batch), factor)
+        color_jitter.ColorJitter, "_draw", lambda self, draws: torch.full((len(draws), 4), factor)
     )
     strengths = {**dict.fromkeys((*REFERENCES, "hue"), 0.0), name: 0.5}
     images = pictures() / 255.0

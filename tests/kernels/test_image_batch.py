@@ -1,4 +1,4 @@
-"""The image batch beside torchvision and float64, and its draws."""
+"""The image batch beside torchvision and float64."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torchvision.transforms.v2 import functional as tv
 from policysmith.components.kernels import image_batch as module
 from policysmith.components.kernels.dispatch import INTERPRETED
 from policysmith.components.kernels.image_batch import image_batch, reference
-from policysmith.components.kernels.image_draws import Augmentation, draw
-from policysmith.components.kernels.philox import philox
 
 STATISTICS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}
 COLOURS = torch.tensor([[1.3, 0.7, 1.4, 0.08], [0.6, 1.5, 0.2, -0.3], [1.0, 1.0, 1.0, 0.0]])
@@ -133,37 +131,3 @@ def test_it_compiles_without_a_break(device: str) -> None:
         lambda x: image_batch(x, boxes, None, (5, 4)) + 1.0, fullgraph=True, backend="aot_eager"
     )
     assert torch.equal(compiled(images), image_batch(images, boxes, None, (5, 4)) + 1.0)
-
-
-def test_philox_gives_the_published_words(device: str) -> None:
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    words = philox(0, (zero, zero, zero, zero))[0].tolist()
-    assert words == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-    full = zero + 0xFFFFFFFF
-    words = philox(0xFFFFFFFFFFFFFFFF, (full, full, full, full))[0].tolist()
-    assert words == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
-
-
-@pytest.mark.parametrize(
-    "options", [Augmentation(window=(5, 7), hue=0.1), Augmentation(area=(0.2, 1.0), contrast=0.4)]
-)
-def test_draws_depend_on_seed_step_and_sample_alone(options: Augmentation, device: str) -> None:
-    samples = torch.arange(400)
-    boxes, colours = draw(3, 9, samples.to(device), (20, 30), options)
-    again = draw(3, 9, samples.flip(0)[:50], (20, 30), options)
-    assert all(torch.equal(x.cpu().flip(0)[:50], y) for x, y in zip((boxes, colours), again, strict=True))
-    for other in (draw(4, 9, samples, (20, 30), options), draw(3, 10, samples, (20, 30), options)):
-        assert (boxes.cpu() == other[0]).all(1).float().mean() < 0.02
-    assert (boxes >= 0).all()
-    assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor([20.0, 30.0], device=device) + 1e-4).all()
-    least, most = colours.amin(0), colours.amax(0)
-    spread = torch.tensor([0.0, options.contrast, 0.0, options.hue], device=device)
-    middle = torch.tensor([1.0, 1.0, 1.0, 0.0], device=device)
-    torch.testing.assert_close(least, middle - spread, atol=0.01, rtol=0.0)
-    torch.testing.assert_close(most, middle + spread, atol=0.01, rtol=0.0)
-
-
-def test_windows_reach_every_place() -> None:
-    boxes, _ = draw(0, 0, torch.arange(500), (6, 9), Augmentation(window=(5, 5)))
-    assert sorted(set(boxes[:, 0].tolist())) == [0.0, 1.0]
-    assert sorted(set(boxes[:, 1].tolist())) == [0.0, 1.0, 2.0, 3.0, 4.0]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from policysmith.components.registry import (
     TRANSFORMS,
 )
+from policysmith.components.sample_draws import SAMPLE_KEY
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Range, Spec
 
@@ -105,3 +110,57 @@ def test_transform_does_not_follow_the_models_dtype(built: Built) -> None:
     part = built.make().eval()
     expected = built.run(part)
     assert_equal(expected, built.run(part.to(torch.bfloat16)))
+
+
+def with_keys(built: Built, size: int, first: int = 0) -> dict[str, Any]:
+    return {**built.world.batch(size), SAMPLE_KEY: torch.arange(first, first + size)}
+
+
+def of_samples(batch: dict[str, Any], chosen: list[int]) -> dict[str, Any]:
+    return {k: v[chosen] if isinstance(v, Tensor) else [v[i] for i in chosen] for k, v in batch.items()}
+
+
+def tensors(batch: dict[str, Any]) -> dict[str, Tensor]:
+    return {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+
+
+@of(TRANSFORMS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(chosen=st.lists(st.integers(0, 4), min_size=1, max_size=6))
+def test_a_sample_is_changed_alike_among_whatever_others(built: Built, chosen: list[int]) -> None:
+    part, batch = built.make().train(), with_keys(built, 5)
+    assert_equal(tensors(of_samples(part(batch), chosen)), tensors(part(of_samples(batch, chosen))))
+
+
+@of(TRANSFORMS)
+def test_what_is_random_follows_from_the_key_and_the_place_alone(built: Built) -> None:
+    part, size = built.make().train(), 32
+    state = torch.get_rng_state()
+    found = tensors(part(with_keys(built, size)))
+    assert torch.equal(torch.get_rng_state(), state), "draws from torch's generator"
+    part(built.world.batch(size))
+    draws = not torch.equal(torch.get_rng_state(), state)
+    assert_equal(found, tensors(part(with_keys(built, size))))
+    others = [tensors(part(with_keys(built, size, first=size)))]
+    part.place = "transforms.7"
+    others.append(tensors(part(with_keys(built, size))))
+    for other in others:
+        same = [torch.equal(value, other[key]) for key, value in found.items() if key != SAMPLE_KEY]
+        assert all(same) != draws
+    assert draws or built.name not in RANDOM
+
+
+RANDOM = {
+    "color_jitter", "crop", "flip", "grayscale", "posterize", "random_rotation", "random_shift", "state_dropout",
+    "state_noise",
+}  # fmt: skip
+
+
+@of(TRANSFORMS)
+def test_a_camera_is_changed_alike_beside_whatever_others(built: Built) -> None:
+    part, batch = built.make().train(), with_keys(built, 16)
+    cameras = [key for key in batch if key.startswith("observation.images.")]
+    both = part(batch)
+    for key in cameras:
+        alone = part({k: v for k, v in batch.items() if k not in cameras or k == key})
+        assert torch.equal(alone[key], both[key])
