@@ -81,8 +81,8 @@ def _again(layer: nn.Module, *inputs: Tensor, **options: Any) -> Any:
     """A layer's forward pass, which the backward pass computes again.
 
     As transformers would do it, but inside of what is compiled, so that the second pass is part of the compiled backward
-    pass; and keys and values are not dropped. What attention gives is kept: its kernels could drop out, so to compute them
-    again the compiler would bring back the state of random numbers, which no CUDA graph captures.
+    pass; and keys and values are not dropped. What attention gives is kept there: its kernels could drop out, so to compute
+    them again the compiler would bring back the state of random numbers, which no CUDA graph captures.
     """
     forward = partial(type(layer).forward, layer)
     if not (layer.training and torch.is_grad_enabled()):
@@ -95,12 +95,9 @@ def _again(layer: nn.Module, *inputs: Tensor, **options: Any) -> Any:
         fresh = KeyValues(cache.past)
         return forward(*inputs, **{CACHE: fresh}, **options), fresh.held
 
-    out, held = checkpoint(
-        run,
-        *inputs,
-        use_reentrant=False,
-        context_fn=partial(create_selective_checkpoint_contexts, _policy),
-    )
+    kept = partial(create_selective_checkpoint_contexts, _policy)
+    compiling: dict[str, Any] = {"context_fn": kept} if torch.compiler.is_compiling() else {}
+    out, held = checkpoint(run, *inputs, use_reentrant=False, **compiling)
     if cache is not None:
         cache.held = held
     return out
