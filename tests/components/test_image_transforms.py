@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from policysmith.components.registry import TRANSFORMS
+from policysmith.components.sample_draws import SAMPLE_KEY
 from policysmith.components.transforms import color_jitter, random_rotation
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Range, Spec
@@ -460,7 +461,9 @@ def test_cameras_draw_apart_and_steps_together(name: str) -> None:
     keys = ["observation.images.a", "observation.images.b"]
     inputs = {key: Spec(Kind.IMAGE, ("B", 3, 3, 24, 32)) for key in keys}
     images = pictures(32)[:, :1].expand(-1, 3, -1, -1, -1)
-    changed = part(part.Config(type=name, **options), inputs, {}).train()(dict.fromkeys(keys, images))
+    batch = {**dict.fromkeys(keys, images), SAMPLE_KEY: torch.arange(32)}
+    found = part(part.Config(type=name, **options), inputs, {}).train()(batch)
+    changed = {key: found[key] for key in keys}
     for value in changed.values():
         assert value.dtype == torch.uint8
         assert torch.equal(value, value[:, :1].expand_as(value))

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from policysmith.builder import Builder
 from policysmith.builder.data.rows import Rows
 from policysmith.builder.data.sampler import MixtureSampler, ResumableSampler
+from policysmith.builder.policy.pipeline import KEY, SamplePipeline, TransformedDataset
 from policysmith.builder.training.batches import loaded, stored
 from policysmith.components.backbones.vit import Vit
 from policysmith.components.sample_draws import SAMPLE_KEY
@@ -149,3 +150,29 @@ def test_two_like_transforms_of_a_policy_draw_apart(tiny: dict[str, Any], batch:
     assert torch.equal(moved, again)
     same = [torch.equal(*both) for both in zip(moved, other, strict=True)]
     assert sum(same) < 5  # one in 25 is expected
+
+
+def test_a_hand_written_policys_samples_are_changed_like_those_of_a_composed_one(
+    tiny: dict[str, Any], batch: Any
+) -> None:
+    tiny["transforms"][1:1] = [{"type": "random_shift"}, {"type": "color_jitter"}]
+    policy = Builder.from_recipe(tiny).build().train()
+    given = {**batch(4), SAMPLE_KEY: torch.arange(4) * 77}
+    expected = policy.transform(given)[CAMERA]
+    setattr(policy.config, KEY, policy.content)
+    dataset = TransformedDataset(Samples(given), SamplePipeline(policy.config))
+    for index, key in enumerate(given[SAMPLE_KEY].tolist()):
+        assert torch.equal(dataset[index, key][CAMERA], expected[index])
+        assert not torch.equal(dataset[index, key + 1][CAMERA], expected[index])
+        assert torch.equal(dataset[index][CAMERA], policy.eval().transform(given)[CAMERA][index])
+        assert SAMPLE_KEY not in dataset[index, key]
+
+
+class Samples(Dataset[dict[str, Any]]):
+    """The samples of a batch."""
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self._batch = {key: value for key, value in batch.items() if key != SAMPLE_KEY}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: value[index] for key, value in self._batch.items()}
