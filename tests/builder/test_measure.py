@@ -152,7 +152,7 @@ def test_samples_of_a_policy_written_by_hand_go_the_same_way(make: Make) -> None
     config = Config()
     setattr(config, KEY, policy.content)
     pipeline = SamplePipeline(config)
-    samples = [pipeline(dataset[index], "eval") for index in range(5)]
+    samples = [pipeline(dataset[index]) for index in range(5)]
     actions = torch.stack([sample["action"] for sample in samples])
     given = torch.stack([dataset[index]["action"] for index in range(5)])
     assert actions.shape[-1] == pipeline.transformed["action"].width == 7
