@@ -4,7 +4,8 @@
 
 The backbone is that of the work `vit_b_frozen` of `train_step.py`, under bf16 on a GPU; images lie on the device. The eager
 pass is transforms and backbone without gradients, in batches; filling also stores the features and the rest of every
-sample. Runs compile only where a minute of work is left; here both are timed, with the layers compiled before. Each is
+sample, and hashes the weights, whatever the number of `--batches`. Runs compile only where a minute of work is left; here
+both are timed, with the layers compiled before. Each is
 run `--rounds` times in turn; `--tiny` shows that it works, and nothing of speed.
 """
 
@@ -38,7 +39,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--batches", type=int, default=16)
+    parser.add_argument("--batches", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--output", type=Path)

@@ -6,12 +6,13 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..policy import RecipePolicy
 
@@ -73,9 +74,13 @@ def _code(policy: RecipePolicy) -> str:
 
 
 def _digest(module: nn.Module) -> str:
-    """Of a module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    """Of a module's parameters and buffers, each of which is read by a thread: there may be gigabytes of them."""
+    with ThreadPoolExecutor() as threads:
+        digests = threads.map(_digest_of, *zip(*sorted(module.state_dict().items()), strict=True))
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _digest_of(name: str, value: Tensor) -> bytes:
+    digest = hashlib.sha256(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from ...schemas.errors import TrainingError
 from ..data.rows import Rows
@@ -30,6 +29,7 @@ from .checkpoint import Identity
 from .compilation import eagerly
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
+from .flops import ModelFlops
 from .fused_adamw import FusedAdamW
 from .job import Job, Result
 from .logs import Reporter
@@ -288,7 +288,7 @@ class _Run:
         if self.meter.flops is not None or (self.speedups.compiled and self.step > 0):
             yield
             return
-        with eagerly(self.speedups.compiled), FlopCounterMode(display=False) as count:
+        with eagerly(self.speedups.compiled), ModelFlops() as count:
             yield
         limit = peak(self.accelerator.device) if self.accelerator.mixed_precision == "bf16" else None
         total = count.get_total_flops()

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
 
 from policysmith.builder import Builder
+from policysmith.builder.training.flops import ModelFlops
 from policysmith.builder.training.placement import peak
 from policysmith.builder.training.profile import NEEDED, PHASES
 from policysmith.schemas.errors import TrainingError
@@ -107,3 +109,15 @@ def test_a_profile_of_too_few_steps_is_refused(tiny: dict[str, Any], tmp_path: P
     with pytest.raises(TrainingError, match=rf"looks at {NEEDED} steps, and 4 are left"):
         run(tiny, tmp_path / "run", profile=True)
     assert not (tmp_path / "run" / "profile").exists()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_is_computed_again_does_not_count(reentrant: bool) -> None:
+    layers = [nn.Linear(8, 8) for _ in range(3)]
+    rows = torch.ones(5, 8, requires_grad=True)
+    with ModelFlops() as counted:
+        values = rows
+        for layer in layers:
+            values = checkpoint(layer, values, use_reentrant=reentrant)
+        values.sum().backward()
+    assert counted.get_total_flops() == 3 * 3 * 2 * 5 * 8 * 8  # forward, of the inputs, of the weights
