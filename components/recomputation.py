@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -69,6 +70,7 @@ def _switch(model: Any) -> bool:
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.gradient_checkpointing = False
                 layer.forward = partial(_again, layer)
+        logging.getLogger("torch._higher_order_ops.wrap").addFilter(_heeded)
         return True
     try:
         model.set_grad_checkpointing(True)
@@ -105,3 +107,8 @@ def _again(layer: nn.Module, *inputs: Tensor, **options: Any) -> Any:
 
 def _policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _heeded(record: logging.LogRecord) -> bool:
+    """Whether torch says something else than that layers which are computed again must not work in place: none does."""
+    return "context_fn is passed" not in record.getMessage()
