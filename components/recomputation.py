@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ _ATTENTION = {
 
 
 def recompute(backbone: nn.Module) -> None:
-    """Let the models of transformers and timm in a backbone keep only what goes from layer to layer.
+    """Let the models of transformers and timm in a backbone keep what goes from layer to layer, and compiled layers of
+    transformers what attention gives.
 
     A part of your own takes part by a method `set_grad_checkpointing(enable)`, as models of timm have it. Raises
     SpecError for a backbone that cannot do it, or whose batch norms would count every batch twice.
@@ -68,8 +69,7 @@ def _switch(model: Any) -> bool:
         getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
-                layer.gradient_checkpointing = False
-                layer.forward = partial(_again, layer)
+                take_over(layer)
         logging.getLogger("torch._higher_order_ops.wrap").addFilter(_heeded)
         return True
     try:
@@ -79,30 +79,59 @@ def _switch(model: Any) -> bool:
     return True
 
 
-def _again(layer: nn.Module, *inputs: Tensor, **options: Any) -> Any:
-    """A layer's forward pass, which the backward pass computes again.
+def take_over(layer: Any) -> None:
+    """Let a layer that transformers would compute again do so by itself, as `Recomputed`."""
+    layer.__class__ = _recomputed(type(layer))  # type: ignore[arg-type]
+    layer.gradient_checkpointing = True
+
+
+class Recomputed:
+    """A layer of transformers whose backward pass computes the forward pass again.
 
     As transformers would do it, but inside of what is compiled, so that the second pass is part of the compiled backward
     pass; and keys and values are not dropped. What attention gives is kept there: its kernels could drop out, so to compute
     them again the compiler would bring back the state of random numbers, which no CUDA graph captures.
     """
-    forward = partial(type(layer).forward, layer)
-    if not (layer.training and torch.is_grad_enabled()):
-        return forward(*inputs, **options)
-    cache: KeyValues | None = options.pop(CACHE, None)
 
-    def run(*inputs: Tensor) -> tuple[Any, Tensor | None]:
-        if cache is None:
-            return forward(*inputs, **options), None
-        fresh = KeyValues(cache.past)
-        return forward(*inputs, **{CACHE: fresh}, **options), fresh.held
+    _again = True
 
-    kept = partial(create_selective_checkpoint_contexts, _policy)
-    compiling: dict[str, Any] = {"context_fn": kept} if torch.compiler.is_compiling() else {}
-    out, held = checkpoint(run, *inputs, use_reentrant=False, **compiling)
-    if cache is not None:
-        cache.held = held
-    return out
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Nothing for transformers to do, which switches this layer on and off here."""
+        return False
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, wanted: bool) -> None:
+        self._again = wanted
+
+    def forward(self, *inputs: Tensor, **options: Any) -> Any:
+        """As the layer itself."""
+        plain: Callable[..., Any] = super().forward  # type: ignore[misc]
+        trains = self.training or any(isinstance(x, Tensor) and x.requires_grad for x in inputs)  # type: ignore[attr-defined]
+        if not (self._again and trains and torch.is_grad_enabled()):
+            return plain(*inputs, **options)
+        cache = options.pop(CACHE, None)
+        if not isinstance(cache, KeyValues):  # transformers' own, which it drops here, too
+            cache = None
+
+        def run(*inputs: Tensor) -> tuple[Any, Tensor | None]:
+            if cache is None:
+                return plain(*inputs, **options), None
+            fresh = KeyValues(cache.past)
+            return plain(*inputs, **{CACHE: fresh}, **options), fresh.held
+
+        kept = partial(create_selective_checkpoint_contexts, _policy)
+        compiling: dict[str, Any] = {"context_fn": kept} if torch.compiler.is_compiling() else {}
+        out, held = checkpoint(run, *inputs, use_reentrant=False, **compiling)
+        if cache is not None:
+            cache.held = held
+        return out
+
+
+@lru_cache
+def _recomputed(kind: type[Any]) -> type[Any]:
+    own = {"__module__": kind.__module__}
+    return kind if issubclass(kind, Recomputed) else type(kind.__name__, (Recomputed, kind), own)
 
 
 def _policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:

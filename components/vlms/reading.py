@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..base import Feature
 from ..key_values import CACHE, KeyValues
+from ..recomputation import take_over
 from .family import Family
 from .sequence import Rotary
 
@@ -39,6 +40,10 @@ def read(
     """
     states, pairs = [], []
     for index, layer in enumerate(layers):
+        if getattr(
+            layer, "gradient_checkpointing", False
+        ):  # by transformers, which would drop keys and values
+            take_over(layer)
         cache = KeyValues(None if past is None else past[:, index])
         grown = {} if rotary is None else {"position_embeddings": rotary, CACHE: cache}
         hidden = layer(hidden, attention_mask=visible, **grown)
