@@ -176,7 +176,7 @@ class TrainingSection(Section):
     sharding: Literal["off", "full", "hybrid"] = "off"
     """`full` spreads weights and optimiser over all processes (FSDP2), `hybrid` over those of a machine, with a copy on each."""
     cuda_graph: Literal["auto", "off"] = "auto"
-    """Whether a single GPU may replay steps as a CUDA graph, which `auto` does where that is found to be faster."""
+    """Whether GPUs may replay steps as CUDA graphs, which `auto` does where that is found to be faster."""
     log_every: int = Field(default=50, ge=1)
     """Steps between log lines."""
     save_every: int | None = Field(default=None, ge=1)

@@ -18,6 +18,11 @@ Batch = Mapping[str, Any]
 Output = dict[str, Tensor]
 
 
+def capturable(device: torch.device) -> bool:
+    """Whether what a device does can be captured."""
+    return device.type == "cuda"
+
+
 class CaptureFailed(Exception):
     """Why a step is no CUDA graph."""
 

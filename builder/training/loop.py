@@ -24,7 +24,7 @@ from ..data.rows import Rows
 from ..data.sampler import MixtureSampler, ResumableSampler
 from ..policy import RecipePolicy
 from . import batches, checkpoint
-from .captured import Update
+from .captured import Update, capturable
 from .checkpoint import Identity
 from .compilation import eagerly
 from .ema import WeightAverage
@@ -172,7 +172,7 @@ class _Run:
     def _graph(self) -> StepGraph | None:
         """What replays steps on a GPU, where that may be faster."""
         whole = self.section.accumulate == 1 and not self.sharded
-        if self.section.cuda_graph == "off" or not whole or self.accelerator.device.type != "cuda":
+        if self.section.cuda_graph == "off" or not whole or not capturable(self.accelerator.device):
             return None
         assert isinstance(self.optimizer, FusedAdamW)
         count = self.accelerator.num_processes

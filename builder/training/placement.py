@@ -67,9 +67,11 @@ def own_stream(device: torch.device) -> Iterator[None]:
         return
     before, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     own.wait_stream(before)
-    with torch.cuda.stream(own):
-        yield
-    before.wait_stream(own)
+    try:
+        with torch.cuda.stream(own):
+            yield
+    finally:
+        before.wait_stream(own)
 
 
 def setting(accelerator: Accelerator, model: nn.Module) -> str:

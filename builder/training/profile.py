@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 WARM, TIMED, TRACED = 30, 20, 5
 NEEDED = WARM + TIMED + TRACED
-"""Before `WARM` it is decided whether steps are replayed as CUDA graphs."""
+"""Before `WARM` it is decided whether steps are replayed as CUDA graphs, unless batches seldom fit one."""
 PHASES = ("data wait", "forward", "backward", "optimizer", "replay")
 
 

@@ -15,5 +15,5 @@ def mix(*values: int) -> int:
 
 
 def sample_keys(seed: int, step: int, indices: Sequence[int]) -> Tensor:
-    """Keys (B,), int64, of the samples with these indices in the dataset, at a step; in one step no two are the same."""
+    """Keys (B,), int64, of the samples with these indices in the dataset, at a step, at which they differ from each other."""
     return torch.tensor(indices, dtype=torch.int64) ^ mix(seed, step)

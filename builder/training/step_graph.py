@@ -76,6 +76,8 @@ class StepGraph:
         result = self._made(batch, seed)
         if self._undecided and self._taken > TRIED and (self._taken - TRIED) % (CHECKED + TIMED) == 0:
             self._decide()
+        elif self._apart and not self._undecided and self._taken % AGAIN == 0:
+            self._apart = not self._peers.agree(self._graphs is None)
         return result
 
     def _made(self, batch: Batch, seed: int) -> tuple[Output, Tensor]:

@@ -10,5 +10,5 @@ Every operator is a `torch.library` operator: it composes with `torch.compile(fu
 on CUDA devices, and its torch reference everywhere else, also where triton is missing. Sums are taken in float32 and
 in a fixed order, so the same inputs give the same bits. Parts call them where `dispatch.fused` says so, and torch
 elsewhere. Each is here because it is faster than `torch.compile` of its reference, by `benchmarks/kernels.py`; what is not
-does not stay.
+does not stay. `philox` stands for some hundred launches where nothing is compiled.
 """

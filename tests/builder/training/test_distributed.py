@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from policysmith.builder import Builder
+from policysmith.builder.training.step_graph import CHECKED, TRIED
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -89,6 +90,54 @@ def test_what_one_process_sees_that_is_not_finite_stops_both(tiny: dict[str, Any
             tmp_path,
             "--allow-imports",
         )
+    assert "Timeout" not in str(failed.value)
+
+
+REPLAYING = f"""
+import sys
+from contextlib import nullcontext
+
+import torch
+
+from policysmith.builder.training import loop, step_graph
+
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from replays import Replayed, never_slower
+
+loop.capturable = lambda device: True
+torch.cuda.synchronize = torch.cuda.empty_cache = lambda: None
+step_graph.CapturedUpdate, step_graph.without_waiting, step_graph.BUSY = Replayed, nullcontext, 0.0
+step_graph.StepGraph._decide = never_slower
+"""
+"""Lets a CPU replay steps, on a graph that only pretends to be one."""
+
+
+def replaying(recipe: dict[str, Any], folder: Path, more: str = "") -> dict[str, Any]:
+    """The recipe in a new folder, whose steps are replayed."""
+    folder.mkdir()
+    (folder / "replaying.py").write_text(REPLAYING + more)
+    return {**recipe, "imports": ["replaying.py"]}
+
+
+def test_processes_that_replay_steps_train_as_those_that_do_not(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["training"] |= {"steps": TRIED + CHECKED + 8, "log_every": 1}
+    tiny["training"]["optimizer"] = {**tiny["training"].get("optimizer", {}), "states": "8bit"}
+    recipe = replaying(tiny, tmp_path / "replayed")
+    assert "replayed" in in_two_processes(recipe, tmp_path / "replayed", "--allow-imports")
+    (tmp_path / "plain").mkdir()
+    in_two_processes(tiny, tmp_path / "plain")
+    for ours, theirs in zip(*(losses(tmp_path / how / "two") for how in ("replayed", "plain")), strict=True):
+        for name in ("loss", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), ours["step"]
+
+
+def test_what_is_not_finite_in_one_replay_stops_both(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["training"] |= {"steps": TRIED + CHECKED + 20}
+    tiny["training"]["optimizer"] = {**tiny["training"].get("optimizer", {}), "states": "8bit"}
+    late = SPOILED.replace("len(calls) == 3", f"len(calls) >= {TRIED + 2 * CHECKED + 6}")
+    recipe = replaying(tiny, tmp_path / "run", late)
+    with pytest.raises(AssertionError, match="not finite at step 2") as failed:
+        in_two_processes(recipe, tmp_path / "run", "--allow-imports")
     assert "Timeout" not in str(failed.value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,19 @@ def one_has_hardly_any_that_fit(patch: pytest.MonkeyPatch, second: bool) -> list
     return taken(trial, lambda step: 3 if second and step >= TRIED else 4, STEPS + OTHERS)
 
 
+def all_leave_late(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    patch.setattr(step_graph, "AGAIN", 10)
+    trial = Trial(patch, processes=2, rank=int(second))
+    return taken(trial, lambda step: 4 if step < TRIED + 9 + second else 3, STEPS + 2 * OTHERS)
+
+
+def gradients_of_two_types(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
+    gradients = [torch.ones(2), torch.ones(3, dtype=torch.bfloat16), torch.ones(4)]
+    Peers(2, torch.device("cpu")).add(gradients)
+    assert all(torch.equal(gradient, torch.full_like(gradient, 2.0)) for gradient in gradients)
+    return []
+
+
 def weights_without_a_gradient(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
     peers = Peers(2, torch.device("cpu"))
     peers.add([torch.ones(3), torch.ones(2)])
@@ -116,6 +130,8 @@ CASES = {
     one_has_hardly_any_that_fit: (
         "another process has none|wrapped", f"of {OTHERS + 1} batches, {OTHERS + 1} had|wrapped"
     ),
+    all_leave_late: ("replayed|had other sizes|wrapped", "replayed|had other sizes|wrapped"),
+    gradients_of_two_types: ("", ""),
     weights_without_a_gradient: ("", ""),
 }  # fmt: skip
 
@@ -123,7 +139,9 @@ CASES = {
 def process(rank: int, folder: Path) -> None:
     """One of two, which goes through all cases, each with batches of its own."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     found = {}
     for case in CASES:
         with pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,7 @@ from policysmith.builder.data.rows import Rows
 from policysmith.builder.data.sampler import MixtureSampler, ResumableSampler
 from policysmith.builder.policy.pipeline import KEY, SamplePipeline, TransformedDataset
 from policysmith.builder.training.batches import loaded, stored
+from policysmith.builder.training.seeds import sample_keys
 from policysmith.components.backbones.vit import Vit
 from policysmith.components.sample_draws import SAMPLE_KEY
 
@@ -97,8 +98,10 @@ def test_samples_steps_and_seeds_have_keys_of_their_own(mixed: bool) -> None:
 def test_a_resumed_run_has_the_keys_of_the_uninterrupted(workers: int) -> None:
     orders = [ResumableSampler(SIZE, batch_size=5, seed=3, start_step=start) for start in (0, 8)]
     whole, resumed = (coming(order, accumulate=2, workers=workers) for order in orders)
-    for one, other in itertools.islice(zip(itertools.islice(whole, 8, None), resumed, strict=False), 6):
+    pairs = itertools.islice(zip(itertools.islice(whole, 8, None), resumed, strict=False), 6)
+    for position, (one, other) in enumerate(pairs, 8):
         assert all(torch.equal(one[key], other[key]) for key in ("index", SAMPLE_KEY))
+        assert torch.equal(one[SAMPLE_KEY], sample_keys(3, position // 2, one["index"].tolist()))
 
 
 def test_stored_rows_and_datasets_that_draw_themselves_have_the_same_keys() -> None:
