@@ -110,9 +110,8 @@ class Recomputed:
         trains = self.training or any(isinstance(x, Tensor) and x.requires_grad for x in inputs)  # type: ignore[attr-defined]
         if not (self._again and trains and torch.is_grad_enabled()):
             return plain(*inputs, **options)
-        cache = options.pop(CACHE, None)
-        if not isinstance(cache, KeyValues):  # transformers' own, which it drops here, too
-            cache = None
+        given = options.pop(CACHE, None)
+        cache = given if isinstance(given, KeyValues) else None  # transformers drops its own here, too
 
         def run(*inputs: Tensor) -> tuple[Any, Tensor | None]:
             if cache is None:

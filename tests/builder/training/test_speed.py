@@ -26,10 +26,13 @@ class Told:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.logs: list[dict[str, float]] = []
+        self.splits: set[Any] = set()
+        """Whether dynamo would split layers by what processes exchange."""
 
     def start(self, step: int, steps: int) -> None: ...
 
-    def advance(self, step: int) -> None: ...
+    def advance(self, step: int) -> None:
+        self.splits.add(torch._dynamo.config.optimize_ddp)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.logs.append(values)
@@ -78,6 +81,8 @@ def test_compiled_layers_learn_the_same(tiny: dict[str, Any], tmp_path: Path, ho
     torch._dynamo.reset()
     counters.clear()
     policy, told = run(tiny, tmp_path / how)
+    assert told.splits == {how == "off"}
+    assert torch._dynamo.config.optimize_ddp
     ours, theirs = ([values["loss"] for values in one.logs] for one in (told, untold))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert any("compiling 1 layers one by one" in note for note in told.notes) == (how == "blocks")
