@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timing import copy_bandwidth, machine, measure
 from torch import Tensor
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
-from policysmith.components.kernels import adamw, group_norm_mish, image_batch, modulated_norm
+from policysmith.components.kernels import adamw, gelu, group_norm_mish, image_batch, modulated_norm
 from policysmith.components.kernels.eight_bit import encode
 from policysmith.components.sample_draws import SAMPLE_KEY, Draws
 
@@ -81,6 +82,8 @@ def cases(device: str, tiny: bool, compiles: bool) -> Iterator[Case]:
     yield adamw_case(tiny, device)
     yield adamw_case(tiny, device, eight_bit=True)
     yield group_norm_case(*((2, 16, 4) if tiny else (64, 512, 16)), device, compiles)
+    yield gelu_case(*((6, 16) if tiny else (256 * 197, 3072)), 0.0, device, compiles)
+    yield gelu_case(*((6, 16) if tiny else (256 * 49, 6144)), 0.2, device, compiles)
 
 
 def norm_case(samples: int, tokens: int, width: int, device: str, compiles: bool) -> Case:
@@ -113,6 +116,23 @@ def group_norm_case(samples: int, channels: int, steps: int, device: str, compil
     plain, ours = (with_groups(f) for f in (group_norm_mish.reference, group_norm_mish.group_norm_mish))
     variants = differentiated(plain, ours, (x, *rest, *film), x, device, compiles)
     return Case("group norm, Mish, FiLM", f"{(samples, channels, steps)} bf16", 5 * size(x), variants)
+
+
+def gelu_case(rows: int, width: int, dropout: float, device: str, compiles: bool) -> Case:
+    """A bias, GELU and dropout, forward and backward."""
+    values, bias = leaf(device, rows, width), leaf(device, width)
+    seed = torch.tensor([1], device=device)
+
+    def plain(values: Tensor, bias: Tensor) -> Tensor:
+        return F.dropout(F.gelu(values + bias), dropout, training=dropout > 0.0)
+
+    def ours(values: Tensor, bias: Tensor) -> Tensor:
+        return gelu.gelu(values, bias, seed, dropout=dropout)
+
+    variants = differentiated(plain, ours, (values, bias), values, device, compiles)
+    name = "bias, GELU" + (f", dropout {dropout:g}" if dropout else "")
+    # forward reads and writes one such tensor; backward reads two and writes one
+    return Case(name, f"{(rows, width)} bf16", 5 * size(values), variants)
 
 
 def image_case(count: int, before: int, after: int, device: str, compiles: bool) -> Case:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels import attention
 from .rotary import Rotation, turn
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "mish", "tanh"]
@@ -56,8 +57,12 @@ class Attention(nn.Module):
         mask (B, M) is True where the context is valid, (B, N, M) where a query may see it; one that may see nothing
         gathers zeros. `by` turns queries and keys.
         """
-        query = self._split(self.query(queries))
-        key, value = (self._split(half) for half in self.key_value(context).chunk(2, dim=-1))
+        query = self.query(queries).unflatten(-1, (self.heads, -1))
+        both = self.key_value(context).unflatten(-1, (2, self.heads, -1))
+        if by is None and (mask is None or mask.ndim == 2) and attention.serves(query, both):
+            gathered: Tensor = self.out(attention.attention(query, both, seen=mask).flatten(2))
+            return gathered
+        query, key, value = (x.transpose(1, 2) for x in (query, *both.unbind(2)))
         if by is not None:
             query, key = turn(query, by), turn(key, by)
         allowed = None if mask is None else mask[:, None, None] if mask.ndim == 2 else mask[:, None]
@@ -68,9 +73,6 @@ class Attention(nn.Module):
             mixed = mixed.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
-
-    def _split(self, values: Tensor) -> Tensor:
-        return values.reshape(*values.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def repeated(module: nn.Module) -> list[nn.Module]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..schemas.errors import SpecError
+from .kernels import attention
 from .key_values import CACHE, KeyValues
 
 _FIELD = "gradient_checkpointing"
@@ -23,6 +24,7 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    attention.OPERATOR,
 }
 
 

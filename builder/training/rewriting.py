@@ -1,0 +1,120 @@
+"""Puts fused operators where compiled layers, their authors' or ours, spell out what these do.
+
+It reads the graph that torch.compile traces, before gradients: there a layer of transformers, of timm and of a part of your
+own look the same, and a linear layer that is more than that (float8, an adapter) no longer looks like one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch._dynamo import lookup_backend
+
+from ...components.kernels import attention, gelu
+from ...components.kernels.dispatch import fused
+
+
+def rewritten(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """A backend of torch.compile: inductor, after `rewrite`."""
+    rewrite(graph)
+    return lookup_backend("inductor")(graph, inputs)
+
+
+def rewrite(graph: fx.GraphModule) -> int:
+    """Put fused operators into a traced graph and those inside it, and say how many."""
+    found = 0
+    for module in graph.modules():
+        if isinstance(module, fx.GraphModule):
+            here = sum(_activation(node) or _attention(node) for node in list(module.graph.nodes))
+            found += here
+            if here:
+                module.graph.eliminate_dead_code()
+                module.recompile()
+    return found
+
+
+def _activation(node: Any) -> bool:
+    """linear, gelu, perhaps dropout, linear -> linear without its bias; bias, gelu and dropout in one; linear.
+
+    Not where something else reads the activation, which inductor fuses with it.
+    """
+    if node.target is not F.gelu or not _is_linear(linear := node.args[0]) or len(linear.users) != 1:
+        return False
+    last, rate = node, 0.0
+    if len(node.users) == 1 and (after := next(iter(node.users))).target is F.dropout:
+        rate = _argument(after, 1, "p", 0.5) if _argument(after, 2, "training", True) else 0.0
+        last = after
+    bias, example = _argument(linear, 2, "bias"), _example(linear)
+    if bias is None or not 0.0 <= rate < 1.0 or not _suits(example) or not all(map(_is_linear, last.users)):
+        return False
+    graph, dropped = node.graph, gelu.threshold(rate)
+    with graph.inserting_before(last):
+        inputs = _argument(linear, 0, "input"), _argument(linear, 1, "weight")
+        product = graph.call_function(F.linear, inputs)
+        drawn = {"dtype": torch.int64, "device": example.device}
+        seed = graph.call_function(torch.randint, (2**62, (1,)), drawn) if dropped else None
+        tanh = _argument(node, 1, "approximate", "none") == "tanh"
+        out = graph.call_function(gelu.OPERATOR, (product, bias, seed, tanh, dropped))
+    product.meta.update(linear.meta)
+    out.meta.update(last.meta)
+    last.replace_all_uses_with(out)
+    return True
+
+
+def _attention(node: Any) -> bool:
+    """Attention without mask and dropout, of shapes where ours is faster."""
+    if node.target is not F.scaled_dot_product_attention:
+        return False
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    *inputs, mask, dropout, causal, scale, grouped = (
+        _argument(node, at, name) for at, name in enumerate(names)
+    )
+    examples = [_example(x) for x in inputs]
+    if mask is not None or dropout or causal or grouped or any(x is None or x.ndim != 4 for x in examples):
+        return False
+    query, key, value = (x.transpose(1, 2) for x in examples)
+    if not (
+        _known(query)
+        and attention.serves(query, key)
+        and (key.shape, key.dtype) == (value.shape, value.dtype)
+    ):
+        return False
+    graph = node.graph
+    with graph.inserting_before(node):
+        turned = (graph.call_method("transpose", (x, 1, 2)) for x in inputs)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        pair = graph.call_function(attention.OPERATOR, (*turned, None, scale))
+        out = graph.call_method("transpose", (graph.call_function(operator.getitem, (pair, 0)), 1, 2))
+    out.meta.update(node.meta)
+    node.replace_all_uses_with(out)
+    return True
+
+
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is F.linear
+
+
+def _suits(values: Any) -> bool:
+    """Whether the kernel of the activation is made for what a layer gives."""
+    halves = (torch.bfloat16, torch.float16)
+    return values is not None and values.dtype in halves and _known(values) and fused(values)
+
+
+def _known(values: Tensor) -> bool:
+    return all(isinstance(size, int) for size in values.shape)
+
+
+def _example(node: Any) -> Any:
+    """The tensor that stood for a node's when it was traced."""
+    found = node.meta.get("example_value") if isinstance(node, fx.Node) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def _argument(node: Any, at: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, by its place or by its name."""
+    return node.args[at] if at < len(node.args) else node.kwargs.get(name, default)

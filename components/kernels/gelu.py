@@ -1,0 +1,118 @@
+"""A bias, GELU and dropout in one pass: what stands between the two linear layers of a feed-forward network.
+
+    out = dropout(gelu(values + bias))
+
+GELU (Hendrycks & Gimpel, 2016) is exact or its approximation by a hyperbolic tangent. The gradient of the bias is summed up
+in the pass that gives that of the values, and what dropout (Srivastava et al., 2014) keeps is drawn again there from its
+seed by Philox, not stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dispatch import operator
+from .philox import philox
+
+LEVELS = 1 << 16
+"""Dropout is a multiple of one over this: sixteen random bits decide about a value, eight values share four words."""
+
+
+def gelu(
+    values: Tensor, bias: Tensor, seed: Tensor | None = None, *, tanh: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """(..., D) and bias (D,) -> (..., D), in the dtype of the values.
+
+    `dropout`, from 0 to below 1, is the share of values that are dropped; it needs a seed, int64 (1,), and the same seed
+    drops the same values. Raises ValueError for dropout without a seed.
+    """
+    if dropout > 0.0 and seed is None:
+        raise ValueError("dropout needs a seed")
+    out: Tensor = _forward(values, bias, seed, tanh, threshold(dropout))
+    return out
+
+
+def threshold(dropout: float) -> int:
+    """How many of `LEVELS` random numbers drop a value."""
+    return round(dropout * LEVELS)
+
+
+def reference(
+    values: Tensor, bias: Tensor, seed: Tensor | None = None, *, tanh: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """The same in plain torch."""
+    out = F.gelu(values + bias.to(values.dtype), approximate="tanh" if tanh else "none")
+    if seed is None or not threshold(dropout):
+        return out
+    return out * kept(out, seed, threshold(dropout))
+
+
+def kept(values: Tensor, seed: Tensor, dropped: int) -> Tensor:
+    """What values (..., D) are multiplied by: zero where they are dropped, and what makes up for that elsewhere."""
+    width = values.shape[-1]
+    groups = -(-width // 8)
+    counter = torch.arange(values.numel() // width * groups, device=values.device)
+    zeros = torch.zeros_like(counter)
+    words = philox(seed, (counter, zeros, zeros, zeros))  # (groups, 4)
+    halves = torch.stack([words & 0xFFFF, words >> 16], dim=-1).view(-1, groups * 8)[:, :width]
+    return ((halves >= dropped).to(values.dtype) * (LEVELS / (LEVELS - dropped))).view_as(values)
+
+
+def _forward_reference(values: Tensor, bias: Tensor, seed: Tensor | None, tanh: bool, dropped: int) -> Tensor:
+    return reference(values, bias, seed, tanh=tanh, dropout=dropped / LEVELS)
+
+
+def _backward_reference(
+    d_out: Tensor, values: Tensor, bias: Tensor, seed: Tensor | None, tanh: bool, dropped: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the values and of the bias."""
+    if seed is not None and dropped:
+        d_out = d_out * kept(d_out, seed, dropped)
+    precise = torch.promote_types(values.dtype, torch.float32)
+    shifted = values.to(precise) + bias.to(precise)
+    change = torch.ops.aten.gelu_backward(d_out.to(precise), shifted, approximate="tanh" if tanh else "none")
+    return change.to(values.dtype), change.flatten(0, -2).sum(0).to(bias.dtype)
+
+
+_forward = operator(
+    "gelu",
+    "forward",
+    "(Tensor values, Tensor bias, Tensor? seed, bool tanh, int dropped) -> Tensor",
+    _forward_reference,
+)
+_backward = operator(
+    "gelu",
+    "backward",
+    "(Tensor d_out, Tensor values, Tensor bias, Tensor? seed, bool tanh, int dropped) -> (Tensor, Tensor)",
+    _backward_reference,
+)
+
+OPERATOR = torch.ops.policysmith.gelu_forward.default
+
+
+@_forward.register_fake
+def _(values: Tensor, bias: Tensor, seed: Tensor | None, tanh: bool, dropped: int) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+@_backward.register_fake
+def _(
+    d_out: Tensor, values: Tensor, bias: Tensor, seed: Tensor | None, tanh: bool, dropped: int
+) -> tuple[Tensor, Tensor]:
+    return values.new_empty(values.shape), torch.empty_like(bias)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, bias, seed, ctx.tanh, ctx.dropped = inputs
+    ctx.save_for_backward(values, bias, seed)
+
+
+def _gradients(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(d_out, *ctx.saved_tensors, ctx.tanh, ctx.dropped), None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_save)

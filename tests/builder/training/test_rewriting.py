@@ -1,0 +1,247 @@
+"""Layers compute the same with fused operators in them, and only what these can do is replaced."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._dynamo import lookup_backend
+from transformers import ViTConfig, ViTModel
+
+from policysmith.builder.training import rewriting
+from policysmith.components.kernels import attention, gelu
+from policysmith.components.layers import Attention
+from policysmith.components.networks.groot_dit import Block
+from policysmith.components.recomputation import recompute
+
+WIDTH, TOKENS = 32, 7
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Operators are put in on a CPU too, where they run as plain torch."""
+    for module in (rewriting, attention):
+        monkeypatch.setattr(module, "fused", lambda values: True)
+    return str(request.param)
+
+
+class Traced:
+    """A backend that rewrites, counts, and runs without compiling."""
+
+    def __init__(self) -> None:
+        self.found = 0
+        self.operators: list[Any] = []
+
+    def __call__(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.found += rewriting.rewrite(graph)
+        for module in graph.modules():
+            if isinstance(module, fx.GraphModule):
+                self.operators += [node.target for node in module.graph.nodes if node.op == "call_function"]
+        return lookup_backend("aot_eager")(graph, inputs)
+
+
+def vit_layer() -> nn.Module:
+    config = ViTConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    model = ViTModel(config, add_pooling_layer=False)
+    return next(child for child in model.modules() if isinstance(child, nn.ModuleList))[0]
+
+
+def timm_layer() -> nn.Module:
+    layers = pytest.importorskip("timm.layers")
+    blocks = pytest.importorskip("timm.models.vision_transformer")
+    assert layers.use_fused_attn()
+    block: nn.Module = blocks.Block(WIDTH, num_heads=2, qkv_bias=True)
+    return block
+
+
+class GrootBlock(nn.Module):
+    """A layer of GR00T's network, with a context of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = type("Config", (), {"width": WIDTH, "heads": 2, "dropout": 0.0})
+        self.block = Block(config, WIDTH)
+        nn.init.normal_(self.block.modulation.weight, std=0.1)
+        self.context = nn.Parameter(torch.randn(2, 9, WIDTH))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = torch.arange(9, device=tokens.device).expand(2, 9) < 6
+        out: Tensor = self.block(tokens, tokens[:, 0], self.context, mask)
+        return out
+
+
+LAYERS = {"transformers": vit_layer, "timm": timm_layer, "groot": GrootBlock}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_errs_no_more_with_fused_operators(kind: str, device: str) -> None:
+    torch.manual_seed(0)
+    layer = LAYERS[kind]().to(device)
+    tokens = torch.randn(2, TOKENS, WIDTH, device=device)
+    against = torch.randn_like(tokens)
+
+    def results(layer: nn.Module, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        given = tokens.to(dtype).requires_grad_()
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.float32):
+            out = layer(given)
+            out = out if isinstance(out, Tensor) else out[0]
+        leaves = [given, *layer.parameters()]
+        return [out.detach(), *torch.autograd.grad((out * against).sum(), leaves)]
+
+    exact = results(copy.deepcopy(layer).double(), torch.float64)
+    plain = results(layer)
+    traced = Traced()
+    layer.compile(backend=traced)
+    ours = results(layer)
+    assert {gelu.OPERATOR, attention.OPERATOR} <= set(traced.operators)
+    assert F.gelu not in traced.operators
+    assert F.scaled_dot_product_attention not in traced.operators
+    size = sum(x.square().sum() for x in exact)
+    errors = [
+        (sum((x.double() - y).square().sum() for x, y in zip(found, exact, strict=True)) / size).sqrt().item()
+        for found in (ours, plain)
+    ]
+    assert errors[0] <= 1.5 * errors[1]
+    assert errors[1] < 0.02
+
+
+def found(function: Callable[..., Tensor], *given: Tensor) -> int:
+    """How many operators are put into a function, whose results must stay."""
+    traced = Traced()
+    expected = function(*given)
+    ours = torch.compile(function, backend=traced)(*given)
+    assert (ours - expected).norm() <= 0.02 * expected.norm()
+    return traced.found
+
+
+def read_by_two_layers(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    hidden = F.gelu(F.linear(x, w, b))
+    return F.linear(hidden, w) + F.linear(hidden, w, b)
+
+
+def also_added(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    hidden = F.gelu(F.linear(x, w, b))
+    return F.linear(hidden, w) + hidden
+
+
+def linear_read_twice(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    hidden = F.linear(x, w, b)
+    return F.linear(F.gelu(hidden), w) + hidden
+
+
+ACTIVATIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
+    "gelu": (1, lambda x, w, b: F.linear(F.gelu(F.linear(x, w, b)), w, b)),
+    "tanh": (1, lambda x, w, b: F.linear(F.gelu(F.linear(x, w, b), approximate="tanh"), w, b)),
+    "by name": (1, lambda x, w, b: F.linear(F.gelu(F.linear(input=x, weight=w, bias=b)), w)),
+    "read by two layers": (1, read_by_two_layers),
+    "dropout at rest": (1, lambda x, w, b: F.linear(F.dropout(F.gelu(F.linear(x, w, b)), 0.5, False), w, b)),
+    "no bias": (0, lambda x, w, b: F.linear(F.gelu(F.linear(x, w)), w, b)),
+    "gated": (0, lambda x, w, b: F.linear(F.gelu(F.linear(x, w, b)) * F.linear(x, w), w)),
+    "also added": (0, also_added),
+    "linear read twice": (0, linear_read_twice),
+    "nothing after": (0, lambda x, w, b: F.gelu(F.linear(x, w, b))),
+    "all dropped": (0, lambda x, w, b: F.linear(F.dropout(F.gelu(F.linear(x, w, b)), 1.0), w, b)),
+    "relu": (0, lambda x, w, b: F.linear(F.relu(F.linear(x, w, b)), w, b)),
+}
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_only_activations_between_linear_layers_are_replaced(kind: str, device: str) -> None:
+    torch.manual_seed(0)
+    expected, function = ACTIVATIONS[kind]
+    x, w, b = (torch.randn(*shape, device=device).bfloat16() for shape in ((5, 8), (8, 8), (8,)))
+    assert found(function, x, w, b) == expected
+    assert found(function, x.float(), w.float(), b.float()) == 0
+
+
+def test_dropout_is_drawn_anew_each_time_and_from_the_seed(device: str) -> None:
+    x, w, b = (torch.full(shape, 1.0, device=device).bfloat16() for shape in ((64, 64), (64, 64), (64,)))
+    eye = torch.eye(64, device=device).bfloat16()
+    traced = Traced()
+
+    def drawn(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return compiled(x, w, b)
+
+    compiled = torch.compile(
+        lambda x, w, b: F.linear(F.dropout(F.gelu(F.linear(x, w, b)), 0.25, True), eye), backend=traced
+    )
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert traced.found == 1
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (first == 0.0).double().mean().item() == pytest.approx(0.25, abs=0.03)
+    torch.testing.assert_close(first.double().mean().item(), 65.0, rtol=0.03, atol=0.0)
+
+
+def scaled(**options: Any) -> Callable[..., Tensor]:
+    return lambda q, k, v, mask: F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask if options.get("masked") else None,
+        **{name: value for name, value in options.items() if name != "masked"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("expected", "options"),
+    [(1, {}), (1, {"scale": 0.3}), (0, {"is_causal": True}), (0, {"masked": True}), (0, {"dropout_p": 1e-9})],
+    ids=str,
+)
+def test_only_plain_attention_is_replaced(expected: int, options: dict[str, Any], device: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, count, 16, device=device).bfloat16() for count in (5, 9, 9))
+    mask = torch.rand(5, 9, device=device) < 0.8
+    mask[:, 0] = True
+    assert found(scaled(**options), q, k, v, mask) == expected
+    assert found(scaled(**options), q.float(), k.float(), v.float(), mask) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 300, 16), (1, 1, 8, 80), (3, 8, 16)], ids=str)
+def test_attention_of_other_shapes_stays(shape: tuple[int, ...], device: str) -> None:
+    q, k, v = (torch.randn(shape, device=device).bfloat16() for _ in range(3))
+    assert found(scaled(), q, k, v, q) == 0
+
+
+def test_heads_that_share_keys_stay(device: str) -> None:
+    q, k, v = (torch.randn(1, heads, 4, 16, device=device).bfloat16() for heads in (4, 2, 2))
+    assert found(scaled(enable_gqa=True), q, k, v, q) == 0
+
+
+def test_layers_that_are_computed_again_have_them_too(device: str) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    model = ViTModel(config, add_pooling_layer=False).to(device).train()
+    recompute(model)
+    layer = next(child for child in model.modules() if isinstance(child, nn.ModuleList))[0]
+    tokens = torch.randn(2, TOKENS, WIDTH, device=device).requires_grad_()
+
+    def gradient() -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            out = layer(tokens)
+        return torch.autograd.grad(out.square().sum(), tokens)[0]
+
+    expected = gradient()
+    traced = Traced()
+    layer.compile(backend=traced)
+    torch.testing.assert_close(gradient(), expected, rtol=2e-2, atol=2e-2)
+    assert traced.found == 2
+
+
+def test_attention_of_parts_gathers_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = Attention(WIDTH, 2, 24).to(device).bfloat16()
+    queries, context = (torch.randn(3, n, d, device=device).bfloat16() for n, d in ((5, WIDTH), (9, 24)))
+    mask = torch.rand(3, 9, device=device) < 0.5
+    mask[0] = False
+    for given in ((queries, context, mask), (queries, context)):
+        with monkeypatch.context() as plain:
+            plain.setattr(attention, "fused", lambda values: False)
+            expected = layer(*given)
+        torch.testing.assert_close(layer(*given), expected, rtol=2e-2, atol=2e-2)
+        with monkeypatch.context() as counted:
+            counted.setattr(attention, "attention", lambda query, *_, **__: torch.zeros_like(query))
+            torch.testing.assert_close(layer(*given), layer.out.bias.expand(3, 5, -1))

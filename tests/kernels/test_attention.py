@@ -1,0 +1,158 @@
+"""Attention of few queries beside float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from policysmith.components.kernels import attention as module
+from policysmith.components.kernels.attention import attention, reference
+
+SHAPES = ((2, 5, 7, 2, 8), (1, 65, 70, 1, 6), (1, 49, 33, 2, 16), (2, 1, 2, 1, 3), (1, 130, 20, 1, 4))
+"""Samples, queries, keys, heads and their width."""
+
+
+def inputs_of(
+    shape: tuple[int, ...], *, packed: bool = False, dtype: torch.dtype = torch.float64
+) -> dict[str, Any]:
+    samples, queries, keys, heads, width = shape
+    query = torch.randn(samples, queries, heads, width, dtype=dtype)
+    both = [torch.randn(samples, keys, heads, width, dtype=dtype) for _ in range(2)]
+    if packed:
+        return {"query": query, "key": torch.stack(both, dim=2), "value": None}
+    return {"query": query, "key": both[0], "value": both[1]}
+
+
+def half_seen(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same where the keys of the first sample are seen in turns, and none of the last, if there are several."""
+
+    def run(query: Tensor, key: Tensor, value: Tensor | None) -> Tensor:
+        seen = (torch.arange(key.shape[1], device=key.device) % 3 != 1).repeat(len(key), 1)
+        seen[1:] = False
+        return function(query, key, value, seen)
+
+    return run
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_it_errs_no_more_than_eager(packed: bool, dtype: torch.dtype, compare: Callable[..., None]) -> None:
+    compare(attention, reference, [inputs_of(shape, packed=packed) for shape in SHAPES], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_hidden_keys_change_nothing(dtype: torch.dtype, compare: Callable[..., None]) -> None:
+    draws = [inputs_of(shape, packed=True) for shape in SHAPES]
+    compare(half_seen(attention), half_seen(reference), draws, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "shape", [(64, 49, 600, 24, 64), (64, 49, 49, 32, 48), (32, 197, 197, 12, 64)], ids=str
+)
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_it_errs_no_more_than_eager_at_the_size_of_a_policy(
+    shape: tuple[int, ...], masked: bool, compare: Callable[..., None]
+) -> None:
+    functions = (half_seen(f) if masked else f for f in (attention, reference))
+    compare(*functions, [inputs_of(shape, packed=True)], torch.bfloat16)
+
+
+def test_a_query_that_sees_nothing_gathers_zeros_and_passes_no_gradient(device: str) -> None:
+    given = [
+        None if x is None else x.to(device).requires_grad_()
+        for x in inputs_of((2, 5, 7, 2, 8), dtype=torch.float32).values()
+    ]
+    seen = torch.ones(2, 7, dtype=torch.bool, device=device)
+    seen[1] = False
+    out = attention(*given, seen)
+    assert not out[1].any()
+    assert out[0].isfinite().all()
+    for change in torch.autograd.grad(out.square().sum(), given):
+        assert change.isfinite().all()
+        assert not change[1].any()
+        assert change[0].any()
+
+
+def test_large_scores_stay_finite(device: str) -> None:
+    query, key, value = (
+        100.0 * x.to(device) for x in inputs_of((1, 20, 40, 1, 16), dtype=torch.float32).values()
+    )
+    given = [x.requires_grad_() for x in (query, key, value)]
+    out, exact = (f(*given) for f in (attention, reference))
+    torch.testing.assert_close(out, exact, rtol=1e-3, atol=1e-2)
+    for change in torch.autograd.grad(out.sum(), given):
+        assert change.isfinite().all()
+
+
+def test_slices_and_turned_tensors_are_read_as_they_lie(device: str) -> None:
+    query, key, value = (x.to(device) for x in inputs_of((2, 9, 11, 2, 8), dtype=torch.float32).values())
+    heads_first = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value)]
+    wide = torch.cat([query, query], dim=-1)[..., :8]
+    last_first = value.transpose(-1, -2).contiguous().transpose(-1, -2)
+    expected = attention(query, key, value)
+    for one in (attention(*heads_first), attention(wide, key, last_first)):
+        torch.testing.assert_close(one, expected)
+
+
+def test_the_scale_may_be_given(device: str) -> None:
+    given = [x.to(device) for x in inputs_of((2, 5, 7, 2, 8), dtype=torch.float32).values()]
+    torch.testing.assert_close(attention(*given, scale=0.9), reference(*given, scale=0.9))
+
+
+def test_it_says_what_it_is_not_made_for(device: str) -> None:
+    for shape in ((1, 257, 3, 1, 8), (1, 3, 3, 1, 129)):
+        with pytest.raises(ValueError, match="made for up to 256 queries"):
+            attention(*(x.to(device) for x in inputs_of(shape).values()))
+
+
+def test_its_operations_are_counted_as_those_of_torch(device: str) -> None:
+    counts = []
+    for function in (attention, reference):
+        given = [x.to(device).bfloat16().requires_grad_() for x in inputs_of((2, 5, 7, 2, 8)).values()]
+        with FlopCounterMode(display=False) as counter:
+            function(*given).sum().backward()
+        counts.append(counter.get_total_flops())
+    forward = 2 * 2 * (2 * 2 * 5 * 7 * 8)  # two products
+    assert counts[0] == forward + 5 * forward // 2
+    if device == "cuda":  # torch does not count what a CPU does
+        assert counts[1] == counts[0]
+
+
+@pytest.mark.usefixtures("references")
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+def test_gradients_in_float64(packed: bool) -> None:
+    inputs = inputs_of((2, 4, 5, 2, 3), packed=packed)
+    given = {k: v.requires_grad_() for k, v in inputs.items() if v is not None}
+
+    def function(*values: Tensor) -> Tensor:
+        seen = torch.tensor([[True, False, True, True, True], [False] * 5])
+        return attention(**dict(zip(given, values, strict=True)), seen=seen)
+
+    assert torch.autograd.gradcheck(function, tuple(given.values()))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_it_is_a_sound_operator(packed: bool, masked: bool, device: str) -> None:
+    inputs = inputs_of((2, 4, 5, 2, 3), packed=packed, dtype=torch.float32).values()
+    given = (None if x is None else x.to(device).requires_grad_() for x in inputs)
+    seen = torch.ones(2, 5, dtype=torch.bool, device=device) if masked else None
+    torch.library.opcheck(module._forward, (*given, seen, 0.5))
+
+
+def test_it_compiles_without_a_break(device: str) -> None:
+    inputs = inputs_of((2, 4, 5, 2, 3), dtype=torch.float32).values()
+    given = [x.to(device).requires_grad_() for x in inputs]
+
+    def loss(*given: Tensor) -> Tensor:
+        return attention(*given).tanh().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    ours, theirs = (torch.autograd.grad(f(*given), given) for f in (compiled, loss))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
