@@ -78,11 +78,12 @@ def _attention(node: Any) -> bool:
     if mask is not None or dropout or causal or grouped or any(x is None or x.ndim != 4 for x in examples):
         return False
     query, key, value = (x.transpose(1, 2) for x in examples)
-    if not (
-        _known(query)
-        and attention.serves(query, key)
-        and (key.shape, key.dtype) == (value.shape, value.dtype)
-    ):
+    known = all(
+        isinstance(query.shape[at], int) for at in (1, -1)
+    )  # batches and keys may come in several sizes
+    alike = (key.shape, key.dtype) == (value.shape, value.dtype)
+    spread = any(query.shape[at] != key.shape[at] for at in (0, 2))
+    if not known or not alike or spread or not attention.serves(query, key):
         return False
     graph = node.graph
     with graph.inserting_before(node):
@@ -101,12 +102,7 @@ def _is_linear(node: Any) -> bool:
 
 def _suits(values: Any) -> bool:
     """Whether the kernel of the activation is made for what a layer gives."""
-    halves = (torch.bfloat16, torch.float16)
-    return values is not None and values.dtype in halves and _known(values) and fused(values)
-
-
-def _known(values: Tensor) -> bool:
-    return all(isinstance(size, int) for size in values.shape)
+    return values is not None and values.dtype in (torch.bfloat16, torch.float16) and fused(values)
 
 
 def _example(node: Any) -> Any:

@@ -48,10 +48,12 @@ def attention(
 def serves(query: Tensor, key: Tensor) -> bool:
     """Whether a part leaves these to the kernel: half precision on a GPU, of shapes where it is the faster one.
 
-    By `benchmarks/attention.py`, heads of more than 64 numbers are not.
+    By `benchmarks/attention.py`, heads of more than 64 numbers are not. Most is saved in the backward pass, so where there
+    will be none, torch attends, which the host launches in less time.
     """
     halved = query.dtype in (torch.bfloat16, torch.float16) and key.dtype == query.dtype
-    return halved and query.shape[1] <= QUERIES and query.shape[-1] <= 64 and fused(query)
+    small = query.shape[1] <= QUERIES and query.shape[-1] <= 64
+    return torch.is_grad_enabled() and halved and small and fused(query)
 
 
 def reference(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch._dynamo import lookup_backend
 from transformers import ViTConfig, ViTModel
 
 from policysmith.builder.training import rewriting
+from policysmith.builder.training.compilation import compiled_blocks
 from policysmith.components.kernels import attention, gelu
 from policysmith.components.layers import Attention
 from policysmith.components.networks.groot_dit import Block
@@ -112,6 +114,7 @@ def test_a_layer_errs_no_more_with_fused_operators(kind: str, device: str) -> No
 
 def found(function: Callable[..., Tensor], *given: Tensor) -> int:
     """How many operators are put into a function, whose results must stay."""
+    torch._dynamo.reset()
     traced = Traced()
     expected = function(*given)
     ours = torch.compile(function, backend=traced)(*given)
@@ -200,10 +203,42 @@ def test_only_plain_attention_is_replaced(expected: int, options: dict[str, Any]
     assert found(scaled(**options), q.float(), k.float(), v.float(), mask) == 0
 
 
+def test_attention_without_gradients_stays(device: str) -> None:
+    q, k, v = (torch.randn(2, 3, count, 16, device=device).bfloat16() for count in (5, 9, 9))
+    with torch.no_grad():
+        assert found(scaled(), q, k, v, q) == 0
+    assert found(scaled(), q, k, v, q) == 1
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 300, 16), (1, 1, 8, 80), (3, 8, 16)], ids=str)
 def test_attention_of_other_shapes_stays(shape: tuple[int, ...], device: str) -> None:
     q, k, v = (torch.randn(shape, device=device).bfloat16() for _ in range(3))
     assert found(scaled(), q, k, v, q) == 0
+
+
+def test_batches_and_contexts_may_differ_in_size(device: str) -> None:
+    traced = Traced()
+
+    def layer(x: Tensor, w: Tensor, b: Tensor, key: Tensor) -> Tensor:
+        hidden = F.linear(F.gelu(F.linear(x, w, b)), w, b)
+        return F.scaled_dot_product_attention(hidden[:, None], key, key)
+
+    compiled = torch.compile(layer, backend=traced)
+    for batch, keys in ((2, 9), (3, 10), (4, 11), (5, 12)):
+        x, w, b = (torch.randn(*shape, device=device).bfloat16() for shape in ((batch, 5, 8), (8, 8), (8,)))
+        key = torch.randn(batch, 1, keys, 8, device=device).bfloat16()
+        expected = layer(x, w, b, key)
+        assert (compiled(x, w, b, key) - expected).norm() <= 0.02 * expected.norm()
+    assert traced.found == 4  # once for the first sizes, once for all others
+
+
+@pytest.mark.parametrize("heads", [(2, 1), (1, 2)], ids=str)
+def test_what_torch_spreads_over_heads_and_samples_stays(heads: tuple[int, int], device: str) -> None:
+    q, k, v = (torch.randn(2, count, 4, 16, device=device).bfloat16() for count in (heads[0], *heads[1:] * 2))
+    assert found(scaled(), q, k, v, q) == 0
+    one = [x[:, :1] for x in (q, k, v)]
+    assert found(scaled(), one[0][:1], *one[1:], q) == 0
+    assert found(scaled(), *one, q) == 1
 
 
 def test_heads_that_share_keys_stay(device: str) -> None:
@@ -231,6 +266,26 @@ def test_layers_that_are_computed_again_have_them_too(device: str) -> None:
     assert traced.found == 2
 
 
+def test_layers_of_a_policy_are_compiled_with_them(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def counted(graph: fx.GraphModule) -> None:
+        counts.append(rewrite(graph))
+
+    rewrite = rewriting.rewrite
+    monkeypatch.setattr(rewriting, "rewrite", counted)
+    monkeypatch.setattr(rewriting, "lookup_backend", lambda name: lookup_backend("aot_eager"))
+    model = nn.Sequential(*(vit_layer() for _ in range(2))).to(device)
+    tokens = torch.randn(2, TOKENS, WIDTH, device=device).requires_grad_()
+    with ExitStack() as undo, torch.autocast(device, torch.bfloat16):
+        expected = model(tokens)
+        assert len(compiled_blocks(model, undo, trained=True)) == 2
+        assert (model(tokens) - expected).norm() <= 0.02 * expected.norm()
+    assert counts == [2]  # one layer serves both
+    with torch.autocast(device, torch.bfloat16):
+        assert torch.equal(model(tokens), expected)
+
+
 def test_attention_of_parts_gathers_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layer = Attention(WIDTH, 2, 24).to(device).bfloat16()
@@ -242,6 +297,8 @@ def test_attention_of_parts_gathers_the_same(device: str, monkeypatch: pytest.Mo
             plain.setattr(attention, "fused", lambda values: False)
             expected = layer(*given)
         torch.testing.assert_close(layer(*given), expected, rtol=2e-2, atol=2e-2)
-        with monkeypatch.context() as counted:
-            counted.setattr(attention, "attention", lambda query, *_, **__: torch.zeros_like(query))
+        with monkeypatch.context() as marked:
+            marked.setattr(attention, "attention", lambda query, *_, **__: torch.zeros_like(query))
             torch.testing.assert_close(layer(*given), layer.out.bias.expand(3, 5, -1))
+            with torch.no_grad():  # torch's own is launched in less time
+                torch.testing.assert_close(layer(*given), expected)
