@@ -26,7 +26,6 @@ from ..policy import RecipePolicy
 from . import batches, checkpoint
 from .captured import Update, capturable
 from .checkpoint import Identity
-from .compilation import eagerly
 from .ema import WeightAverage
 from .feature_cache import Samples, stored_rows
 from .flops import ModelFlops
@@ -281,14 +280,17 @@ class _Run:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Count the operations of the first pass, which is not compiled for that.
+        """Count the operations of the first pass, which is neither compiled nor in float8 for that.
 
-        A run that goes on with compiled layers does not count: its first pass was compiled before, and draws dropout so.
+        Eagerly, float8 also computes gradients of inputs that need none.
+
+        A run that goes on with such layers does not count: its first pass was theirs before.
         """
-        if self.meter.flops is not None or (self.speedups.compiled and self.step > 0):
+        changed = self.speedups.compiled or self.speedups.wide
+        if self.meter.flops is not None or (changed and self.step > 0):
             yield
             return
-        with eagerly(self.speedups.compiled), ModelFlops() as count:
+        with self.speedups.as_written(), ModelFlops() as count:
             yield
         limit = peak(self.accelerator.device) if self.accelerator.mixed_precision == "bf16" else None
         total = count.get_total_flops()

@@ -35,7 +35,8 @@ class Speedups:
         self._policy, self._section, self._accelerator = policy, section, accelerator
         self._undo, self._note = undo, note
         self._shadows: Shadows | None = None
-        self._wide: list[nn.Linear] = []
+        self.wide: list[nn.Linear] = []
+        """The layers that compute in float8."""
         self.compiled: list[nn.Module] = []
         """The layers that are compiled one by one."""
         self.bf16 = accelerator.mixed_precision == "bf16"
@@ -60,7 +61,7 @@ class Speedups:
 
     def quicken(self, *, idle: bool) -> None:
         """Let wide layers compute in float8, and compile layers one by one, as far as wanted. Frozen ones may be `idle`."""
-        self._wide = float8_layers(self._policy, self._section.float8, self._undo, self._note)
+        self.wide = float8_layers(self._policy, self._section.float8, self._undo, self._note)
         if not self.compiles:
             return
         # a layer's gradients come all at once, so there is nothing to gain from splitting it
@@ -94,7 +95,13 @@ class Speedups:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """The policy computes uncompiled inside the block, with float32 weights and without float8."""
-        with eagerly(self.compiled), self.own_weights(), without(self._wide):
+        with self.as_written(), self.own_weights():
+            yield
+
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Layers run as they are written inside the block: neither compiled nor in float8."""
+        with eagerly(self.compiled), without(self.wide):
             yield
 
     def _agreed(self, cast: set[nn.Module]) -> set[nn.Module]:

@@ -249,6 +249,25 @@ def test_a_run_learns_what_it_does_in_bf16(
 
 
 @pytest.mark.usefixtures("emulated")
+def test_operations_are_those_of_bf16_where_a_context_needs_no_gradient(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    network = {"type": "groot_dit", "width": 64, "depth": 2, "heads": 4, "queries": 4, "hidden": 32}
+    recipe["policy"] |= {
+        "head": {"type": "flow_matching", "reads": ["vision.tokens", "proprio.pooled"], "network": network},
+        "freeze": ["backbones.vision.*"],
+    }
+    recipe["training"] |= {"steps": 1, "cache": "off"}
+    counted = []
+    for how in ("off", "tensorwise"):
+        builder = Builder.from_recipe(recipe).override({"training.float8": how})
+        builder.train(output=tmp_path / how, device="cpu")
+        counted.append([note for note in logged(tmp_path / how, "note") if "GFLOP" in note])
+    assert any("layers compute in float8" in note for note in logged(tmp_path / how, "note"))
+    assert counted[0] == counted[1]
+
+
+@pytest.mark.usefixtures("emulated")
 def test_a_run_goes_on_from_its_checkpoint_with_and_without(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["training"] |= {"steps": 6, "save_every": 3, "keep": 5, "float8": "tensorwise"}
     builder = Builder.from_recipe(recipe)
