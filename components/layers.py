@@ -59,7 +59,8 @@ class Attention(nn.Module):
         """
         query = self.query(queries).unflatten(-1, (self.heads, -1))
         both = self.key_value(context).unflatten(-1, (2, self.heads, -1))
-        if by is None and (mask is None or mask.ndim == 2) and attention.serves(query, both):
+        plain = by is None and (mask is None or mask.shape == both.shape[:2])
+        if plain and attention.serves(query, both):
             gathered: Tensor = self.out(attention.attention(query, both, seen=mask).flatten(2))
             return gathered
         query, key, value = (x.transpose(1, 2) for x in (query, *both.unbind(2)))

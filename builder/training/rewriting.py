@@ -30,39 +30,37 @@ def rewrite(graph: fx.GraphModule) -> int:
     found = 0
     for module in graph.modules():
         if isinstance(module, fx.GraphModule):
-            here = sum(_activation(node) or _attention(node) for node in list(module.graph.nodes))
-            found += here
-            if here:
-                module.graph.eliminate_dead_code()
-                module.recompile()
+            found += sum(_activation(node) or _attention(node) for node in list(module.graph.nodes))
+            module.recompile()
     return found
 
 
 def _activation(node: Any) -> bool:
     """linear, gelu, perhaps dropout, linear -> linear without its bias; bias, gelu and dropout in one; linear.
 
-    Not where something else reads the activation, which inductor fuses with it.
+    With nothing between the first three, which could change a tensor or a mode, and not where something else reads the
+    activation, which inductor fuses with it.
     """
-    if node.target is not F.gelu or not _is_linear(linear := node.args[0]) or len(linear.users) != 1:
+    linear, last, rate = node.prev, node, 0.0
+    if node.target is not F.gelu or not _is_linear(linear) or list(linear.users) != [node]:
         return False
-    last, rate = node, 0.0
-    if len(node.users) == 1 and (after := next(iter(node.users))).target is F.dropout:
+    if (after := node.next).target is F.dropout and list(node.users) == [after]:
         rate = _argument(after, 1, "p", 0.5) if _argument(after, 2, "training", True) else 0.0
         last = after
-    bias, example = _argument(linear, 2, "bias"), _example(linear)
-    if bias is None or not 0.0 <= rate < 1.0 or not _suits(example) or not all(map(_is_linear, last.users)):
+    bias, product = _argument(linear, 2, "bias"), _example(linear)
+    if not (_suits(product, _example(bias)) and _is_rate(rate) and all(map(_is_linear, last.users))):
         return False
     graph, dropped = node.graph, gelu.threshold(rate)
     with graph.inserting_before(last):
         inputs = _argument(linear, 0, "input"), _argument(linear, 1, "weight")
-        product = graph.call_function(F.linear, inputs)
-        drawn = {"dtype": torch.int64, "device": example.device}
+        values = graph.call_function(F.linear, inputs)
+        drawn = {"dtype": torch.int64, "device": product.device}
         seed = graph.call_function(torch.randint, (2**62, (1,)), drawn) if dropped else None
         tanh = _argument(node, 1, "approximate", "none") == "tanh"
-        out = graph.call_function(gelu.OPERATOR, (product, bias, seed, tanh, dropped))
-    product.meta.update(linear.meta)
-    out.meta.update(last.meta)
-    last.replace_all_uses_with(out)
+        out = graph.call_function(gelu.OPERATOR, (values, bias, seed, tanh, dropped))
+    _replace(last, out)
+    for old in (node, linear) if last is after else (linear,):
+        graph.erase_node(old)
     return True
 
 
@@ -91,18 +89,30 @@ def _attention(node: Any) -> bool:
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         pair = graph.call_function(attention.OPERATOR, (*turned, None, scale))
         out = graph.call_method("transpose", (graph.call_function(operator.getitem, (pair, 0)), 1, 2))
-    out.meta.update(node.meta)
-    node.replace_all_uses_with(out)
+    _replace(node, out)
     return True
+
+
+def _replace(node: fx.Node, by: fx.Node) -> None:
+    by.meta.update(node.meta)
+    node.replace_all_uses_with(by)
+    node.graph.erase_node(node)
 
 
 def _is_linear(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.target is F.linear
 
 
-def _suits(values: Any) -> bool:
-    """Whether the kernel of the activation is made for what a layer gives."""
-    return values is not None and values.dtype in (torch.bfloat16, torch.float16) and fused(values)
+def _is_rate(rate: Any) -> bool:
+    """Whether it is known what share is dropped; where two layers differ in it, it may be an input of the graph."""
+    return isinstance(rate, (int, float)) and 0.0 <= rate < 1.0
+
+
+def _suits(product: Any, bias: Any) -> bool:
+    """Whether the kernel of the activation is made for what a layer gives, and for its bias."""
+    if product is None or bias is None or bias.shape != product.shape[-1:]:
+        return False
+    return product.dtype in (torch.bfloat16, torch.float16) and fused(product)
 
 
 def _example(node: Any) -> Any:

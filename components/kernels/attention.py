@@ -35,12 +35,18 @@ def attention(
 
     Without a value, keys and values are the halves of `key` (B, M, 2, H, E). `seen`, bool (B, M), is True where a key may be
     seen; a query that sees none gathers zeros. The scale is 1 / sqrt(E) unless given.
-    Raises ValueError for more than `QUERIES` queries or heads wider than `WIDTH`.
+    Raises ValueError for more than `QUERIES` queries, for heads wider than `WIDTH`, and for shapes that do not fit.
     """
     if query.shape[1] > QUERIES or query.shape[-1] > WIDTH:
         raise ValueError(
             f"made for up to {QUERIES} queries of up to {WIDTH} numbers, not {tuple(query.shape)}"
         )
+    batch, keys = key.shape[:2]
+    wanted = (query.shape[0], keys, *((2,) if value is None else ()), *query.shape[2:])
+    fits = key.shape == wanted and (value is None or value.shape == wanted)
+    if not fits or (seen is not None and seen.shape != (batch, keys)):
+        shapes = [None if x is None else tuple(x.shape) for x in (query, key, value, seen)]
+        raise ValueError("query, key, value and what is seen do not fit: {}, {}, {}, {}".format(*shapes))
     out, _ = _forward(query, key, value, seen, query.shape[-1] ** -0.5 if scale is None else scale)
     return out  # type: ignore[no-any-return]
 
@@ -53,7 +59,7 @@ def serves(query: Tensor, key: Tensor) -> bool:
     """
     halved = query.dtype in (torch.bfloat16, torch.float16) and key.dtype == query.dtype
     small = query.shape[1] <= QUERIES and query.shape[-1] <= 64
-    return torch.is_grad_enabled() and halved and small and fused(query)
+    return torch.is_grad_enabled() and halved and small and query.shape[0] == key.shape[0] and fused(query)
 
 
 def reference(

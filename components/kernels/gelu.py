@@ -28,8 +28,10 @@ def gelu(
     """(..., D) and bias (D,) -> (..., D), in the dtype of the values.
 
     `dropout`, from 0 to below 1, is the share of values that are dropped; it needs a seed, int64 (1,), and the same seed
-    drops the same values. Raises ValueError for dropout without a seed.
+    drops the same values. Raises ValueError for dropout without a seed, and for a bias of another shape.
     """
+    if bias.shape != values.shape[-1:]:
+        raise ValueError(f"a bias of shape {tuple(bias.shape)} for values of shape {tuple(values.shape)}")
     if dropout > 0.0 and seed is None:
         raise ValueError("dropout needs a seed")
     out: Tensor = _forward(values, bias, seed, tanh, threshold(dropout))
@@ -37,8 +39,8 @@ def gelu(
 
 
 def threshold(dropout: float) -> int:
-    """How many of `LEVELS` random numbers drop a value."""
-    return round(dropout * LEVELS)
+    """How many of `LEVELS` random numbers drop a value; not all."""
+    return min(round(dropout * LEVELS), LEVELS - 1)
 
 
 def reference(
@@ -63,7 +65,7 @@ def kept(values: Tensor, seed: Tensor, dropped: int) -> Tensor:
 
 
 def _forward_reference(values: Tensor, bias: Tensor, seed: Tensor | None, tanh: bool, dropped: int) -> Tensor:
-    return reference(values, bias, seed, tanh=tanh, dropout=dropped / LEVELS)
+    return reference(values, bias, seed, tanh=tanh, dropout=dropped / LEVELS).contiguous()
 
 
 def _backward_reference(
@@ -75,7 +77,8 @@ def _backward_reference(
     precise = torch.promote_types(values.dtype, torch.float32)
     shifted = values.to(precise) + bias.to(precise)
     change = torch.ops.aten.gelu_backward(d_out.to(precise), shifted, approximate="tanh" if tanh else "none")
-    return change.to(values.dtype), change.flatten(0, -2).sum(0).to(bias.dtype)
+    total = change.reshape(-1, len(bias)).sum(0)
+    return change.to(values.dtype).contiguous(), total.to(bias.dtype)
 
 
 _forward = operator(

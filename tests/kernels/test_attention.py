@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from policysmith.components.kernels import attention as module
 from policysmith.components.kernels.attention import attention, reference
 
-SHAPES = ((2, 5, 7, 2, 8), (1, 65, 70, 1, 6), (1, 49, 33, 2, 16), (2, 1, 2, 1, 3), (1, 130, 20, 1, 4))
+SHAPES = ((3, 5, 7, 2, 8), (1, 65, 70, 1, 6), (1, 49, 33, 2, 16), (2, 1, 2, 1, 3), (1, 130, 20, 1, 4))
 """Samples, queries, keys, heads and their width."""
 
 
@@ -29,12 +29,16 @@ def inputs_of(
 
 
 def half_seen(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same where the keys of the first sample are seen in turns, and none of the last, if there are several."""
+    """The same where each sample sees other keys, and the last sees none, if there are several."""
 
     def run(query: Tensor, key: Tensor, value: Tensor | None) -> Tensor:
-        seen = (torch.arange(key.shape[1], device=key.device) % 3 != 1).repeat(len(key), 1)
-        seen[1:] = False
-        return function(query, key, value, seen)
+        samples, keys = (
+            torch.arange(len(key), device=key.device),
+            torch.arange(key.shape[1], device=key.device),
+        )
+        hidden = (keys[:, None] + 2 * samples) % 3 == 1  # (keys, samples), read as it lies
+        hidden[:, -1] |= len(key) > 1
+        return function(query, key, value, ~hidden.T)
 
     return run
 
@@ -111,10 +115,12 @@ def test_it_says_what_it_is_not_made_for(device: str) -> None:
             attention(*(x.to(device) for x in inputs_of(shape).values()))
 
 
-def test_its_operations_are_counted_as_those_of_torch(device: str) -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+def test_its_operations_are_counted_as_those_of_torch(packed: bool, device: str) -> None:
     counts = []
     for function in (attention, reference):
-        given = [x.to(device).bfloat16().requires_grad_() for x in inputs_of((2, 5, 7, 2, 8)).values()]
+        inputs = inputs_of((2, 5, 7, 2, 8), packed=packed).values()
+        given = [None if x is None else x.to(device).bfloat16().requires_grad_() for x in inputs]
         with FlopCounterMode(display=False) as counter:
             function(*given).sum().backward()
         counts.append(counter.get_total_flops())
@@ -122,6 +128,24 @@ def test_its_operations_are_counted_as_those_of_torch(device: str) -> None:
     assert counts[0] == forward + 5 * forward // 2
     if device == "cuda":  # torch does not count what a CPU does
         assert counts[1] == counts[0]
+
+
+def test_shapes_must_fit(device: str) -> None:
+    query, key, value = (x.to(device) for x in inputs_of((2, 5, 7, 2, 8)).values())
+    seen = torch.ones(2, 7, dtype=torch.bool, device=device)
+    both = torch.stack([key, value], dim=2)
+    wrong = [
+        (query[:1], key, value),
+        (query, key[:1], value[:1]),
+        (query, key, value[..., :4]),
+        (query, key[:, :, :1], value[:, :, :1]),
+        (query, key, value, seen[:1]),
+        (query, key, value, seen[:, :5]),
+        (query, both[:, :, :1], None),
+    ]
+    for given in wrong:
+        with pytest.raises(ValueError, match="do not fit"):
+            attention(*given)
 
 
 @pytest.mark.usefixtures("references")

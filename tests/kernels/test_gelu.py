@@ -13,6 +13,7 @@ from torch import Tensor
 from policysmith.components.kernels import gelu as module
 from policysmith.components.kernels.dispatch import INTERPRETED
 from policysmith.components.kernels.gelu import gelu, reference
+from policysmith.components.kernels.philox import philox
 
 SHAPES = ((3, 5), (2, 3, 21), (1, 520), (37, 8))
 USES = {
@@ -92,6 +93,55 @@ def test_dropout_keeps_the_mean_and_follows_its_seed(device: str) -> None:
     assert columns.unique().numel() > 3
 
 
+def test_what_is_kept_is_what_the_reference_keeps(device: str) -> None:
+    values, seed = torch.full((8200, 8), 5.0, device=device), torch.tensor([0], device=device)
+    ours, theirs = (f(values, values[0] * 0.0, seed, dropout=0.3) for f in (gelu, reference))
+    torch.testing.assert_close(ours, theirs)
+    halves = philox(
+        seed, (torch.arange(8200, device=device), *3 * [torch.zeros(8200, dtype=torch.int64, device=device)])
+    )
+    assert any(
+        (half == module.threshold(0.3)).any() for half in (halves & 0xFFFF, halves >> 16)
+    )  # the last that is kept
+
+
+def test_tensors_are_read_as_they_lie(device: str) -> None:
+    values, bias = torch.randn(6, 9, device=device), torch.randn(2 * 6, device=device)[::2]
+    given = [values.T.requires_grad_(), bias.requires_grad_()]
+    dense = [x.detach().contiguous().requires_grad_() for x in given]
+    outs = [gelu(*given), gelu(*dense)]
+    torch.testing.assert_close(*outs)
+    against = torch.randn_like(outs[0])
+    for one, other in zip(
+        *(torch.autograd.grad(y, x, against) for y, x in zip(outs, (given, dense), strict=True)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    torch.library.opcheck(module._forward, (*given, None, False, 0))
+
+
+def test_long_columns_are_summed_up_to_the_end(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device == "cuda" or INTERPRETED:
+        monkeypatch.setattr("policysmith.components.kernels.programs.gelu._PROGRAMS", 2)
+    values, bias = torch.randn(43, 5, device=device), torch.randn(5, device=device).requires_grad_()
+    wide = bias.detach().double().requires_grad_()
+    ours, theirs = (
+        torch.autograd.grad(f(x, y).sum(), y)[0]
+        for f, x, y in ((gelu, values, bias), (reference, values.double(), wide))
+    )
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_nearly_all_may_be_dropped(device: str) -> None:
+    values = torch.ones(4, 8, device=device)
+    assert gelu(values, values[0], torch.tensor([1], device=device), dropout=1.0 - 1e-9).isfinite().all()
+
+
+def test_a_bias_must_fit(device: str) -> None:
+    for shape in ((), (1,), (2, 3)):
+        with pytest.raises(ValueError, match="a bias of shape"):
+            gelu(torch.randn(2, 3, device=device), torch.randn(shape, device=device))
+
+
 def test_dropout_needs_a_seed(device: str) -> None:
     with pytest.raises(ValueError, match="seed"):
         gelu(torch.randn(2, 3, device=device), torch.randn(3, device=device), dropout=0.1)
@@ -118,7 +168,11 @@ def test_gradients_in_float64(use: str) -> None:
 @pytest.mark.parametrize("dropped", [0, 1000])
 def test_it_is_a_sound_operator(dropped: int, device: str) -> None:
     given = (x.to(device).requires_grad_() for x in inputs_of((2, 3, 5), torch.float32).values())
-    torch.library.opcheck(module._forward, (*given, torch.tensor([3], device=device), True, dropped))
+    values, bias = given
+    for halved in (values, values.detach().bfloat16().requires_grad_()):
+        torch.library.opcheck(
+            module._forward, (halved, bias, torch.tensor([3], device=device), True, dropped)
+        )
 
 
 def test_it_compiles_without_a_break(device: str) -> None:

@@ -9,7 +9,7 @@ import triton.language as tl
 from ..attention import halves
 from ..dispatch import INTERPRETED
 
-_LOG2E = 1.4426950408889634
+_LOG2E = tl.constexpr(1.4426950408889634)
 _WIDENS = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits of bfloat16
 _KEYS = 64
 
@@ -24,7 +24,7 @@ def forward(query, key, value, seen, scale):
     norm = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
     tile = min(_tile(queries), 128)
     _forward[(batch * heads, triton.cdiv(queries, tile))](
-        query, key, value, query if seen is None else seen.contiguous(), out, norm, scale * _LOG2E,
+        query, key, value, query if seen is None else seen.contiguous(), out, norm, scale * _LOG2E.value,
         heads, queries, keys, depth, *(stride for x in (query, key, value) for stride in x.stride()[:3]),
         MASKED=seen is not None, QUERIES=tile, KEYS=min(_KEYS, _tile(keys)), DEPTH=_tile(depth),
         num_warps=8 if tile == 128 else 4, num_stages=3,
@@ -53,8 +53,9 @@ def backward(d_out, query, key, value, seen, out, norm, scale):
 
 
 def _dense(values):
-    """The values, so that the last dimension is dense."""
-    return values if values.stride(-1) == 1 else values.contiguous()
+    """The values, so that the last dimension is dense, and tokens lie within 32 bits of each other."""
+    near = values.stride(-1) == 1 and values.stride(1) * values.shape[1] < 2**31
+    return values if near else values.contiguous()
 
 
 def _tile(count):
@@ -168,7 +169,7 @@ def _tile_of_keys(
     columns = first + tl.arange(0, KEYS)
     k = _read(key, columns, keys, kt, depth, DEPTH)
     v = _read(value, columns, keys, vt, depth, DEPTH)
-    scores = _scores(q, k, seen, columns, keys, scale * 1.4426950408889634, MASKED)
+    scores = _scores(q, k, seen, columns, keys, scale * _LOG2E, MASKED)
     weights = tl.exp2(scores - total[:, None])
     change = (weights * (_dot(d, tl.trans(v), None) - delta[:, None])).to(q.dtype)
     _write(d_value, _dot(tl.trans(weights.to(d.dtype)), d, None), columns, keys, dvt, depth, DEPTH)
