@@ -18,7 +18,7 @@ losses must agree up to rounding, and up to the noise that compiled dropout draw
 alternate, A B C D, A B C D; the device is waited for only at a block's ends. `prepare` is what the first steps took
 longer than later ones: compiling, mostly. A `--tiny` run shows that everything works, and nothing of speed.
 
-Results are written after every work. With `--budget` no block begins after so many seconds.
+Results are written after every block. With `--budget` no block begins after so many seconds.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import json
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,14 @@ def main() -> None:
         raise SystemExit(f"there is no work {unknown}; `--list` shows them") from None
     session = session_of(arguments)
     rows: list[dict[str, Any]] = []
-    for work in works:
+    for index, work in enumerate(works):
+        keep = partial(write, arguments, session, rows, [other.name for other in works[index + 1 :]])
         if session.over:
             tell(f"{work.name}: not begun, the time was up")
         else:
-            rows.append(session.measure(work))
+            rows.append(session.measure(work, keep))
             tell("\n".join(table(rows[-1])))
-        write(arguments, session, rows, [other.name for other in works[len(rows) :]])
+    write(arguments, session, rows, [work.name for work in works[len(rows) :]])
 
 
 def parse() -> argparse.Namespace:
@@ -104,8 +106,13 @@ def session_of(arguments: argparse.Namespace) -> Session:
 
 
 def write(
-    arguments: argparse.Namespace, session: Session, rows: list[dict[str, Any]], later: list[str]
+    arguments: argparse.Namespace,
+    session: Session,
+    rows: list[dict[str, Any]],
+    later: list[str],
+    begun: dict[str, Any] | None = None,
 ) -> None:
+    """Put the rows of all works into the file, also that of one that has only begun."""
     if arguments.output is None:
         return
     content = {
@@ -115,7 +122,7 @@ def write(
         "device": session.device,
         **session.machine,
         "protocol": vars(session.protocol),
-        "works": rows,
+        "works": rows if begun is None else [*rows, begun],
         "not_begun": later,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -34,12 +34,12 @@ def timed(
 def compared(row: Mapping[str, Any]) -> dict[str, Any]:
     """Every trainer held against the reference, and ours against the goals."""
     variants = row["variants"]
-    reference = variants.get(REFERENCE, {}).get("ms_per_step")
+    reference = variants.get(REFERENCE, {})
     for result in variants.values():
-        if reference is None or "ms_per_step" not in result:
-            continue
-        result["speedup"] = reference["median"] / result["ms_per_step"]["median"]
-        result["loss_difference"] = difference(result["losses"], variants[REFERENCE]["losses"])
+        if "ms_per_step" in reference and "ms_per_step" in result:
+            result["speedup"] = reference["ms_per_step"]["median"] / result["ms_per_step"]["median"]
+        if "losses" in reference and "losses" in result:
+            result["loss_difference"] = difference(result["losses"], reference["losses"])
     ours = variants.get(OURS, {})
     values = {"speedup": ours.get("speedup"), "tflops": ours.get("tflops"), "ceiling": ours.get("of_gemm")}
     return {

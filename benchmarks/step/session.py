@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .process import Failed, Variant
-from .results import compared, timed
+from .results import REFERENCE, compared, timed
 
 if TYPE_CHECKING:
     from .pace import Protocol
@@ -41,8 +41,11 @@ class Session:
     def over(self) -> bool:
         return time.monotonic() > self.deadline
 
-    def measure(self, work: Work) -> dict[str, Any]:
-        """The row of a work. What failed or did not come to be timed is in `left_out`, with the reason."""
+    def measure(self, work: Work, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """The row of a work. What failed or did not come to be timed is in `left_out`, with the reason.
+
+        `keep` takes it as far as it is, after every block, so that a run that is stopped loses nothing.
+        """
         row: dict[str, Any] = {
             "name": work.name,
             "title": work.title,
@@ -57,7 +60,7 @@ class Session:
         if missing := [package for package in work.needs if find_spec(package) is None]:
             row["left_out"] = dict.fromkeys(self.variants, f"{', '.join(missing)} is not installed")
             return row
-        takes = _Takes(self, work, row)
+        takes = _Takes(self, work, row, keep)
         names = [name for name in self.variants if takes.possible(name)]
         for group in [names] if work.together else [[name] for name in names]:
             if self.over:
@@ -72,8 +75,10 @@ class Session:
 class _Takes:
     """The running trainers of a work, and what they gave so far."""
 
-    def __init__(self, session: Session, work: Work, row: dict[str, Any]) -> None:
-        self._session, self._work, self._row = session, work, row
+    def __init__(
+        self, session: Session, work: Work, row: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._session, self._work, self._row, self._kept = session, work, row, keep
         self._live: dict[str, Variant] = {}
 
     def possible(self, name: str) -> bool:
@@ -121,6 +126,9 @@ class _Takes:
                 first = self._live[name].run(protocol.log_every)
                 self._live[name].run(protocol.loss_steps - protocol.log_every)
                 self._result(name)["first_seconds"] = first
+                self._keep(name)
+                if (apart := self._result(name).get("loss_difference")) is not None:
+                    self._session.tell(f"{self._work.name} {name} losses within {apart:.1e} of {REFERENCE}'s")
 
     def time(self) -> None:
         """The timed blocks."""
@@ -141,8 +149,15 @@ class _Takes:
         protocol, variant, result = self._session.protocol, self._live[name], self._result(name)
         result["blocks_ms"].append(1e3 * seconds / protocol.steps)
         result["peak_bytes"], result["notes"] = variant.peak, variant.notes
-        result["losses"] = variant.losses[: protocol.loss_steps // protocol.log_every]
         result |= timed(result, self._row, self._session.machine, protocol.log_every)
+        self._keep(name)
+
+    def _keep(self, name: str) -> None:
+        protocol = self._session.protocol
+        count = protocol.loss_steps // protocol.log_every
+        self._result(name)["losses"] = self._live[name].losses[:count]  # some tell the last one late
+        self._row |= compared(self._row)
+        self._kept(self._row)
 
     def _take_in(self, name: str, told: dict[str, Any]) -> None:
         if "machine" in told:
@@ -161,7 +176,7 @@ class _Takes:
             return False
         for name in self._live:
             if not self._result(name)["blocks_ms"]:
-                self._leave_out(name, LATE)
+                self._row["left_out"].setdefault(name, LATE)
         return True
 
     def _leave_out(self, name: str, reason: str) -> None:
