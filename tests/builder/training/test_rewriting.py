@@ -22,6 +22,7 @@ from policysmith.components.kernels import attention
 from policysmith.components.layers import Attention
 from policysmith.components.networks.groot_dit import Block
 from policysmith.components.recomputation import recompute
+from policysmith.components.rotary import rotation
 
 WIDTH, TOKENS = 32, 7
 
@@ -213,8 +214,9 @@ def test_layers_may_differ_in_dropout(device: str) -> None:
         for rate in (0.1, 0.9)
     )
     x = torch.randn(500, 8, device=device).bfloat16()
+    traced = Traced()
     for layer in (first, second):
-        layer.compile(backend=Traced())
+        layer.compile(backend=traced)
         layer(x)
     first.eval()
     assert torch.equal(first(x), first(x))
@@ -392,6 +394,17 @@ def test_layers_of_a_policy_are_compiled_with_them(device: str, monkeypatch: pyt
     assert counts == [2]  # one layer serves both
     with torch.autocast(device, torch.bfloat16):
         assert torch.equal(model(tokens), expected)
+
+
+def test_attention_of_parts_turns_queries_and_keys(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = Attention(WIDTH, 2).to(device).bfloat16()
+    tokens = torch.randn(3, 5, WIDTH, device=device).bfloat16()
+    by = rotation(torch.arange(5, device=device).expand(3, 5), WIDTH // 2)
+    ours = layer(tokens, tokens, by=by)
+    monkeypatch.setattr(attention, "fused", lambda values: False)
+    assert torch.equal(ours, layer(tokens, tokens, by=by))
+    assert not torch.equal(ours, layer(tokens, tokens))
 
 
 def test_attention_of_parts_gathers_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
