@@ -280,9 +280,8 @@ class _Run:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Count the operations of the first pass, which is neither compiled nor in float8 for that.
-
-        Eagerly, float8 also computes gradients of inputs that need none.
+        """Count the operations of the first pass, which is neither compiled nor in float8 for that: eagerly, float8 also
+        computes gradients of inputs that need none.
 
         A run that goes on with such layers does not count: its first pass was theirs before.
         """

@@ -76,9 +76,8 @@ def _attention(node: Any) -> bool:
     if mask is not None or dropout or causal or grouped or any(x is None or x.ndim != 4 for x in examples):
         return False
     query, key, value = (x.transpose(1, 2) for x in examples)
-    known = all(
-        isinstance(query.shape[at], int) for at in (1, -1)
-    )  # batches and keys may come in several sizes
+    # batches and keys may come in several sizes
+    known = all(isinstance(query.shape[at], int) for at in (1, -1))
     alike = (key.shape, key.dtype) == (value.shape, value.dtype)
     spread = any(query.shape[at] != key.shape[at] for at in (0, 2))
     if not known or not alike or spread or not attention.serves(query, key):

@@ -40,10 +40,8 @@ def read(
     """
     states, pairs = [], []
     for index, layer in enumerate(layers):
-        if getattr(
-            layer, "gradient_checkpointing", False
-        ):  # by transformers, which would drop keys and values
-            take_over(layer)
+        if getattr(layer, "gradient_checkpointing", False):
+            take_over(layer)  # transformers would drop keys and values
         cache = KeyValues(None if past is None else past[:, index])
         grown = {} if rotary is None else {"position_embeddings": rotary, CACHE: cache}
         hidden = layer(hidden, attention_mask=visible, **grown)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +43,55 @@ def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
     done = run("train_step.py", "--tiny", "--budget=0", "--works", "act", f"--output={output}")
     assert "act: not begun, the time was up" in done
     assert json.loads(output.read_text())["not_begun"] == ["act"]
+
+
+def test_a_run_that_is_stopped_keeps_losses_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    session_of, works = (importlib.import_module(f"step.{name}") for name in ("session", "works"))
+    protocol = importlib.import_module("step.pace").Protocol(
+        loss_steps=4, rounds=3, warmup=0, steps=10, log_every=2
+    )
+    kept: list[Any] = []
+
+    class Trainer:
+        """One that is interrupted in its second block."""
+
+        def __init__(self, name: str, *_: object) -> None:
+            self.name, self.losses, self.notes, self.peak = name, [], [], None
+            self._seconds = iter([0.1, 0.1, 1.0])
+
+        def setup(self) -> dict[str, Any]:
+            return {"build_seconds": 0.0, "ema": None}
+
+        def run(self, steps: int) -> float:
+            if not steps:
+                return 0.0
+            self.losses.append(1.0 if self.name == "trainer" else 1.5)
+            seconds = next(self._seconds, None)
+            if seconds is None:
+                raise KeyboardInterrupt
+            return seconds
+
+        def stop(self) -> None:
+            """Nothing runs."""
+
+    monkeypatch.setattr(session_of, "Variant", Trainer)
+    session = session_of.Session(
+        protocol,
+        ["trainer", "ours"],
+        "cpu",
+        [],
+        1,
+        float("inf"),
+        lambda message: None,
+        {"gemm": {"tflops": 1.0}},
+    )
+    [work] = works.choose(["gr00t_dit"], True)
+    with pytest.raises(KeyboardInterrupt):
+        session.measure(work, lambda row: kept.append(copy.deepcopy(row)))
+    assert [len(row["variants"].get("ours", {}).get("blocks_ms", [])) for row in kept] == [0, 0, 0, 1]
+    assert kept[1]["variants"]["ours"]["loss_difference"] == 0.5
+    assert kept[-1]["variants"]["ours"]["blocks_ms"] == [100.0]
 
 
 def test_runs_of_several_processes_are_told(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from policysmith.builder.training.optimization import decays
-from policysmith.components.layers import CategoryLinear
+from policysmith.components.kernels import attention
+from policysmith.components.layers import Attention, CategoryLinear
+from policysmith.components.rotary import rotation
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5), (4, 2, 3, 5)])
@@ -42,3 +44,47 @@ def test_biases_of_categories_do_not_decay() -> None:
     layer = CategoryLinear(3, 5, 7)
     assert decays(layer, "head.layers.weight", layer.weight)
     assert not decays(layer, "head.layers.bias", layer.bias)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Attention is left to the kernel on a CPU too, where it runs as plain torch."""
+    monkeypatch.setattr(attention, "fused", lambda values: True)
+    return str(request.param)
+
+
+def test_attention_of_parts_turns_queries_and_keys(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = Attention(32, 2).to(device).bfloat16()
+    tokens = torch.randn(3, 5, 32, device=device).bfloat16()
+    by = rotation(torch.arange(5, device=device).expand(3, 5), 16)
+    ours = layer(tokens, tokens, by=by)
+    monkeypatch.setattr(attention, "fused", lambda values: False)
+    assert torch.equal(ours, layer(tokens, tokens, by=by))
+    assert not torch.equal(ours, layer(tokens, tokens))
+
+
+def test_attention_of_parts_gathers_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = Attention(32, 2, 24).to(device).bfloat16()
+    queries, context = (torch.randn(3, n, d, device=device).bfloat16() for n, d in ((5, 32), (9, 24)))
+    mask = torch.rand(3, 9, device=device) < 0.5
+    mask[0] = False
+    each = torch.rand(3, 5, 9, device=device) < 0.5
+    for given in (
+        (queries, context, mask),
+        (queries, context),
+        (queries, context, each),
+        (queries, context, mask[1:2]),
+    ):
+        with monkeypatch.context() as plain:
+            plain.setattr(attention, "fused", lambda values: False)
+            expected = layer(*given)
+        torch.testing.assert_close(layer(*given), expected, rtol=2e-2, atol=2e-2)
+        if len(given) > 2 and given[2] is not mask:  # what it is not made for
+            continue
+        with monkeypatch.context() as marked:
+            marked.setattr(attention, "attention", lambda query, *_, **__: torch.zeros_like(query))
+            torch.testing.assert_close(layer(*given), layer.out.bias.expand(3, 5, -1))
+            with torch.no_grad():  # torch's own is launched in less time
+                torch.testing.assert_close(layer(*given), expected)

@@ -19,10 +19,8 @@ from transformers import ViTConfig, ViTModel
 from policysmith.builder.training import rewriting
 from policysmith.builder.training.compilation import compiled_blocks
 from policysmith.components.kernels import attention
-from policysmith.components.layers import Attention
 from policysmith.components.networks.groot_dit import Block
 from policysmith.components.recomputation import recompute
-from policysmith.components.rotary import rotation
 
 WIDTH, TOKENS = 32, 7
 
@@ -394,40 +392,3 @@ def test_layers_of_a_policy_are_compiled_with_them(device: str, monkeypatch: pyt
     assert counts == [2]  # one layer serves both
     with torch.autocast(device, torch.bfloat16):
         assert torch.equal(model(tokens), expected)
-
-
-def test_attention_of_parts_turns_queries_and_keys(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    layer = Attention(WIDTH, 2).to(device).bfloat16()
-    tokens = torch.randn(3, 5, WIDTH, device=device).bfloat16()
-    by = rotation(torch.arange(5, device=device).expand(3, 5), WIDTH // 2)
-    ours = layer(tokens, tokens, by=by)
-    monkeypatch.setattr(attention, "fused", lambda values: False)
-    assert torch.equal(ours, layer(tokens, tokens, by=by))
-    assert not torch.equal(ours, layer(tokens, tokens))
-
-
-def test_attention_of_parts_gathers_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    layer = Attention(WIDTH, 2, 24).to(device).bfloat16()
-    queries, context = (torch.randn(3, n, d, device=device).bfloat16() for n, d in ((5, WIDTH), (9, 24)))
-    mask = torch.rand(3, 9, device=device) < 0.5
-    mask[0] = False
-    each = torch.rand(3, 5, 9, device=device) < 0.5
-    for given in (
-        (queries, context, mask),
-        (queries, context),
-        (queries, context, each),
-        (queries, context, mask[1:2]),
-    ):
-        with monkeypatch.context() as plain:
-            plain.setattr(attention, "fused", lambda values: False)
-            expected = layer(*given)
-        torch.testing.assert_close(layer(*given), expected, rtol=2e-2, atol=2e-2)
-        if len(given) > 2 and given[2] is not mask:  # what it is not made for
-            continue
-        with monkeypatch.context() as marked:
-            marked.setattr(attention, "attention", lambda query, *_, **__: torch.zeros_like(query))
-            torch.testing.assert_close(layer(*given), layer.out.bias.expand(3, 5, -1))
-            with torch.no_grad():  # torch's own is launched in less time
-                torch.testing.assert_close(layer(*given), expected)
