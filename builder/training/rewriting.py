@@ -17,6 +17,8 @@ from torch._dynamo import lookup_backend
 
 from ...components.kernels import attention, gelu
 from ...components.kernels.dispatch import fused
+from .one_product import give_bias, joined
+from .traced import argument, example, is_linear
 
 
 def rewritten(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
@@ -31,6 +33,8 @@ def rewrite(graph: fx.GraphModule) -> int:
     for module in graph.modules():
         if isinstance(module, fx.GraphModule):
             found += sum(_activation(node) or _attention(node) for node in list(module.graph.nodes))
+            for node in module.graph.find_nodes(op="call_function", target=attention.OPERATOR):
+                give_bias(node)
             module.recompile()
     return found
 
@@ -42,21 +46,21 @@ def _activation(node: Any) -> bool:
     activation, which inductor fuses with it.
     """
     linear, last, rate = node.prev, node, 0.0
-    if node.target is not F.gelu or not _is_linear(linear) or list(linear.users) != [node]:
+    if node.target is not F.gelu or not is_linear(linear) or list(linear.users) != [node]:
         return False
     if (after := node.next).target is F.dropout and list(node.users) == [after]:
-        rate = _argument(after, 1, "p", 0.5) if _argument(after, 2, "training", True) else 0.0
+        rate = argument(after, 1, "p", 0.5) if argument(after, 2, "training", True) else 0.0
         last = after
-    bias, product = _argument(linear, 2, "bias"), _example(linear)
-    if not (_suits(product, _example(bias)) and _is_rate(rate) and all(map(_is_linear, last.users))):
+    bias, product = argument(linear, 2, "bias"), example(linear)
+    if not (_suits(product, example(bias)) and _is_rate(rate) and all(map(is_linear, last.users))):
         return False
     graph, dropped = node.graph, gelu.threshold(rate)
     with graph.inserting_before(last):
-        inputs = _argument(linear, 0, "input"), _argument(linear, 1, "weight")
+        inputs = argument(linear, 0, "input"), argument(linear, 1, "weight")
         values = graph.call_function(F.linear, inputs)
         drawn = {"dtype": torch.int64, "device": product.device}
         seed = graph.call_function(torch.randint, (2**62, (1,)), drawn) if dropped else None
-        tanh = _argument(node, 1, "approximate", "none") == "tanh"
+        tanh = argument(node, 1, "approximate", "none") == "tanh"
         out = graph.call_function(gelu.OPERATOR, (values, bias, seed, tanh, dropped))
     _replace(last, out)
     for old in (node, linear) if last is after else (linear,):
@@ -70,9 +74,9 @@ def _attention(node: Any) -> bool:
         return False
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     *inputs, mask, dropout, causal, scale, grouped = (
-        _argument(node, at, name) for at, name in enumerate(names)
+        argument(node, at, name) for at, name in enumerate(names)
     )
-    examples = [_example(x) for x in inputs]
+    examples = [example(x) for x in inputs]
     if mask is not None or dropout or causal or grouped or any(x is None or x.ndim != 4 for x in examples):
         return False
     query, key, value = (x.transpose(1, 2) for x in examples)
@@ -83,12 +87,17 @@ def _attention(node: Any) -> bool:
     if not known or not alike or spread or not attention.serves(query, key):
         return False
     graph = node.graph
+    packed, before = joined(node, inputs) or (None, [])
     with graph.inserting_before(node):
-        turned = (graph.call_method("transpose", (x, 1, 2)) for x in inputs)
+        turned = [graph.call_method("transpose", (x, 1, 2)) for x in inputs] if packed is None else []
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        pair = graph.call_function(attention.OPERATOR, (*turned, None, scale))
+        given = turned or (packed, None, None)
+        pair = graph.call_function(attention.OPERATOR, (*given, None, None, scale))
         out = graph.call_method("transpose", (graph.call_function(operator.getitem, (pair, 0)), 1, 2))
     _replace(node, out)
+    for old in reversed(before):
+        if not old.users:
+            graph.erase_node(old)
     return True
 
 
@@ -96,10 +105,6 @@ def _replace(node: fx.Node, by: fx.Node) -> None:
     by.meta.update(node.meta)
     node.replace_all_uses_with(by)
     node.graph.erase_node(node)
-
-
-def _is_linear(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is F.linear
 
 
 def _is_rate(rate: Any) -> bool:
@@ -112,14 +117,3 @@ def _suits(product: Any, bias: Any) -> bool:
     if product is None or bias is None or bias.shape != product.shape[-1:]:
         return False
     return product.dtype in (torch.bfloat16, torch.float16) and fused(product)
-
-
-def _example(node: Any) -> Any:
-    """The tensor that stood for a node's when it was traced."""
-    found = node.meta.get("example_value") if isinstance(node, fx.Node) else None
-    return found if isinstance(found, Tensor) else None
-
-
-def _argument(node: Any, at: int, name: str, default: Any = None) -> Any:
-    """An argument of a call, by its place or by its name."""
-    return node.args[at] if at < len(node.args) else node.kwargs.get(name, default)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..attention import halves
+from ..attention import apart
 from ..dispatch import INTERPRETED
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -14,42 +14,50 @@ _WIDENS = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits o
 _KEYS = 64
 
 
-def forward(query, key, value, seen, scale):
+def forward(query, key, value, seen, bias, scale):
     """What the reference of `attention` gives."""
+    query, key, value = (_dense(x) for x in apart(query, key, value))
     batch, queries, heads, depth = query.shape
-    key, value = halves(key, value)
     keys = key.shape[1]
-    query, key, value = (_dense(x) for x in (query, key, value))
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     norm = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
     tile = min(_tile(queries), 128)
     _forward[(batch * heads, triton.cdiv(queries, tile))](
         query, key, value, query if seen is None else seen.contiguous(), out, norm, scale * _LOG2E.value,
         heads, queries, keys, depth, *(stride for x in (query, key, value) for stride in x.stride()[:3]),
-        MASKED=seen is not None, QUERIES=tile, KEYS=min(_KEYS, _tile(keys)), DEPTH=_tile(depth),
+        MASKED=seen is not None, QUERIES=tile, **_key_tiles(keys), DEPTH=_tile(depth),
         num_warps=8 if tile == 128 else 4, num_stages=3,
     )  # fmt: skip
     return out, norm
 
 
-def backward(d_out, query, key, value, seen, out, norm, scale):
+def backward(d_out, query, key, value, seen, out, norm, biased, scale):
     """What the reference of its gradients gives."""
+    d_query, d_key, d_value = (
+        query.new_empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for x in (query, key, value)
+    )
+    grads = apart(d_query, None if key is None else d_key, None if value is None else d_value)
+    held = 3 if key is None else 2
+    d_out, query, key, value = (_dense(x) for x in (d_out, *apart(query, key, value)))
     batch, queries, heads, depth = query.shape
-    d_query, d_key = torch.empty_like(out), torch.empty(key.shape, dtype=key.dtype, device=key.device)
-    d_value = d_key.new_empty(0) if value is None else torch.empty_like(d_key)
-    grads = d_query, *halves(d_key, None if value is None else d_value)
-    key, value = halves(key, value)
     keys = key.shape[1]
-    d_out, query, key, value = (_dense(x) for x in (d_out, query, key, value))
-    tile, step = _tile(queries), min(_KEYS, _tile(keys))
+    sums = norm.new_empty((batch, held, heads, depth) if biased else 0)
+    tile = _tile(queries)
     _backward[(batch * heads,)](
-        d_out, query, key, value, query if seen is None else seen.contiguous(), out, norm, *grads,
+        d_out, query, key, value, query if seen is None else seen.contiguous(), out, norm, *grads, sums,
         scale, heads, queries, keys, depth,
         *(stride for x in (d_out, query, key, value, out, *grads) for stride in x.stride()[:3]),
-        MASKED=seen is not None, QUERIES=tile, KEYS=step, REST=_tile(keys % step) if keys % step else 0,
+        MASKED=seen is not None, SUMS=held if biased else 0, QUERIES=tile, **_key_tiles(keys),
         DEPTH=_tile(depth), num_warps=4 if tile <= 64 else 8, num_stages=2,
     )  # fmt: skip
-    return d_query, d_key, d_value
+    return d_query, d_key, d_value, sums.sum(0) if biased else sums
+
+
+def _key_tiles(keys):
+    """Keys in whole tiles, and in one for the rest."""
+    step = min(_KEYS, _tile(keys))
+    return {"KEYS": step, "REST": _tile(keys % step) if keys % step else 0}
 
 
 def _dense(values):
@@ -70,33 +78,44 @@ def _dot(left, right, sums):
 
 
 @triton.jit
-def _read(values, rows, count, stride, depth, DEPTH: tl.constexpr):
+def _read(values, rows, count, stride, depth: tl.constexpr, WHOLE: tl.constexpr, DEPTH: tl.constexpr):
     d = tl.arange(0, DEPTH)
-    within = (rows < count)[:, None] & (d < depth)[None, :]
-    return tl.load(values + rows[:, None] * stride + d[None, :], within, other=0.0)
+    at = values + rows[:, None] * stride + d[None, :]
+    if WHOLE and depth == DEPTH:
+        found = tl.load(at)
+    else:
+        found = tl.load(at, (rows < count)[:, None] & (d < depth)[None, :], other=0.0)
+    return found
 
 
 @triton.jit
-def _write(values, given, rows, count, stride, depth, DEPTH: tl.constexpr):
+def _write(values, given, rows, count, stride, depth: tl.constexpr, WHOLE: tl.constexpr, DEPTH: tl.constexpr):
     d = tl.arange(0, DEPTH)
-    within = (rows < count)[:, None] & (d < depth)[None, :]
-    tl.store(values + rows[:, None] * stride + d[None, :], given.to(values.dtype.element_ty), within)
+    at = values + rows[:, None] * stride + d[None, :]
+    given = given.to(values.dtype.element_ty)
+    if WHOLE and depth == DEPTH:
+        tl.store(at, given)
+    else:
+        tl.store(at, given, (rows < count)[:, None] & (d < depth)[None, :])
 
 
 @triton.jit
-def _scores(q, k, seen, columns, keys, scale, MASKED: tl.constexpr):
+def _scores(q, k, seen, columns, keys, scale, MASKED: tl.constexpr, WHOLE: tl.constexpr):
     """Scores of keys, minus infinity for those that are not there or may not be seen."""
-    shown = columns < keys
-    if MASKED:
-        shown = tl.load(seen + columns, shown, other=0) != 0
-    return tl.where(shown[None, :], _dot(q, tl.trans(k), None) * scale, float("-inf"))
+    scores = _dot(q, tl.trans(k), None) * scale
+    if MASKED or not WHOLE:
+        shown = columns < keys
+        if MASKED:
+            shown = tl.load(seen + columns, shown, other=0) != 0
+        scores = tl.where(shown[None, :], scores, float("-inf"))
+    return scores
 
 
 @triton.jit
 def _forward(
-    query, key, value, seen, out, norm, scale, heads, queries, keys, depth,
+    query, key, value, seen, out, norm, scale, heads, queries, keys, depth: tl.constexpr,
     qb, qt, qh, kb, kt, kh, vb, vt, vh,
-    MASKED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr,
+    MASKED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, REST: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0).to(tl.int64)
     batch, head = index // heads, index % heads
@@ -104,37 +123,52 @@ def _forward(
     value += batch * vb + head * vh
     seen += batch * keys
     rows = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
-    q = _read(query + batch * qb + head * qh, rows, queries, qt, depth, DEPTH)
+    q = _read(query + batch * qb + head * qh, rows, queries, qt, depth, False, DEPTH)
     best = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, DEPTH], tl.float32)
-    for first in range(0, keys, KEYS):
-        columns = first + tl.arange(0, KEYS)
-        k = _read(key, columns, keys, kt, depth, DEPTH)
-        v = _read(value, columns, keys, vt, depth, DEPTH)
-        scores = _scores(q, k, seen, columns, keys, scale, MASKED)
-        highest = tl.maximum(best, tl.max(scores, 1))
-        base = tl.where(highest == float("-inf"), 0.0, highest) if MASKED else highest  # nothing seen so far
-        weights = tl.exp2(scores - base[:, None])
-        fading = tl.exp2(best - base)
-        total = total * fading + tl.sum(weights, 1)
-        mixed = _dot(weights.to(v.dtype), v, mixed * fading[:, None])
-        best = highest
+    whole = keys // KEYS * KEYS
+    for first in range(0, whole, KEYS):
+        best, total, mixed = _mix(q, best, total, mixed, key, value, seen, first, keys, kt, vt, scale,
+                                  depth, MASKED, True, KEYS, DEPTH)  # fmt: skip
+    if REST > 0:
+        best, total, mixed = _mix(q, best, total, mixed, key, value, seen, whole, keys, kt, vt, scale,
+                                  depth, MASKED, False, REST, DEPTH)  # fmt: skip
     sees = total > 0.0
     ot = heads * depth
     into = out + batch * queries * ot + head * depth
-    _write(into, mixed / tl.where(sees, total, 1.0)[:, None], rows, queries, ot, depth, DEPTH)
+    _write(into, mixed / tl.where(sees, total, 1.0)[:, None], rows, queries, ot, depth, False, DEPTH)
     tl.store(
         norm + index * queries + rows, tl.where(sees, best + tl.log2(total), float("inf")), rows < queries
     )
 
 
 @triton.jit
+def _mix(
+    q, best, total, mixed, key, value, seen, first, keys, kt, vt, scale,
+    depth: tl.constexpr, MASKED: tl.constexpr, WHOLE: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Adds the values of some keys to what is mixed."""
+    columns = first + tl.arange(0, KEYS)
+    k = _read(key, columns, keys, kt, depth, WHOLE, DEPTH)
+    v = _read(value, columns, keys, vt, depth, WHOLE, DEPTH)
+    scores = _scores(q, k, seen, columns, keys, scale, MASKED, WHOLE)
+    highest = tl.maximum(best, tl.max(scores, 1))
+    base = tl.where(highest == float("-inf"), 0.0, highest) if MASKED else highest  # nothing seen so far
+    weights = tl.exp2(scores - base[:, None])
+    fading = tl.exp2(best - base)
+    total = total * fading + tl.sum(weights, 1)
+    return highest, total, _dot(weights.to(v.dtype), v, mixed * fading[:, None])
+
+
+@triton.jit
 def _backward(
-    d_out, query, key, value, seen, out, norm, d_query, d_key, d_value, scale, heads, queries, keys, depth,
+    d_out, query, key, value, seen, out, norm, d_query, d_key, d_value, sums, scale, heads, queries, keys,
+    depth: tl.constexpr,
     db, dt, dh, qb, qt, qh, kb, kt, kh, vb, vt, vh, ob, ot, oh,
     dqb, dqt, dqh, dkb, dkt, dkh, dvb, dvt, dvh,
-    MASKED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, REST: tl.constexpr, DEPTH: tl.constexpr,
+    MASKED: tl.constexpr, SUMS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, REST: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0).to(tl.int64)
     batch, head = index // heads, index % heads
@@ -144,34 +178,44 @@ def _backward(
     d_value += batch * dvb + head * dvh
     seen += batch * keys
     rows = tl.arange(0, QUERIES)
-    q = _read(query + batch * qb + head * qh, rows, queries, qt, depth, DEPTH)
-    d = _read(d_out + batch * db + head * dh, rows, queries, dt, depth, DEPTH)
-    o = _read(out + batch * ob + head * oh, rows, queries, ot, depth, DEPTH)
+    q = _read(query + batch * qb + head * qh, rows, queries, qt, depth, False, DEPTH)
+    d = _read(d_out + batch * db + head * dh, rows, queries, dt, depth, False, DEPTH)
+    o = _read(out + batch * ob + head * oh, rows, queries, ot, depth, False, DEPTH)
     delta = tl.sum(o.to(tl.float32) * d.to(tl.float32), 1)
     total = tl.load(norm + index * queries + rows, rows < queries, other=float("inf"))
+    if SUMS > 0:  # of the last of them, the values; the keys' are zero
+        at = sums + ((batch * SUMS + SUMS - 1) * heads + head) * depth + tl.arange(0, DEPTH)
+        within = tl.arange(0, DEPTH) < depth
+        passed = tl.where((total < float("inf"))[:, None], d.to(tl.float32), 0.0)
+        tl.store(at, tl.sum(passed, 0), within)
+        tl.store(at - heads * depth, tl.zeros([DEPTH], tl.float32), within)
     dq = tl.zeros([QUERIES, DEPTH], tl.float32)
     whole = keys // KEYS * KEYS
     for first in range(0, whole, KEYS):
         dq = _tile_of_keys(q, d, delta, total, dq, key, value, seen, d_key, d_value, first, keys,
-                           kt, vt, dkt, dvt, depth, scale, MASKED, KEYS, DEPTH)  # fmt: skip
+                           kt, vt, dkt, dvt, scale, depth, MASKED, True, KEYS, DEPTH)  # fmt: skip
     if REST > 0:
         dq = _tile_of_keys(q, d, delta, total, dq, key, value, seen, d_key, d_value, whole, keys,
-                           kt, vt, dkt, dvt, depth, scale, MASKED, REST, DEPTH)  # fmt: skip
-    _write(d_query + batch * dqb + head * dqh, dq * scale, rows, queries, dqt, depth, DEPTH)
+                           kt, vt, dkt, dvt, scale, depth, MASKED, False, REST, DEPTH)  # fmt: skip
+    dq *= scale
+    _write(d_query + batch * dqb + head * dqh, dq, rows, queries, dqt, depth, False, DEPTH)
+    if SUMS == 3:
+        at = sums + (batch * SUMS * heads + head) * depth + tl.arange(0, DEPTH)
+        tl.store(at, tl.sum(dq, 0), tl.arange(0, DEPTH) < depth)
 
 
 @triton.jit
 def _tile_of_keys(
-    q, d, delta, total, dq, key, value, seen, d_key, d_value, first, keys, kt, vt, dkt, dvt, depth, scale,
-    MASKED: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr,
+    q, d, delta, total, dq, key, value, seen, d_key, d_value, first, keys, kt, vt, dkt, dvt, scale,
+    depth: tl.constexpr, MASKED: tl.constexpr, WHOLE: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradients of some keys and their values, and adds theirs to that of the queries."""
     columns = first + tl.arange(0, KEYS)
-    k = _read(key, columns, keys, kt, depth, DEPTH)
-    v = _read(value, columns, keys, vt, depth, DEPTH)
-    scores = _scores(q, k, seen, columns, keys, scale * _LOG2E, MASKED)
+    k = _read(key, columns, keys, kt, depth, WHOLE, DEPTH)
+    v = _read(value, columns, keys, vt, depth, WHOLE, DEPTH)
+    scores = _scores(q, k, seen, columns, keys, scale * _LOG2E, MASKED, WHOLE)
     weights = tl.exp2(scores - total[:, None])
     change = (weights * (_dot(d, tl.trans(v), None) - delta[:, None])).to(q.dtype)
-    _write(d_value, _dot(tl.trans(weights.to(d.dtype)), d, None), columns, keys, dvt, depth, DEPTH)
-    _write(d_key, _dot(tl.trans(change), q, None) * scale, columns, keys, dkt, depth, DEPTH)
+    _write(d_value, _dot(tl.trans(weights.to(d.dtype)), d, None), columns, keys, dvt, depth, WHOLE, DEPTH)
+    _write(d_key, _dot(tl.trans(change), q, None) * scale, columns, keys, dkt, depth, WHOLE, DEPTH)
     return _dot(change, k, dq)

@@ -1,0 +1,36 @@
+"""Reads nodes of a graph that torch.compile has traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+
+def is_linear(node: Any) -> bool:
+    """Whether a linear layer is all that a node is; one in float8, or with an adapter, is more."""
+    return isinstance(node, fx.Node) and node.target is F.linear
+
+
+def example(node: Any) -> Any:
+    """The tensor that stood for a node's when it was traced, or None."""
+    found = node.meta.get("example_value") if isinstance(node, fx.Node) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def argument(node: Any, at: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, by its place or by its name."""
+    return node.args[at] if at < len(node.args) else node.kwargs.get(name, default)
+
+
+def follow(nodes: list[fx.Node], last: fx.Node) -> bool:
+    """Whether these stand directly before the last, in any order, and nothing else between them.
+
+    Then nothing between them changes a tensor or a mode.
+    """
+    node, before = last.prev, set(nodes)
+    while node in before:
+        before.remove(node)
+        node = node.prev
+    return not before
