@@ -77,7 +77,8 @@ def main() -> None:
 def cases(device: str, tiny: bool, compiles: bool) -> Iterator[Case]:
     """The cases one after the other, so that each finds the memory of the one before it free."""
     for samples in (2,) if tiny else (32, 256):
-        yield norm_case(samples, *((3, 16) if tiny else (49, 1536)), device, compiles)
+        yield norm_case(samples, *((3, 16) if tiny else (49, 1536)), "layer", device, compiles)
+        yield norm_case(samples, *((3, 16) if tiny else (51, 1024)), "rms", device, compiles)
     yield image_case(*((2, 20, 16) if tiny else (512, 256, 224)), device, compiles)
     yield adamw_case(tiny, device)
     yield adamw_case(tiny, device, eight_bit=True)
@@ -86,22 +87,25 @@ def cases(device: str, tiny: bool, compiles: bool) -> Iterator[Case]:
     yield gelu_case(*((6, 16) if tiny else (256 * 49, 6144)), 0.2, device, compiles)
 
 
-def norm_case(samples: int, tokens: int, width: int, device: str, compiles: bool) -> Case:
-    """Gated residual, LayerNorm and modulation, forward and backward."""
+def norm_case(
+    samples: int, tokens: int, width: int, norm: modulated_norm.Norm, device: str, compiles: bool
+) -> Case:
+    """Gated residual, norm and modulation, forward and backward."""
     residual, branch = (leaf(device, samples, tokens, width) for _ in range(2))
     gate, shift, scale = (leaf(device, samples, width) for _ in range(3))
     inputs = (residual, branch, gate, shift, scale)
-    variants = differentiated(
-        modulated_norm.reference,
-        modulated_norm.modulated_norm,
-        inputs,
-        (residual, residual),
-        device,
-        compiles,
-    )
+
+    def of_kind(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: function(*given, norm=norm)
+
+    plain, ours = (of_kind(f) for f in (modulated_norm.reference, modulated_norm.modulated_norm))
+    variants = differentiated(plain, ours, inputs, (residual, residual), device, compiles)
     # forward reads 2 and writes 2 such tensors; backward reads 4 and writes 2
     return Case(
-        "gated residual, norm, modulation", f"{(samples, tokens, width)} bf16", 10 * size(residual), variants
+        f"gated residual, {norm} norm, modulation",
+        f"{(samples, tokens, width)} bf16",
+        10 * size(residual),
+        variants,
     )
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import zero
+from .modulation import modulated_rms
 
 Family = Literal["gemma", "llama"]
 
@@ -27,10 +28,17 @@ class RmsNorm(nn.Module):
         self.offset, self.eps = (1.0, 1e-6) if family == "gemma" else (0.0, 1e-5)
         self.weight = nn.Parameter(torch.full((width,), 1.0 - self.offset))
 
-    def forward(self, tokens: Tensor, condition: Tensor | None = None) -> tuple[Tensor, None]:
-        """tokens (B, N, D) -> (B, N, D), and no gate."""
+    def forward(
+        self,
+        tokens: Tensor,
+        condition: Tensor | None = None,
+        branch: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, None]:
+        """tokens and the branch that is added to them (B, N, D) -> their sum, its norm, and no gate."""
+        tokens = tokens if branch is None else tokens + branch
         normal = rms_normal(tokens, self.eps) * (self.offset + self.weight.float())
-        return normal.to(tokens.dtype), None
+        return tokens, normal.to(tokens.dtype), None
 
 
 class AdaRmsNorm(nn.Module):
@@ -43,11 +51,15 @@ class AdaRmsNorm(nn.Module):
         super().__init__()
         self.modulation = zero(nn.Linear(condition_width, 3 * width))
 
-    def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens (B, N, D), condition (B, C) -> (B, N, D) and gate (B, 1, D)."""
-        scale, shift, gate = self.modulation(condition)[:, None].chunk(3, dim=-1)
-        normal = rms_normal(tokens, 1e-6) * (1.0 + scale.float()) + shift.float()
-        return normal.to(tokens.dtype), gate
+    def forward(
+        self, tokens: Tensor, condition: Tensor, branch: Tensor | None = None, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """tokens (B, N, D), condition (B, C), branch (B, N, D) and gate (B, D) of the norm before, if there was one ->
+        tokens + gate * branch (B, N, D), its norm, and the gate (B, D) of the branch that follows.
+        """
+        scale, shift, following = self.modulation(condition).chunk(3, dim=-1)
+        tokens, normal = modulated_rms(tokens, branch, gate, shift, scale, eps=1e-6)
+        return tokens, normal, following
 
 
 class GatedMlp(nn.Module):

@@ -52,20 +52,17 @@ class ExpertLayer(nn.Module):
         condition: Tensor | None,
     ) -> Tensor:
         """tokens (B, S, D), model (B, 2, G, N, E) as `read`, rotation of their places, condition (B, D) -> (B, S, D)."""
-        normal, gate = self.attention_norm(tokens, condition)
+        tokens, normal, gate = self.attention_norm(tokens, condition)
         query = turn(self._split(self.query(normal)), places)
         key, value = model.unbind(1)
         if self.joint:
             key = torch.cat([key, turn(self._split(self.key(normal)), places)], dim=2)  # (B, G, N + S, E)
             value = torch.cat([value, self._split(self.value(normal))], dim=2)
-        tokens = tokens + _gated(self.out(grouped_attention(query, key, value, mask)), gate)
-        normal, gate = self.mlp_norm(tokens, condition)
-        return tokens + _gated(self.mlp(normal), gate)
+        branch = self.out(grouped_attention(query, key, value, mask))
+        tokens, normal, gate = self.mlp_norm(tokens, condition, branch, gate)
+        out: Tensor = self.mlp(normal) if gate is None else gate[:, None] * self.mlp(normal)
+        return tokens + out
 
     def _split(self, values: Tensor) -> Tensor:
         heads: Tensor = values.unflatten(-1, (-1, self.size))
         return heads.transpose(1, 2)  # (B, heads, S, E)
-
-
-def _gated(change: Tensor, gate: Tensor | None) -> Tensor:
-    return change if gate is None else gate * change

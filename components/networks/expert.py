@@ -172,7 +172,7 @@ class Expert(Network):
         for layer, held in zip(self.layers, key_values.unbind(1), strict=True):
             turned, allowed = (onward, mask) if layer.joint else (anew, seen)
             tokens = layer(tokens, held, turned, allowed, condition)
-        out: Tensor = self.action_out(self.norm(tokens[:, known:], condition)[0])
+        out: Tensor = self.action_out(self.norm(tokens[:, known:], condition)[1])
         return out.float()
 
 

@@ -20,20 +20,45 @@ def test_rms_norm_is_torchs(family: Any, offset: float, eps: float) -> None:
     assert torch.equal(offset + part.weight, torch.ones(8))
     with torch.no_grad():
         part.weight.add_(torch.randn(8))
-    normal, gate = part(tokens)
+    kept, normal, gate = part(tokens)
     assert gate is None
+    assert kept is tokens
     torch.testing.assert_close(normal, F.rms_norm(tokens, (8,), offset + part.weight, eps))
 
 
 def test_ada_rms_norm_starts_plain_and_shut() -> None:
-    normal, gate = AdaRmsNorm(8, 5)(tokens := torch.randn(2, 3, 8), torch.randn(2, 5))
+    _, normal, gate = AdaRmsNorm(8, 5)(tokens := torch.randn(2, 3, 8), torch.randn(2, 5))
     torch.testing.assert_close(normal, F.rms_norm(tokens, (8,), eps=1e-6))
     assert not gate.any()
 
 
+def test_ada_rms_norm_is_the_formula_behind_a_gated_branch() -> None:
+    part = AdaRmsNorm(8, 5)
+    torch.nn.init.normal_(part.modulation.weight)
+    tokens, branch, condition, gate = (
+        torch.randn(2, 3, 8),
+        torch.randn(2, 3, 8),
+        torch.randn(2, 5),
+        torch.randn(2, 8),
+    )
+    hidden, normal, following = part(tokens, condition, branch, gate)
+    scale, shift, expected = part.modulation(condition)[:, None].chunk(3, dim=-1)
+    torch.testing.assert_close(hidden, tokens + gate[:, None] * branch)
+    rms = hidden.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+    torch.testing.assert_close(normal, hidden / rms * (1.0 + scale) + shift)
+    assert torch.equal(following, expected[:, 0])
+
+
+def test_a_plain_norm_adds_the_branch() -> None:
+    tokens, branch = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    hidden, normal, _ = RmsNorm(8, "llama")(tokens, None, branch)
+    assert torch.equal(hidden, tokens + branch)
+    torch.testing.assert_close(normal, F.rms_norm(hidden, (8,), eps=1e-5))
+
+
 def test_norms_are_of_float32_in_bfloat16() -> None:
     tokens = (torch.randn(2, 3, 256) * 30).to(torch.bfloat16)
-    ours, _ = RmsNorm(256, "gemma").to(torch.bfloat16)(tokens)
+    _, ours, _ = RmsNorm(256, "gemma").to(torch.bfloat16)(tokens)
     assert torch.equal(ours, F.rms_norm(tokens.float(), (256,), eps=1e-6).to(torch.bfloat16))
 
 
