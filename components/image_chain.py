@@ -1,4 +1,4 @@
-"""Transforms of images that follow each other, done in one pass by a kernel.
+"""Transforms of images that follow each other, or a normalisation alone, done in one pass by a kernel.
 
 Each transform says in a plan what it would do to bytes; the last, a normalisation, has it done. The same numbers are
 drawn as by the transforms one by one, but nothing is rounded to bytes in between.
@@ -104,8 +104,10 @@ def fused(chain: Sequence[Any], batch: Batch) -> dict[str, Any]:
 
 
 def fuses(chain: Sequence[Any], batch: Batch) -> bool:
-    """Whether these transforms run as one on a batch: in training, on bytes that lie on a GPU."""
-    images = [batch[key] for key in chain[0].keys if key in batch] if len(chain) > 1 else []
+    """Whether the kernel does on a batch what these transforms do: in training, with bytes that lie on a GPU."""
+    if not _whole(chain):
+        return False
+    images = [batch[key] for key in chain[0].keys if key in batch]
     return (
         bool(images) and bool(chain[0].training) and all(on_gpu(x) and x.dtype == torch.uint8 for x in images)
     )
@@ -116,4 +118,4 @@ def _staged(module: nn.Module | None) -> TypeGuard[Any]:
 
 
 def _whole(chain: Sequence[Any]) -> bool:
-    return len(chain) > 1 and chain[-1].stage is Stage.NORMALISE
+    return _staged(chain[-1]) and chain[-1].stage is Stage.NORMALISE

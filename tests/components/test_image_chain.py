@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from policysmith.components import image_chain
 from policysmith.components.image_chain import chains, fused, fuses
 from policysmith.components.registry import TRANSFORMS
 from policysmith.components.sample_draws import SAMPLE_KEY
@@ -48,6 +49,7 @@ def one_by_one(transforms: list[nn.Module], batch: dict[str, torch.Tensor]) -> d
 @pytest.mark.parametrize(
     "options",
     [
+        (NORMALIZE,),
         (SHIFT, NORMALIZE),
         (RANDOM, NORMALIZE),
         (FIXED, RESIZE, NORMALIZE),
@@ -128,6 +130,14 @@ def test_transforms_of_other_cameras_run_by_themselves() -> None:
 def test_only_bytes_on_a_gpu_are_for_the_kernel() -> None:
     (chain,) = chains(made(SHIFT, NORMALIZE))
     assert not fuses(chain, images())
+
+
+def test_only_what_ends_with_a_normalisation_is_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_chain, "on_gpu", lambda values: True)
+    transforms = [*made(SHIFT), nn.Identity(), *made(NORMALIZE)]
+    assert [fuses(chain, images()) for chain in chains(transforms)] == [False, False, True]
+    assert not fuses(made(NORMALIZE), {})
+    assert not fuses([part.eval() for part in made(NORMALIZE)], images())
 
 
 @pytest.mark.gpu
