@@ -6,7 +6,7 @@ The backbone is that of the work `vit_b_frozen` of `train_step.py`, under bf16 o
 pass is transforms and backbone without gradients, in batches; filling also stores the features and the rest of every
 sample, and hashes the weights, whatever the number of `--batches`. Runs compile only where a minute of work is left; here
 both are timed, with the layers compiled before. Each is
-run `--rounds` times in turn; `--tiny` shows that it works, and nothing of speed.
+run `--rounds` times in turn, after each of which results are written; `--tiny` shows that it works, and nothing of speed.
 """
 
 from __future__ import annotations
@@ -55,22 +55,29 @@ def main() -> None:
         seconds["eager forward"].append(eager(bench))
         seconds["filling"].append(filling(bench, compiles=False))
         seconds["filling, compiled"].append(filling(bench, compiles=True))
-    rates = {name: bench.size / statistics.median(found) for name, found in seconds.items()}
-    for name, rate in rates.items():
-        sys.stdout.write(f"{name:18} {rate:10,.0f} samples/s\n")
-    if arguments.output is not None:
-        result = {
-            "what": (__doc__ or "").splitlines()[0],
-            "command": f"python benchmarks/cache_fill.py {shlex.join(sys.argv[1:])}",
-            "tiny": arguments.tiny,
-            "samples": bench.size,
-            "seconds": seconds,
-            "samples_per_second": rates,
-            "hardware": hardware(),
-            "versions": versions(),
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        rates = {name: bench.size / statistics.median(found) for name, found in seconds.items()}
+        sys.stdout.write(", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()) + " samples/s\n")
+        sys.stdout.flush()
+        if arguments.output is not None:
+            write(arguments, bench.size, seconds, rates)
+
+
+def write(
+    arguments: argparse.Namespace, samples: int, seconds: dict[str, list[float]], rates: dict[str, float]
+) -> None:
+    """Put the rounds so far into the file."""
+    result = {
+        "what": (__doc__ or "").splitlines()[0],
+        "command": f"python benchmarks/cache_fill.py {shlex.join(sys.argv[1:])}",
+        "tiny": arguments.tiny,
+        "samples": samples,
+        "seconds": seconds,
+        "samples_per_second": rates,
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def eager(bench: Bench) -> float:
