@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels.dispatch import fused
+from .kernels.modulated_norm import modulated_norm
 from .layers import zero
-from .modulation import modulated_rms
 
 Family = Literal["gemma", "llama"]
 
@@ -18,6 +19,11 @@ def rms_normal(tokens: Tensor, eps: float) -> Tensor:
     """Tokens (..., D) over their root mean square, float32 (Zhang & Sennrich, 2019)."""
     tokens = tokens.float()
     return tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + eps)
+
+
+def gated(branch: Tensor, gate: Tensor | None) -> Tensor:
+    """A branch (B, N, D), times its gate (B, D) if it has one."""
+    return branch if gate is None else gate[:, None] * branch
 
 
 class RmsNorm(nn.Module):
@@ -36,7 +42,7 @@ class RmsNorm(nn.Module):
         gate: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, None]:
         """tokens and the branch that is added to them (B, N, D) -> their sum, its norm, and no gate."""
-        tokens = tokens if branch is None else tokens + branch
+        tokens = tokens if branch is None else tokens + gated(branch, gate)
         normal = rms_normal(tokens, self.eps) * (self.offset + self.weight.float())
         return tokens, normal.to(tokens.dtype), None
 
@@ -58,8 +64,12 @@ class AdaRmsNorm(nn.Module):
         tokens + gate * branch (B, N, D), its norm, and the gate (B, D) of the branch that follows.
         """
         scale, shift, following = self.modulation(condition).chunk(3, dim=-1)
-        tokens, normal = modulated_rms(tokens, branch, gate, shift, scale, eps=1e-6)
-        return tokens, normal, following
+        if fused(tokens):
+            tokens, normal = modulated_norm(tokens, branch, gate, shift, scale, norm="rms", eps=1e-6)
+            return tokens, normal, following
+        tokens = tokens if branch is None else tokens + gated(branch, gate)
+        normal = rms_normal(tokens, 1e-6) * (1.0 + scale[:, None].float()) + shift[:, None].float()
+        return tokens, normal.to(tokens.dtype), following
 
 
 class GatedMlp(nn.Module):

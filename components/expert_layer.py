@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .decoder_layers import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention
+from .decoder_layers import AdaRmsNorm, GatedMlp, RmsNorm, gated, grouped_attention
 from .rotary import Rotation, turn
 
 
@@ -60,8 +60,7 @@ class ExpertLayer(nn.Module):
             value = torch.cat([value, self._split(self.value(normal))], dim=2)
         branch = self.out(grouped_attention(query, key, value, mask))
         tokens, normal, gate = self.mlp_norm(tokens, condition, branch, gate)
-        out: Tensor = self.mlp(normal) if gate is None else gate[:, None] * self.mlp(normal)
-        return tokens + out
+        return tokens + gated(self.mlp(normal), gate)
 
     def _split(self, values: Tensor) -> Tensor:
         heads: Tensor = values.unflatten(-1, (-1, self.size))

@@ -22,17 +22,3 @@ def modulated(
     """
     compute = modulated_norm if fused(residual) else reference
     return compute(residual, branch, gate, shift, scale, norm.weight, norm.bias, eps=norm.eps)
-
-
-def modulated_rms(
-    residual: Tensor,
-    branch: Tensor | None,
-    gate: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
-    *,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """The same with an RMS norm that has no weights of its own."""
-    compute = modulated_norm if fused(residual) else reference
-    return compute(residual, branch, gate, shift, scale, norm="rms", eps=eps)

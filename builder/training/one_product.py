@@ -16,23 +16,23 @@ from .traced import argument, example, follow, is_linear
 
 
 def joined(attention: Any, inputs: list[Any]) -> tuple[Any, list[Any]] | None:
-    """Queries, keys and values (B, N, 3, H, E) of an attention whose inputs (B, H, N, E) are one tensor, or can be.
+    """A node of queries, keys and values (B, N, 3, H, E) for an attention whose `inputs` (B, H, N, E) these are now.
 
-    With the nodes that the attention was given them by. Where it is not so, None.
+    It is there already, or put before the attention. With it come the nodes that led to the inputs, which nothing needs
+    once the attention is replaced. None where the three cannot be one.
     """
     return _taken_apart(attention, inputs) or _three_products(attention, inputs)
 
 
 def give_bias(attention: Any) -> None:
-    """Let an attention have the gradient of the bias that the tensor of its keys and values was given directly before."""
+    """Let an attention give the gradient of the bias of the linear layer that its keys and values are directly from."""
     query, key, value, seen, given, scale = attention.args
     packed = query if key is None else key
-    if value is not None or given is not None or (split := _split(packed)) is None:
+    if value is not None or given is not None or (linear := _split(packed)) is None:
         return
-    linear, sizes = split
     bias = argument(linear, 2, "bias")
     alone = list(linear.users) == [packed] and list(packed.users) == [attention]
-    if bias is None or not alone or not follow([linear, packed], attention):
+    if not alone or not _fits(bias, linear) or not follow([linear, packed], attention):
         return
     graph = attention.graph
     with graph.inserting_before(linear):
@@ -40,7 +40,7 @@ def give_bias(attention: Any) -> None:
     linear.args = (argument(linear, 0, "input"), argument(linear, 1, "weight"), detached)
     linear.kwargs = {}
     with graph.inserting_before(attention):
-        parts = graph.call_method("unflatten", (bias, 0, sizes))
+        parts = graph.call_method("unflatten", (bias, 0, tuple(example(packed).shape[2:])))
     attention.args = (query, key, value, seen, parts, scale)
 
 
@@ -61,53 +61,65 @@ def _taken_apart(attention: Any, inputs: list[Any]) -> tuple[Any, list[Any]] | N
 
 
 def _three_products(attention: Any, inputs: list[Any]) -> tuple[Any, list[Any]] | None:
-    """Three linear layers of the same tokens, each followed by (B, N, H, E) and transpose: as transformers writes it."""
+    """Three linear layers of the same tokens, each followed by (B, N, H, E) and transpose: as transformers writes it.
+
+    Each of the nine nodes is there for the next alone, and all stand directly before the attention.
+    """
     if not all(_is_call(x, "transpose") and x.args[1:] == (1, 2) for x in inputs):
         return None
     views = [x.args[0] for x in inputs]
-    splits = [split for view in views if (split := _split(view)) is not None]
-    if len(splits) < 3:
-        return None
-    linears = [linear for linear, _ in splits]
+    linears = [_split(view) for view in views]
     nodes = [*linears, *views, *inputs]
-    if len(set(nodes)) < 9 or any(len(node.users) > 1 for node in nodes) or not follow(nodes, attention):
+    if None in linears or len(set(nodes)) < 9 or any(len(node.users) > 1 for node in nodes):
         return None
     tokens, weights, biases = (
         [argument(linear, at, name) for linear in linears]
         for at, name in enumerate(("input", "weight", "bias"))
     )
-    alike = len(set(tokens)) == 1 and _alike(weights) and (biases == [None] * 3 or _alike(biases))
-    if not alike:
+    biased = biases != [None] * 3
+    fit = _of_one_dtype(weights) and (
+        not biased or (_of_one_dtype(biases) and all(map(_fits, biases, linears)))
+    )
+    if not fit or len(set(tokens)) > 1 or not follow(nodes, attention):
         return None
-    graph, sizes = attention.graph, (3, *example(views[0]).shape[2:])
+    graph = attention.graph
     with graph.inserting_before(attention):
-        weight, bias = (
-            None if parts[0] is None else graph.call_function(torch.cat, (parts,))
-            for parts in (weights, biases)
-        )
+        weight = graph.call_function(torch.cat, (weights,))
+        bias = _made(graph, torch.cat, biases) if biased else None
         product = graph.call_function(F.linear, (tokens[0], weight, bias))
-        packed = graph.call_method("unflatten", (product, -1, sizes))
+        product.meta["example_value"] = torch.cat([example(linear) for linear in linears], dim=-1)
+        heads = example(views[0]).shape[2:]
+        packed = graph.call_method("unflatten", (product, -1, (3, *heads)))
+        packed.meta["example_value"] = example(product).unflatten(-1, (3, *heads))
     return packed, nodes
 
 
-def _alike(parameters: list[Any]) -> bool:
-    """Whether some parameters can become one tensor without being converted or spread."""
+def _made(graph: fx.Graph, function: Any, parts: list[Any]) -> fx.Node:
+    node = graph.call_function(function, (parts,))
+    node.meta["example_value"] = function([example(part) for part in parts])
+    return node
+
+
+def _of_one_dtype(parameters: list[Any]) -> bool:
+    """Whether some tensors can become one without being converted."""
     examples = [example(parameter) for parameter in parameters]
-    return None not in examples and len({(x.shape, x.dtype) for x in examples}) == 1
+    return all(x is not None for x in examples) and len({x.dtype for x in examples}) == 1
 
 
-def _split(node: Any) -> tuple[Any, tuple[Any, ...]] | None:
-    """The linear layer whose features (B, N, F) a node splits, and into what sizes."""
-    if not _is_call(node, "view", "reshape", "unflatten") or not is_linear(node.args[0]):
+def _fits(bias: Any, linear: Any) -> bool:
+    """Whether a bias has a number for each feature of a linear layer, and is not spread over them."""
+    found = example(bias)
+    return found is not None and found.shape == example(linear).shape[-1:]
+
+
+def _split(node: Any) -> Any:
+    """The linear layer whose features (B, N, F) a node splits, or None."""
+    if not _is_call(node, "view", "reshape", "unflatten") or not node.args or not is_linear(node.args[0]):
         return None
-    linear, *sizes = node.args
-    if node.target == "unflatten":
-        return (linear, tuple(sizes[1])) if sizes[0] in (-1, 2) else None
-    sizes = sizes[0] if len(sizes) == 1 else sizes
-    before, after = example(linear), example(node)
-    if before is None or after is None or before.shape[:-1] != after.shape[:2]:
+    before, after = example(node.args[0]), example(node)
+    if before is None or after is None or before.ndim != 3 or before.shape[:2] != after.shape[:2]:
         return None
-    return linear, tuple(sizes[2:])
+    return node.args[0]
 
 
 def _is_call(node: Any, *methods: str) -> bool:

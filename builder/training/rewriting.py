@@ -87,15 +87,17 @@ def _attention(node: Any) -> bool:
     if not known or not alike or spread or not attention.serves(query, key):
         return False
     graph = node.graph
-    packed, before = joined(node, inputs) or (None, [])
+    found = joined(node, inputs)
     with graph.inserting_before(node):
-        turned = [graph.call_method("transpose", (x, 1, 2)) for x in inputs] if packed is None else []
+        if found is None:
+            given = tuple(graph.call_method("transpose", (x, 1, 2)) for x in inputs)
+        else:
+            given = found[0], None, None
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        given = turned or (packed, None, None)
         pair = graph.call_function(attention.OPERATOR, (*given, None, None, scale))
         out = graph.call_method("transpose", (graph.call_function(operator.getitem, (pair, 0)), 1, 2))
     _replace(node, out)
-    for old in reversed(before):
+    for old in reversed([] if found is None else found[1]):
         if not old.users:
             graph.erase_node(old)
     return True

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def is_linear(node: Any) -> bool:
-    """Whether a linear layer is all that a node is; one in float8, or with an adapter, is more."""
-    return isinstance(node, fx.Node) and node.target is F.linear
+    """Whether a linear layer is all that a node is: one with an adapter, in float8 or of quantised weights is more."""
+    if not isinstance(node, fx.Node) or node.target is not F.linear:
+        return False
+    return not is_traceable_wrapper_subclass(example(argument(node, 1, "weight")))
 
 
 def example(node: Any) -> Any:
-    """The tensor that stood for a node's when it was traced, or None."""
+    """The tensor that stood for a node's when it was traced, or None; None too where a transform, as vmap, has it."""
     found = node.meta.get("example_value") if isinstance(node, fx.Node) else None
-    return found if isinstance(found, Tensor) else None
+    if not isinstance(found, Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(found):
+        return None
+    return found
 
 
 def argument(node: Any, at: int, name: str, default: Any = None) -> Any:

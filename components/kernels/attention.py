@@ -39,8 +39,8 @@ def attention(
     """query (B, N, H, E), key and value (B, M, H, E) -> (B, N, H, E).
 
     One tensor may be several: without a value, keys and values are the halves of `key` (B, M, 2, H, E); without a key, the
-    thirds of `query` (B, N, 3, H, E) are queries, keys and values. `bias` (2 or 3, H, E) is one that such a tensor has been
-    given already, detached: it is not read here, but gets its gradient.
+    thirds of `query` (B, N, 3, H, E) are queries, keys and values. `bias` (2 or 3, H, E) is for its gradient alone: the caller
+    has added `bias.detach()` to such a tensor, and nothing has changed the sum since; otherwise the gradient is wrong.
 
     `seen`, bool (B, M), is True where a key may be seen; a query that sees none gathers zeros. The scale is 1 / sqrt(E)
     unless given. Raises ValueError for more than `QUERIES` queries, for heads wider than `WIDTH`, and for shapes that do
@@ -70,6 +70,7 @@ def _fit(
         held, keys = 2 if value is None else 1, key.shape[1]
         wanted = (batch, keys, *((2,) if value is None else ()), *heads)
         fits = len(heads) == 2 and key.shape == wanted and (value is None or value.shape == wanted)
+    fits = fits and all(x is None or x.dtype == query.dtype for x in (key, value))
     sees = seen is None or seen.shape == (batch, keys)
     return fits and sees and (bias is None or (held > 1 and bias.shape == (held, *heads)))
 
@@ -149,7 +150,7 @@ def _backward_reference(
         sums = [torch.zeros_like(passed), passed]
         d_bias = torch.stack([d_query.sum((0, 1)), *sums] if key is None else sums)
     if key is None:
-        grads = torch.stack([d_query, d_key, d_value], dim=2), nothing, nothing.clone()
+        grads = torch.stack([d_query, d_key, d_value], dim=2), nothing, query.new_empty(0)
     elif value is None:
         grads = d_query.contiguous(), torch.stack([d_key, d_value], dim=2), nothing
     else:

@@ -60,6 +60,12 @@ def test_norms_are_of_float32_in_bfloat16() -> None:
     tokens = (torch.randn(2, 3, 256) * 30).to(torch.bfloat16)
     _, ours, _ = RmsNorm(256, "gemma").to(torch.bfloat16)(tokens)
     assert torch.equal(ours, F.rms_norm(tokens.float(), (256,), eps=1e-6).to(torch.bfloat16))
+    part = AdaRmsNorm(256, 5).to(torch.bfloat16)
+    torch.nn.init.normal_(part.modulation.bias)
+    _, ours, _ = part(tokens, torch.zeros(2, 5, dtype=torch.bfloat16))
+    scale, shift, _ = part.modulation.bias.float().chunk(3)
+    exact = F.rms_norm(tokens.float(), (256,), eps=1e-6) * (1.0 + scale) + shift
+    torch.testing.assert_close(ours, exact.to(torch.bfloat16), rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("family", ["gemma", "llama"])

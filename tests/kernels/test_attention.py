@@ -144,9 +144,24 @@ def test_slices_and_turned_tensors_are_read_as_they_lie(device: str) -> None:
     heads_first = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value)]
     wide = torch.cat([query, query], dim=-1)[..., :8]
     last_first = value.transpose(-1, -2).contiguous().transpose(-1, -2)
-    expected = attention(query, key, value)
-    for one in (attention(*heads_first), attention(wide, key, last_first)):
-        torch.testing.assert_close(one, expected)
+    against = torch.randn_like(query)
+    as_heads = against.transpose(1, 2).contiguous().transpose(1, 2)
+    apart = torch.stack([value, value], dim=2)[:, :, 1]
+
+    def results(query: Tensor, key: Tensor, value: Tensor, against: Tensor = against) -> list[Tensor]:
+        given = [x.detach().requires_grad_() for x in (query, key, value)]
+        out = attention(*given)
+        return [out, *torch.autograd.grad(out, given, against)]
+
+    expected = results(query, key, value)
+    for found in (
+        results(*heads_first),
+        results(wide, key, last_first),
+        results(query, key, apart),
+        results(query, key, value, as_heads),
+    ):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_the_scale_may_be_given(device: str) -> None:
@@ -197,6 +212,9 @@ def test_shapes_must_fit(device: str) -> None:
         (query, both, None, None, bias[:1]),
         (query, both, None, None, bias[:, :1]),
         (thirds, None, None, None, bias),
+        (query, key.half(), value.half()),
+        (query, key, value.half()),
+        (query, both.half()),
     ]
     for given in wrong:
         with pytest.raises(ValueError, match="do not fit"):
@@ -221,10 +239,11 @@ def test_gradients_in_float64(held: int) -> None:
     assert torch.autograd.gradcheck(function, tuple(given.values()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @HELD
-def test_it_is_a_sound_operator(held: int, masked: bool, device: str) -> None:
-    inputs = inputs_of((2, 5, 5, 2, 3), held, biased=held > 1, dtype=torch.float32)
+def test_it_is_a_sound_operator(held: int, masked: bool, dtype: torch.dtype, device: str) -> None:
+    inputs = inputs_of((2, 5, 5, 2, 3), held, biased=held > 1, dtype=dtype)
     query, key, value, bias = (
         None if x is None else x.to(device).requires_grad_()
         for x in (inputs.get(name) for name in ("query", "key", "value", "bias"))

@@ -75,6 +75,24 @@ class Unflattened(SelfAttention):
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
+class ByName(SelfAttention):
+    def split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(dim=-1, sizes=(self.heads, -1)).transpose(1, 2)
+
+
+class OneBiasForAll(SelfAttention):
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in (self.query, self.key, self.value):
+            layer.bias = nn.Parameter(torch.randn(1))
+
+
+class AnotherDtype(SelfAttention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.key.bfloat16()
+
+
 class AtOnce(SelfAttention):
     """As timm writes it."""
 
@@ -94,6 +112,15 @@ class AtOnce(SelfAttention):
 class KeysFirst(AtOnce):
     def parts(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         key, query, value = super().parts(tokens)
+        return query, key, value
+
+
+class TurnedAtRest(AtOnce):
+    def parts(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        packed = self.all(tokens).reshape(*tokens.shape[:2], 3, HEADS, EACH)
+        with torch.no_grad():
+            turned = packed.permute(2, 0, 3, 1, 4)
+        query, key, value = turned.unbind(0)
         return query, key, value
 
 
@@ -136,7 +163,7 @@ class QueriesAtRest(SelfAttention):
 
 class TokensSplit(SelfAttention):
     def split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(1, (TOKENS, 1)).transpose(1, 2)
+        return tokens.unflatten(1, (1, TOKENS)).transpose(1, 2)
 
 
 class FeaturesFirst(SelfAttention):
@@ -172,7 +199,11 @@ JOINED: dict[str, tuple[bool, Callable[[], nn.Module]]] = {
     "no biases": (True, lambda: SelfAttention((False, False, False))),
     "in another order": (True, InOtherOrder),
     "unflattened": (True, Unflattened),
+    "unflattened by name": (True, ByName),
     "at once": (True, AtOnce),
+    "turned at rest": (False, TurnedAtRest),
+    "one bias for all": (False, OneBiasForAll),
+    "another dtype": (False, AnotherDtype),
     "of keys no bias": (False, lambda: SelfAttention((True, False, True))),
     "scaled": (False, Scaled),
     "changed in between": (False, Changed),
@@ -232,27 +263,52 @@ class Conditioned(nn.Module):
         super().__init__()
         self.option = option
         self.query, self.both = nn.Linear(WIDTH, INNER), nn.Linear(WIDTH, 2 * INNER)
+        if option == "one_for_all":
+            self.both.bias = nn.Parameter(torch.randn(1))
 
     def forward(self, tokens: Tensor) -> Tensor:
         query = self.query(tokens).unflatten(-1, (HEADS, -1))
+        weight, bias = self.both.weight, self.both.bias
         if self.option == "apart":
-            value = query * 2.0
-            weight, bias = self.both.weight[:INNER], self.both.bias[:INNER]
-            key = F.linear(tokens, weight, bias).unflatten(-1, (HEADS, -1))
-            return attention.attention(query, key, value).flatten(2)
+            key = F.linear(tokens, weight[:INNER], bias[:INNER]).unflatten(-1, (HEADS, -1))
+            return attention.attention(query, key, query * 2.0).flatten(2)
+        if (
+            self.option == "token_of_its_own"
+        ):  # what is split are tokens, of each of which the features are a head
+            both = F.linear(tokens.unsqueeze(2).expand(-1, -1, 4, -1), weight[:EACH], bias[:EACH])
+            return attention.attention(query, both.unflatten(2, (2, HEADS))).flatten(2)
         known = self.option == "known"
-        parts = self.both.bias.unflatten(0, (2, HEADS, -1)) if known else None
-        bias = self.both.bias.detach() if known else self.both.bias
+        parts = bias.unflatten(0, (2, HEADS, -1)) if known else None
         with torch.set_grad_enabled(self.option != "at_rest"):
-            projected = F.linear(tokens, self.both.weight, bias)
-        both = projected.unflatten(-1, (2, HEADS, -1))
-        mixed = attention.attention(query, both, bias=parts).flatten(2)
-        return mixed + projected[..., :INNER] if self.option == "read_twice" else mixed
+            projected = F.linear(tokens, weight, bias.detach() if known else bias)
+        sizes = (2, HEADS, EACH)
+        both = (
+            projected.unflatten(dim=-1, sizes=sizes)
+            if self.option == "by_name"
+            else projected.unflatten(-1, sizes)
+        )
+        mixed = attention.attention(query, both, bias=parts)
+        if self.option == "read_whole":
+            mixed = mixed + both[:, :, 1]
+        if self.option == "read_by_two":
+            mixed = mixed + attention.attention(query * 2.0, both)
+        return mixed.flatten(2) + (projected[..., :INNER] if self.option == "read_twice" else 0.0)
 
 
 @pytest.mark.parametrize(
     ("given", "option"),
-    [(True, ""), (True, "known"), (False, "at_rest"), (False, "read_twice"), (False, "apart")],
+    [
+        (True, ""),
+        (True, "by_name"),
+        (True, "known"),
+        (False, "at_rest"),
+        (False, "read_twice"),
+        (False, "read_whole"),
+        (False, "read_by_two"),
+        (False, "apart"),
+        (False, "one_for_all"),
+        (False, "token_of_its_own"),
+    ],
 )
 def test_a_bias_has_its_gradient_from_attention(given: bool, option: str, device: str) -> None:
     torch.manual_seed(0)
@@ -280,3 +336,36 @@ def test_a_bias_has_its_gradient_from_attention(given: bool, option: str, device
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2 * size)
     if given and found is not None:
         assert not found[:INNER].any()
+
+
+def test_batches_of_other_sizes_become_one_product_too(device: str) -> None:
+    torch._dynamo.reset()
+    layer = SelfAttention().to(device)
+    sizes = (2, 3, 4)
+    batches = [torch.randn(size, TOKENS, WIDTH, device=device) for size in sizes]
+
+    def results() -> list[Tensor]:
+        with torch.autocast(device, torch.bfloat16):
+            return [layer(batch) for batch in batches]
+
+    expected = results()
+    traced = Traced()
+    layer.compile(backend=traced)
+    for ours, theirs in zip(results(), expected, strict=True):
+        assert (ours - theirs).norm() <= 0.02 * theirs.norm()
+    assert traced.code.count("linear(") == traced.found == 2  # once for the first size, once for all others
+
+
+def test_quantised_weights_stay_as_they_are(device: str) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = SelfAttention().to(device).bfloat16()
+    quantization.quantize_(layer, quantization.Int8WeightOnlyConfig())
+    layer.requires_grad_(False)
+    tokens = torch.randn(3, TOKENS, WIDTH, device=device).bfloat16().requires_grad_()
+    expected = layer(tokens)
+    traced = Traced()
+    layer.compile(backend=traced)
+    assert (layer(tokens) - expected).norm() <= 0.02 * expected.norm()
+    assert (traced.found, traced.code.count("linear(")) == (1, 3)

@@ -346,3 +346,18 @@ def test_layers_of_a_policy_are_compiled_with_them(device: str, monkeypatch: pyt
     assert counts == [2]  # one layer serves both
     with torch.autocast(device, torch.bfloat16):
         assert torch.equal(model(tokens), expected)
+
+
+def test_what_vmap_computes_stays(device: str) -> None:
+    x, w, b = (torch.randn(*shape, device=device).bfloat16() for shape in ((3, 5, 8), (8, 8), (8,)))
+
+    def each(x: Tensor) -> Tensor:
+        hidden = F.linear(F.gelu(F.linear(x, w, b)), w)
+        return F.scaled_dot_product_attention(*(hidden[None, None] for _ in range(3)))
+
+    traced = Traced("eager")
+    torch._dynamo.reset()
+    out = torch.compile(torch.vmap(each), backend=traced)(x)
+    expected = torch.stack([each(one) for one in x])
+    assert (out - expected).norm() <= 0.02 * expected.norm()
+    assert traced.found == 0
