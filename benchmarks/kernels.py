@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,20 +59,25 @@ def main() -> None:
     torch.manual_seed(0)
     bandwidth = copy_bandwidth(device, 2**20 if arguments.tiny else 2**28)
     sys.stdout.write(f"copy: {bandwidth / 1e9:.0f} GB/s\n")
-    rows = []
+    result: dict[str, Any] = {
+        "what": __doc__,
+        "command": f"python benchmarks/kernels.py {shlex.join(sys.argv[1:])}",
+        "machine": machine(),
+        "copy_bytes_per_second": bandwidth,
+        "rows": [],
+    }
     for case in cases(device, arguments.tiny, compiles):
         sys.stdout.write(f"\n{case.name} {case.shape}, floor {case.bytes / bandwidth * 1e3:.4f} ms\n")
         for name, run in case.variants.items():
             gpu, call = measure(run, device, captured=not name.startswith("torchvision"))
             row = {"case": case.name, "shape": case.shape, "variant": name, "gpu_ms": gpu, "call_ms": call}
-            rows.append(row | {"bytes": case.bytes, "floor_ms": case.bytes / bandwidth * 1e3})
+            result["rows"].append(row | {"bytes": case.bytes, "floor_ms": case.bytes / bandwidth * 1e3})
             sys.stdout.write(f"  {name:28} gpu {gpu:9.4f} ms   call {call:9.4f} ms\n")
             sys.stdout.flush()
         case.variants.clear()
-    if arguments.output is not None:
-        result = {"what": __doc__, "machine": machine(), "copy_bytes_per_second": bandwidth, "rows": rows}
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        if arguments.output is not None:
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def cases(device: str, tiny: bool, compiles: bool) -> Iterator[Case]:
