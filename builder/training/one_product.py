@@ -84,8 +84,7 @@ def _three_products(attention: Any, inputs: list[Any]) -> tuple[Any, list[Any]] 
         return None
     graph = attention.graph
     with graph.inserting_before(attention):
-        weight = graph.call_function(torch.cat, (weights,))
-        bias = _made(graph, torch.cat, biases) if biased else None
+        weight, bias = _end_to_end(graph, weights), _end_to_end(graph, biases) if biased else None
         product = graph.call_function(F.linear, (tokens[0], weight, bias))
         product.meta["example_value"] = torch.cat([example(linear) for linear in linears], dim=-1)
         heads = example(views[0]).shape[2:]
@@ -94,9 +93,9 @@ def _three_products(attention: Any, inputs: list[Any]) -> tuple[Any, list[Any]] 
     return packed, nodes
 
 
-def _made(graph: fx.Graph, function: Any, parts: list[Any]) -> fx.Node:
-    node = graph.call_function(function, (parts,))
-    node.meta["example_value"] = function([example(part) for part in parts])
+def _end_to_end(graph: fx.Graph, parts: list[Any]) -> fx.Node:
+    node = graph.call_function(torch.cat, (parts,))
+    node.meta["example_value"] = torch.cat([example(part) for part in parts])
     return node
 
 

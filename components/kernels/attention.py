@@ -43,18 +43,18 @@ def attention(
     has added `bias.detach()` to such a tensor, and nothing has changed the sum since; otherwise the gradient is wrong.
 
     `seen`, bool (B, M), is True where a key may be seen; a query that sees none gathers zeros. The scale is 1 / sqrt(E)
-    unless given. Raises ValueError for more than `QUERIES` queries, for heads wider than `WIDTH`, and for shapes that do
-    not fit.
+    unless given. Raises ValueError for more than `QUERIES` queries, for heads wider than `WIDTH`, and for shapes and dtypes
+    that do not fit.
     """
     if query.shape[1] > QUERIES or query.shape[-1] > WIDTH:
         raise ValueError(
             f"made for up to {QUERIES} queries of up to {WIDTH} numbers, not {tuple(query.shape)}"
         )
     if not _fit(query, key, value, seen, bias):
-        shapes = [None if x is None else tuple(x.shape) for x in (query, key, value, seen, bias)]
-        raise ValueError(
-            "query, key, value, what is seen and bias do not fit: {}, {}, {}, {}, {}".format(*shapes)
-        )
+        kinds = [
+            None if x is None else f"{x.dtype} {tuple(x.shape)}" for x in (query, key, value, seen, bias)
+        ]
+        raise ValueError(f"query, key, value, what is seen and bias do not fit: {', '.join(map(str, kinds))}")
     out, _ = _forward(query, key, value, seen, bias, query.shape[-1] ** -0.5 if scale is None else scale)
     return out  # type: ignore[no-any-return]
 
