@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from policysmith.components import decoder_layers
 from policysmith.components.decoder_layers import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention
 from policysmith.components.layers import waves
 from policysmith.components.rotary import rotation, turn
@@ -32,7 +33,11 @@ def test_ada_rms_norm_starts_plain_and_shut() -> None:
     assert not gate.any()
 
 
-def test_ada_rms_norm_is_the_formula_behind_a_gated_branch() -> None:
+@pytest.mark.parametrize("kernel", [False, True], ids=["torch", "kernel"])
+def test_ada_rms_norm_is_the_formula_behind_a_gated_branch(
+    kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_layers, "fused", lambda values: kernel)
     part = AdaRmsNorm(8, 5)
     torch.nn.init.normal_(part.modulation.weight)
     tokens, branch, condition, gate = (

@@ -9,20 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from policysmith.builder.training import rewriting
 from policysmith.components.kernels import attention
 
 from .traced_layers import LAYERS, TOKENS, WIDTH, Traced
 
 HEADS, EACH = 2, 8
 INNER = HEADS * EACH
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    for module in (rewriting, attention):
-        monkeypatch.setattr(module, "fused", lambda values: True)
-    return str(request.param)
 
 
 @pytest.mark.parametrize(

@@ -18,18 +18,9 @@ from transformers import ViTConfig, ViTModel
 
 from policysmith.builder.training import rewriting
 from policysmith.builder.training.compilation import compiled_blocks
-from policysmith.components.kernels import attention
 from policysmith.components.recomputation import recompute
 
 from .traced_layers import LAYERS, TOKENS, WIDTH, Traced, vit_layer
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Operators are put in on a CPU too, where they run as plain torch."""
-    for module in (rewriting, attention):
-        monkeypatch.setattr(module, "fused", lambda values: True)
-    return str(request.param)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
