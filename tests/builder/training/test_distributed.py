@@ -18,6 +18,8 @@ from transformers import AutoModel
 from policysmith.builder import Builder
 from policysmith.builder.training.step_graph import CHECKED, TRIED
 
+DOCUMENTED = Path(__file__).parents[3] / "docs/performance.md"
+
 
 def test_two_processes_equal_one_with_twice_the_batch(tiny: dict[str, Any], tmp_path: Path) -> None:
     recipe = {**tiny, "transforms": [{"type": "color_jitter"}, *tiny["transforms"]]}
@@ -147,12 +149,15 @@ def in_two_processes(recipe: dict[str, Any], folder: Path, *options: str) -> str
     with path.open("w") as stream:
         YAML().dump(recipe, stream)
     binaries = Path(sys.executable).parent
+    launch, train = "accelerate launch --no_python --multi_gpu --num_processes 2", "build-and-train"
+    assert f"`{launch} {train} ...`" in DOCUMENTED.read_text()
     command = [
-        binaries / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        *launch.split(), "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-        binaries / "build-and-train", path, "--output", folder / "two", "--device", "cpu", *options,
+        train, path, "--output", folder / "two", "--device", "cpu", *options,
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    found = os.pathsep.join((str(binaries), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": found, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [str(part) for part in command],
         env=environment,
