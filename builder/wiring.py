@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..components.base import Backbone, Facts, Transform
+from ..components.vectors import with_bounds
 from ..schemas.diagnostics import ErrorCode
 from ..schemas.document import KeyPath
 from ..schemas.errors import PolicysmithError, WeightsError
@@ -112,6 +113,8 @@ def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wirin
     except PolicysmithError as error:
         found = as_spec_error(error)
         also = origins(parts, features)
+        if found.source == "action" and found.trait == "range":
+            raise WiringError([_problem(parts.head, found, stages, "E021 dim-mismatch")]) from error
         if found.source == "action":
             also = [(("data", "horizon"), f"`action` is {given['action']}")]
         raise WiringError([Problem(parts.head.path, found, also, "E021 dim-mismatch")]) from error
@@ -134,7 +137,8 @@ def wire_samples(sites: Sequence[Site], observations: Specs, facts: Mapping[str,
 
     Observations are taken in the order of their names, as a saved config has them.
     """
-    stages = [Stage(("data", "path"), dict(sorted(observations.items())))]
+    known = facts.get(sites[0].key, {}) if sites else {}
+    stages = [Stage(("data", "path"), with_bounds(dict(sorted(observations.items())), known))]
     for site in sites:
         inputs = stages[-1].specs
         try:

@@ -264,6 +264,11 @@ class Transform(nn.Module, Part):
         """Keys whose statistics it reads; by default none."""
         return ()
 
+    @classmethod
+    def remarks(cls, config: Any, inputs: Specs, facts: Facts) -> list[str]:
+        """Return what a user must know of the data as it is treated here, a sentence each; by default nothing."""
+        return []
+
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Any]:
         """A new batch; keys that are absent (actions, at deployment) are passed over.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from ..schemas.errors import SpecError
-from ..schemas.specs import FEATURES, Kind, Spec, Specs
+from ..schemas.specs import FEATURES, Kind, Range, Spec, Specs
 
 
 def features_of(inputs: Specs) -> dict[str, Spec]:
@@ -53,6 +53,36 @@ def chunk_size(inputs: Specs) -> tuple[int, int]:
     assert isinstance(horizon, int)
     assert isinstance(width, int)
     return horizon, width
+
+
+def largest(inputs: Specs) -> float | None:
+    """Return the largest absolute value of the actions of the training data; None where it is unknown, or 0."""
+    bounds = action_spec(inputs).bounds
+    return None if bounds is None else max(-bounds[0], bounds[1]) or None
+
+
+def require_bound(inputs: Specs, bound: float, field: str, instead: str) -> None:
+    """Raise SpecError where a head that predicts within +-`bound`, by its option `field`, cannot reach every action of
+    the training data, or nothing is known of actions that a transform changed. `instead` begins the cure.
+    """
+    spec = action_spec(inputs)
+    if spec.bounds is None and spec.range is not Range.CHANGED:
+        return
+    if spec.bounds is None:
+        problem, label = "a transform changes them to an unknown range", "unknown range"
+    else:
+        low, high = spec.bounds
+        if max(-low, high) <= bound * (1.0 + 1e-4):
+            return
+        problem = label = f"those of the training data reach from {low:.4g} to {high:.4g}"
+    raise SpecError(
+        f"actions are predicted between {-bound:g} and {bound:g}, but {problem}",
+        field=field,
+        source="action",
+        trait="range",
+        label=label,
+        help=f"{instead} bring actions to that range by `{{type: normalize, modes: {{action: min_max}}}}`",
+    )
 
 
 def padded_steps(is_pad: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ STATE = "observation.state"
 
 _ENDS: dict[str, tuple[str, str]] = {"q99": ("q01", "q99"), "min_max": ("min", "max")}
 _CONSTANT = 1e-6  # spread, relative to the values, under which float32 holds hardly more than rounding
+_RARE = 1e-4  # share of the range under which the 1st and 99th percentile count as one value
 
 
 def fields(template: str) -> set[str]:
@@ -64,7 +65,8 @@ class StateBins:
 
     Values are mapped to [-1, 1] by statistics of the dataset; bin k of K holds those from -1 + 2 k / K on. As in pi0.5,
     values above 1 are in the last bin, and those below -1 are numbered -1. A dimension that is constant in the data is
-    in the middle bin. What pads the state of a robot to the width of another's is left out.
+    in the middle bin; one whose percentiles coincide though it varies is mapped by its minimum and maximum. What pads the
+    state of a robot to the width of another's is left out.
     """
 
     def __init__(self, bins: int, range: StateRange, statistics: Mapping[str, Any]) -> None:
@@ -83,6 +85,10 @@ class StateBins:
             if not all(math.isfinite(value) for value in held[name]):
                 raise DatasetError(f"`{name}` of `{STATE}` in the statistics of the dataset is not finite")
         low, high = (np.asarray(held[name], dtype=np.float64) for name in _ENDS[range])
+        if range == "q99" and "min" in held and "max" in held:
+            least, most = (np.asarray(held[name], dtype=np.float64) for name in ("min", "max"))
+            rare = high - low < _RARE * (most - least)
+            low, high = np.where(rare, least, low), np.where(rare, most, high)
         self.width = len(low)
         self._centre, self._scale = (low + high) / 2.0, (high - low) / 2.0
         self._varies = self._scale > np.maximum(_CONSTANT * np.abs(self._centre), 1e-30)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..schemas.errors import SpecError
 from ..schemas.specs import Kind, Range, Spec, Specs
 from .base import Facts
+from .embodiments import facts_by_robot
 
 VECTORS = (Kind.STATE, Kind.ACTION)
 
@@ -75,7 +76,20 @@ def refuse_normalised(key: str, spec: Spec, name: str, why: str) -> None:
 def changed(spec: Spec, why: str, width: int | None = None) -> Spec:
     """The spec of values that a transform changed, of another width where one is given."""
     dims = spec.dims if width is None else (*spec.dims[:-1], width)
-    return replace(spec, dims=dims, why=f"{spec.why}, {why}".removeprefix(", "), range=Range.CHANGED)
+    why = f"{spec.why}, {why}".removeprefix(", ")
+    return replace(spec, dims=dims, why=why, range=Range.CHANGED, bounds=None)
+
+
+def with_bounds(inputs: Specs, facts: Facts) -> dict[str, Spec]:
+    """The inputs, with the bounds that the statistics of the dataset give to states and actions."""
+    known = dict(inputs)
+    robots = facts_by_robot(inputs, facts)
+    for key, spec in vectors(inputs).items():
+        held = [own.get("statistics", {}).get(key, {}) for own in robots]
+        ends = [end for one in held for name in ("min", "max") for end in one.get(name, ())]
+        if ends:
+            known[key] = replace(spec, bounds=(min(ends), max(ends)))
+    return known
 
 
 def statistics_of(key: str, spec: Spec, facts: Facts) -> Mapping[str, Any]:

@@ -52,6 +52,8 @@ class Spec:
     tells that tokens are the places of feature maps: F frames of h x w places, row by row (N = F * h * w). `rope` is
     the base of the rotary embedding in keys.
     `normalised_by` holds the mean and the deviation of each channel that were taken out of images in [0, 1].
+    `bounds` are the smallest and the largest value of a state or an action over the training episodes and all robots,
+    in the units of the values; None where no statistics describe them.
     """
 
     kind: Kind
@@ -62,6 +64,7 @@ class Spec:
     grid: tuple[int, int, int] | None = None
     rope: float | None = None
     normalised_by: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    bounds: tuple[float, float] | None = None
 
     @property
     def width(self) -> int:
@@ -84,6 +87,7 @@ class Spec:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
         held, grid, taken = value.get("range"), value.get("grid"), value.get("normalised_by")
+        bounds = value.get("bounds")
         return cls(
             Kind(value["kind"]),
             tuple(value["dims"]),
@@ -93,6 +97,7 @@ class Spec:
             None if grid is None else tuple(grid),
             value.get("rope"),
             None if taken is None else (tuple(taken[0]), tuple(taken[1])),
+            None if bounds is None else (bounds[0], bounds[1]),
         )
 
 

@@ -16,7 +16,7 @@ from ...schemas.part import HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
 from ..denoising import build, check, default_network, zero_padded
-from ..features import chunk_size, masked_mean, padded_steps
+from ..features import chunk_size, largest, masked_mean, padded_steps, require_bound
 from ..nested import nested
 from ..noise_schedules import Cosine, NoiseSchedule, kept
 from ..registry import NETWORKS
@@ -58,12 +58,13 @@ class Diffusion(ActionHead):
         """How a step is undone: with new noise, or without, which needs fewer steps."""
         steps: Count | None = None
         """Steps when sampling, best a divisor of `train_steps`: otherwise the first is not full noise. By default all."""
-        clip_sample: Annotated[float, Field(gt=0.0)] | None = 1.0
-        """Bound of the actions that each step predicts, for `normalize` with `mode: min_max`; null for none."""
+        clip_sample: Annotated[float, Field(gt=0.0)] | Literal["data"] | None = "data"
+        """Bound of the actions that each step predicts, at least the largest of the training data; by default just that, 1 after `normalize` with `mode: min_max`. Null for none."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, self._action_dim = chunk_size(inputs)
+        self._bound = _bound(config, inputs)
         self.network = build(config.network, inputs, "steps")
 
     @classmethod
@@ -73,7 +74,9 @@ class Diffusion(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises the SpecError of the network, and one for more steps than are trained."""
+        """`action` (B, H, A); raises the SpecError of the network, and one for more steps than are trained or for a
+        bound that would clip actions of the training data.
+        """
         if config.steps is not None and config.steps > config.train_steps:
             raise SpecError(
                 f"{config.steps} steps are sampled, but only {config.train_steps} are trained",
@@ -81,6 +84,7 @@ class Diffusion(ActionHead):
                 label=f"more than {config.train_steps}",
                 help="lower `steps`, or leave it out to take all that are trained",
             )
+        _bound(config, inputs)
         return check(config.network, inputs, "steps")
 
     @classmethod
@@ -163,8 +167,17 @@ class Diffusion(ActionHead):
             action, noise = found, (chunk - left**0.5 * found) / (1.0 - left) ** 0.5
         else:
             action, noise = _mix(chunk, -found, left), _mix(found, chunk, left)
-        bound = self.config.clip_sample
+        bound = self._bound
         return action if bound is None else action.clamp(-bound, bound), noise
+
+
+def _bound(config: Diffusion.Config, inputs: Specs) -> float | None:
+    """Bound of predicted actions; None for none. Raises SpecError for one that clips actions of the training data."""
+    if config.clip_sample == "data":
+        return largest(inputs)
+    if config.clip_sample is not None:
+        require_bound(inputs, config.clip_sample, "clip_sample", "leave `clip_sample` out, or")
+    return config.clip_sample
 
 
 def _mix(first: Tensor, second: Tensor, share: Share) -> Tensor:

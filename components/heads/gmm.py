@@ -17,7 +17,7 @@ from ...schemas.part import HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..draws import categorical, normal
-from ..features import action_spec, chunk_size, masked_mean, padded_steps
+from ..features import action_spec, chunk_size, masked_mean, padded_steps, require_bound
 from ..flattening import Tokens, joined, sizes_of
 from ..layers import Activation, mlp
 
@@ -74,8 +74,12 @@ class Gmm(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError for tokens of a varying number that are flattened, and for no effect."""
+        """`action` (B, H, A); raises SpecError for tokens of a varying number that are flattened, for no effect, and for
+        means that cannot reach the actions of the training data.
+        """
         sizes_of(inputs, config.tokens)
+        if config.means == "tanh":
+            require_bound(inputs, 1.0, "means", "set `means: free`, or")
         default = cls.Config.model_fields["evaluation_std"].default
         if config.sampling == "mean" and config.evaluation_std != default:
             raise SpecError(

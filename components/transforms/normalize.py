@@ -30,6 +30,7 @@ _NEEDS: dict[str, tuple[str, str]] = {
     "binary": ("min", "max"),
 }
 _CONSTANT = 1e-6  # spread, relative to the values, under which float32 holds hardly more than rounding
+_RARE = 1e-4  # share of the range under which the 1st and 99th percentile count as one value
 
 
 class DimMode(Section):
@@ -57,6 +58,8 @@ class Normalize(Transform):
     | `identity` | nothing is changed | |
 
     A dimension that is constant in the data maps to 0 and back to its constant; by `scale` only where it is zero.
+    Where a dimension leaves one value so rarely that its percentiles coincide (a click, a gripper), `quantiles` and `q99`
+    take its minimum and maximum instead, so that the rare values come back; `remarks` names it.
     Statistics are those of the values that arrive here, whatever transforms before this one made of the dataset's.
     Of several robots, each sample is mapped by the statistics of its own; dimensions that a robot does not have are 0.
     """
@@ -99,8 +102,31 @@ class Normalize(Transform):
                     label="again",
                     help="remove one of the two, or give each its own values under `keys`",
                 )
-        _scalings(config, inputs, facts)
-        return {**inputs, **{key: replace(inputs[key], range=Range.NORMALISED) for key in normalised}}
+        bounds = {key: _bounds(robots) for key, robots in _scalings(config, inputs, facts).items()}
+        return {
+            **inputs,
+            **{key: replace(inputs[key], range=Range.NORMALISED, bounds=bounds[key]) for key in normalised},
+        }
+
+    @classmethod
+    def remarks(cls, config: Config, inputs: Specs, facts: Facts) -> list[str]:
+        """Dimensions that are mapped otherwise than `mode` says, or that lose much of their range to clipping."""
+        found = []
+        for key, robots in _scalings(config, inputs, facts).items():
+            dims = range(len(robots[0]))
+            rare = [dim for dim in dims if any(own[dim].mode != own[dim].asked for own in robots)]
+            if rare:
+                found.append(
+                    f"`{key}` leaves one value too rarely for percentiles in {_places(rare)}, which "
+                    "use `min_max` instead"
+                )
+            clipped = [dim for dim in dims if any(own[dim].lost > 10.0 for own in robots)]
+            if clipped:
+                found.append(
+                    f"`q99` clips `{key}` to less than a tenth of its range in {_places(clipped)}; "
+                    "`quantiles` or `min_max` keeps what lies beyond"
+                )
+        return found
 
     @classmethod
     def tiny(cls, directory: Path) -> Config:
@@ -122,25 +148,49 @@ class Normalize(Transform):
 
 @dataclass(frozen=True)
 class _Scaling:
-    """One dimension: its mode, and what maps to 0 and to 1. A `scale` of 0 marks a constant, or what a robot lacks."""
+    """One dimension: its mode, and what maps to 0 and to 1. A `scale` of 0 marks a constant, or what a robot lacks.
+
+    `asked` is the mode in the recipe; `ends` are the smallest and the largest value of the data, in units of the dataset.
+    """
 
     mode: str
     centre: float = 0.0
     scale: float = 1.0
+    asked: str = ""
+    ends: tuple[float, float] | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Smallest and largest normalised value of the data; None where its ends are unknown."""
+        if self.scale == 0.0:
+            return 0.0, 0.0
+        if self.mode in ("binary", "q99"):
+            return -1.0, 1.0
+        if self.ends is None:
+            return None
+        low, high = ((end - self.centre) / self.scale for end in self.ends)
+        return low, high
+
+    @property
+    def lost(self) -> float:
+        """Size of the data's range beyond what is clipped, in units of the range that is kept."""
+        if self.mode != "q99" or self.ends is None or self.scale == 0.0:
+            return 0.0
+        return (self.ends[1] - self.ends[0]) / (2.0 * self.scale)
 
 
 class _Map:
     """The dimensions of one key, for each robot."""
 
     def __init__(self, robots: Sequence[Sequence[_Scaling]]) -> None:
-        modes = [scaling.mode for scaling in robots[0]]
+        modes = {scaling.mode for own in robots for scaling in own}
         self._binary, self._clips = "binary" in modes, "q99" in modes
         self._constants = Constants(
             centre=[[scaling.centre for scaling in own] for own in robots],
             scale=[[scaling.scale or 1.0 for scaling in own] for own in robots],
             varies=[[scaling.scale > 0.0 for scaling in own] for own in robots],
-            binary=[[mode == "binary" for mode in modes] for _ in robots],
-            clips=[[mode == "q99" for mode in modes] for _ in robots],
+            binary=[[scaling.mode == "binary" for scaling in own] for own in robots],
+            clips=[[scaling.mode == "q99" for scaling in own] for own in robots],
         )
 
     def _of(self, ids: Tensor | None, values: Tensor) -> dict[str, Tensor]:
@@ -204,7 +254,7 @@ def _scalings(config: Normalize.Config, inputs: Specs, facts: Facts) -> dict[str
         for own in facts_by_robot(inputs, facts):
             held = statistics_of(key, inputs[key], own)
             if many and not held:  # the robot has no such state
-                scalings[key].append([_Scaling(mode, 0.0, 0.0) for mode, _ in modes])
+                scalings[key].append([_Scaling(mode, 0.0, 0.0, asked=mode) for mode, _ in modes])
                 continue
             for mode, option in dict.fromkeys(modes):
                 _check(key, mode, option, inputs[key], held, narrower=many)
@@ -241,11 +291,20 @@ def _check(key: str, mode: str, option: str, spec: Spec, held: Mapping[str, Any]
 
 
 def _scaling(key: str, mode: str, dim: int, held: Mapping[str, Any]) -> _Scaling:
+    known = "min" in held and "max" in held and dim < len(held["min"])
+    ends = (float(held["min"][dim]), float(held["max"][dim])) if known else None
     if mode == "identity":
-        return _Scaling(mode)
+        return _Scaling(mode, asked=mode, ends=ends)
+    asked = mode
     first, second = _NEEDS[mode]
     if dim >= len(held[first]):  # a narrower robot
-        return _Scaling(mode, 0.0, 0.0)
+        return _Scaling(mode, 0.0, 0.0, asked=asked)
+    if (
+        first == "q01"
+        and ends is not None
+        and held[second][dim] - held[first][dim] < _RARE * (ends[1] - ends[0])
+    ):
+        mode, (first, second) = "min_max", _NEEDS["min_max"]
     low, high = float(held[first][dim]), float(held[second][dim])
     if (mode == "mean_std" and high < 0.0) or (mode != "mean_std" and high < low):
         raise DatasetError(
@@ -257,4 +316,18 @@ def _scaling(key: str, mode: str, dim: int, held: Mapping[str, Any]) -> _Scaling
         centre, scale = 0.0, max(abs(low), abs(high))
     else:
         centre, scale = (low + high) / 2.0, (high - low) / 2.0
-    return _Scaling(mode, centre, scale if scale > _CONSTANT * abs(centre) and scale > 1e-30 else 0.0)
+    varies = scale > _CONSTANT * abs(centre) and scale > 1e-30
+    return _Scaling(mode, centre, scale if varies else 0.0, asked, ends)
+
+
+def _bounds(robots: Sequence[Sequence[_Scaling]]) -> tuple[float, float] | None:
+    """Smallest and largest normalised value over all dimensions of all robots; None where one is unknown."""
+    known = [scaling.bounds for own in robots for scaling in own]
+    found = [ends for ends in known if ends is not None]
+    if len(found) < len(known):
+        return None
+    return min(low for low, _ in found), max(high for _, high in found)
+
+
+def _places(dims: Sequence[int]) -> str:
+    return f"dimension{'s' if len(dims) > 1 else ''} {', '.join(map(str, dims))}"

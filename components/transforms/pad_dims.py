@@ -53,6 +53,8 @@ class PadDims(Transform):
                     help=f"raise it to {spec.width} or more; nothing is cut off silently",
                 )
             padded = changed(spec, f"padded to {size}", size)
+            if spec.bounds is not None:
+                padded = replace(padded, bounds=(min(spec.bounds[0], 0.0), max(spec.bounds[1], 0.0)))
             found[key] = replace(padded, range=spec.range) if spec.range is Range.NORMALISED else padded
         return {**inputs, **found}
 

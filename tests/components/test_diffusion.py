@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -183,3 +184,28 @@ def test_no_more_steps_are_sampled_than_are_trained(world: Any) -> None:
     with pytest.raises(SpecError, match="101 steps are sampled, but only 100 are trained") as caught:
         make(world, steps=101)
     assert caught.value.field == "steps"
+
+
+@pytest.mark.parametrize(("bounds", "reach"), [((-1.0, 1.0), 1.0), ((-2.5, 1.5), 2.5), (None, 9.0)])
+def test_by_default_actions_are_clipped_where_those_of_the_data_end(
+    world: Any, bounds: tuple[float, float] | None, reach: float
+) -> None:
+    inputs = {**world.feature_specs, "action": replace(world.feature_specs["action"], bounds=bounds)}
+    config = Diffusion.Config(type="diffusion", predicts="sample", train_steps=4, sampler="ddim")
+    part = Diffusion(config, inputs, {})
+    found = torch.full((1, *inputs["action"].dims[1:]), 9.0)
+    part.network.forward = lambda *_: found  # type: ignore[method-assign,assignment]
+    action, _ = part._split(torch.zeros_like(found), 1, 0.5, {}, {})
+    assert action.unique().tolist() == [reach]
+
+
+def test_a_bound_below_the_data_is_refused(world: Any) -> None:
+    inputs = {**world.feature_specs, "action": replace(world.feature_specs["action"], bounds=(-3.0, 2.0))}
+    for bound, fits in ((2.9, False), (3.0, True), (None, True)):
+        config = Diffusion.Config(type="diffusion", clip_sample=bound)
+        if fits:
+            Diffusion.specs(config, inputs, {})
+            continue
+        with pytest.raises(SpecError, match="reach from -3 to 2") as raised:
+            Diffusion.specs(config, inputs, {})
+        assert (raised.value.field, raised.value.trait) == ("clip_sample", "range")

@@ -45,7 +45,7 @@ def make(statistics: dict[str, Any], inputs: dict[str, Spec] | None = None, **op
     config = Normalize.Config(type="normalize", **options)
     inputs = {"action": Spec(Kind.ACTION, ("B", 2, WIDTH))} if inputs is None else inputs
     specs = Normalize.specs(config, inputs, {"statistics": statistics})
-    assert {key: replace(spec, range=None) for key, spec in specs.items()} == inputs
+    assert {key: replace(spec, range=None, bounds=None) for key, spec in specs.items()} == inputs
     return Normalize(config, inputs, {"statistics": statistics})
 
 
@@ -258,3 +258,94 @@ def test_statistics_of_other_values_are_stale() -> None:
     facts = {"statistics": {"action": held}, "measured": {"action": {**held, "std": [4.0] * WIDTH}}}
     part = Normalize(config, inputs, facts)
     assert part({"action": torch.ones(1, 2, WIDTH)})["action"].unique().tolist() == [0.25]
+
+
+FULL = {
+    "mean": [0.0, 2.0, 5.0],
+    "std": [1.0, 0.5, 0.0],
+    "min": [-3.0, 1.0, 5.0],
+    "max": [2.0, 4.0, 5.0],
+    "q01": [-1.0, 1.5, 5.0],
+    "q99": [1.0, 2.5, 5.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "bounds"),
+    [
+        ("mean_std", (-3.0, 4.0)),
+        ("min_max", (-1.0, 1.0)),
+        ("quantiles", (-3.0, 4.0)),
+        ("q99", (-1.0, 1.0)),
+        ("scale", (-1.0, 1.0)),
+        ("binary", (-1.0, 1.0)),
+    ],
+)
+def test_specs_carry_the_bounds_of_the_normalised_data(mode: str, bounds: tuple[float, float]) -> None:
+    inputs = {"action": Spec(Kind.ACTION, ("B", 2, WIDTH))}
+    config, facts = Normalize.Config(type="normalize", mode=mode), {"statistics": {"action": FULL}}
+    spec = Normalize.specs(config, inputs, facts)["action"]
+    assert spec.bounds == pytest.approx(bounds)
+    ends = torch.tensor([[FULL["min"], FULL["max"]]])
+    normal = Normalize(config, inputs, facts)({"action": ends})["action"]
+    assert spec.bounds[0] <= float(normal.min())
+    assert float(normal.max()) <= spec.bounds[1]
+
+
+def test_bounds_are_unknown_where_the_statistics_hold_no_minimum() -> None:
+    inputs = {"action": Spec(Kind.ACTION, ("B", 2, WIDTH))}
+    held = {name: FULL[name] for name in ("mean", "std")}
+    facts = {"statistics": {"action": held}}
+    spec = Normalize.specs(Normalize.Config(type="normalize"), inputs, facts)["action"]
+    assert spec.bounds is None
+
+
+RARE = {
+    "mean": [0.005, 0.0],
+    "std": [0.07, 0.3],
+    "min": [0.0, -1.0],
+    "max": [1.0, 1.0],
+    "q01": [0.0, -0.7],
+    "q99": [0.0, 0.7],
+}
+
+
+@pytest.mark.parametrize("mode", ["quantiles", "q99"])
+@pytest.mark.parametrize("spread", [0.0, 1e-6])
+def test_a_dimension_with_rare_values_keeps_them_and_says_so(mode: str, spread: float) -> None:
+    inputs = {"action": Spec(Kind.ACTION, ("B", 2, 2))}
+    held = {**RARE, "q99": [spread, 0.7]}
+    config, facts = Normalize.Config(type="normalize", mode=mode), {"statistics": {"action": held}}
+    part = Normalize(config, inputs, facts)
+    clicks = torch.tensor([[[0.0, 0.1], [1.0, -0.1]]])
+    normal = part({"action": clicks})["action"]
+    assert normal[0, :, 0].tolist() == [-1.0, 1.0]
+    torch.testing.assert_close(part.inverse({"action": normal})["action"], clicks)
+    (remark,) = part.remarks(config, inputs, facts)
+    assert "dimension 0," in remark
+    assert "min_max" in remark
+
+
+def test_q99_says_where_it_clips_most_of_the_range() -> None:
+    inputs = {"action": Spec(Kind.ACTION, ("B", 2, 2))}
+    held = {**RARE, "q99": [0.01, 0.7]}
+    facts = {"statistics": {"action": held}}
+    (remark,) = Normalize.remarks(Normalize.Config(type="normalize", mode="q99"), inputs, facts)
+    assert "clips `action`" in remark
+    assert "dimension 0;" in remark
+    assert not Normalize.remarks(Normalize.Config(type="normalize", mode="quantiles"), inputs, facts)
+
+
+def test_robots_may_differ_in_which_dimensions_are_rare() -> None:
+    inputs = {
+        "action": Spec(Kind.ACTION, ("B", 1, 1)),
+        "embodiment": Spec(Kind.EMBODIMENT, ("B",), vocab=2),
+    }
+    usual = {"min": [-2.0], "max": [2.0], "q01": [-1.0], "q99": [1.0]}
+    rare = {"min": [0.0], "max": [1.0], "q01": [0.0], "q99": [0.0]}
+    facts = {"statistics": {"a": {"action": usual}, "b": {"action": rare}}}
+    part = Normalize(Normalize.Config(type="normalize", mode="q99"), inputs, facts)
+    batch = {"action": torch.tensor([[[2.0]], [[1.0]]]), "embodiment": torch.tensor([0, 1])}
+    normal = part(batch)
+    assert normal["action"].flatten().tolist() == [1.0, 1.0]
+    assert part.inverse(normal)["action"].flatten().tolist() == [1.0, 1.0]

@@ -80,6 +80,13 @@ def test_a_value_lies_in_its_bin(normal: float, bins: int, centre: float, scale:
     assert low - 1e-9 <= normal <= low + 2.0 / bins + 1e-9
 
 
+def test_a_rare_value_of_the_state_has_a_bin_of_its_own() -> None:
+    held = {"q01": [0.0, -1.0], "q99": [0.0, 1.0], "min": [0.0, -1.0], "max": [1.0, 1.0]}
+    write = StateBins(256, "q99", {"observation.state": held})
+    assert write(np.array([0.0, 0.0])).split()[0] == "0"
+    assert write(np.array([1.0, 0.0])).split()[0] == "255"
+
+
 def test_templates_are_checked() -> None:
     assert fields("{task} {{x}} {state}") == {"task", "state"}
     for wrong in ("{instruction}", "{}", "{task!r}", "{task:>9}", "{task", "}"):
