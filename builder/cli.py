@@ -206,6 +206,8 @@ def data_info(args: Namespace) -> int:
     )
     for name, (height, width) in info.cameras.items():
         console.print(f"camera {name}: {width} x {height}")
+    for name, reason in info.unreadable.items():
+        console.print(f"camera {name}: {reason}, cannot be read", markup=False)
     console.print(f"state: {', '.join(info.state_names) or 'none'}")
     console.print(f"action: {', '.join(info.action_names) or 'none'}")
     for task in info.tasks:

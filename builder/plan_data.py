@@ -13,6 +13,7 @@ from ..schemas.errors import DatasetError, RecipeError, SpecError
 from ..schemas.recipe import DataSection, SourceSection
 from ..schemas.specs import Kind, Range, Spec
 from .data.dataset import inspect
+from .data.features import RGB_ONLY
 from .data.info import DatasetInfo
 from .data.layout import read_layout
 from .data.splits import split_episodes
@@ -95,13 +96,24 @@ class _Reader:
     def _cameras(self, info: DatasetInfo) -> dict[str, str]:
         wanted = self.given.cameras
         if wanted is None:
+            for name, reason in info.unreadable.items():
+                known = f"[{', '.join(info.cameras)}]"
+                fault = SpecError(
+                    f"camera `{name}` {reason}; {RGB_ONLY}",
+                    label=f"`{name}` cannot be read",
+                    help=f"name the other cameras: `cameras: {known}`",
+                )
+                self._report((*self.place, "path"), fault)
             return {name: name for name in info.cameras}
         pairs: list[tuple[Key, str, str]] = [(i, name, name) for i, name in enumerate(wanted)]
         if isinstance(wanted, dict):
             pairs = [(name, name, own) for name, own in wanted.items()]
         for position, _, own in pairs:
             label = ""
-            if own not in info.cameras:
+            if own in info.unreadable:
+                label, problem = "cannot be read", f"camera `{own}` {info.unreadable[own]}; {RGB_ONLY}"
+                cure = f"leave it out; others are: {', '.join(info.cameras) or 'none'}"
+            elif own not in info.cameras:
                 near = difflib.get_close_matches(own, info.cameras, n=1)
                 cure = (
                     f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(info.cameras) or 'none'}"

@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ...schemas.errors import DatasetError
-from .features import Storage
+from .features import RGB_ONLY, Storage
 from .files import damaged_parquet, open_parquet, require_file
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _IMAGES_AT_ONCE = 64
+_PNG_BITS = 24  # place of the bit depth in the header of a PNG file
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def decode(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8], float]]
 
     Raises:
         DatasetError: the file is missing, a git-LFS pointer, truncated, or its frames have another size than
-            the metadata says.
+            the metadata says, or are not 8-bit RGB.
     """
     frames = _decode_video(source.path) if source.storage is Storage.VIDEO else _decode_images(source)
     for image, seconds in frames:
@@ -76,6 +77,8 @@ def _decode_video(path: Path) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
+                if not count:
+                    _check_format(path, frame.format)
                 seconds = float(count) if frame.time is None else float(frame.time)
                 first = first if count else seconds
                 count += 1
@@ -85,6 +88,15 @@ def _decode_video(path: Path) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
             f"{path} cannot be decoded after {count} frames ({error.strerror}). It is probably truncated: "
             "download or copy it again"
         ) from error
+
+
+def _check_format(path: Path, form: av.VideoFormat) -> None:
+    """Raise DatasetError for gray frames of more than 8 bits, which hold depth or another measurement."""
+    bits = max(component.bits for component in form.components)
+    if len(form.components) < 3 and bits > 8:
+        raise DatasetError(
+            f"{path} holds {form.name}, gray with {bits} bits a pixel; {RGB_ONLY}. Leave this camera out, or convert it"
+        )
 
 
 def _decode_images(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
@@ -109,6 +121,12 @@ def _decode_images(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8],
 def _decode_image(data: bytes, path: Path, column: str, row: int) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data)) as image:
+            wide = image.format == "PNG" and data[_PNG_BITS] > 8  # Pillow would drop the lower bits
+            if image.mode not in ("RGB", "P") or wide:
+                form = "PNG with 16 bits a channel" if wide else f"{image.format} of mode {image.mode}"
+                raise DatasetError(
+                    f"{path}: row {row} of `{column}` is a {form}; {RGB_ONLY}. Leave this camera out, or convert it"
+                )
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise DatasetError(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ACTION = "action"
 STATE = "observation.state"
 IMAGES = "observation.images."
+RGB_ONLY = "cameras are read as RGB with 8 bits a channel"
 _NUMERIC = ("float", "int", "uint", "bool")
 
 
@@ -34,6 +35,7 @@ class Feature:
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...] | None
+    is_depth: bool = False
 
     @property
     def is_numeric(self) -> bool:
@@ -48,13 +50,17 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """One camera: `key` is its column in the dataset, `height` and `width` are in pixels."""
+    """One camera: `key` is its column in the dataset, `height` and `width` are in pixels.
+
+    `unreadable` says in a phrase why its images are not 8-bit RGB, such as depth; it is empty for one that can be read.
+    """
 
     name: str
     key: str
     storage: Storage
     height: int
     width: int
+    unreadable: str = ""
 
 
 def parse_features(info: Mapping[str, Any], *, path: Path) -> dict[str, Feature]:
@@ -76,7 +82,8 @@ def parse_features(info: Mapping[str, Any], *, path: Path) -> dict[str, Feature]
             raise DatasetError(
                 f"{path}: feature `{key}` has the shape {shape}; every size must be at least 1"
             )
-        features[key] = Feature(key, dtype, tuple(shape) or (1,), _flat_names(entry.get("names")))
+        depth = _is_depth(entry)
+        features[key] = Feature(key, dtype, tuple(shape) or (1,), _flat_names(entry.get("names")), depth)
     return features
 
 
@@ -95,9 +102,21 @@ def parse_cameras(features: Mapping[str, Feature], *, path: Path) -> dict[str, C
             raise DatasetError(
                 f"{path}: `{cameras[name].key}` and `{feature.key}` both name the camera `{name}`. Rename one"
             )
-        height, width = _image_size(feature, path)
-        cameras[name] = Camera(name, feature.key, Storage(feature.dtype), height, width)
+        height, width, channels = _image_size(feature, path)
+        unreadable = ""
+        if feature.is_depth:
+            unreadable = "holds depth"
+        elif channels != 3:
+            unreadable = f"has {channels} channel{'' if channels == 1 else 's'}"
+        cameras[name] = Camera(name, feature.key, Storage(feature.dtype), height, width, unreadable)
     return cameras
+
+
+def _is_depth(entry: Mapping[str, Any]) -> bool:
+    """Whether LeRobot marks a feature as depth."""
+    info = entry.get("info") or entry.get("video_info")
+    flags = {**entry, **(info if isinstance(info, dict) else {})}
+    return any(flags.get(name) is True for name in ("is_depth_map", "video.is_depth_map"))
 
 
 def _flat_names(names: object) -> tuple[str, ...] | None:
@@ -111,15 +130,17 @@ def _flat_names(names: object) -> tuple[str, ...] | None:
     return None
 
 
-def _image_size(feature: Feature, path: Path) -> tuple[int, int]:
+def _image_size(feature: Feature, path: Path) -> tuple[int, int, int]:
+    """Return height, width and number of channels."""
     shape, names = feature.shape, feature.names
     if len(shape) == 3:
         if names is not None and "height" in names and "width" in names and len(names) == 3:
-            return shape[names.index("height")], shape[names.index("width")]
+            height, width = names.index("height"), names.index("width")
+            return shape[height], shape[width], shape[3 - height - width]
         if shape[2] in (1, 3, 4):
-            return shape[0], shape[1]
+            return shape[0], shape[1], shape[2]
         if shape[0] in (1, 3, 4):
-            return shape[1], shape[2]
+            return shape[1], shape[2], shape[0]
     raise DatasetError(
         f"{path}: camera `{feature.key}` has the shape {list(shape)}; expected [height, width, 3] or [3, height, width]"
     )

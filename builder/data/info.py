@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 class DatasetInfo:
     """What a policy must know of a dataset before any of it is decoded.
 
-    `cameras` maps a name to (height, width) in pixels. `vectors` maps every numeric `observation.*` column,
+    `cameras` maps a name to (height, width) in pixels, and `unreadable` the names of cameras whose images are not 8-bit
+    RGB, such as depth, to the reason. `vectors` maps every numeric `observation.*` column,
     the state included, to its size. `state_dim` and `action_dim` are 0 where the dataset has no such column.
     `episodes` and `episode_lengths` (in frames) run in parallel; `fps` is in frames per second.
     """
 
     cameras: Mapping[str, tuple[int, int]]
+    unreadable: Mapping[str, str]
     vectors: Mapping[str, int]
     state_dim: int
     action_dim: int
@@ -47,7 +49,12 @@ def inspect(path: str | Path) -> DatasetInfo:
     numeric = {key: feature for key, feature in layout.features.items() if feature.is_policy_input_or_target}
     sizes = {key: _size(feature) for key, feature in numeric.items()}
     return DatasetInfo(
-        cameras={name: (camera.height, camera.width) for name, camera in layout.cameras.items()},
+        cameras={
+            name: (camera.height, camera.width)
+            for name, camera in layout.cameras.items()
+            if not camera.unreadable
+        },
+        unreadable={name: camera.unreadable for name, camera in layout.cameras.items() if camera.unreadable},
         vectors={key: size for key, size in sizes.items() if key != ACTION},
         state_dim=sizes.get(STATE, 0),
         action_dim=sizes.get(ACTION, 0),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ...schemas.errors import DatasetError
 from .episodes import EpisodeInfo, VideoSpan, read_tables_v2, read_tables_v3
-from .features import Camera, Feature, Storage, parse_cameras, parse_features
+from .features import RGB_ONLY, Camera, Feature, Storage, parse_cameras, parse_features
 from .files import read_json
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Layout:
         """The cameras called `names`, in that order; all of them for None.
 
         Raises:
-            DatasetError: a name is unknown or given twice.
+            DatasetError: a name is unknown or given twice, or a camera's images are not 8-bit RGB.
         """
         if names is None:
-            return tuple(self.cameras.values())
+            names = tuple(self.cameras)
         for name in names:
             if name not in self.cameras:
                 close = get_close_matches(name, self.cameras, n=1)
@@ -60,6 +60,11 @@ class Layout:
                 raise DatasetError(f"{self.root} has no camera `{name}`; its cameras are: {known}.{hint}")
         if len(set(names)) < len(names):
             raise DatasetError(f"a camera is chosen twice: {', '.join(names)}. Name each one once")
+        for name in names:
+            if reason := self.cameras[name].unreadable:
+                raise DatasetError(
+                    f"camera `{name}` of {self.root} {reason}; {RGB_ONLY}. Choose other cameras"
+                )
         return tuple(self.cameras[name] for name in names)
 
     def choose_episodes(self, indices: Sequence[int] | None) -> tuple[EpisodeInfo, ...]:

@@ -22,6 +22,7 @@ from .policies import build
 
 CASES = ("diffusion", "diffusion_shared_encoder", "diffusion_sample")
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+GRADIENTS = {"atol": 1e-4, "rtol": 1e-4}  # sums over many values, in an order that the processor decides
 KINDS = {"observation.state": "STATE", "observation.environment_state": "ENV"}
 
 
@@ -119,7 +120,7 @@ def test_gradients(name: str) -> None:
     ours |= {key: p.grad for key, p in policy.named_parameters() if p.grad is not None}
     _, gradients = lerobot_diffusion.to_lerobot(ours, policy.content)
     found = {key: digest(key, gradients[key]) for key in golden.gradients}
-    torch.testing.assert_close(found, golden.gradients, **CLOSE)
+    torch.testing.assert_close(found, golden.gradients, **GRADIENTS)
     learned = {key for key in gradients if "running" not in key and not key.endswith(("tracked", "pos_grid"))}
     assert learned == golden.gradients.keys()
 
