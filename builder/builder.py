@@ -36,7 +36,7 @@ from .sources import DataPlan, Source, Windows
 from .training import batches, checkpoint, loop
 from .training.job import Job, Result
 from .training.logs import FileLog, Reporter
-from .training.placement import make_accelerator
+from .training.placement import make_accelerator, require_device
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,18 @@ class Builder:
         """
         return cls(source, (), allow_imports)
 
-    def override(self, changes: Mapping[str, Any]) -> Builder:
-        """The same with some values changed, by dotted path (`{"training.steps": 500}`) or nested mapping."""
-        return Builder(self.source, (*self.overrides, dict(changes)), self.allow_imports)
+    def override(self, changes: Mapping[str, Any] | str) -> Builder:
+        """Return the same builder with some values changed.
+
+        `changes` maps dotted paths to values (`{"training.steps": 500}`), nests mappings, or is the text of one
+        change as on the command line (`"training.steps=500"`). Raise TypeError for anything else.
+        """
+        if not isinstance(changes, Mapping | str):
+            raise TypeError(
+                f"override takes a mapping of paths to values, or a text `path=value`, not {type(changes).__name__}"
+            )
+        change = [changes] if isinstance(changes, str) else dict(changes)
+        return Builder(self.source, (*self.overrides, change), self.allow_imports)
 
     @cached_property
     def recipe(self) -> LoadedRecipe:
@@ -96,8 +105,9 @@ class Builder:
     def build(self, device: str = "cpu") -> BasePolicyModel:
         """The policy with its initial weights, pretrained ones included, in evaluation mode.
 
-        On `meta` nothing is allocated. Raises RecipeError.
+        On `meta` nothing is allocated. Raises RecipeError, and TrainingError for a device that is not there.
         """
+        require_device(device)
         self.check()
         if self._composed is not None:
             policy = assembly.assemble(self.recipe, self._data, self._composed, device)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import get_args
 
 from pydantic import BaseModel
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
@@ -22,14 +21,16 @@ from ..schemas.errors import RegistryError
 from ..schemas.part import PartConfig
 from ..schemas.recipe import Recipe
 from .builder import Builder
-from .display import TerminalProgress, show_robots, show_summary, shown
+from .display import PlainConsole, PlainFormatter, TerminalProgress, show_robots, show_summary, shown
 
-console = Console(highlight=False, soft_wrap=True)
+console = PlainConsole()
 is_main_process = os.environ.get("RANK", "0") == "0"
 
 
 def _quiet() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     for chatty in ("httpx", "accelerate", "matplotlib", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
@@ -127,10 +128,10 @@ def explain(args: Namespace) -> int:
             raise RegistryError(f"there is nothing called `{args.topic}` to explain; {here}: {known}")
         seen.append(step)
         text, sections = fields[step].description or "", _models(fields[step].annotation)
-    console.print(text, markup=False)
+    console.print(text)
     for section in sections:
         if not issubclass(section, PartConfig):
-            console.print(f"\n{inspect.getdoc(section) or ''}", markup=False)
+            console.print(f"\n{inspect.getdoc(section) or ''}")
         _show_options(section)
     return 0
 
@@ -154,7 +155,7 @@ def _show_options(section: type[BaseModel]) -> None:
         )
         table.add_row(name, default, field.description or "")
     console.print()
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _plain(value: object) -> object:
@@ -190,7 +191,7 @@ def data_record(args: Namespace) -> int:
             workers=args.workers,
             progress=lambda kept, _: bar.update(task, completed=kept),
         )
-    console.print(str(summary), markup=False)
+    console.print(str(summary))
     return 0
 
 
@@ -207,11 +208,11 @@ def data_info(args: Namespace) -> int:
     for name, (height, width) in info.cameras.items():
         console.print(f"camera {name}: {width} x {height}")
     for name, reason in info.unreadable.items():
-        console.print(f"camera {name}: {reason}, cannot be read", markup=False)
+        console.print(f"camera {name}: {reason}, cannot be read")
     console.print(f"state: {', '.join(info.state_names) or 'none'}")
     console.print(f"action: {', '.join(info.action_names) or 'none'}")
     for task in info.tasks:
-        console.print(f"task: {task}", markup=False)
+        console.print(f"task: {task}")
     return 0
 
 
@@ -231,10 +232,10 @@ def evaluate(args: Namespace) -> int:
         output=Path(args.output) if args.output else None,
         device=args.device,
         allow_imports=args.allow_imports,
-        progress=lambda message: console.print(message, markup=False),
+        progress=lambda message: console.print(message),
     )
     for line in result.lines:
-        console.print(line, markup=False)
+        console.print(line)
     return 0
 
 
@@ -247,7 +248,7 @@ def import_lerobot(args: Namespace) -> int:
     console.print(
         f"{sum(p.numel() for p in policy.parameters()):,} parameters of {args.directory}", markup=False
     )
-    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained", markup=False)
+    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained")
     return 0
 
 
@@ -257,7 +258,7 @@ def export_lerobot(args: Namespace) -> int:
 
     _quiet()
     config = export_policy(args.checkpoint, output=args.output)
-    console.print(f"{config['type']} of LeRobot  {shown(Path(args.output))}", markup=False)
+    console.print(f"{config['type']} of LeRobot  {shown(Path(args.output))}")
     return 0
 
 
@@ -267,5 +268,5 @@ def export(args: Namespace) -> int:
 
     _quiet()
     write(args.checkpoint, args.output, merge=args.merge, allow_imports=args.allow_imports)
-    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained", markup=False)
+    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained")
     return 0

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from ..schemas.terminal import printable
 from .assembly import Summary
 from .sources import Source
+
+
+class PlainConsole(Console):
+    """A console that prints names, paths and values as they are: no markup, emoji codes or escape sequences in them."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return the text with control characters replaced; rich calls this for every string that it prints."""
+        return super().render_str(printable(text), **options)
+
+
+class PlainFormatter(logging.Formatter):
+    """Log lines without characters that could steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return printable(super().format(record))
 
 
 class TerminalProgress:
@@ -23,7 +46,7 @@ class TerminalProgress:
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[latest]}"),
+            TextColumn("{task.fields[latest]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -46,10 +69,10 @@ class TerminalProgress:
             text += f"  validation {values['validation/loss']:.4f}"
         self._bar.update(self._task, latest=text)
         if not self._console.is_terminal:
-            self._console.print(f"step {step}  {text}", highlight=False)
+            self._console.print(f"step {step}  {text}")
 
     def note(self, message: str) -> None:
-        self._console.print(message, highlight=False)
+        self._console.print(message)
 
     def close(self) -> None:
         self._bar.stop()
@@ -74,15 +97,14 @@ def show_summary(console: Console, summary: Summary) -> None:
     console.print(
         f"{summary.parameters:,} parameters, {summary.trainable:,} trainable, {frozen:,} frozen; "
         f"{summary.training_bytes / 2**20:,.0f} MiB for weights, gradients and optimiser",
-        highlight=False,
     )
     for part, layers in summary.adapted.items():
-        console.print(f"lora {part}: adapters beside {layers} layers, the rest is frozen", highlight=False)
+        console.print(f"lora {part}: adapters beside {layers} layers, the rest is frozen")
     for pattern, count in summary.frozen.items():
-        console.print(f"freeze {pattern}: {count:,} parameters", highlight=False)
+        console.print(f"freeze {pattern}: {count:,} parameters")
     if summary.unused:
         count, names = sum(summary.unused.values()), ", ".join(summary.unused)
-        console.print(f"unused: {count:,} parameters feed nothing and are frozen: {names}", highlight=False)
+        console.print(f"unused: {count:,} parameters feed nothing and are frozen: {names}")
 
 
 def show_robots(console: Console, sources: Sequence[Source]) -> None:

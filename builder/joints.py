@@ -126,9 +126,12 @@ def _resolve(
             message += f"but {source} `{name}` publishes {' and '.join(offered)}"
             if output in offered:
                 message = f"{noun} `{kind}` cannot read `{output}`; it reads {' or '.join(kinds)}"
-            error = SpecError(
-                message, field=field, label=f"`{entry}` does not fit", help=_cure(entry, kinds, offered)
-            )
+            help = _cure(entry, kinds, offered)
+            if output and output not in offered:
+                message = f"{noun} `{kind}` reads `{entry}`, but {source} `{name}` publishes no `{output}`"
+                near = difflib.get_close_matches(output, offered, n=1)
+                help = f"did you mean `{name}.{near[0]}`?" if near else help
+            error = SpecError(message, field=field, label=f"`{entry}` does not fit", help=help)
             also = [(parts.sources[name].path, f"publishes {' and '.join(offered)}")]
             problems.append(Problem(reader.path, error, also, "E022 missing-input"))
         elif (role := (where.partition(".")[0], key)) in taken:

@@ -57,6 +57,19 @@ def source_of(config: Any) -> str:
     )
 
 
+def location(source: str) -> str:
+    """Return the directory that `source` names, its `~` expanded, or the name of a model on the hub as it is.
+
+    Raise WeightsError for a path at which there is nothing.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return str(path)
+    if source.count("/") > 1 or source.startswith(("/", ".", "~")) or "\\" in source:
+        raise WeightsError(f"there is no directory `{source}`; give the directory of a model, or its name on the hub")
+    return source
+
+
 def read_config(
     source: str, types: tuple[str, ...], otherwise: str, part: str | None = None
 ) -> dict[str, Any]:
@@ -82,7 +95,7 @@ def read_tokenizer(source: str) -> Any:
     bundled = _TOKENIZERS / source.replace("/", "--")
     try:
         return AutoTokenizer.from_pretrained(
-            str(bundled) if bundled.is_dir() and not Path(source).exists() else source,
+            str(bundled) if bundled.is_dir() and not Path(source).exists() else location(source),
             trust_remote_code=False,
         )
     except (OSError, ValueError, ImportError) as error:
@@ -115,7 +128,7 @@ def _bundled(source: str) -> dict[str, Any] | None:
 
 def _found(source: str) -> dict[str, Any]:
     try:
-        return _whole(AutoConfig.from_pretrained(source, trust_remote_code=False))
+        return _whole(AutoConfig.from_pretrained(location(source), trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"cannot read the config of `{source}`: {_first_line(error)} ({_OFFLINE})"
@@ -151,7 +164,7 @@ def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> Non
         loader: Any = type(model)
         with _quiet():
             loaded, report = loader.from_pretrained(
-                source,
+                location(source),
                 config=model.config,
                 output_loading_info=True,
                 dtype="float32",

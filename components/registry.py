@@ -28,6 +28,7 @@ from .base import ActionHead, Backbone, Collator, Neck, Network, Part, Transform
 P = TypeVar("P", bound=Part)
 Registered = TypeVar("Registered", bound=type[Part])
 _HOME = Path(__file__).parent
+_LONGEST = 100  # characters of a name
 
 
 class Registry(Generic[P]):
@@ -83,6 +84,10 @@ class Registry(Generic[P]):
         """The class behind `type: <name>`; raises RegistryError with what exists and what was probably meant."""
         if name in self._registered:
             return self._registered[name][1]
+        if len(name) > _LONGEST or not name.isidentifier():
+            raise RegistryError(
+                f"no {self.kind} part is called `{name[:_LONGEST]}`; known: {', '.join(self.names())}"
+            )
         plugin = self._plugins().get(name)
         if plugin is not None:
             part = plugin.load()

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..schemas.errors import SpecError
-from ..schemas.part import Section
+from ..schemas.part import Depth, Section
 from .layers import Activation, Attention, mlp
 from .rotary import Rotation
 
@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 class LayerOptions(Section):
     """Options of every stack of transformer layers."""
 
-    depth: Count = 2
+    depth: Depth = 2
     """Number of layers."""
     heads: Count = 4
     """Attention heads; they share the width."""

@@ -57,11 +57,21 @@ def fetch(source: str) -> Path:
     if path is not None:
         return path
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     for name in _NAMES:
         try:
             return Path(hf_hub_download(source, name))
+        except LocalEntryNotFoundError as error:
+            raise WeightsError(
+                f"cannot download `{source}`: the hub cannot be reached, and this machine holds no copy "
+                "(check the name and the network, or download it elsewhere and give the file)"
+            ) from error
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, HFValidationError, OSError) as error:

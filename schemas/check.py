@@ -11,16 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from . import phrases
-from .diagnostics import Diagnostic, ErrorCode, in_order
+from .diagnostics import MOST, Diagnostic, ErrorCode, in_order
 from .document import Document, KeyPath
 from .known import KINDS, unlisted_types
-from .phrases import near, quoted, where
+from .phrases import near, quoted, shortened, where
 from .tree import SchemaTree, shipped_schema
 
 
@@ -32,13 +33,14 @@ def check(document: Document, *, allow_imports: bool = False) -> list[Diagnostic
     """
     checker = _Checker(document, SchemaTree(shipped_schema()), ())
     refused = () if allow_imports else checker.imports_refused()
-    return in_order([*checker.findings(), *checker.misspelt_policy(), *refused])
+    found = islice(checker.findings(), MOST)
+    return in_order([*found, *checker.misspelt_policy(), *islice(refused, MOST)])
 
 
 def check_against(document: Document, path: KeyPath, schema: Mapping[str, Any]) -> list[Diagnostic]:
     """Every finding of one schema about the value at `path`, sorted by position. It may refer to parts that ship."""
     whole = {**schema, "$defs": shipped_schema()["$defs"]}
-    return in_order(list(_Checker(document, SchemaTree(whole), path).findings()))
+    return in_order(list(islice(_Checker(document, SchemaTree(whole), path).findings(), MOST)))
 
 
 def _value(document: Document, path: KeyPath) -> Any:
@@ -93,7 +95,7 @@ class _Checker:
         """Each entry of `imports`: a recipe runs no code by itself."""
         entries = self.value.get("imports")
         for position, entry in enumerate(entries if isinstance(entries, list) else ()):
-            message = f"`{entry}` is not imported: a recipe runs no code unless it is told to"
+            message = f"`{shortened(str(entry))}` is not imported: a recipe runs no code unless it is told to"
             help = "read it, then add `--allow-imports` (Python: `allow_imports=True`)"
             yield self._at(
                 "E011 import-refused", message, ("imports", position), "this would run code", help=help
@@ -103,7 +105,7 @@ class _Checker:
         keyword, value, wanted = str(error.validator), error.instance, error.validator_value
         path: KeyPath = (*self.base, *error.absolute_path)
         if "propertyNames" in error.absolute_schema_path:
-            message = f"`{value}` is no name: use lower-case letters, digits and `_`, and begin with a letter"
+            message = f"`{shortened(value)}` is no name: use lower-case letters, digits and `_`, and begin with a letter"
             yield self._at("E007 invalid-value", message, (*path, value), "not a name", key=True)
         elif keyword == "additionalProperties":
             yield from (
@@ -128,14 +130,14 @@ class _Checker:
         if meant is not None:
             label = f"did you mean `{meant}`?"
         elif places:
-            label = f"`{key}` exists at {phrases.either(map(where, places))}"
+            label = f"`{shortened(key)}` exists at {phrases.either(map(where, places))}"
         else:
             label = "unknown key"
         part = self._part(path)
         name = f"`{part.partition('.')[2]}`" if part else where(path)
         notes = (f"{name} accepts: {', '.join(keys)}",) if keys else ()
         help = f"run `policysmith explain {part}`" if part else ""
-        message = f"{where(path)} has no key `{key}`"
+        message = f"{where(path)} has no key `{shortened(key)}`"
         found = self._at("E003 unknown-key", message, (*path, key), label, key=True, notes=notes, help=help)
         chosen = self.document.span((*path, "type"))
         if part and chosen.source is not found.span.source:
@@ -178,6 +180,7 @@ class _Checker:
         noun = KINDS[kind]
         meant = near(name, known)
         other = next((KINDS[other] for other in self.tree.kinds() if name in self.tree.types(other)), None)
+        name = shortened(name)
         label = (
             f"`{name}` is a {other}" if other else f"did you mean `{meant}`?" if meant else f"unknown {noun}"
         )

@@ -5,7 +5,7 @@ a fraction of a second. Only then is `policysmith.builder.cli` imported, by name
 `builder -> components -> schemas` for everything else. This module is the composition root.
 
 Exit codes: 0 done, 2 wrong usage, 3 invalid recipe, 4 the policy or its data cannot be built, 5 training failed,
-130 interrupted.
+6 the operating system refused a file, 130 interrupted, 141 the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import arguments
-from .diagnostics import Diagnostic
+from .diagnostics import MOST, Diagnostic
 from .errors import PolicysmithError, RecipeError, SimulatorError, TrainingError
+from .terminal import forgiving_streams, printable
 
-OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, INTERRUPTED = 0, 2, 3, 4, 5, 130
+OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, REFUSED = 0, 2, 3, 4, 5, 6
+INTERRUPTED, NO_READER = 130, 141
 
 
 def build_and_train(argv: Sequence[str] | None = None) -> int:
@@ -36,23 +38,36 @@ def policysmith(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(parser: ArgumentParser, argv: Sequence[str] | None) -> int:
-    args = parser.parse_args(argv)
+    forgiving_streams()
     try:
+        args = parser.parse_args(argv)
         if "recipe" in args:
             _judge(args)
         function: Callable[[Namespace], int] = getattr(
             importlib.import_module("policysmith.builder.cli"), args.function
         )
-        return function(args)
+        code = function(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return NO_READER
     except RecipeError as error:
         report(error.diagnostics, as_json=getattr(args, "format", "text") == "json")
         return INVALID_RECIPE
     except PolicysmithError as error:
-        sys.stderr.write(f"{_paint('error')}: {error}\n")
+        _say(str(error))
         return TRAINING_FAILED if isinstance(error, (TrainingError, SimulatorError)) else BUILD_FAILED
+    except OSError as error:
+        _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return REFUSED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{_paint('error')}: {printable(message)}\n")
 
 
 def _judge(args: Namespace) -> None:
@@ -73,10 +88,11 @@ def report(diagnostics: Sequence[Diagnostic], *, as_json: bool = False) -> None:
         sys.stdout.write(json.dumps([diagnostic.to_json() for diagnostic in diagnostics], indent=1) + "\n")
         return
     color = _color()
-    for diagnostic in diagnostics:
+    for diagnostic in diagnostics[:MOST]:
         sys.stderr.write(diagnostic.render(color=color) + "\n\n")
     count = len(diagnostics)
-    sys.stderr.write(f"{_paint('error')}: the recipe has {count} mistake{'s' * (count != 1)}\n")
+    more = " or more" if count >= MOST else ""
+    _say(f"the recipe has {count}{more} mistake{'s' * (count != 1)}")
 
 
 def _color() -> bool:

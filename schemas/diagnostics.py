@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from .terminal import printable
+
 ErrorCode = Literal[
     "E001 invalid-yaml",
     "E002 duplicate-key",
@@ -39,6 +41,11 @@ ErrorCode = Literal[
     "E025 unknown-embodiment",
 ]
 
+MOST = 100
+"""Findings after which a stage of checking stops looking for more."""
+
+_SHOWN, _BEFORE = 160, 60  # columns of an excerpt, and those before a place that lies farther right
+_LONGEST = 1_000  # characters of a message, label, note or help
 _RED, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
 _TAB = "    "
 
@@ -120,7 +127,7 @@ class Diagnostic:
         """The finding as several lines of text, without a final newline."""
         spans = [self.span, *(span for span, _ in self.related)]
         paint = _Paint(color, margin=len(str(max(span.line for span in spans))))
-        lines = [paint.red(f"error[{self.code}]") + paint.bold(f": {self.message}")]
+        lines = [paint.red(f"error[{self.code}]") + paint.bold(f": {_said(self.message)}")]
         lines += paint.place("-->", self.span, "^", self.label)
         for span, label in self.related:
             lines += paint.place(":::", span, "-", label)
@@ -164,20 +171,26 @@ class _Paint:
         return f"{_BOLD}{text}{_RESET}" if self.color else text
 
     def remark(self, kind: str, text: str) -> str:
-        first, *rest = text.split("\n")
+        first, *rest = _said(text).split("\n")
         indent = " " * (self.margin + len(f" = {kind}: "))
         return "\n".join(
             [f"{self._gutter('=')} {self.bold(f'{kind}:')} {first}", *(indent + line for line in rest)]
         )
 
     def place(self, arrow: str, span: Span, mark: str, label: str) -> list[str]:
-        lines = [f"{' ' * self.margin}{self.blue(arrow)} {span}"]
+        label = _said(label)
+        lines = [f"{' ' * self.margin}{self.blue(arrow)} {_said(str(span))}"]
         if not span.line or span.source.text is None:
             return [*lines, f"{self._gutter('|')} {label}"] if label else lines
-        excerpt = _printable(span.source.lines[span.line - 1])
+        excerpt = printable(span.source.lines[span.line - 1], kept="\t")
+        begin = span.column - 1
         end = span.end_column - 1 if span.end_line == span.line else len(excerpt.rstrip())
-        offset = _width(excerpt[: span.column - 1])
-        carets = mark * max(1, _width(excerpt[span.column - 1 : end]))
+        if len(excerpt) > _SHOWN:
+            cut = max(0, begin - _BEFORE) if begin > _SHOWN - _BEFORE else 0
+            begin, end = begin - cut, min(end - cut, _SHOWN)
+            excerpt = excerpt[cut : cut + _SHOWN]
+        offset = _width(excerpt[:begin])
+        carets = mark * max(1, _width(excerpt[begin:end]))
         underline = f"{carets} {label}".rstrip()
         painted = self.red(underline) if mark == "^" else self.blue(underline)
         number = self.blue(f"{span.line:>{self.margin}} |")
@@ -192,9 +205,12 @@ class _Paint:
         return self.blue(f"{' ' * self.margin} {sign}")
 
 
-def _printable(text: str) -> str:
-    """Control characters, which could steer the terminal, replaced one by one."""
-    return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
+def _said(text: str) -> str:
+    """Return a message that is safe to print, its middle left out where it is very long."""
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return printable(text)
 
 
 def _width(text: str) -> int:

@@ -26,6 +26,8 @@ KeyPath = tuple[Key, ...]
 
 MAX_DEPTH = 40
 MAX_NODES = 100_000
+MAX_BYTES = 1_000_000
+_TOO_LARGE = f"the recipe is larger than {MAX_BYTES // 1_000_000} MB"
 
 
 @dataclass(frozen=True)
@@ -127,25 +129,36 @@ def dotted(path: Sequence[Key]) -> str:
 
 
 def read(path: Path) -> Document:
-    """Parse a recipe file. Raises RecipeError, also where the file cannot be read."""
+    """Parse a recipe file. Raise RecipeError, also where the file cannot be read or is larger than MAX_BYTES."""
     source = Source(os.fspath(path))
+    if "\0" in source.name:
+        raise _unreadable(source, "cannot read the recipe: its path holds a NUL character")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise _unreadable(source, _TOO_LARGE)
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _unreadable(
+            source, f"the recipe is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
+        ) from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise RecipeError(
-            [Diagnostic("E009 unreadable-file", f"cannot read the recipe: {reason}", Span(source))]
-        ) from error
-    except UnicodeDecodeError as error:
-        message = f"the recipe is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
-        raise RecipeError([Diagnostic("E009 unreadable-file", message, Span(source))]) from error
+        raise _unreadable(source, f"cannot read the recipe: {reason}") from error
     return parse(text, source.name, directory=path.parent)
 
 
+def _unreadable(source: Source, message: str) -> RecipeError:
+    return RecipeError([Diagnostic("E009 unreadable-file", message, Span(source))])
+
+
 def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -> Document:
-    """Parse a recipe's text. Raises RecipeError with every finding."""
+    """Parse a recipe's text. Raise RecipeError with every finding."""
     from .parser import Parser
 
+    if len(text) > MAX_BYTES:
+        raise _unreadable(Source(name), _TOO_LARGE)
     source = Source(name, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
     return Document(Parser(source).recipe(), directory if directory is not None else Path())
 

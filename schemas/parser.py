@@ -42,6 +42,7 @@ class Parser:
         self._starts = [0, *(match.end() for match in re.finditer("\n", self._text))]
         self._anchors: dict[str, Node] = {}
         self._open: set[str] = set()
+        self._read = 0
         self._found: list[Diagnostic] = []
 
     def recipe(self) -> Node:
@@ -91,12 +92,16 @@ class Parser:
             self._fail("E008 refused-yaml", message, span, "delete this line")
 
     def _node(self, event: Any, depth: int, empty: Span | None = None) -> Node:
+        self._read += 1
         start, end = event.start_mark.index, event.end_mark.index
         if isinstance(event, AliasEvent):
             return self._alias(event.anchor, self._span(start, end))
         if depth > MAX_DEPTH:
             span = self._span(start, end)
             self._fail("E008 refused-yaml", f"the recipe is more than {MAX_DEPTH} levels deep", span)
+        if self._read > MAX_NODES:
+            span = self._span(start, end)
+            self._fail("E008 refused-yaml", f"the recipe holds more than {MAX_NODES:,} keys and values", span)
         if event.tag is not None:
             self._refuse_tag(start)
         if event.anchor is not None or event.tag is not None:
@@ -143,12 +148,11 @@ class Parser:
             if getattr(ahead, "style", "") is None and key.content == "<<":
                 self._merge(merged, value)
             elif not isinstance(key.content, str):
-                message = f"keys must be strings, found `{key.span.text}`"
-                self._found.append(
-                    Diagnostic("E005 wrong-type", message, key.span, f'write "{key.span.text}"')
-                )
+                text = key.span.text[:60]
+                message = f"keys must be strings, found `{text}`"
+                self._found.append(Diagnostic("E005 wrong-type", message, key.span, f'write "{text}"'))
             elif (first := entries.get(key.content)) is not None:
-                message = f"the key `{key.content}` is written twice"
+                message = f"the key `{key.content[:60]}` is written twice"
                 related = ((first.key, "first written here"),)
                 self._found.append(
                     Diagnostic("E002 duplicate-key", message, key.span, "written again here", related)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field
+
+MOST_LAYERS = 1_000
+"""Layers that a part may stack: no policy has more, and to check a hundred thousand would take minutes."""
+
+Depth = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+"""Number of stacked layers."""
 
 
 class Section(BaseModel):

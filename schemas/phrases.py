@@ -23,7 +23,12 @@ _TYPES = {
 
 def where(path: KeyPath) -> str:
     """The thing at a path, quoted."""
-    return f"`{dotted(path)}`" if path else "the recipe"
+    return f"`{shortened(dotted(path))}`" if path else "the recipe"
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """Return a name for a message, its middle left out where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2) :]}"
 
 
 def found(value: object) -> str:
@@ -41,6 +46,8 @@ def found(value: object) -> str:
 
 def quoted(value: object) -> str:
     """A value as one would write it."""
+    if isinstance(value, str):
+        value = value[:61]
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + '..."'
 
@@ -63,11 +70,12 @@ def cure(value: object, types: str | Sequence[str], text: str) -> str:
     if value is None:
         return f"expected {expected(types)}"
     if "array" in allowed and not isinstance(value, dict):
-        return f"write [{text or quoted(value)}]"
+        return f"write [{shortened(text) or quoted(value)}]"
     if isinstance(value, str):
-        return _cure_string(value, allowed, text) or f"expected {expected(types)}"
+        short = len(value) <= _LONGEST_NAME
+        return (_cure_string(value, allowed, text) if short else "") or f"expected {expected(types)}"
     if "string" in allowed and isinstance(value, (bool, int, float)):
-        return f'add quotes: "{text or quoted(value)}"'
+        return f'add quotes: "{shortened(text) or quoted(value)}"'
     if "integer" in allowed and isinstance(value, float) and value.is_integer():
         return f"write {int(value)}"
     return f"expected {expected(types)}"
@@ -88,8 +96,13 @@ def _cure_string(value: str, allowed: set[str], text: str) -> str:
     return f"remove the quotes: {value}" if "_" not in value and text != value else f"write {number}"
 
 
+_LONGEST_NAME = 200  # beyond it, nothing is misspelt
+
+
 def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """What was probably meant."""
+    if len(name) > _LONGEST_NAME:
+        return None
     by_lower = {word.lower(): word for word in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else None

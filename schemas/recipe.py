@@ -23,7 +23,7 @@ RawTransform = Annotated[RawPart, Field(json_schema_extra={"x-part": "transforms
 RawCollator = Annotated[RawPart, Field(json_schema_extra={"x-part": "collators"})]
 Names = Annotated[list[str], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
 Numbers = Annotated[list[int], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Pixels = Annotated[int, Field(ge=1)]
 Size = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]

@@ -169,5 +169,5 @@ class SavedPolicy:
 def choose_device(device: str | None) -> str:
     """`cpu` or `cuda`; None is the best there is. Raises TrainingError for a GPU that is not there."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("no CUDA device is to be seen; use `--device cpu`")
+        raise TrainingError("this machine shows no CUDA device; use `cpu`")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -29,14 +29,29 @@ _PEAKS = {
 """Dense bf16 operations a second by the makers' data sheets, by what a device's name contains."""
 
 
+def require_device(name: str) -> None:
+    """Raise TrainingError for a device that torch does not know, or that this machine does not have."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TrainingError(f"no device is called `{name}`; use `cpu`, `cuda` or `cuda:<number>`") from error
+    if device.type != "cuda":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise TrainingError("this machine shows no CUDA device; use `cpu`")
+    if device.index is not None and device.index >= count:
+        raise TrainingError(f"`{name}` does not exist; the last CUDA device is `cuda:{count - 1}`")
+
+
 def make_accelerator(section: TrainingSection, device: str | None) -> Accelerator:
     """An accelerator for the section's precision on a device (`cpu`, `cuda`, or None for the best there is).
 
     Raises TrainingError where the device is not there or cannot do the precision asked for.
     """
+    if device is not None:
+        require_device(device)
     on_gpu = torch.cuda.is_available() if device is None else device == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        raise TrainingError("no CUDA device is to be seen; use `--device cpu`")
     bf16 = section.precision == "bf16" or (
         section.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     )

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import BackboneConfig
+from ...schemas.part import MOST_LAYERS, BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..images import fold, frame_size, frames, image_features, unfold
@@ -37,7 +37,9 @@ class Conv(Backbone):
 
         type: Literal["conv"]
         """Encode images by a few strided convolutions."""
-        channels: list[Count] = Field(default_factory=lambda: [32, 96, 192, 384], min_length=1)
+        channels: list[Count] = Field(
+            max_length=MOST_LAYERS, default_factory=lambda: [32, 96, 192, 384], min_length=1
+        )
         """Channels of the convolutions; each halves the image, so that 4 of them see patches of 16."""
         groups: Count = 32
         """Groups of the norms; they share the channels."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import BackboneConfig
+from ...schemas.part import MOST_LAYERS, BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
@@ -37,7 +37,7 @@ class MlpBackbone(Backbone):
         """Encode the state by a multi-layer perceptron."""
         width: Width = 64
         """Size D of what comes out for each observation step."""
-        hidden: list[Width] = Field(default_factory=lambda: [256])
+        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=lambda: [256])
         """Sizes of the hidden layers; `[]` for one linear layer."""
         activation: Activation = "gelu"
         """Activation after each hidden layer."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from transformers import ViTConfig, ViTModel
 
 from ...schemas.errors import SpecError
-from ...schemas.part import BackboneConfig
+from ...schemas.part import BackboneConfig, Depth
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..images import fold, frame_size, frames, image_features, unfold
@@ -41,7 +41,7 @@ class Vit(Backbone):
         """Side of a patch in pixels; 16, or that of the pretrained model."""
         width: Width | None = None
         """Size of a token; 192, or that of the pretrained model."""
-        depth: Width | None = None
+        depth: Depth | None = None
         """Number of layers; 12, or that of the pretrained model."""
         heads: Width | None = None
         """Attention heads; 3, or those of the pretrained model."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...schemas.part import BackboneConfig
+from ...schemas.part import BackboneConfig, Depth
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..pretrained import copy_transformer, read_config, source_of
@@ -59,7 +59,7 @@ class Vlm(Backbone):
         """Model on the hub, or directory, to take architecture and weights from, such as `google/paligemma-3b-pt-224`."""
         architecture: str | None = Field(default=None, min_length=1)
         """Model to take the architecture from, without weights. One of this and `pretrained` is needed."""
-        depth: Annotated[int, Field(ge=1)] | None = None
+        depth: Depth | None = None
         """Layers of the language model to keep, from the first; by default all. The others are not built."""
         layer: Annotated[int, Field(ge=1)] | None = None
         """Layer whose hidden states `tokens`, `pooled` and `queries` are; by default the last, after the final norm."""

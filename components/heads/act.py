@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import HeadConfig
+from ...schemas.part import Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..detr import Activation, Decoder, Encoder, Order, Sizes, map_positions, step_positions, xavier
@@ -50,9 +50,9 @@ class Act(ActionHead):
         """Attention heads; they share `width`."""
         feedforward: Count = 3200
         """Hidden size of the feed-forward layers."""
-        encoder_layers: Count = 4
+        encoder_layers: Depth = 4
         """Layers that encode the features."""
-        decoder_layers: Count = 1
+        decoder_layers: Depth = 1
         """Layers that decode the actions; ACT has 7, but uses only the first."""
         norm: Order = "post"
         """Whether layers norm after their residual sum or before their branches."""
@@ -66,7 +66,7 @@ class Act(ActionHead):
         """Whether the latent is trained, by an encoder of the actions; otherwise it is always 0."""
         kl_weight: Weight = 10.0
         """Weight of the KL divergence between the latent's distribution and N(0, 1)."""
-        posterior_layers: Count = 4
+        posterior_layers: Depth = 4
         """Layers of the encoder of the actions."""
         posterior_reads: list[str] | None = None
         """Pooled features that the encoder of the actions sees too, such as `proprio`; by default all. May be empty."""

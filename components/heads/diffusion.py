@@ -50,7 +50,7 @@ class Diffusion(ActionHead):
         """What the network predicts: the noise, the action, or v (Salimans & Ho, 2022)."""
         schedule: NoiseSchedule = Field(default_factory=lambda: Cosine(type="squaredcos_cap_v2"))
         """How much noise each step adds."""
-        train_steps: Count = 100
+        train_steps: Annotated[int, Field(ge=1, le=100_000)] = 100
         """Steps from an action to noise."""
         repeats: Count = 1
         """Noises and steps drawn for each sample in training; the backbones run only once for all of them."""

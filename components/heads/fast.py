@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import HeadConfig
+from ...schemas.part import Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Chunks, Facts, Feature
 from ..fast_tokens import FastTokens
@@ -51,7 +51,7 @@ class Fast(ActionHead):
         """Ids at the end of the language model's vocabulary that stay free, as in pi0-FAST."""
         width: Count = 256
         """Size of a token of the transformer."""
-        depth: Count = 4
+        depth: Depth = 4
         """Layers of the transformer."""
         heads: Count = 4
         """Attention heads of the transformer; they share `width`."""

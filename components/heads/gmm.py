@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import HeadConfig
+from ...schemas.part import MOST_LAYERS, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..draws import categorical, normal
@@ -54,7 +54,7 @@ class Gmm(ActionHead):
         """Draw a mode and an action from it, or take the mean of the likeliest mode."""
         evaluation_std: Positive | None = 1e-4
         """Standard deviation of what is drawn in evaluation, where noise only disturbs; null for that of the mode."""
-        hidden: list[Count] = Field(default_factory=lambda: [1024, 1024])
+        hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=lambda: [1024, 1024])
         """Sizes of the hidden layers."""
         activation: Activation = "relu"
         """Activation after each hidden layer."""

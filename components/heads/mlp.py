@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import HeadConfig
+from ...schemas.part import MOST_LAYERS, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
@@ -37,7 +37,7 @@ class MlpHead(ActionHead):
         """Absolute, squared or Huber error, in normalised units."""
         delta: float = Field(default=1.0, gt=0.0)
         """Error at which the Huber loss turns from squared to absolute."""
-        hidden: list[Width] = Field(default_factory=lambda: [512, 512])
+        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=lambda: [512, 512])
         """Sizes of the hidden layers."""
         activation: Activation = "gelu"
         """Activation after each hidden layer."""

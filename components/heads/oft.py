@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import HeadConfig
+from ...schemas.part import MOST_LAYERS, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean
@@ -38,7 +38,7 @@ class Oft(ActionHead):
         """Absolute or squared error, in normalised units."""
         width: Count | None = None
         """Size of the hidden layers; by default that of a token."""
-        blocks: Annotated[int, Field(ge=0)] = 2
+        blocks: Annotated[int, Field(ge=0, le=MOST_LAYERS)] = 2
         """Residual blocks."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:

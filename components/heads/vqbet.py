@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import HeadConfig
+from ...schemas.part import Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..draws import categorical
@@ -70,7 +70,7 @@ class Vqbet(ActionHead):
         """Divisor of the scores when codes are drawn."""
         width: Count = 512
         """Size of a token of the transformer."""
-        depth: Count = 8
+        depth: Depth = 8
         """Layers of the transformer."""
         heads: Count = 8
         """Attention heads; they share `width`."""

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import MOST_LAYERS, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
@@ -42,7 +42,7 @@ class Film(Neck):
         """Modulate a feature by others (FiLM)."""
         condition: list[str] = Field(min_length=1)
         """Pooled features that decide scale and shift."""
-        hidden: list[Width] = Field(default_factory=list)
+        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=list)
         """Sizes of hidden layers between condition and scale and shift."""
         activation: Activation = "silu"
         """Activation after each hidden layer."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import NeckConfig
+from ...schemas.part import Depth, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
@@ -38,7 +38,7 @@ class Prefix(Neck):
         """Mix observations by a transformer that an expert can attend to, in the place of a language model."""
         width: Count
         """Width that each feature is projected to by a linear layer of its own."""
-        depth: Count = 2
+        depth: Depth = 2
         """Number of layers."""
         heads: Count = 4
         """Attention heads; they share the width."""

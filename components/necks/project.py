@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import MOST_LAYERS, NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..layers import Activation, mlp
@@ -32,7 +32,7 @@ class Project(Neck):
         """Project a feature by a linear layer or a multi-layer perceptron."""
         width: Width
         """Width D of what comes out."""
-        hidden: list[Width] = Field(default_factory=list)
+        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=list)
         """Sizes of the hidden layers; none make it linear."""
         activation: Activation = "gelu"
         """Activation after each hidden layer."""

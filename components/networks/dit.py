@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import NetworkConfig
+from ...schemas.part import Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising import time_scale
@@ -43,7 +43,7 @@ class Dit(Network):
         """Denoise by a diffusion transformer."""
         width: Count = 256
         """Size of a token of the transformer."""
-        depth: Count = 4
+        depth: Depth = 4
         """Layers of the transformer."""
         heads: Count = 4
         """Attention heads; they share `width`."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import NetworkConfig
+from ...schemas.part import Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..expert_layer import ExpertLayer, norm
@@ -51,7 +51,7 @@ class Expert(Network):
         """Hidden size of the feed-forward layers."""
         heads: Count = 8
         """Attention heads, of the size that the model's have; a multiple of its key and value heads."""
-        depth: Count | None = None
+        depth: Depth | None = None
         """Layers, by default as many as the model has. With fewer, a divisor of these, every n-th is attended to."""
         family: Literal["gemma", "llama"] = "gemma"
         """Norms and activation are those of this family of language models; llama in SmolVLA."""

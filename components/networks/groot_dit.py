@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import NetworkConfig
+from ...schemas.part import Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising import time_scale
@@ -48,7 +48,7 @@ class GrootDit(Network):
         """Denoise by GR00T's diffusion transformer."""
         width: Count = 1536
         """Size of a token of the transformer."""
-        depth: Count = 16
+        depth: Depth = 16
         """Layers of the transformer."""
         heads: Count = 32
         """Attention heads; they share `width`."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...schemas.part import NetworkConfig
+from ...schemas.part import MOST_LAYERS, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising import time_scale
@@ -38,7 +38,7 @@ class MlpNetwork(Network):
         """Denoise by a residual multi-layer perceptron."""
         width: Count = 256
         """Size of the hidden state."""
-        depth: Annotated[int, Field(ge=0)] = 3
+        depth: Annotated[int, Field(ge=0, le=MOST_LAYERS)] = 3
         """Number of residual blocks."""
         time_width: Annotated[int, Field(ge=2, multiple_of=2)] = 32
         """Size of the embedded time; even."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import NetworkConfig
+from ...schemas.part import MOST_LAYERS, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising import time_scale
@@ -41,9 +41,9 @@ class DiffusionTransformer(Network):
         """Denoise by an encoder-decoder transformer."""
         width: Count = 256
         """Size of a token of the transformer."""
-        depth: Count = 8
+        depth: Depth = 8
         """Layers of the decoder."""
-        encoder_depth: Annotated[int, Field(ge=0)] = 0
+        encoder_depth: Annotated[int, Field(ge=0, le=MOST_LAYERS)] = 0
         """Layers of the encoder of time and features."""
         attention: Literal["causal", "full"] = "causal"
         """Whether a step of the chunk sees later ones."""

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import NetworkConfig
+from ...schemas.part import MOST_LAYERS, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising import time_scale
@@ -46,7 +46,9 @@ class Unet(Network):
 
         type: Literal["unet"]
         """Denoise by a convolutional U-Net."""
-        widths: list[Count] = Field(default_factory=lambda: [256, 512, 1024], min_length=1)
+        widths: list[Count] = Field(
+            max_length=MOST_LAYERS, default_factory=lambda: [256, 512, 1024], min_length=1
+        )
         """Channels of the levels, from all steps of the chunk to the fewest; 512, 1024 and 2048 in LeRobot."""
         kernel: Count = 5
         """Steps that a convolution sees; odd."""
