@@ -52,9 +52,7 @@ def _readers(
     }
 
 
-def _faults(
-    loaded: LoadedRecipe, data: DataPlan, readers: Mapping[str, KeyPath | None]
-) -> list[Diagnostic]:
+def _faults(loaded: LoadedRecipe, data: DataPlan, readers: Mapping[str, KeyPath | None]) -> list[Diagnostic]:
     found = []
     for source in data.sources:
         for key, where in source.unusable.items():

@@ -294,9 +294,7 @@ class Collator(Part):
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Samples (T, ...) -> batch (B, T, ...)."""
 
-    def check(
-        self, instructions: Sequence[str], samples: Callable[[], Iterable[Mapping[str, Any]]]
-    ) -> None:
+    def check(self, instructions: Sequence[str], samples: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Raise SpecError for demonstrations that cannot become a batch; nothing by default.
 
         `instructions` are the different ones of all demonstrations, `samples()` gives demonstrations without images.

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from .diagnostics import Diagnostic, Source, Span
 from .errors import RecipeError
+from .paths import expanded
 from .scalars import Scalar
 
 Key = str | int
@@ -128,6 +129,7 @@ def dotted(path: Sequence[Key]) -> str:
 
 def read(path: Path) -> Document:
     """Parse a recipe file. Raises RecipeError, also where the file cannot be read."""
+    path = expanded(path)
     source = Source(os.fspath(path))
     try:
         text = path.read_bytes().decode("utf-8-sig")

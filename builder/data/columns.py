@@ -67,7 +67,9 @@ def column_faults(features: Mapping[str, Feature], columns: Columns) -> Iterator
                 yield SpecError(f"`{key}` names the column `{name}` twice", field=field, label="again")
             elif reason := _unfit(key, features[name], len(names)):
                 yield SpecError(
-                    f"column `{name}` is {describe(features[name])}: {reason}", field=field, label="does not fit"
+                    f"column `{name}` is {describe(features[name])}: {reason}",
+                    field=field,
+                    label="does not fit",
                 )
 
 
@@ -131,6 +133,7 @@ def _joined(key: str, parts: Sequence[Feature]) -> Feature:
     names = tuple(
         name
         for part, size in zip(parts, sizes, strict=True)
-        for name in flat_names(part) or tuple(f"{part.key}_{i}" if size > 1 else part.key for i in range(size))
+        for name in flat_names(part)
+        or tuple(f"{part.key}_{i}" if size > 1 else part.key for i in range(size))
     )
     return Feature(key, parts[0].dtype, (sum(sizes),), names, tuple(parts))

@@ -26,7 +26,10 @@ _IMAGES_AT_ONCE = 64
 _ENDLESS = 1_000
 """Frames beyond twice those expected after which a video is given up."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
-_CONTAINER = {"protocol_whitelist": "file", "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg"}
+_CONTAINER = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg",
+}
 """No playlist or script that names other files is taken for a video."""
 
 
@@ -153,7 +156,9 @@ def decode_image(source: FrameSource, data: bytes, row: int) -> npt.NDArray[np.u
     except DatasetError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DatasetError(f"{source.path}: {place} is an image of absurd size ({error}). Replace it") from error
+        raise DatasetError(
+            f"{source.path}: {place} is an image of absurd size ({error}). Replace it"
+        ) from error
     except Exception as error:
         raise DatasetError(
             f"{source.path}: {place} is not a readable image ({error}). Download or convert it again"

@@ -250,10 +250,10 @@ def _template_fault(template: str, fields: tuple[str, ...]) -> str:
         if name not in fields:
             return f"cannot be filled in: it names `{name[:40]}`; it may name {', '.join(fields)}"
         if conversion or (spec and (name == "video_key" or not _WIDTH.fullmatch(spec))):
-            return f"cannot be filled in: `{name}` may be padded with zeros, as in `{{{name}:03d}}`, and no more"
-    fixed = PurePosixPath(
-        "".join(text + ("" if name is None else "0") for text, name, _, _ in pieces)
-    )
+            return (
+                f"cannot be filled in: `{name}` may be padded with zeros, as in `{{{name}:03d}}`, and no more"
+            )
+    fixed = PurePosixPath("".join(text + ("" if name is None else "0") for text, name, _, _ in pieces))
     if fixed.is_absolute() or ".." in fixed.parts:
         return "leaves the dataset's directory"
     return "" if template.isprintable() else "holds control characters"

@@ -131,7 +131,7 @@ def _damaged_parquet(path: Path, error: Exception) -> DatasetError:
 
 
 def _read_text(path: Path) -> str:
-    if (size := os.stat(require_file(path)).st_size) > _MOST_TEXT:
+    if (size := require_file(path).stat().st_size) > _MOST_TEXT:
         raise DatasetError(
             f"{path} has {size / 1e9:.3g} GB, too much for metadata. Download or copy it again"
         )

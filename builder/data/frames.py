@@ -100,9 +100,7 @@ def open_cameras(
     return stores
 
 
-def frame_sources(
-    layout: Layout, camera: Camera, episodes: Sequence[EpisodeInfo]
-) -> dict[Path, FrameSource]:
+def frame_sources(layout: Layout, camera: Camera, episodes: Sequence[EpisodeInfo]) -> dict[Path, FrameSource]:
     """Return the files that hold what a camera saw in `episodes`. Raise DatasetError where some are missing."""
     _check_present(camera, episodes)
     expected = _expected_frames(layout, camera)
@@ -137,7 +135,9 @@ def _frame_count(path: Path, found: int, expected: int) -> DatasetError:
     if found < expected:
         cause = "The video is truncated or belongs to another version"
     else:
-        cause = f"{found - expected} frames too many: the video belongs to another version, or rows are missing"
+        cause = (
+            f"{found - expected} frames too many: the video belongs to another version, or rows are missing"
+        )
     return DatasetError(
         f"{path} has {found} frames, but the metadata gives it {expected} rows. {cause}: download or convert the "
         "dataset again"

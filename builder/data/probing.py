@@ -65,7 +65,9 @@ def _probe_video(source: FrameSource, fps: float) -> None:
             begin = frame.time
             break
         if begin is None:
-            raise DatasetError(f"{source.path} holds no frames. It is probably truncated: download or copy it again")
+            raise DatasetError(
+                f"{source.path} holds no frames. It is probably truncated: download or copy it again"
+            )
         last = begin + (source.frames - 1) / fps
         container.seek(max(int(last / stream.time_base), 0), stream=stream, backward=True)
         for frame in container.decode(stream):

@@ -120,9 +120,7 @@ def _unusable(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         return ~(np.abs(values) <= _LARGEST)
 
 
-def _fault(
-    table: EpisodeTable, key: str, rows: npt.NDArray[np.int64], bad: npt.NDArray[np.bool_]
-) -> str:
+def _fault(table: EpisodeTable, key: str, rows: npt.NDArray[np.int64], bad: npt.NDArray[np.bool_]) -> str:
     position, dimension = np.argwhere(bad)[0]
     row = int(rows[position])
     episode, frame = table.locate(row)
@@ -130,7 +128,9 @@ def _fault(
     episodes = {table.locate(int(row))[0] for row in rows[bad.any(axis=1)]}
     count = int(bad.sum())
     more = f" ({count} such values in {len(episodes)} of {len(table.episodes)} episodes)" if count > 1 else ""
-    return f"column `{key}` holds {value:.6g} in episode {episode}, frame {frame}, dimension {dimension}{more}"
+    return (
+        f"column `{key}` holds {value:.6g} in episode {episode}, frame {frame}, dimension {dimension}{more}"
+    )
 
 
 def _describe(values: npt.NDArray[np.float64]) -> dict[str, list[float]]:

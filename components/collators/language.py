@@ -132,9 +132,7 @@ class LanguageCollator(Collator):
         keys = {} if self._bins else {f"{_KEY}.key": [key for _, _, key in encoded]}
         return {**batch, **tokens, **keys}
 
-    def check(
-        self, instructions: Sequence[str], samples: Callable[[], Iterable[Mapping[str, Any]]]
-    ) -> None:
+    def check(self, instructions: Sequence[str], samples: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Raise SpecError where a prompt has more than `max_length` tokens; of prompts with the state, some are tried."""
         if self.config.truncate != "error":
             return
