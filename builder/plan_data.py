@@ -92,7 +92,8 @@ class _Reader:
                 )
             if self.found:
                 return None
-            info = summarize(read_layout(path, given.columns) if given.columns else raw)
+            layout = read_layout(path, given.columns) if given.columns else raw
+            info = summarize(layout)
         except DatasetError as error:
             self._report((*self.place, "path"), str(error))
             return None
@@ -125,6 +126,7 @@ class _Reader:
             specs,
             chosen,
             columns=given.columns,
+            layout=layout,
         )
 
     def _cameras(self, info: DatasetInfo) -> dict[str, str]:

@@ -67,6 +67,8 @@ class Source:
     """Of the training episodes, by key."""
     columns: Columns | None = None
     """How the dataset's columns are renamed and joined."""
+    layout: Layout | None = None
+    """The metadata, where they were read."""
     instructions: tuple[str, ...] = ()
     """The different instructions of the episodes that are used."""
     unusable: Mapping[str, str] = field(default_factory=dict)
@@ -79,7 +81,7 @@ class Source:
 
     def table(self, episodes: Sequence[int]) -> tuple[Layout, EpisodeTable]:
         """Metadata, and states and actions of some episodes. Raises DatasetError."""
-        layout = read_layout(self.path, self.columns)
+        layout = self.layout or read_layout(self.path, self.columns)
         return layout, read_table(layout, layout.choose_episodes(episodes), self.vectors)
 
     def without(self, keys: Collection[str]) -> Source:

@@ -188,6 +188,8 @@ def _row(entry: dict[str, Any], path: Path) -> dict[str, Any]:
     if length < 1:
         raise DatasetError(f"{path}: episode {index} has the length {length}. Remove the empty episode")
     for field, value in entry.items():
+        if field in ("episode_index", "length"):
+            continue
         if value is None:
             raise DatasetError(
                 f"{path}: episode {index} has no value for `{field}`. Download or convert it again"
@@ -233,10 +235,14 @@ class _Template:
         if fault:
             raise DatasetError(f"{info_path}: the path template `{_short(template)[1:-1]}` {fault}")
         self._template = template
+        self._filled: dict[str, Path] = {}
 
     def fill(self, **fields: int | str) -> Path:
         """Return the path of a file in the dataset."""
-        return Path(f"{self._root}/{self._template.format(**fields)}")
+        relative = self._template.format(**fields)
+        if relative not in self._filled:
+            self._filled[relative] = Path(f"{self._root}/{relative}")
+        return self._filled[relative]
 
 
 def _template_fault(template: str, fields: tuple[str, ...]) -> str:

@@ -82,28 +82,33 @@ def read_table(
     for episode in layout.episodes:
         rows_in_file[episode.data_file] = rows_in_file.get(episode.data_file, 0) + episode.length
 
-    pieces: dict[str, list[npt.NDArray[Any]]] = {
-        key: [] for key in ("task_index", *(f.key for f in features))
-    }
+    pieces: dict[str, list[npt.NDArray[Any]]] = {}
     held: tuple[Path, dict[str, npt.NDArray[Any]]] | None = None
     for episode in episodes:
         if held is None or held[0] != episode.data_file:
             held = episode.data_file, _read_file(episode.data_file, features, rows_in_file[episode.data_file])
-        arrays = held[1]
-        rows = slice(episode.first_row, episode.first_row + episode.length)
-        _check_rows(episode, arrays["episode_index"][rows], arrays["frame_index"][rows])
-        if _TIME in arrays:
-            _check_times(episode, arrays[_TIME][rows], layout.fps)
-        for key, parts in pieces.items():
-            parts.append(arrays[key][rows])
+        end = episode.first_row + episode.length
+        if end > rows_in_file[episode.data_file]:
+            raise _misplaced(episode)
+        for key, values in held[1].items():
+            pieces.setdefault(key, []).append(values[episode.first_row : end])
     lengths = tuple(episode.length for episode in episodes)
-    return EpisodeTable(
-        columns={feature.key: np.concatenate(pieces[feature.key]) for feature in features},
-        task_index=np.concatenate(pieces["task_index"]),
+    columns = {key: np.concatenate(parts) for key, parts in pieces.items()}
+    if len(columns.get(_TIME, ())) not in (0, sum(lengths)):
+        raise DatasetError(
+            f"{layout.root}: some data files have a column `{_TIME}` and others have none. Convert the dataset again"
+        )
+    table = EpisodeTable(
+        columns={feature.key: columns[feature.key] for feature in features},
+        task_index=columns["task_index"],
         episodes=tuple(episode.index for episode in episodes),
         lengths=lengths,
         first_rows=tuple(np.cumsum((0, *lengths[:-1])).tolist()),
     )
+    _check_rows(table, episodes, columns["episode_index"], columns["frame_index"])
+    if _TIME in columns:
+        _check_times(table, episodes, columns[_TIME], layout.fps)
+    return table
 
 
 def _read_file(path: Path, features: Sequence[Feature], expected_rows: int) -> dict[str, npt.NDArray[Any]]:
@@ -116,7 +121,7 @@ def _read_file(path: Path, features: Sequence[Feature], expected_rows: int) -> d
                 f"{expected_rows}. The file or the metadata is out of date: download or convert the dataset again"
             )
         timed = [_TIME] if _TIME in file.schema_arrow.names and _TIME not in wanted else []
-        table = file.read(columns=[*wanted, *timed])
+        table = file.read(columns=[*wanted, *timed], use_threads=False)
         arrays: dict[str, npt.NDArray[Any]] = {}
         for key in _BOOKKEEPING:
             if table[key].null_count or not pa.types.is_integer(table[key].type):
@@ -143,7 +148,10 @@ def _to_float32(column: Any, feature: Feature, path: Path) -> npt.NDArray[np.flo
             values = values.storage
         if not _is_list(values.type):
             break
-        sizes = pc.unique(pc.list_value_length(values)).to_pylist()
+        if pa.types.is_fixed_size_list(values.type) and not values.null_count:
+            sizes = [values.type.list_size]
+        else:
+            sizes = pc.unique(pc.list_value_length(values)).to_pylist()
         if len(sizes) != 1 or sizes[0] is None:
             raise _shape_error(path, feature, f"lists of the sizes {sizes}")
         found.append(int(sizes[0]))
@@ -172,37 +180,61 @@ def _shape_error(path: Path, feature: Feature, found: str) -> DatasetError:
     )
 
 
-def _check_rows(episode: EpisodeInfo, indices: npt.NDArray[np.int64], frames: npt.NDArray[np.int64]) -> None:
-    if len(indices) != episode.length or (indices != episode.index).any():
-        raise DatasetError(
-            f"{episode.data_file}: rows {episode.first_row} to {episode.first_row + episode.length - 1} should be "
-            f"episode {episode.index}, but their `episode_index` says otherwise: its length in the metadata is wrong. "
-            "Download or convert the dataset again"
-        )
-    if not np.array_equal(frames, np.arange(episode.length)):
+def _frames(table: EpisodeTable) -> npt.NDArray[np.int64]:
+    """The number of each row within its episode."""
+    return np.arange(table.rows) - np.repeat(table.first_rows, table.lengths)
+
+
+def _episode_of(table: EpisodeTable, row: int) -> int:
+    return int(np.searchsorted(table.first_rows, row, side="right")) - 1
+
+
+def _misplaced(episode: EpisodeInfo) -> DatasetError:
+    return DatasetError(
+        f"{episode.data_file}: rows {episode.first_row} to {episode.first_row + episode.length - 1} should be "
+        f"episode {episode.index}, but their `episode_index` says otherwise: its length in the metadata is wrong. "
+        "Download or convert the dataset again"
+    )
+
+
+def _check_rows(
+    table: EpisodeTable,
+    episodes: Sequence[EpisodeInfo],
+    indices: npt.NDArray[np.int64],
+    frames: npt.NDArray[np.int64],
+) -> None:
+    for wrong in np.flatnonzero(indices != np.repeat(table.episodes, table.lengths))[:1]:
+        raise _misplaced(episodes[_episode_of(table, int(wrong))])
+    for wrong in np.flatnonzero(frames != _frames(table))[:1]:
+        episode = episodes[_episode_of(table, int(wrong))]
         raise DatasetError(
             f"{episode.data_file}: `frame_index` of episode {episode.index} does not count from 0 to "
             f"{episode.length - 1}. Rows are missing or out of order: convert the dataset again"
         )
 
 
-def _check_times(episode: EpisodeInfo, times: npt.NDArray[np.float64], fps: float) -> None:
-    due = np.arange(episode.length) / fps
+def _check_times(
+    table: EpisodeTable, episodes: Sequence[EpisodeInfo], times: npt.NDArray[np.float64], fps: float
+) -> None:
+    due = _frames(table) / fps
     slack = _TOLERANCE / fps + 4 * np.spacing(due.astype(np.float32))  # times are kept in float32
-    off = np.flatnonzero(~(np.abs(times - due) <= slack))
-    if not len(off):
+    off = ~(np.abs(times - due) <= slack)
+    if not off.any():
         return
-    frame = int(off[0])
-    steps = np.diff(times)
-    rate = 1.0 / float(np.median(steps)) if len(steps) and np.median(steps) > 0.0 else 0.0
-    if abs(rate - fps) > 0.02 * fps and rate > 0.0:
+    row = int(np.argmax(off))
+    position = _episode_of(table, row)
+    episode, first = episodes[position], table.first_rows[position]
+    rows = slice(first, first + episode.length)
+    steps = np.diff(times[rows])
+    rate = 1.0 / float(np.median(steps)) if len(steps) and np.median(steps) > 0.0 else fps
+    if abs(rate - fps) > 0.02 * fps:
         why = f"The times advance at {rate:.4g} frames per second: correct `fps` in meta/info.json"
-    elif len(off) == episode.length:
+    elif off[rows].all():
         why = "The times do not begin at 0 with the episode"
     else:
         why = "Frames were dropped, doubled or put out of order, or the times were not recorded evenly"
     raise DatasetError(
-        f"{episode.data_file}: frame {frame} of episode {episode.index} has the `timestamp` {times[frame]:.6g} s, but is "
-        f"due at {due[frame]:.6g} s by the {fps:g} fps of meta/info.json. {why}; if the frames are evenly spaced all the "
+        f"{episode.data_file}: frame {row - first} of episode {episode.index} has the `timestamp` {times[row]:.6g} s, but "
+        f"is due at {due[row]:.6g} s by the {fps:g} fps of meta/info.json. {why}; if the frames are evenly spaced all the "
         "same, set the column to frame_index / fps, else convert the dataset again or leave the episode out"
     )
