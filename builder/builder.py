@@ -22,6 +22,7 @@ from transformers import PretrainedConfig
 
 from ..schemas.document import Document, parse
 from ..schemas.errors import CheckpointError
+from ..schemas.paths import expanded
 from . import assembly, handwritten, plan, rehearsal
 from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
@@ -179,7 +180,7 @@ class Builder:
     def run_directory(self, output: str | Path | None = None) -> Path:
         """Where the run goes."""
         recipe = self.recipe.recipe
-        return Path(output or recipe.output or Path("runs") / recipe.name)
+        return expanded(output or recipe.output or Path("runs") / recipe.name)
 
     def _dataset(self, split: Literal["training", "validation"]) -> Dataset[Any] | None:
         dataset = self._data.open(split)

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from ..components.registry import REGISTRIES
 from ..schemas.errors import RegistryError
 from ..schemas.part import PartConfig
+from ..schemas.paths import expanded
 from ..schemas.recipe import Recipe
 from .builder import Builder
 from .display import PlainConsole, PlainFormatter, TerminalProgress, show_robots, show_summary, shown
@@ -184,7 +185,7 @@ def data_record(args: Namespace) -> int:
         summary = record(
             args.env,
             args.episodes,
-            Path(args.output),
+            expanded(args.output),
             image_size=args.image_size,
             seed=args.seed,
             noise=args.noise,
@@ -197,6 +198,8 @@ def data_record(args: Namespace) -> int:
 
 def data_info(args: Namespace) -> int:
     """`policysmith data info`."""
+    from .data.columns import cure
+    from .data.features import ACTION, STATE
     from .data.info import inspect as describe
 
     info = describe(args.path)
@@ -205,14 +208,20 @@ def data_info(args: Namespace) -> int:
     console.print(
         f"{len(info.episodes)} episodes of {min(lengths)} to {max(lengths)} frames, {sum(lengths):,} in all"
     )
-    for name, (height, width) in info.cameras.items():
-        console.print(f"camera {name}: {width} x {height}")
-    for name, reason in info.unreadable.items():
-        console.print(f"camera {name}: {reason}, cannot be read")
-    console.print(f"state: {', '.join(info.state_names) or 'none'}")
-    console.print(f"action: {', '.join(info.action_names) or 'none'}")
-    for task in info.tasks:
-        console.print(f"task: {task}")
+    lines = [
+        f"camera {name}: {height} x {width} (height x width)"
+        for name, (height, width) in info.cameras.items()
+    ]
+    lines += [f"camera {name}: {reason}, cannot be read" for name, reason in info.unreadable.items()]
+    lines.append(f"state: {', '.join(info.state_names) or 'none'}")
+    lines.append(f"action: {', '.join(info.action_names) or 'none'}")
+    lines += [f"column {key}: {text}" for key, text in info.columns.items() if key not in (ACTION, STATE)]
+    lines += [f"column {key}: {text}, read only through `data.columns`" for key, text in info.unread.items()]
+    for line in [*lines, *(f"task: {task}" for task in info.tasks)]:
+        console.print(line)
+    for key in (ACTION, STATE):
+        if key not in info.columns:
+            console.print(f"there is no `{key}`: {cure(key, info.unread)} in `data`")
     return 0
 
 

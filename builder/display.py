@@ -113,12 +113,13 @@ def show_robots(console: Console, sources: Sequence[Source]) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for column in ("robot", "action", "state", "cameras", "training frames", "share of samples"):
-        table.add_column(column, justify="left" if column in ("robot", "cameras") else "right")
+        heading = "cameras (height x width)" if column == "cameras" else column
+        table.add_column(heading, justify="left" if column in ("robot", "cameras") else "right")
     total = sum(source.weight for source in sources)
     for source in sources:
         height_width = (source.image_size(name) for name in source.cameras)
         cameras = ", ".join(
-            f"{name} {w} x {h}" for name, (h, w) in zip(source.cameras, height_width, strict=True)
+            f"{name} {h} x {w}" for name, (h, w) in zip(source.cameras, height_width, strict=True)
         )
         table.add_row(
             source.name,

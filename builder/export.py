@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..components import lora
 from ..schemas.errors import CheckpointError
+from ..schemas.paths import expanded
 from .evaluation.saved import SavedPolicy
 from .policy import RecipePolicy
 
@@ -24,7 +25,7 @@ def export(
         WeightsError: the adapters cannot be merged.
         RecipeError: a file that the recipe imports fails.
     """
-    output = Path(output)
+    output = expanded(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} exists and holds something; choose another `--output`")
     saved = SavedPolicy.find(run_or_checkpoint)

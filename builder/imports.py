@@ -10,6 +10,7 @@ from types import ModuleType
 
 from ..schemas.diagnostics import Diagnostic
 from ..schemas.document import Document
+from ..schemas.paths import expanded
 
 _PREFIX = "policysmith_imports"
 _loaded: dict[Path, ModuleType] = {}
@@ -34,7 +35,7 @@ def _run(entry: str, directory: Path) -> None:
     if not entry.endswith(".py"):
         importlib.import_module(entry)
         return
-    path = (directory / entry).resolve()
+    path = (directory / expanded(entry)).resolve()
     if path in _loaded:
         return
     if not path.is_file():

@@ -13,6 +13,7 @@ from ..schemas.diagnostics import ErrorCode
 from ..schemas.document import KeyPath, dotted
 from ..schemas.errors import PolicysmithError, RegistryError, SpecError
 from ..schemas.part import PartConfig
+from ..schemas.paths import expanded
 from ..schemas.specs import Spec
 
 LOCATIONS = ("pretrained", "architecture", "tokenizer")
@@ -39,7 +40,7 @@ class Site:
         found = {}
         for name in LOCATIONS:
             value = getattr(self.config, name, None)
-            if isinstance(value, str) and (place := directory / Path(value).expanduser()).exists():
+            if isinstance(value, str) and (place := directory / expanded(value)).exists():
                 found[name] = str(place.resolve())
         return self.config.model_copy(update=found)
 

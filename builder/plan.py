@@ -58,11 +58,22 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
             facts[parts.head.key] = learned
             wiring = replace(wiring, facts={**wiring.facts, parts.head.key: learned})
     except WiringError as error:
-        found += [locate(loaded, problem) for problem in error.problems]
+        found += [_located(loaded, problem, data) for problem in error.problems]
         raise RecipeError(in_order(found)) from error
     if found:
         raise RecipeError(found)
     return PolicyPlan(parts, facts, wiring)
+
+
+def _located(loaded: LoadedRecipe, problem: Problem, data: DataPlan) -> Diagnostic:
+    """A wiring problem; where an input is missing, with the columns that could be mapped to it."""
+    unread = {key: text for source in data.sources for key, text in source.info.unread.items()}
+    if problem.code != "E022 missing-input" or problem.path[:2] != ("policy", "backbones") or not unread:
+        return locate(loaded, problem)
+    listed = ", ".join(f"`{key}` {text}" for key, text in unread.items())
+    return replace(
+        locate(loaded, problem), notes=(f"the dataset also has {listed}; map them by `data.columns`",)
+    )
 
 
 def transform_sites(loaded: LoadedRecipe) -> list[Site]:

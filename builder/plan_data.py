@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,17 +11,22 @@ from ..components.images import height_width
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.document import Key, KeyPath
 from ..schemas.errors import DatasetError, RecipeError, SpecError
+from ..schemas.paths import expanded
 from ..schemas.recipe import DataSection, SourceSection
 from ..schemas.specs import Kind, Range, Spec
-from .data.dataset import inspect
-from .data.features import RGB_ONLY
-from .data.info import DatasetInfo
+from .data.columns import column_faults, cure
+from .data.dataset import task_texts
+from .data.features import ACTION, RGB_ONLY
+from .data.info import DatasetInfo, summarize
 from .data.layout import read_layout
+from .data.probing import probe_cameras
 from .data.splits import split_episodes
-from .data.statistics import compute_statistics
-from .data.table import read_table
+from .data.statistics import compute_statistics, unusable
 from .recipe import LoadedRecipe
 from .sources import IMAGES, DataPlan, Source, Windows, common_specs
+from .unusable import without_unusable
+
+_logger = logging.getLogger(__name__)
 
 
 def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
@@ -42,8 +48,8 @@ def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
         raise RecipeError(in_order(found))
     sources = [_split(loaded, source) for source in sources]
     _check_batch(loaded, sources)
-    specs = dict(sources[0].specs)
-    return DataPlan(windows, tuple(sources), specs if section.sources is None else common_specs(sources))
+    specs = dict(sources[0].specs) if section.sources is None else common_specs(sources)
+    return without_unusable(loaded, DataPlan(windows, tuple(sources), specs))
 
 
 def _past(loaded: LoadedRecipe) -> list[Diagnostic]:
@@ -77,21 +83,51 @@ class _Reader:
         """The dataset as the recipe uses it, not yet split; None where there is none."""
         given = self.given
         assert given.path is not None
-        path = self.loaded.directory / given.path
+        path = self.loaded.directory / expanded(given.path)
         try:
-            info = inspect(path)
+            raw = read_layout(path)
+            for fault in column_faults(raw.features, given.columns or {}):
+                self.found.append(
+                    self.loaded.diagnostic((*self.place, "columns"), fault, code="E023 bad-dataset")
+                )
+            if self.found:
+                return None
+            layout = read_layout(path, given.columns) if given.columns else raw
+            info = summarize(layout)
         except DatasetError as error:
             self._report((*self.place, "path"), str(error))
             return None
         self._check_episodes(info)
         if not info.action_dim:
-            self._report((*self.place, "path"), SpecError("the dataset has no `action` column"))
+            listed = ", ".join(f"`{key}` {text}" for key, text in {**info.columns, **info.unread}.items())
+            fault = SpecError(
+                "the dataset has no numeric column `action`",
+                label=f"it has: {listed or 'none'}",
+                help=f"{cure(ACTION, info.unread)} below `{'.'.join(map(str, self.place))}`",
+            )
+            self._report((*self.place, "path"), fault)
         cameras = self._cameras(info)
         size, weight = None, 1.0
         if isinstance(given, SourceSection):
             size, weight = None if given.resize is None else height_width(given.resize), given.weight
+        for key, text in info.unread.items():
+            if key.startswith(IMAGES):
+                _logger.warning("%s: `%s` is %s, images kept as numbers, and is left out", path, key, text)
         specs = _specs(info, cameras, self.windows, given.path)
-        return Source(self.name, self.place, path, info, cameras, size, weight, specs, self._chosen(info))
+        chosen = self._chosen(info)
+        return Source(
+            self.name,
+            self.place,
+            path,
+            info,
+            cameras,
+            size,
+            weight,
+            specs,
+            chosen,
+            columns=given.columns,
+            layout=layout,
+        )
 
     def _cameras(self, info: DatasetInfo) -> dict[str, str]:
         wanted = self.given.cameras
@@ -147,24 +183,43 @@ class _Reader:
             self._report(("data", "horizon"), fault)
 
     def _chosen(self, info: DatasetInfo) -> tuple[int, ...]:
-        return tuple(e for e in self.given.episodes or info.episodes if e in info.episodes)
+        if self.given.episodes is None:
+            return info.episodes
+        known = set(info.episodes)
+        return tuple(episode for episode in self.given.episodes if episode in known)
 
     def _report(self, place: KeyPath, error: SpecError | str) -> None:
         self.found.append(self.loaded.diagnostic(place, error, code="E023 bad-dataset"))
 
 
 def _split(loaded: LoadedRecipe, source: Source) -> Source:
-    """The source with its episodes split, and the statistics of those for training. Raises RecipeError."""
+    """The source with its episodes split, and the statistics of those for training. Raises RecipeError.
+
+    All numbers are read, and as many images as `probe_cameras` finds time for.
+    """
     section = loaded.recipe.data
     try:
         training, validation = split_episodes(
             source.episodes, validation_fraction=section.validation, seed=section.split_seed
         )
-        layout = read_layout(source.path)
-        statistics = compute_statistics(read_table(layout, layout.choose_episodes(training)))
+        layout, table = source.table(source.episodes)
+        instructions = task_texts(layout, table)
+        bad = unusable(table)
+        if ACTION in bad:
+            raise DatasetError(f"{bad[ACTION]}. Repair the episode, or leave it out of `episodes`")
+        statistics = compute_statistics(table, episodes=training, allow=bad)
+        cameras = layout.choose_cameras(tuple(source.cameras.values()))
+        probe_cameras(layout, cameras, layout.choose_episodes(source.episodes))
     except DatasetError as error:
         raise RecipeError([loaded.diagnostic(source.place, str(error), code="E023 bad-dataset")]) from error
-    return replace(source, training=training, validation=validation, statistics=statistics)
+    return replace(
+        source,
+        training=training,
+        validation=validation,
+        statistics=statistics,
+        instructions=instructions,
+        unusable=bad,
+    )
 
 
 def _check_batch(loaded: LoadedRecipe, sources: Sequence[Source]) -> None:
@@ -215,10 +270,10 @@ def _of_another_size(loaded: LoadedRecipe, source: Source, camera: str, other: S
     (height, width), (h, w) = source.image_size(camera), other.image_size(camera)
     fault = SpecError(
         f"`{source.name}` and `{other.name}` have camera `{camera}` at different sizes; one batch holds both",
-        label=f"{width} x {height} pixels",
+        label=f"{height} x {width} pixels (height x width)",
         help=f"add `resize: [{h}, {w}]` (height, width) to `{source.name}`, or one size to both",
     )
-    return _differs(loaded, source, fault, (other.place, f"{w} x {h} pixels"))
+    return _differs(loaded, source, fault, (other.place, f"{h} x {w} pixels (height x width)"))
 
 
 def _differs(
@@ -237,8 +292,14 @@ def _specs(info: DatasetInfo, cameras: Mapping[str, str], windows: Windows, path
         dims = ("B", steps, 3, height, width)
         specs[f"{IMAGES}{camera}"] = Spec(Kind.IMAGE, dims, f"camera `{own}` of {path}", range=Range.BYTES)
     for key, dim in info.vectors.items():
-        specs[key] = Spec(Kind.STATE, ("B", steps, dim), f"`{key}` of {path}")
+        specs[key] = Spec(Kind.STATE, ("B", steps, dim), f"{_origin(key, info)} of {path}")
     specs["task"] = Spec(Kind.TEXT, ("B",), f"instructions of {path}")
     horizon = len(windows.actions)
-    specs["action"] = Spec(Kind.ACTION, ("B", horizon, info.action_dim), f"`action` of {path}")
+    specs["action"] = Spec(Kind.ACTION, ("B", horizon, info.action_dim), f"{_origin(ACTION, info)} of {path}")
     return specs
+
+
+def _origin(key: str, info: DatasetInfo) -> str:
+    """A column, and those that it is made of."""
+    _, mapped, origins = info.columns.get(key, "").partition(" from ")
+    return f"`{key}`{mapped}{origins}"

@@ -47,6 +47,7 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
     idle = unused(policy, _run(loaded, policy, plan))
     problems = [
         *_weights(loaded, policy, plan),
+        *_collated(loaded, policy, data),
         *shared(loaded, policy, ("policy",)),
         *unmatched(loaded, policy, loaded.resolved()["policy"]["freeze"]),
     ]
@@ -85,6 +86,15 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
             eight_bit=loaded.recipe.training.optimizer.states == "8bit",
         ),
     )
+
+
+def _collated(loaded: LoadedRecipe, policy: RecipePolicy, data: DataPlan) -> list[Diagnostic]:
+    """Findings for demonstrations that the collator refuses, such as an instruction of too many tokens."""
+    try:
+        policy.collator.check(data.instructions, data.samples)
+    except PolicysmithError as error:
+        return [loaded.diagnostic(("collator",), error if isinstance(error, SpecError) else str(error))]
+    return []
 
 
 def shared(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from ..components.embodiments import EMBODIMENT
 from ..schemas.document import KeyPath
 from ..schemas.recipe import DataSection
 from ..schemas.specs import Kind, Spec, Specs
+from .data.columns import Columns
 from .data.dataset import LeRobotDataset
 from .data.info import DatasetInfo
-from .data.layout import read_layout
+from .data.layout import Layout, read_layout
 from .data.mixture import Mixture, RobotDataset
 from .data.robots import Robots
-from .data.table import read_table
+from .data.table import EpisodeTable, read_table
 from .data.windows import windows as numeric_windows
 
 IMAGES = "observation.images."
@@ -62,6 +65,33 @@ class Source:
     validation: tuple[int, ...] = ()
     statistics: Mapping[str, Any] | None = None
     """Of the training episodes, by key."""
+    columns: Columns | None = None
+    """How the dataset's columns are renamed and joined."""
+    layout: Layout | None = None
+    """The metadata, where they were read."""
+    instructions: tuple[str, ...] = ()
+    """The different instructions of the episodes that are used."""
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Columns that hold NaN and the like, and where; none of them can be read."""
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The numeric observations that samples hold."""
+        return tuple(key for key, spec in self.specs.items() if spec.kind is Kind.STATE)
+
+    def table(self, episodes: Sequence[int]) -> tuple[Layout, EpisodeTable]:
+        """Metadata, and states and actions of some episodes. Raises DatasetError."""
+        layout = self.layout or read_layout(self.path, self.columns)
+        return layout, read_table(layout, layout.choose_episodes(episodes), self.vectors)
+
+    def without(self, keys: Collection[str]) -> Source:
+        """The source as if its dataset did not have these observations."""
+        return replace(
+            self,
+            specs={key: spec for key, spec in self.specs.items() if key not in keys},
+            statistics={key: value for key, value in (self.statistics or {}).items() if key not in keys},
+            unusable={key: where for key, where in self.unusable.items() if key not in keys},
+        )
 
     def open(self, windows: Windows, episodes: Sequence[int]) -> LeRobotDataset:
         """Samples of some episodes as the dataset has them. Decodes videos once."""
@@ -71,6 +101,8 @@ class Source:
             observation_indices=windows.observations,
             action_indices=windows.actions,
             episodes=episodes,
+            vectors=self.vectors,
+            columns=self.columns,
         )
 
     def image_size(self, camera: str) -> tuple[int, int]:
@@ -113,10 +145,32 @@ class DataPlan:
     def numbers(self) -> Iterator[dict[str, Any]]:
         """States and actions of all training samples in the form the policy gets them, in batches, without images."""
         for source in self.sources:
-            layout = read_layout(source.path)
-            table = read_table(layout, layout.choose_episodes(source.training))
-            for batch in numeric_windows(table, self.windows.observations, self.windows.actions):
+            layout, table = source.table(source.training)
+            for key in source.unusable:
+                np.nan_to_num(table.columns[key], copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            given = numeric_windows(
+                table, self.windows.observations, self.windows.actions, tasks=layout.tasks
+            )
+            for batch in given:
                 yield batch if source.name is None else self.robots.find(source.name).unified_batch(batch)
+
+    def samples(self, most: int = 4096) -> Iterator[dict[str, Any]]:
+        """About as many training samples as `most`, evenly spaced, without images."""
+        stride = math.ceil(sum(source.frames(source.training) for source in self.sources) / most)
+        for batch in self.numbers():
+            for row in range(0, len(batch["task"]), stride):
+                yield {key: values[row] for key, values in batch.items()}
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The different instructions of all that is used."""
+        return tuple(dict.fromkeys(text for source in self.sources for text in source.instructions))
+
+    def without(self, keys: Collection[str]) -> DataPlan:
+        """The plan as if no dataset had these observations."""
+        sources = tuple(source.without(keys) for source in self.sources)
+        specs = {key: spec for key, spec in self.specs.items() if key not in keys}
+        return DataPlan(self.windows, sources, specs)
 
     def open(self, split: Literal["training", "validation"]) -> Dataset[Any] | None:
         """The samples of a split; None where it has no episodes. Decodes videos once."""

@@ -116,7 +116,7 @@ def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
         help = "remove one: `path` names one dataset, `sources` those of several robots"
         message = "`data.path` and `data.sources` exclude each other"
         report(("data", "sources"), "E007 invalid-value", message, "one too many", help, ("data", "path"))
-    for key in ("cameras", "episodes"):
+    for key in ("cameras", "columns", "episodes"):
         if getattr(data, key) is not None:
             message = f"`data.{key}` is said of each source by itself"
             help = f"write `{key}` below {names}"

@@ -22,7 +22,7 @@ is what random numbers of a sample follow from. No part changes a batch it was g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -298,6 +298,12 @@ class Collator(Part):
     @abstractmethod
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Samples (T, ...) -> batch (B, T, ...)."""
+
+    def check(self, instructions: Sequence[str], samples: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """Raise SpecError for demonstrations that cannot become a batch; nothing by default.
+
+        `instructions` are the different ones of all demonstrations, `samples()` gives demonstrations without images.
+        """
 
     def save_assets(self, directory: Path) -> None:
         """Write what the collator needs beside its config, such as a tokenizer's files."""

@@ -66,7 +66,9 @@ def location(source: str) -> str:
     if path.exists():
         return str(path)
     if source.count("/") > 1 or source.startswith(("/", ".", "~")) or "\\" in source:
-        raise WeightsError(f"there is no directory `{source}`; give the directory of a model, or its name on the hub")
+        raise WeightsError(
+            f"there is no directory `{source}`; give the directory of a model, or its name on the hub"
+        )
     return source
 
 

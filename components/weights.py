@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..schemas.errors import WeightsError
+from ..schemas.paths import expanded
 
 _log = logging.getLogger(__name__)
 _NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -36,7 +37,7 @@ def find(source: str) -> Path | None:
     """The file that `source` names, or None for a model on the hub; raises WeightsError for a file that is not there."""
     if source.startswith(_PACKAGE):
         return _in_package(source)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         for name in _NAMES:
             if (path / name).is_file():

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from .diagnostics import Diagnostic, Source, Span
 from .errors import RecipeError
+from .paths import expanded
 from .scalars import Scalar
 
 Key = str | int
@@ -130,6 +131,7 @@ def dotted(path: Sequence[Key]) -> str:
 
 def read(path: Path) -> Document:
     """Parse a recipe file. Raise RecipeError, also where the file cannot be read or is larger than MAX_BYTES."""
+    path = expanded(path)
     source = Source(os.fspath(path))
     if "\0" in source.name:
         raise _unreadable(source, "cannot read the recipe: its path holds a NUL character")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .document import KeyPath, dotted
 from .scalars import resolve
+
+_RANGE = re.compile(r"(\d{0,9}):(\d{1,9})")
 
 _TYPES = {
     "integer": "an integer",
@@ -70,7 +73,11 @@ def cure(value: object, types: str | Sequence[str], text: str) -> str:
     if value is None:
         return f"expected {expected(types)}"
     if "array" in allowed and not isinstance(value, dict):
+        if isinstance(value, str) and (bounds := _RANGE.fullmatch(value)):
+            return f"list the numbers: {_numbers(int(bounds[1] or 0), int(bounds[2]))}"
         return f"write [{shortened(text) or quoted(value)}]"
+    if isinstance(value, str) and "integer" in allowed and (bounds := _RANGE.fullmatch(value)):
+        return f"list the numbers: {_numbers(int(bounds[1] or 0), int(bounds[2]))}"
     if isinstance(value, str):
         short = len(value) <= _LONGEST_NAME
         return (_cure_string(value, allowed, text) if short else "") or f"expected {expected(types)}"
@@ -79,6 +86,14 @@ def cure(value: object, types: str | Sequence[str], text: str) -> str:
     if "integer" in allowed and isinstance(value, float) and value.is_integer():
         return f"write {int(value)}"
     return f"expected {expected(types)}"
+
+
+def _numbers(first: int, end: int) -> str:
+    """The numbers of a Python range as a list, the middle left out of a long one."""
+    numbers = [str(number) for number in range(first, min(end, first + 4))]
+    if end - first > len(numbers):
+        numbers[-1:] = ["...", str(end - 1)]
+    return f"[{', '.join(numbers)}]"
 
 
 def _cure_string(value: str, allowed: set[str], text: str) -> str:

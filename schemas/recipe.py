@@ -26,6 +26,7 @@ Numbers = Annotated[list[int], AfterValidator(_distinct), Field(json_schema_extr
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Pixels = Annotated[int, Field(ge=1)]
+Columns = dict[str, Annotated[str, Field(min_length=1)] | Annotated[Names, Field(min_length=1)] | None]
 Size = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 
 
@@ -40,6 +41,8 @@ class SourceSection(Section):
         None
     )
     """Cameras to use, or `{name: its name in this dataset}`; by default all. Every source must have the same names."""
+    columns: Columns | None = None
+    """The dataset's columns by the names that the policy reads: `{action: actions, observation.state: [arm, gripper]}` renames and joins, null leaves out."""
     resize: Size | None = None
     """Size in pixels that images are brought to when they are read: one number for a square, or `[height, width]`."""
     episodes: Numbers | None = Field(default=None, min_length=1)
@@ -65,6 +68,8 @@ class DataSection(Section):
     """Of the chunk, actions that were done before now, which are predicted but not run; `observation_steps - 1` in Diffusion Policy."""
     cameras: Names | None = Field(default=None, min_length=1)
     """Cameras to use, without the `observation.images.` prefix; by default all of them."""
+    columns: Columns | None = None
+    """The dataset's columns by the names that the policy reads: `{action: actions, observation.state: [arm, gripper]}` renames and joins, null leaves out."""
     episodes: Numbers | None = Field(default=None, min_length=1)
     """Episodes to use; by default all of them."""
     validation: Fraction = 0.0

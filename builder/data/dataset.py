@@ -29,10 +29,12 @@ from .layout import read_layout
 from .table import read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from .layout import Feature
+    from .columns import Columns
+    from .layout import Feature, Layout
+    from .table import EpisodeTable
 
 __all__ = ["DatasetInfo", "LeRobotDataset", "inspect"]
 
@@ -55,16 +57,19 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         observation_indices: Sequence[int] = (0,),
         action_indices: Sequence[int] = (0,),
         episodes: Sequence[int] | None = None,
+        vectors: Collection[str] | None = None,
+        columns: Columns | None = None,
     ) -> None:
         """Open the dataset in the directory `path`.
 
         `cameras` names the cameras to read (None: all), `episodes` the episodes (None: all, else in
-        ascending order). Both kinds of index are offsets in frames from a sample's own frame.
+        ascending order), `vectors` the numeric `observation.*` (None: all). Both kinds of index are offsets in
+        frames from a sample's own frame. `columns` renames and joins the dataset's columns, see `map_columns`.
 
         Raises:
             DatasetError: the dataset is missing or damaged, or does not hold what is asked for.
         """
-        layout = read_layout(path)
+        layout = read_layout(path, columns)
         if not len(observation_indices) or not len(action_indices):
             raise DatasetError("a sample needs at least one observation index and one action index")
         chosen = layout.choose_episodes(episodes)
@@ -75,7 +80,7 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
                 "Set POLICYSMITH_CACHE to another directory"
             )
         self.layout = layout
-        self.table = read_table(layout, chosen)
+        self.table = read_table(layout, chosen, vectors)
         self.cameras: tuple[str, ...] = tuple(camera.name for camera in shown)
         self.fps: float = layout.fps
         self.episodes: tuple[int, ...] = self.table.episodes
@@ -92,7 +97,9 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         self._first = np.repeat(np.asarray(self.table.first_rows), lengths)
         self._last = self._first + np.repeat(lengths, lengths) - 1
         self._shift = np.repeat([e.start for e in chosen] - np.asarray(self.table.first_rows), lengths)
-        self._tasks = self._task_texts()
+        self._columns = dict(columns or {})
+        task_texts(layout, self.table)
+        self._tasks = dict(layout.tasks)
 
     def __len__(self) -> int:
         return self.table.rows
@@ -155,16 +162,22 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         content = {
             str(file.relative_to(self.layout.root)): file_digest(file, memory=memory) for file in files
         }
-        used = {"files": content, "episodes": self.episodes, "cameras": sorted(self.cameras)}
+        used: dict[str, Any] = {"files": content, "episodes": self.episodes, "cameras": sorted(self.cameras)}
+        if self._columns:
+            used["columns"] = self._columns
         return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
-    def _task_texts(self) -> Mapping[int, str]:
-        unknown = sorted(set(np.unique(self.table.task_index).tolist()) - set(self.layout.tasks))
-        if unknown:
-            row = int(np.argmax(self.table.task_index == unknown[0]))
-            episode, frame = self.table.locate(row)
-            raise DatasetError(
-                f"{self.layout.root}: episode {episode}, frame {frame} has the task_index {unknown[0]}, which the "
-                f"task table in meta/ does not list. It lists {sorted(self.layout.tasks)}: add the missing task"
-            )
-        return dict(self.layout.tasks)
+
+def task_texts(layout: Layout, table: EpisodeTable) -> tuple[str, ...]:
+    """Return the different instructions of the frames of `table`. Raise DatasetError for one without a text."""
+    used = np.unique(table.task_index).tolist()
+    unknown = [index for index in used if index not in layout.tasks]
+    if unknown:
+        row = int(np.argmax(table.task_index == unknown[0]))
+        episode, frame = table.locate(row)
+        listed = ", ".join(map(str, sorted(layout.tasks)[:8])) + (", ..." if len(layout.tasks) > 8 else "")
+        raise DatasetError(
+            f"{layout.root}: episode {episode}, frame {frame} has the task_index {unknown[0]}, which the "
+            f"task table in meta/ does not list. It lists {listed or 'none'}: add the missing task"
+        )
+    return tuple(dict.fromkeys(layout.tasks[index] for index in used))

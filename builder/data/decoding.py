@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
 import PIL
-import pyarrow as pa
 from PIL import Image
 
 from ...schemas.errors import DatasetError
 from .features import RGB_ONLY, Storage
-from .files import damaged_parquet, open_parquet, require_file
+from .files import open_parquet, reading, require_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 _IMAGES_AT_ONCE = 64
 _PNG_BITS = 24  # place of the bit depth in the header of a PNG file
+_ENDLESS = 1_000
+"""Frames beyond twice those expected after which a video is given up."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+_CONTAINER = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg",
+}
+"""No playlist or script that names other files is taken for a video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,36 +65,30 @@ def decode(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8], float]]
         DatasetError: the file is missing, a git-LFS pointer, truncated, or its frames have another size than
             the metadata says, or are not 8-bit RGB.
     """
-    frames = _decode_video(source.path) if source.storage is Storage.VIDEO else _decode_images(source)
-    for image, seconds in frames:
-        if image.shape != (source.height, source.width, 3):
-            raise DatasetError(
-                f"{source.path}: a frame measures {image.shape[0]} x {image.shape[1]} pixels, but meta/info.json "
-                f"says {source.height} x {source.width}. Correct info.json or convert the dataset again"
-            )
-        yield image, seconds
+    return _decode_video(source) if source.storage is Storage.VIDEO else _decode_images(source)
 
 
-def _decode_video(path: Path) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Open a video: its container and its first video stream.
+
+    Raises:
+        DatasetError: the file is missing, damaged, no video, or whatever goes wrong while it is open.
+    """
     require_file(path)
-    count, first = 0, 0.0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options=_CONTAINER) as container:
             if not container.streams.video:
                 raise DatasetError(f"{path} has no video stream. Download or convert it again")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                if not count:
-                    _check_format(path, frame.format)
-                seconds = float(count) if frame.time is None else float(frame.time)
-                first = first if count else seconds
-                count += 1
-                yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8), seconds - first
-    except av.FFmpegError as error:
+            yield container, stream
+    except DatasetError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DatasetError(
-            f"{path} cannot be decoded after {count} frames ({error.strerror}). It is probably truncated: "
-            "download or copy it again"
+            f"{path} cannot be decoded ({reason}). It is probably truncated: download or copy it again"
         ) from error
 
 
@@ -99,11 +101,51 @@ def _check_format(path: Path, form: av.VideoFormat) -> None:
         )
 
 
-def _decode_images(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
-    path, column = source.path, source.column
-    file = open_parquet(path, columns=[column])
-    row = 0
+def image_sized(source: FrameSource, height: int, width: int, what: str = "a frame") -> None:
+    """Raise DatasetError for an image of another size than the metadata says."""
+    if (height, width) != (source.height, source.width):
+        raise DatasetError(
+            f"{source.path}: {what} measures {height} x {width} pixels (height x width), but meta/info.json says "
+            f"{source.height} x {source.width}. Correct info.json or convert the dataset again"
+        )
+
+
+def _decode_video(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
+    path, count, first = source.path, 0, 0.0
     try:
+        with open_video(path) as (container, stream):
+            for frame in container.decode(stream):
+                if not count:
+                    _check_format(path, frame.format)
+                image_sized(source, frame.height, frame.width)
+                seconds = float(count) if frame.time is None else float(frame.time)
+                first = first if count else seconds
+                count += 1
+                if count > 2 * source.frames + _ENDLESS:
+                    raise DatasetError(
+                        f"{path} has more than {count:,} frames, but the metadata gives it {source.frames:,} rows. "
+                        "It belongs to another version: download or convert the dataset again"
+                    )
+                yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8), seconds - first
+    except DatasetError as error:
+        if count and isinstance(error.__cause__, av.FFmpegError):
+            reason = error.__cause__.strerror
+            raise DatasetError(
+                f"{path} cannot be decoded after {count} frames ({reason}). It is probably truncated: "
+                "download or copy it again"
+            ) from error
+        raise
+
+
+def _decode_images(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
+    for row, data in image_cells(source):
+        yield decode_image(source, data, row), float(row)
+
+
+def image_cells(source: FrameSource) -> Iterator[tuple[int, bytes]]:
+    """Yield the row and the encoded bytes of each image of a parquet file. Raises DatasetError where there are none."""
+    path, column, row = source.path, source.column, 0
+    with open_parquet(path, columns=[column]) as file, reading(path):
         for batch in file.iter_batches(batch_size=_IMAGES_AT_ONCE, columns=[column]):
             for cell in batch.column(batch.schema.get_field_index(column)).to_pylist():
                 data = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -112,23 +154,30 @@ def _decode_images(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8],
                         f"{path}: row {row} of `{column}` holds no image bytes (only a path, or nothing). "
                         "Embed the images in the parquet file"
                     )
-                yield _decode_image(data, path, column, row), float(row)
+                yield row, data
                 row += 1
-    except (pa.ArrowException, OSError) as error:
-        raise damaged_parquet(path, error) from error
 
 
-def _decode_image(data: bytes, path: Path, column: str, row: int) -> npt.NDArray[np.uint8]:
+def decode_image(source: FrameSource, data: bytes, row: int) -> npt.NDArray[np.uint8]:
+    """Decode an image, uint8 RGB (H, W, 3), whose header is held against the metadata first. Raises DatasetError."""
+    place = f"row {row} of `{source.column}`"
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            image_sized(source, image.height, image.width, f"the image in {place}")
             wide = image.format == "PNG" and data[_PNG_BITS] > 8  # Pillow would drop the lower bits
             if image.mode not in ("RGB", "P") or wide:
                 form = "PNG with 16 bits a channel" if wide else f"{image.format} of mode {image.mode}"
                 raise DatasetError(
-                    f"{path}: row {row} of `{column}` is a {form}; {RGB_ONLY}. Leave this camera out, or convert it"
+                    f"{source.path}: {place} is a {form}; {RGB_ONLY}. Leave this camera out, or convert it"
                 )
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except DatasetError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DatasetError(
-            f"{path}: row {row} of `{column}` is not a readable image ({error}). Download or convert it again"
+            f"{source.path}: {place} is an image of absurd size ({error}). Replace it"
+        ) from error
+    except Exception as error:
+        raise DatasetError(
+            f"{source.path}: {place} is not a readable image ({error}). Download or convert it again"
         ) from error

@@ -6,8 +6,11 @@ and records where each one begins: a row range in the parquet, a time range in t
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from ...schemas.errors import DatasetError
@@ -23,6 +26,10 @@ V2_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 V2_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+_V2_FIELDS, _V3_FIELDS = ("episode_chunk", "episode_index"), ("chunk_index", "file_index")
+_MOST = 2**31 - 1
+"""Largest index, number or length: LeRobot keeps them in far smaller numbers."""
+_WIDTH = re.compile(r"(0?[1-9])?d?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +77,30 @@ def read_tables_v2(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
         (_row(entry, episodes_path) for entry in read_json_lines(episodes_path)),
         key=lambda row: row["episode_index"],
     )
-    chunk_size = int(info.get("chunks_size") or 1000)
-    data_path, video_path = info.get("data_path") or V2_DATA, info.get("video_path") or V2_VIDEO
+    info_path = root / "meta/info.json"
+    chunk_size = info.get("chunks_size", 1000)
+    if type(chunk_size) is not int or not 0 < chunk_size <= _MOST:
+        raise DatasetError(
+            f"{info_path} has the chunks_size {_short(chunk_size)}; it must be a whole number above 0"
+        )
+    data_path = _Template(root, info.get("data_path") or V2_DATA, _V2_FIELDS)
+    video_path = _Template(root, info.get("video_path") or V2_VIDEO, (*_V2_FIELDS, "video_key"))
+    filmed = [camera for camera in cameras.values() if camera.storage is Storage.VIDEO]
     episodes, start = [], 0
     for row in rows:
         index = row["episode_index"]
         fields = {"episode_index": index, "episode_chunk": index // chunk_size}
         videos = {
-            camera.name: VideoSpan(_expand(root, video_path, video_key=camera.key, **fields), 0.0)
-            for camera in cameras.values()
-            if camera.storage is Storage.VIDEO
+            camera.name: VideoSpan(video_path.fill(video_key=camera.key, **fields), 0.0) for camera in filmed
         }
-        data_file = _expand(root, data_path, **fields)
-        episodes.append(EpisodeInfo(index, row["length"], _tasks_of(row), start, data_file, 0, videos))
+        data_file = data_path.fill(**fields)
+        tasks = _tasks_of(row, episodes_path)
+        episodes.append(EpisodeInfo(index, row["length"], tasks, start, data_file, 0, videos))
         start += row["length"]
-    tasks = {}
+    texts: dict[int, str] = {}
     for entry in read_json_lines(tasks_path):
-        if not isinstance(entry.get("task_index"), int) or not isinstance(entry.get("task"), str):
-            raise DatasetError(f"{tasks_path}: every line needs a `task_index` and a `task`, found {entry}")
-        tasks[entry["task_index"]] = entry["task"]
-    return Tables(tuple(episodes), tasks, (episodes_path, tasks_path))
+        _add_task(texts, entry.get("task_index"), entry.get("task"), tasks_path)
+    return Tables(tuple(episodes), texts, (episodes_path, tasks_path))
 
 
 def read_tables_v3(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Camera]) -> Tables:
@@ -104,18 +115,18 @@ def read_tables_v3(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
             f"{root / 'meta/episodes'} has no chunk-*/file-*.parquet, which format v3.0 needs. Download it again"
         )
     filmed = {name: camera for name, camera in cameras.items() if camera.storage is Storage.VIDEO}
-    places = ("chunk_index", "file_index")
-    columns = ["episode_index", "length", "dataset_from_index", *(f"data/{place}" for place in places)]
+    columns = ["episode_index", "length", "dataset_from_index", *(f"data/{place}" for place in _V3_FIELDS)]
     for camera in filmed.values():
-        columns += [f"videos/{camera.key}/{field}" for field in (*places, "from_timestamp")]
+        columns += [f"videos/{camera.key}/{field}" for field in (*_V3_FIELDS, "from_timestamp")]
     rows: list[dict[str, Any]] = []
     for path in paths:
         optional = ["tasks"] if "tasks" in open_parquet(path).schema_arrow.names else []
         rows += (_row(entry, path) for entry in read_parquet(path, columns=[*columns, *optional]).to_pylist())
     rows.sort(key=lambda row: row["episode_index"])
 
-    data_path, video_path = info.get("data_path") or V3_DATA, info.get("video_path") or V3_VIDEO
-    files = [_expand(root, data_path, **{place: row[f"data/{place}"] for place in places}) for row in rows]
+    data_path = _Template(root, info.get("data_path") or V3_DATA, _V3_FIELDS)
+    video_path = _Template(root, info.get("video_path") or V3_VIDEO, (*_V3_FIELDS, "video_key"))
+    files = [data_path.fill(**{place: row[f"data/{place}"] for place in _V3_FIELDS}) for row in rows]
     file_start: dict[Path, int] = {}
     for row, data_file in zip(rows, files, strict=True):
         file_start[data_file] = min(
@@ -125,14 +136,13 @@ def read_tables_v3(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
     for row, data_file in zip(rows, files, strict=True):
         videos = {}
         for camera in filmed.values():
-            where = {place: row[f"videos/{camera.key}/{place}"] for place in places}
-            video = _expand(root, video_path, video_key=camera.key, **where)
+            where = {place: row[f"videos/{camera.key}/{place}"] for place in _V3_FIELDS}
+            video = video_path.fill(video_key=camera.key, **where)
             videos[camera.name] = VideoSpan(video, float(row[f"videos/{camera.key}/from_timestamp"]))
         first_row = row["dataset_from_index"] - file_start[data_file]
+        tasks = _tasks_of(row, paths[0])
         episodes.append(
-            EpisodeInfo(
-                row["episode_index"], row["length"], _tasks_of(row), start, data_file, first_row, videos
-            )
+            EpisodeInfo(row["episode_index"], row["length"], tasks, start, data_file, first_row, videos)
         )
         start += row["length"]
     tasks_path = root / "meta/tasks.parquet"
@@ -147,41 +157,109 @@ def _read_tasks_v3(path: Path) -> dict[int, str]:
     if text is None:
         raise DatasetError(f"{path} has no column with the task texts. Download or convert the dataset again")
     table = read_parquet(path, columns=["task_index", text])
-    return {row["task_index"]: str(row[text]) for row in table.to_pylist()}
+    texts: dict[int, str] = {}
+    for row in table.to_pylist():
+        _add_task(texts, row["task_index"], row[text], path)
+    return texts
+
+
+def _add_task(texts: dict[int, str], index: object, text: object, path: Path) -> None:
+    if type(index) is not int or not isinstance(text, str):
+        raise DatasetError(
+            f"{path}: every task needs a whole `task_index` and a text, found {_short(index)} and {_short(text)}. "
+            "Correct the table or convert the dataset again"
+        )
+    if texts.setdefault(index, text) != text:
+        raise DatasetError(f"{path} gives the task_index {_short(index)} two texts. Remove one")
 
 
 def _row(entry: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Check the two fields that every format has; none may be null."""
+    """Check the fields that are read; none may be null."""
     index, length = entry.get("episode_index"), entry.get("length")
-    if not isinstance(index, int) or not isinstance(length, int):
+    if type(index) is not int or type(length) is not int:
         raise DatasetError(
-            f"{path}: every episode needs an `episode_index` and a `length`, found {index}, {length}"
+            f"{path}: every episode needs an `episode_index` and a `length`, found {_short(index)}, {_short(length)}"
+        )
+    if not 0 <= index <= _MOST or length > _MOST:
+        raise DatasetError(
+            f"{path}: an episode has the index {_short(index)} and the length {_short(length)}; both must be below "
+            f"{_MOST:,}. Correct the table or convert the dataset again"
         )
     if length < 1:
         raise DatasetError(f"{path}: episode {index} has the length {length}. Remove the empty episode")
-    empty = [field for field, value in entry.items() if value is None]
-    if empty:
-        raise DatasetError(
-            f"{path}: episode {index} has no value for `{empty[0]}`. Download or convert it again"
-        )
+    for field, value in entry.items():
+        if field in ("episode_index", "length"):
+            continue
+        if value is None:
+            raise DatasetError(
+                f"{path}: episode {index} has no value for `{field}`. Download or convert it again"
+            )
+        whole = field.endswith(("/chunk_index", "/file_index")) or field == "dataset_from_index"
+        if (whole and not (type(value) is int and 0 <= value < 2**53)) or (
+            field.endswith("/from_timestamp")
+            and not (isinstance(value, int | float) and math.isfinite(value) and abs(value) <= _MOST)
+        ):
+            raise DatasetError(
+                f"{path}: episode {index} has the value {_short(value)} for `{field}`. Download or convert it again"
+            )
     return entry
 
 
-def _tasks_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _tasks_of(row: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     tasks = row.get("tasks", ())
-    return (tasks,) if isinstance(tasks, str) else tuple(str(task) for task in tasks)
-
-
-def _expand(root: Path, template: str, **fields: int | str) -> Path:
-    """Fill a path template of `info.json`; the result must stay inside the dataset."""
-    try:
-        relative = PurePosixPath(template.format(**fields))
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    listed = [tasks] if isinstance(tasks, str) else tasks
+    if not isinstance(listed, list | tuple) or not all(isinstance(task, str) for task in listed):
         raise DatasetError(
-            f"{root / 'meta/info.json'}: the path template `{template}` cannot be filled in: {error!r}"
-        ) from error
-    if relative.is_absolute() or ".." in relative.parts:
-        raise DatasetError(
-            f"{root / 'meta/info.json'}: the path template `{template}` leaves the dataset's directory"
+            f"{path}: episode {row['episode_index']} has the tasks {_short(tasks)}; they must be a list of texts. "
+            "Correct the table or convert the dataset again"
         )
-    return root / relative
+    return tuple(listed)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _Template:
+    """A path template of `info.json`, which may name the given fields and pad whole numbers with zeros, no more."""
+
+    def __init__(self, root: Path, template: object, fields: tuple[str, ...]) -> None:
+        """Raise DatasetError for a template with other fields or formats, or one that leaves the dataset."""
+        self._root, info_path = str(root), root / "meta/info.json"
+        if not isinstance(template, str):
+            raise DatasetError(
+                f"{info_path}: a path template must be a text, found {_short(template)}. Correct it"
+            )
+        fault = _template_fault(template, fields)
+        if fault:
+            raise DatasetError(f"{info_path}: the path template `{_short(template)[1:-1]}` {fault}")
+        self._template = template
+        self._filled: dict[str, Path] = {}
+
+    def fill(self, **fields: int | str) -> Path:
+        """Return the path of a file in the dataset."""
+        relative = self._template.format(**fields)
+        if relative not in self._filled:
+            self._filled[relative] = Path(f"{self._root}/{relative}")
+        return self._filled[relative]
+
+
+def _template_fault(template: str, fields: tuple[str, ...]) -> str:
+    try:
+        pieces = list(Formatter().parse(template))
+    except ValueError as error:
+        return f"cannot be filled in: {error}"
+    for _, name, spec, conversion in pieces:
+        if name is None:
+            continue
+        if name not in fields:
+            return f"cannot be filled in: it names `{name[:40]}`; it may name {', '.join(fields)}"
+        if conversion or (spec and (name == "video_key" or not _WIDTH.fullmatch(spec))):
+            return (
+                f"cannot be filled in: `{name}` may be padded with zeros, as in `{{{name}:03d}}`, and no more"
+            )
+    fixed = PurePosixPath("".join(text + ("" if name is None else "0") for text, name, _, _ in pieces))
+    if fixed.is_absolute() or ".." in fixed.parts:
+        return "leaves the dataset's directory"
+    return "" if template.isprintable() else "holds control characters"

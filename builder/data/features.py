@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
 
 ACTION = "action"
 STATE = "observation.state"
+OBSERVATION = "observation."
 IMAGES = "observation.images."
 RGB_ONLY = "cameras are read as RGB with 8 bits a channel"
 _NUMERIC = ("float", "int", "uint", "bool")
+_MOST_VALUES = 1 << 28
+_MOST_PIXELS = 16_384
+"""Pixels of the longest side of an image."""
 
 
 class Storage(StrEnum):
@@ -29,13 +34,27 @@ class Storage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One column. `shape` is that of a single frame's value; `names` has one entry a dimension, if known."""
+    """One column. `shape` is that of a single frame's value; `names` has one entry a dimension, if known.
+
+    `parts` are the dataset's own columns that it was mapped from, none where it is one of them itself.
+    """
 
     key: str
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...] | None
+    parts: tuple[Feature, ...] = ()
     is_depth: bool = False
+
+    @property
+    def sources(self) -> tuple[Feature, ...]:
+        """The dataset's own columns that hold its values, side by side."""
+        return self.parts or (self,)
+
+    @property
+    def size(self) -> int:
+        """Values of one frame."""
+        return math.prod(self.shape)
 
     @property
     def is_numeric(self) -> bool:
@@ -44,8 +63,18 @@ class Feature:
 
     @property
     def is_policy_input_or_target(self) -> bool:
-        """Whether a policy may read it (`observation.*`) or must predict it (`action`), as numbers."""
-        return self.is_numeric and (self.key == ACTION or self.key.startswith("observation."))
+        """Whether a policy may read it (`observation.*`) or must predict it (`action`), as a vector of numbers.
+
+        Images kept as arrays of numbers, such as depth under `observation.images.*`, are none.
+        """
+        if not self.is_numeric or self.key.startswith(IMAGES):
+            return False
+        return self.key == ACTION or self.key.startswith(OBSERVATION)
+
+    @property
+    def is_camera(self) -> bool:
+        """Whether its values are images."""
+        return self.dtype in (Storage.VIDEO, Storage.IMAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +103,27 @@ def parse_features(info: Mapping[str, Any], *, path: Path) -> dict[str, Feature]
         raise DatasetError(f"{path} has no `features` section. It is not a LeRobot dataset's info.json")
     features: dict[str, Feature] = {}
     for key, entry in section.items():
+        if not key.isprintable() or not key or any(step in ("", ".", "..") for step in key.split("/")):
+            raise DatasetError(
+                f"{path}: a feature is called {key[:80]!r}, which can be no column or directory. Rename it"
+            )
         shape = entry.get("shape") if isinstance(entry, dict) else None
         dtype = entry.get("dtype") if isinstance(entry, dict) else None
         if not isinstance(dtype, str) or not isinstance(shape, list | tuple):
             raise DatasetError(f"{path}: feature `{key}` needs a `dtype` and a `shape`")
-        if not all(isinstance(size, int) and size > 0 for size in shape):
+        if not all(type(size) is int and size > 0 for size in shape):
             raise DatasetError(
-                f"{path}: feature `{key}` has the shape {shape}; every size must be at least 1"
+                f"{path}: feature `{key}` has the shape {_short(shape)}; every size must be at least 1"
+            )
+        if len(shape) > 8 or max(shape, default=1) > _MOST_VALUES or math.prod(shape) > _MOST_VALUES:
+            raise DatasetError(
+                f"{path}: feature `{key}` has the shape {_short(shape)}, more than {_MOST_VALUES:,} values a frame. "
+                "Correct it"
             )
         depth = _is_depth(entry)
-        features[key] = Feature(key, dtype, tuple(shape) or (1,), _flat_names(entry.get("names")), depth)
+        features[key] = Feature(
+            key, dtype, tuple(shape) or (1,), _flat_names(entry.get("names")), is_depth=depth
+        )
     return features
 
 
@@ -95,20 +135,26 @@ def parse_cameras(features: Mapping[str, Feature], *, path: Path) -> dict[str, C
     """
     cameras: dict[str, Camera] = {}
     for feature in features.values():
-        if feature.dtype not in (Storage.VIDEO, Storage.IMAGE):
+        if not feature.is_camera:
             continue
-        name = feature.key.removeprefix(IMAGES).removeprefix("observation.")
+        name = feature.key.removeprefix(IMAGES).removeprefix(OBSERVATION)
         if name in cameras:
             raise DatasetError(
                 f"{path}: `{cameras[name].key}` and `{feature.key}` both name the camera `{name}`. Rename one"
             )
         height, width, channels = _image_size(feature, path)
+        if max(height, width) > _MOST_PIXELS:
+            raise DatasetError(
+                f"{path}: camera `{feature.key}` has images of {height} x {width} pixels (height x width), more than "
+                f"{_MOST_PIXELS:,} on a side. Correct its shape"
+            )
         unreadable = ""
         if feature.is_depth:
             unreadable = "holds depth"
         elif channels != 3:
             unreadable = f"has {channels} channel{'' if channels == 1 else 's'}"
-        cameras[name] = Camera(name, feature.key, Storage(feature.dtype), height, width, unreadable)
+        (source,) = feature.sources
+        cameras[name] = Camera(name, source.key, Storage(feature.dtype), height, width, unreadable)
     return cameras
 
 
@@ -117,6 +163,16 @@ def _is_depth(entry: Mapping[str, Any]) -> bool:
     info = entry.get("info") or entry.get("video_info")
     flags = {**entry, **(info if isinstance(info, dict) else {})}
     return any(flags.get(name) is True for name in ("is_depth_map", "video.is_depth_map"))
+
+
+def flat_names(feature: Feature) -> tuple[str, ...]:
+    """Return one name a value; none where the dataset does not give as many as there are values."""
+    return feature.names if feature.names is not None and len(feature.names) == feature.size else ()
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _flat_names(names: object) -> tuple[str, ...] | None:

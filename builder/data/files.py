@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import stat
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -11,29 +13,38 @@ import pyarrow.parquet as pq
 from ...schemas.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 LFS_POINTER = b"version https://git-lfs"
+_MOST_TEXT = 1 << 30
+"""Bytes of the largest JSON file that is read."""
 
 
 def require_file(path: Path) -> Path:
-    """Return `path` if it holds content of its own.
+    """Return `path` if it is a regular file, or a link to one, with content of its own.
 
     Raises:
-        DatasetError: it is missing, empty, or a git-LFS pointer that was never replaced by its content.
+        DatasetError: it is missing, empty, a directory, device or pipe, or a git-LFS pointer that was never replaced by
+            its content.
     """
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise DatasetError(
+                f"{path} is {_type_of(mode)}, not a file. Replace it by the dataset's own file: download or copy it again"
+            )
         with path.open("rb") as file:
             head = file.read(len(LFS_POINTER))
     except FileNotFoundError:
         raise DatasetError(
             f"{path} is missing. The dataset's metadata refers to it: download or copy the dataset again"
         ) from None
-    except OSError as error:
-        raise DatasetError(
-            f"{path} cannot be read: {error.strerror}. Check its type and permissions"
-        ) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DatasetError(f"{path} cannot be read: {reason}. Check its type and permissions") from error
     if not head:
         raise DatasetError(f"{path} is empty. Download or copy it again")
     if head == LFS_POINTER:
@@ -41,6 +52,12 @@ def require_file(path: Path) -> Path:
             f"{path} is a git-LFS pointer, not the file itself. Run `git lfs pull` inside the dataset's clone"
         )
     return path
+
+
+def _type_of(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,11 +89,9 @@ def open_parquet(path: Path, *, columns: Sequence[str] = ()) -> pq.ParquetFile:
         DatasetError: the file is missing, damaged, or lacks one of the columns.
     """
     require_file(path)
-    try:
+    with reading(path):
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged_parquet(path, error) from error
-    present = file.schema_arrow.names
+        present = file.schema_arrow.names
     absent = [column for column in columns if column not in present]
     if absent:
         raise DatasetError(
@@ -92,15 +107,22 @@ def read_parquet(path: Path, *, columns: Sequence[str]) -> pa.Table:
     Raises:
         DatasetError: as `open_parquet`.
     """
-    file = open_parquet(path, columns=columns)
-    try:
+    with open_parquet(path, columns=columns) as file, reading(path):
         return file.read(columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise damaged_parquet(path, error) from error
 
 
-def damaged_parquet(path: Path, error: Exception) -> DatasetError:
-    """The error for a parquet file that pyarrow refuses to read."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever pyarrow raises while it reads the parquet file `path` into a DatasetError."""
+    try:
+        yield
+    except DatasetError:
+        raise
+    except Exception as error:
+        raise _damaged_parquet(path, error) from error
+
+
+def _damaged_parquet(path: Path, error: Exception) -> DatasetError:
     reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
     return DatasetError(
         f"{path} is not a readable parquet file ({reason}). It is probably truncated: download or copy it again"
@@ -108,10 +130,16 @@ def damaged_parquet(path: Path, error: Exception) -> DatasetError:
 
 
 def _read_text(path: Path) -> str:
+    if (size := require_file(path).stat().st_size) > _MOST_TEXT:
+        raise DatasetError(
+            f"{path} has {size / 1e9:.3g} GB, too much for metadata. Download or copy it again"
+        )
     try:
-        return require_file(path).read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 text. Download or copy it again") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}. Check the disk") from error
 
 
 def _parse_object(text: str, *, path: Path, first_line: int) -> dict[str, Any]:
@@ -124,6 +152,11 @@ def _parse_object(text: str, *, path: Path, first_line: int) -> dict[str, Any]:
                 f"{place} has a `//` comment, which JSON does not allow. Remove the comment"
             ) from error
         raise DatasetError(f"{place} is not valid JSON ({error.msg}). Repair or download it again") from error
+    except (RecursionError, ValueError) as error:  # nesting without end, numbers of thousands of digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
+        raise DatasetError(
+            f"{path}:{first_line} is no usable JSON ({reason}). Repair or download it again"
+        ) from error
     if not isinstance(value, dict):
         raise DatasetError(
             f"{path}:{first_line} holds a JSON {type(value).__name__} where an object is needed"

@@ -3,12 +3,15 @@
     stores = open_cameras(layout, layout.choose_cameras(["top"]), layout.episodes)
     stores["top"].read([0, 1])      # uint8 (2, 3, H, W)
 
-In v2.x the frame number within the episode's own mp4 is the row number. In v3.0 an episode begins at a time:
-the frame shown then is looked up among the frames' real times, so that an uneven video is noticed.
+In v2.x an episode begins with its own mp4, in v3.0 at a time of one that several share. The frame shown then is looked
+up among the frames' real times, and each row's frame must be shown when the row is due, so that an uneven video or one
+of another frame rate is noticed. Frames that are left over at the end, as recorders may leave, are not used.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,13 @@ if TYPE_CHECKING:
     from .cache import FrameFile
     from .features import Camera
     from .layout import EpisodeInfo, Layout
+
+
+_logger = logging.getLogger(__name__)
+_SURPLUS = 5
+"""Frames that a video may hold after its last row."""
+_OFFSET, _DRIFT = 0.25, 0.1
+"""Of a frame: by how much an episode's first frame, and any later one relative to it, may be shown off its time."""
 
 
 class FrameStore:
@@ -76,39 +86,76 @@ def open_cameras(
     """
     sources: dict[tuple[str, Path], FrameSource] = {}
     for camera in cameras:
-        _check_present(camera, episodes)
-        expected = _expected_frames(layout, camera)
-        column = camera.key if camera.storage is Storage.IMAGE else ""
-        for episode in episodes:
-            path = _span(camera, episode).path
-            sources[camera.name, path] = FrameSource(
-                path, camera.storage, column, expected[path], camera.height, camera.width
-            )
+        found = frame_sources(layout, camera, episodes)
+        sources |= {(camera.name, path): source for path, source in found.items()}
     files = dict(zip(sources, cache_frames(list(sources.values())) if sources else (), strict=True))
-    for key, file in files.items():
-        if file.frames != sources[key].frames:
-            raise DatasetError(
-                f"{file.source} has {file.frames} frames, but the metadata gives it {sources[key].frames} rows. "
-                "The video is truncated or belongs to another version: download or convert the dataset again"
-            )
-    return {
+    stores = {
         camera.name: _align(
             layout, camera, episodes, {path: files[name, path] for name, path in files if name == camera.name}
         )
         for camera in cameras
     }
+    for camera in cameras:
+        _check_surplus(camera, {p: (files[n, p], sources[n, p]) for n, p in files if n == camera.name})
+    return stores
+
+
+def frame_sources(layout: Layout, camera: Camera, episodes: Sequence[EpisodeInfo]) -> dict[Path, FrameSource]:
+    """Return the files that hold what a camera saw in `episodes`. Raise DatasetError where some are missing."""
+    _check_present(camera, episodes)
+    expected = _expected_frames(layout, camera)
+    column = camera.key if camera.storage is Storage.IMAGE else ""
+    paths = dict.fromkeys(_span(camera, episode).path for episode in episodes)
+    return {
+        path: FrameSource(path, camera.storage, column, expected[path], camera.height, camera.width)
+        for path in paths
+    }
+
+
+def _check_surplus(camera: Camera, files: Mapping[Path, tuple[FrameFile, FrameSource]]) -> None:
+    spare = {path: file.frames - source.frames for path, (file, source) in files.items()}
+    for path, count in spare.items():
+        if count > _SURPLUS:
+            file, source = files[path]
+            raise _frame_count(path, file.frames, source.frames)
+    spare = {path: count for path, count in spare.items() if count > 0}
+    if spare:
+        path, count = next(iter(spare.items()))
+        _logger.warning(
+            "camera `%s`: %d of %d videos hold more frames than rows, such as %s with %d more; those at the end are not used",
+            camera.name,
+            len(spare),
+            len(files),
+            path,
+            count,
+        )
+
+
+def _frame_count(path: Path, found: int, expected: int) -> DatasetError:
+    if found < expected:
+        cause = "The video is truncated or belongs to another version"
+    else:
+        cause = (
+            f"{found - expected} frames too many: the video belongs to another version, or rows are missing"
+        )
+    return DatasetError(
+        f"{path} has {found} frames, but the metadata gives it {expected} rows. {cause}: download or convert the "
+        "dataset again"
+    )
 
 
 def _align(
     layout: Layout, camera: Camera, episodes: Sequence[EpisodeInfo], files: Mapping[Path, FrameFile]
 ) -> FrameStore:
     number = {path: position for position, path in enumerate(files)}
-    by_time = camera.storage is Storage.VIDEO and layout.codebase_version == "v3.0"
-    times = {path: file.timestamps() for path, file in files.items()} if by_time else {}
+    filmed = camera.storage is Storage.VIDEO
+    times = {path: file.timestamps() for path, file in files.items()} if filmed else {}
     file_of, frame_of = [], []
     for episode in episodes:
         span = _span(camera, episode)
-        first = _first_frame(times[span.path], span, episode, layout.fps) if by_time else span.first_row
+        first = _first_frame(times[span.path], span, episode, layout.fps) if filmed else span.first_row
+        if (end := first + episode.length) > files[span.path].frames:
+            raise _frame_count(span.path, files[span.path].frames, end)
         file_of.append(np.full(episode.length, number[span.path], dtype=np.int64))
         frame_of.append(np.arange(first, first + episode.length, dtype=np.int64))
     return FrameStore(
@@ -125,7 +172,8 @@ def _span(camera: Camera, episode: EpisodeInfo) -> _Span:
 
 def _check_present(camera: Camera, episodes: Sequence[EpisodeInfo]) -> None:
     places = [(episode.index, _span(camera, episode).path) for episode in episodes]
-    absent = [(index, path) for index, path in places if not path.exists()]
+    missing = {path for path in {path for _, path in places} if not os.path.exists(path)}  # noqa: PTH110  (names that are too long)
+    absent = [(index, path) for index, path in places if path in missing]
     if absent:
         if len(absent) == len(episodes):
             extent, cure = "any of", "leave this camera out"
@@ -149,18 +197,27 @@ def _expected_frames(layout: Layout, camera: Camera) -> dict[Path, int]:
 
 
 def _first_frame(times: npt.NDArray[np.float64], span: _Span, episode: EpisodeInfo, fps: float) -> int:
-    """The frame shown at the episode's begin; the one shown at its end must fit as well."""
+    """The frame shown at the episode's begin. Raise DatasetError where it, or one after it, is shown at another time."""
     after = int(np.searchsorted(times, span.seconds))
     first = min(
         (max(after - 1, 0), min(after, len(times) - 1)), key=lambda frame: abs(times[frame] - span.seconds)
     )
-    for step in (0, episode.length - 1):
-        due = span.seconds + step / fps
-        shown = times[first + step] if first + step < len(times) else np.inf
-        if abs(shown - due) > 0.5 / fps:
-            raise DatasetError(
-                f"{span.path}: frame {step} of episode {episode.index} is due at {due:.3f} s, but the video shows it "
-                f"at {shown:.3f} s. The video's frame rate is not the {fps:g} of meta/info.json, or frames were "
-                "dropped: convert the dataset again"
-            )
-    return first
+    shown = times[first : first + episode.length]
+    due = span.seconds + np.arange(len(shown)) / fps
+    off = shown - due
+    wrong = np.flatnonzero(np.abs(off - off[0]) > _DRIFT / fps)
+    if abs(off[0]) <= _OFFSET / fps and not len(wrong):
+        return first
+    frame = 0 if abs(off[0]) > _OFFSET / fps else int(wrong[0])
+    rate = 1.0 / float(np.median(np.diff(times))) if len(times) > 1 else fps
+    if abs(rate - fps) > 0.02 * fps:
+        cause = f"The video has {rate:.4g} frames per second, not the {fps:g} of meta/info.json"
+    elif frame:
+        cause = "Frames were dropped, doubled or recorded unevenly"
+    else:
+        cause = "The episode's `from_timestamp` does not fall on a frame"
+    raise DatasetError(
+        f"{span.path}: frame {frame} of episode {episode.index} is due at {due[frame]:.3f} s, but the video shows it "
+        f"at {shown[frame]:.3f} s ({abs(off[frame]) * fps:.2g} frames off). {cause}: correct the metadata or convert the "
+        "dataset again"
+    )

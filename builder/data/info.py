@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .features import ACTION, STATE
+from .columns import describe, unread_columns
+from .features import ACTION, STATE, flat_names
 from .layout import read_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from .layout import Feature
+    from .columns import Columns
+    from .layout import Feature, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,8 @@ class DatasetInfo:
     `cameras` maps a name to (height, width) in pixels, and `unreadable` the names of cameras whose images are not 8-bit
     RGB, such as depth, to the reason. `vectors` maps every numeric `observation.*` column,
     the state included, to its size. `state_dim` and `action_dim` are 0 where the dataset has no such column.
-    `episodes` and `episode_lengths` (in frames) run in parallel; `fps` is in frames per second.
+    `episodes` and `episode_lengths` (in frames) run in parallel; `fps` is in frames per second. `columns` describes
+    the columns of `vectors` and `action`, `unread` those that no policy can read under the name that they have.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -37,17 +40,23 @@ class DatasetInfo:
     fps: float
     tasks: tuple[str, ...]
     codebase_version: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
 
 
-def inspect(path: str | Path) -> DatasetInfo:
-    """Summarise the dataset in the directory `path`.
+def inspect(path: str | Path, columns: Columns | None = None) -> DatasetInfo:
+    """Summarise the dataset in the directory `path`, its columns renamed or joined as `columns` says.
 
     Raises:
         DatasetError: as `read_layout`.
     """
-    layout = read_layout(path)
+    return summarize(read_layout(path, columns))
+
+
+def summarize(layout: Layout) -> DatasetInfo:
+    """Summarise a dataset whose metadata was read."""
     numeric = {key: feature for key, feature in layout.features.items() if feature.is_policy_input_or_target}
-    sizes = {key: _size(feature) for key, feature in numeric.items()}
+    sizes = {key: feature.size for key, feature in numeric.items()}
     return DatasetInfo(
         cameras={
             name: (camera.height, camera.width)
@@ -65,21 +74,13 @@ def inspect(path: str | Path) -> DatasetInfo:
         fps=layout.fps,
         tasks=tuple(text for _, text in sorted(layout.tasks.items())),
         codebase_version=layout.codebase_version,
+        columns={key: describe(feature) for key, feature in numeric.items()},
+        unread=unread_columns(layout.features),
     )
-
-
-def _size(feature: Feature) -> int:
-    size = 1
-    for extent in feature.shape:
-        size *= extent
-    return size
 
 
 def _names(feature: Feature | None, stem: str) -> tuple[str, ...]:
     """The names of the dimensions; numbered where the dataset gives none that fit."""
     if feature is None:
         return ()
-    size = _size(feature)
-    if feature.names is not None and len(feature.names) == size:
-        return feature.names
-    return tuple(f"{stem}_{position}" for position in range(size))
+    return flat_names(feature) or tuple(f"{stem}_{position}" for position in range(feature.size))

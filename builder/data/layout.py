@@ -9,12 +9,17 @@ No parquet data and no video is opened here: whether those agree with the metada
 
 from __future__ import annotations
 
+import math
+import os
+from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...schemas.errors import DatasetError
+from ...schemas.paths import expanded
+from .columns import map_columns
 from .episodes import EpisodeInfo, VideoSpan, read_tables_v2, read_tables_v3
 from .features import RGB_ONLY, Camera, Feature, Storage, parse_cameras, parse_features
 from .files import read_json
@@ -22,8 +27,11 @@ from .files import read_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .columns import Columns
+
 __all__ = ["Camera", "EpisodeInfo", "Feature", "Layout", "Storage", "VideoSpan", "read_layout"]
 
+_MOST_FPS = 100_000
 _READERS = {"v2.0": read_tables_v2, "v2.1": read_tables_v2, "v3.0": read_tables_v3}
 
 
@@ -90,33 +98,39 @@ class Layout:
         return tuple(known[index] for index in chosen)
 
 
-def read_layout(path: str | Path) -> Layout:
-    """Read the metadata of the dataset in the directory `path`.
+def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
+    """Read the metadata of the dataset in the directory `path`, its columns renamed or joined as `columns` says.
 
     Raises:
         DatasetError: the directory or a metadata file is missing, damaged, of an unknown format version, or
-            contradicts another one.
+            contradicts another one, or `columns` does not fit the dataset.
     """
-    root = Path(path)
-    if not root.is_dir():
+    root = expanded(path)
+    try:
+        is_directory = root.is_dir()
+    except OSError:
+        is_directory = False
+    if not is_directory:
         raise DatasetError(
             f"there is no dataset directory {root}. Check the path; it is relative to {Path.cwd()}"
         )
     info_path = root / "meta/info.json"
-    if not info_path.exists():
+    if not os.path.lexists(info_path):
         raise DatasetError(
             f"{root} has no meta/info.json, so it is not a LeRobot dataset. Point to the directory that holds `meta/`"
         )
     info = read_json(info_path)
     version, fps = info.get("codebase_version"), info.get("fps")
-    if version not in _READERS:
+    if not isinstance(version, str) or version not in _READERS:
         raise DatasetError(
-            f"{info_path} has the codebase_version {version!r}; known are {', '.join(_READERS)}. "
+            f"{info_path} has the codebase_version {str(version)[:40]!r}; known are {', '.join(_READERS)}. "
             "Convert the dataset with LeRobot's own conversion script"
         )
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or fps <= 0:
-        raise DatasetError(f"{info_path} has the fps {fps!r}; it must be a number above 0")
-    features = parse_features(info, path=info_path)
+    if type(fps) not in (int, float) or not 0 < fps <= _MOST_FPS or not math.isfinite(fps):
+        raise DatasetError(
+            f"{info_path} has the fps {str(fps)[:40]}; it must be a number above 0 and at most {_MOST_FPS:,}"
+        )
+    features = map_columns(parse_features(info, path=info_path), columns, path=info_path)
     cameras = parse_cameras(features, path=info_path)
     tables = _READERS[version](root, info, cameras)
     _check_totals(root, tables.episodes, info)
@@ -128,14 +142,13 @@ def _check_totals(root: Path, episodes: Sequence[EpisodeInfo], info: Mapping[str
     info_path = root / "meta/info.json"
     if not episodes:
         raise DatasetError(f"{root} holds no episodes. Record or download some")
-    indices = [episode.index for episode in episodes]
-    if len(set(indices)) < len(indices):
-        twice = next(index for index in indices if indices.count(index) > 1)
+    (twice, count), *_ = Counter(episode.index for episode in episodes).most_common(1)
+    if count > 1:
         raise DatasetError(f"the episode tables in {root / 'meta'} list episode {twice} twice. Remove one")
     found = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
     for field, count in found.items():
         if info.get(field, count) != count:
             raise DatasetError(
-                f"{info_path} says {field} = {info[field]}, but the episode table adds up to {count}. "
+                f"{info_path} says {field} = {str(info[field])[:40]}, but the episode table adds up to {count}. "
                 "The metadata belongs to another version of the dataset: download or convert it again"
             )

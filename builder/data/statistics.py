@@ -6,34 +6,52 @@ be absent, lack quantiles, or cover other episodes. Each frame counts once, what
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...schemas.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import numpy.typing as npt
 
     from .table import EpisodeTable
 
+_LARGEST = 1e18
 Statistics = dict[str, dict[str, list[float]]]
 
 
-def compute_statistics(table: EpisodeTable, *, episodes: Sequence[int] | None = None) -> Statistics:
+def compute_statistics(
+    table: EpisodeTable, *, episodes: Sequence[int] | None = None, allow: Collection[str] = ()
+) -> Statistics:
     """Statistics of every column of `table`, over all its episodes or the given ones.
 
     Returns, for each column, lists with one number a dimension in the column's own units: `mean`, `std` (of
     the population), `min`, `max`, `q01`, `q99` (interpolated linearly between order statistics), and `count`
-    with the number of frames as its only entry. All in float64, ready for JSON.
+    with the number of frames as its only entry. All in float64, ready for JSON. Values of the columns `allow` that are
+    no numbers to compute with (see `unusable`) count as zero.
 
     Raises:
-        DatasetError: a value is NaN or infinite, or an episode is not in the table.
+        DatasetError: a value of another column is NaN, infinite or absurdly large, or an episode is not in the table.
     """
     rows = _rows(table, episodes)
-    return {key: _describe(_finite(table, key, rows)) for key in table.columns}
+    found: Statistics = {}
+    for key, values in table.columns.items():
+        chosen = values[rows].reshape(len(rows), -1).astype(np.float64)
+        bad = _unusable(chosen)
+        if bad.any() and key not in allow:
+            raise DatasetError(_fault(table, key, rows, bad))
+        found[key] = _describe(np.where(bad, 0.0, chosen))
+    return found
+
+
+def unusable(table: EpisodeTable) -> dict[str, str]:
+    """Return, by column that holds NaN, an infinity or a value above 1e18 (whose square float32 cannot hold), where."""
+    rows = np.arange(table.rows)
+    bad = {key: _unusable(values.reshape(table.rows, -1)) for key, values in table.columns.items()}
+    return {key: _fault(table, key, rows, found) for key, found in bad.items() if found.any()}
 
 
 class RunningStatistics:
@@ -87,26 +105,32 @@ class RunningStatistics:
 def _rows(table: EpisodeTable, episodes: Sequence[int] | None) -> npt.NDArray[np.int64]:
     if episodes is None:
         return np.arange(table.rows)
-    unknown = sorted(set(episodes) - set(table.episodes))
+    wanted = set(episodes)
+    unknown = sorted(wanted - set(table.episodes))
     if unknown or not len(episodes):
         raise DatasetError(f"statistics need episodes that were read, but {unknown or 'none'} were asked for")
     spans = zip(table.episodes, table.first_rows, table.lengths, strict=True)
     return np.concatenate(
-        [np.arange(first, first + length) for index, first, length in spans if index in episodes]
+        [np.arange(first, first + length) for index, first, length in spans if index in wanted]
     )
 
 
-def _finite(table: EpisodeTable, key: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    values = table.columns[key][rows].reshape(len(rows), -1).astype(np.float64)
-    broken = np.argwhere(~np.isfinite(values))
-    if len(broken):
-        position, dimension = broken[0]
-        episode, frame = table.locate(int(rows[position]))
-        raise DatasetError(
-            f"column `{key}` holds {values[position, dimension]} in episode {episode}, frame {frame}, dimension "
-            f"{dimension} ({len(broken)} such values in all). Repair the episode or leave it out"
-        )
-    return values
+def _unusable(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        return ~(np.abs(values) <= _LARGEST)
+
+
+def _fault(table: EpisodeTable, key: str, rows: npt.NDArray[np.int64], bad: npt.NDArray[np.bool_]) -> str:
+    position, dimension = np.argwhere(bad)[0]
+    row = int(rows[position])
+    episode, frame = table.locate(row)
+    value = table.columns[key].reshape(table.rows, -1)[row, dimension]
+    episodes = {table.locate(int(row))[0] for row in rows[bad.any(axis=1)]}
+    count = int(bad.sum())
+    more = f" ({count} such values in {len(episodes)} of {len(table.episodes)} episodes)" if count > 1 else ""
+    return (
+        f"column `{key}` holds {value:.6g} in episode {episode}, frame {frame}, dimension {dimension}{more}"
+    )
 
 
 def _describe(values: npt.NDArray[np.float64]) -> dict[str, list[float]]:

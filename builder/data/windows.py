@@ -10,17 +10,23 @@ import torch
 from .features import ACTION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .table import EpisodeTable
 
 
 def windows(
-    table: EpisodeTable, observations: Sequence[int], actions: Sequence[int], size: int = 1024
+    table: EpisodeTable,
+    observations: Sequence[int],
+    actions: Sequence[int],
+    size: int = 1024,
+    *,
+    tasks: Mapping[int, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Batches of up to `size` samples, in order, as `LeRobotDataset` gives them for these offsets from a frame.
 
-    Each holds every `observation.*` (B, T, D), `action` (B, H, A) and `action_is_pad` (B, H).
+    Each holds every `observation.*` (B, T, D), `action` (B, H, A) and `action_is_pad` (B, H), and with the texts `tasks`
+    by their index also `task`, B strings.
     """
     first = np.repeat(np.asarray(table.first_rows), table.lengths)
     last = first + np.repeat(np.asarray(table.lengths), table.lengths) - 1
@@ -34,4 +40,6 @@ def windows(
         batch: dict[str, Any] = {
             key: torch.from_numpy(table.columns[key][index]) for key, index in chosen.items()
         }
+        if tasks is not None:
+            batch["task"] = [tasks[index] for index in table.task_index[rows].tolist()]
         yield {**batch, "action_is_pad": torch.from_numpy(wanted != done)}

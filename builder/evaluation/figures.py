@@ -64,7 +64,7 @@ def trace_figure(result: OpenLoopResult) -> Figure:
             axes.plot(time, trace.predicted[:, position], color=BLUE, linewidth=1.3, label="policy")
             replans = np.arange(0, len(time), trace.execute)
             axes.plot(time[replans], trace.predicted[replans, position], ".", color=BLUE, markersize=3.5)
-            axes.set_title(names[position])
+            axes.set_title(names[position], parse_math=False)
             axes.yaxis.set_major_locator(MaxNLocator(4))
             _widen(axes, trace.true[:, position], trace.predicted[:, position])
             axes.margins(x=0.01)
@@ -97,7 +97,9 @@ def steps_figure(result: OpenLoopResult) -> Figure:
         axes.set_ylabel("mean absolute error")
         axes.set_ylim(bottom=0.0)
         axes.xaxis.set_major_locator(MaxNLocator(min(horizon, 12), integer=True))
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 

@@ -48,9 +48,9 @@ class Needs:
         """Side of the square images in pixels; None without cameras. Raises SpecError where they are no such."""
         sizes = {side for size in self.cameras.values() for side in size}
         if len(sizes) > 1:
-            shown = ", ".join(f"`{name}` {w} x {h}" for name, (h, w) in self.cameras.items())
+            shown = ", ".join(f"`{name}` {h} x {w}" for name, (h, w) in self.cameras.items())
             raise SpecError(
-                f"simulators draw square images of one size, but the policy sees {shown}",
+                f"simulators draw square images of one size, but the policy sees {shown} (height x width)",
                 help="train on square images, or evaluate with `--open-loop`",
             )
         return sizes.pop() if sizes else None
@@ -142,7 +142,7 @@ def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: 
         elif info.cameras[camera] != (height, width):
             h, w = info.cameras[camera]
             problems.append(
-                f"the policy sees `{camera}` at {width} x {height} pixels, the dataset has {w} x {h}"
+                f"the policy sees `{camera}` at {height} x {width} pixels (height x width), the dataset has {h} x {w}"
             )
     for key, size in needs.vectors.items():
         if info.vectors.get(key) != size:

@@ -8,7 +8,6 @@ Nothing is printed here; `progress` is told in a line now and then how far it is
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable
@@ -17,7 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...schemas.errors import CheckpointError, DatasetError, SpecError
+from ...schemas.paths import expanded
+from ...schemas.specs import Kind
 from ..data.dataset import LeRobotDataset, inspect
+from ..data.files import read_json
 from ..data.mixture import RobotDataset
 from ..data.splits import split_episodes
 from ..policy import BasePolicyModel
@@ -78,7 +80,7 @@ def evaluate(
         processes=processes,
     )
     saved.robot(plan.embodiment)
-    output = output or _output(saved, plan.embodiment)
+    output = expanded(output) if output else _output(saved, plan.embodiment)
     saved.run_imports(allowed=allow_imports)
     policy = saved.load(plan.device)
     names = [name for name, _ in policy.named_parameters()]
@@ -187,16 +189,16 @@ def _open_loop(
     section, robot = saved.data_section(embodiment), saved.robot(embodiment)
     path = saved.dataset_path(embodiment)
     try:
-        info = inspect(path)
+        info = inspect(path, section.get("columns"))
         check_dataset(saved, info, section["path"], embodiment)
     except (DatasetError, SpecError) as error:
         if required and isinstance(error, SpecError):
             raise
         notes.append(f"No open-loop error: {str(error).rstrip('.')}.")
         return None
-    held = section.get("episodes") or info.episodes
+    held, known = section.get("episodes") or info.episodes, set(info.episodes)
     training, validation = split_episodes(
-        [episode for episode in held if episode in info.episodes],
+        [episode for episode in held if episode in known],
         validation_fraction=section["validation"],
         seed=section["split_seed"],
     )
@@ -205,7 +207,10 @@ def _open_loop(
     tell(f"open loop: {len(some)} {split} episodes")
     cameras = section.get("cameras")
     called = cameras if isinstance(cameras, dict) else {}
+    own = saved.specs if robot is None else robot.own
     windows: dict[str, Any] = {
+        "columns": section.get("columns"),
+        "vectors": [key for key, spec in own.items() if spec.kind is Kind.STATE],
         "cameras": list(called.values()) or cameras,
         "observation_indices": policy.observation_steps(),
         "action_indices": list(policy.config.transform()[2]),
@@ -235,8 +240,13 @@ def _goals_are_new(saved: SavedPolicy, embodiment: str | None, closed: ClosedLoo
     path = saved.dataset_path(embodiment) / "meta" / "recording.json"
     if not path.is_file():
         return False
-    recording = json.loads(path.read_text())
-    used = {episode.seed for episode in closed.episodes}
-    return recording.get("environment") == closed.env and used.isdisjoint(
-        recording.get("episode_seeds", used)
+    try:
+        recording = read_json(path)
+    except DatasetError:
+        return False
+    used, seeds = {episode.seed for episode in closed.episodes}, recording.get("episode_seeds")
+    return (
+        recording.get("environment") == closed.env
+        and isinstance(seeds, list)
+        and not any(seed in used for seed in seeds if isinstance(seed, int))
     )

@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from ...schemas.document import from_mapping
 from ...schemas.errors import CheckpointError, RecipeError, SpecError, TrainingError
+from ...schemas.paths import expanded
 from ...schemas.specs import Spec
 from ..data.robots import Robot, Robots
 from ..imports import run_imports
@@ -41,7 +42,7 @@ class SavedPolicy:
         Raises:
             CheckpointError: there is none, it is damaged, or it was not made from a recipe.
         """
-        path = Path(path)
+        path = expanded(path)
         if not path.is_dir():
             raise CheckpointError(f"{path} is no directory; name a run or a checkpoint")
         if (path / "config.json").exists():
@@ -117,7 +118,7 @@ class SavedPolicy:
         place = Path(recorded.get(embodiment, "") if isinstance(recorded, dict) else recorded)
         if place.is_absolute() and place.is_dir():
             return place
-        return self.recipe_directory / str(self.data_section(embodiment)["path"])
+        return self.recipe_directory / expanded(str(self.data_section(embodiment)["path"]))
 
     @property
     def is_newest(self) -> bool:

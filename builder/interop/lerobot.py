@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from ...components.base import Backbone
 from ...schemas.errors import WeightsError
+from ...schemas.paths import expanded
 from ...schemas.specs import Kind, Spec
 from ..assembly import assemble
 from ..evaluation.saved import SavedPolicy
@@ -42,7 +43,7 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
     `data` is the LeRobot dataset that it was trained on, or another with the same observations and actions: its
     sizes are checked, and its recipe can train on. Raises CheckpointError, WeightsError, RecipeError.
     """
-    found = lerobot_files.read(Path(source))
+    found = lerobot_files.read(expanded(source))
     kind = found.config["type"]
     if kind not in types():
         raise WeightsError(f"policies of type `{kind}` cannot be converted; these can: {', '.join(types())}")
@@ -58,7 +59,7 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
         "recipe": 1,
         "name": f"lerobot_{kind}",
         **sections,
-        "data": {"path": str(Path(data).resolve()), **sections["data"]},
+        "data": {"path": str(expanded(data).resolve()), **sections["data"]},
         "transforms": [*sections.get("transforms", ()), *normalize],
         "training": {"steps": 100_000, **sections.get("training", {})},
     }
@@ -71,7 +72,7 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
     rehearse(loaded, plan, wired)
     policy = assemble(loaded, plan, wired, "cpu")
     _load(policy, weights)
-    policy.save_pretrained(output)
+    policy.save_pretrained(expanded(output))
     return policy
 
 
@@ -105,7 +106,7 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
         config |= options
     mapping, statistics = normalization.processor(content, {**inputs, **outputs})
     config |= {"input_features": inputs, "output_features": outputs, "normalization_mapping": mapping}
-    lerobot_files.write(Path(output), Checkpoint(config, weights, statistics, steps))
+    lerobot_files.write(expanded(output), Checkpoint(config, weights, statistics, steps))
     return config
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Dim, Kind, Spec, Specs
+from ..data.features import IMAGES
 from ..data.robots import Robots
 
 
@@ -44,7 +45,8 @@ class Observed:
             if key in observation:
                 admitted[key] = _admit(key, spec, observation[key], windowed)
             elif key in self.required:
-                near = difflib.get_close_matches(key, observation, n=1)
+                alike = [given for given in observation if given.startswith(IMAGES) == key.startswith(IMAGES)]
+                near = difflib.get_close_matches(key, alike, n=1)
                 raise SpecError(
                     f"the observation lacks `{key}`, which the policy reads: {_wanted(spec, windowed)}",
                     help=f"{f'did you mean it by `{near[0]}`? ' if near else ''}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +131,26 @@ class LanguageCollator(Collator):
         tokens = {f"{_KEY}.input_ids": ids, f"{_KEY}.attention_mask": mask}
         keys = {} if self._bins else {f"{_KEY}.key": [key for _, _, key in encoded]}
         return {**batch, **tokens, **keys}
+
+    def check(self, instructions: Sequence[str], samples: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """Raise SpecError where a prompt has more than `max_length` tokens; of prompts with the state, some are tried."""
+        if self.config.truncate != "error":
+            return
+        given = samples() if self._bins else ({_KEY: text} for text in instructions)
+        prompts = dict.fromkeys(self._prompt(sample) for sample in given)
+        lengths = {text: len(self._tokenizer(text).input_ids) + len(self._ends) for text in prompts}
+        most = self.config.max_length
+        longer = [text for text, length in lengths.items() if length > most]
+        if longer:
+            worst = max(longer, key=lambda text: lengths[text])
+            shown = worst if len(worst) <= 120 else f"{worst[:117]}..."
+            raise SpecError(
+                f"{len(longer)} of {len(lengths)} prompts are longer than `max_length: {most}`; the longest has "
+                f"{lengths[worst]} tokens: {shown!r}",
+                field="max_length",
+                label=f"the longest needs {lengths[worst]}",
+                help=f"set `max_length: {lengths[worst]}` or `truncate: end`",
+            )
 
     def save_assets(self, directory: Path) -> None:
         """Write the tokenizer's files."""

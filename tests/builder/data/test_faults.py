@@ -158,7 +158,7 @@ def test_no_action(tmp_path: Path, version: str) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("difference", [-1, 1])
+@pytest.mark.parametrize("difference", [-1, 6])
 def test_frames_that_do_not_match_the_rows(tmp_path: Path, version: str, difference: int) -> None:
     root = write_dataset(tmp_path / "set", version).root
     count = FRAMES[version] + difference
@@ -170,6 +170,20 @@ def test_frames_that_do_not_match_the_rows(tmp_path: Path, version: str, differe
 
 
 @BOTH
+@pytest.mark.parametrize("surplus", [1, 5])
+def test_a_few_surplus_frames_are_accepted_with_a_word(
+    tmp_path: Path, version: str, surplus: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_dataset(tmp_path / "set", version).root
+    first = 12 if version == "v2.1" else 0
+    count = FRAMES[version] + surplus
+    encode(root / VIDEO[version], (picture(first + frame) for frame in range(count)))
+    dataset = LeRobotDataset(root, cameras=["top"])
+    assert [read_code(sample["observation.images.top"][0].numpy()) for sample in dataset] == list(range(30))
+    assert f"with {surplus} more" in caplog.text
+
+
+@BOTH
 def test_videos_that_cannot_be_read(tmp_path: Path, version: str, frame_cache: Path) -> None:
     root = write_dataset(tmp_path / "set", version).root
     path = root / VIDEO[version]
@@ -177,7 +191,7 @@ def test_videos_that_cannot_be_read(tmp_path: Path, version: str, frame_cache: P
     for damaged, message in (
         (
             content[: len(content) // 2],
-            r"mp4 cannot be decoded after 0 frames \(.*\). It is probably truncated",
+            r"mp4 cannot be decoded \(.*\). It is probably truncated",
         ),
         (POINTER.encode(), r"git-LFS pointer, not the file itself. Run `git lfs pull`"),
         (b"", r"is empty"),
@@ -232,7 +246,10 @@ def test_frames_of_another_size(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "set", "v2.1").root
     path = root / VIDEO["v2.1"]
     encode(path, [np.zeros((16, 16, 3), dtype=np.uint8)] * 9)
-    with pytest.raises(DatasetError, match=rf"{path.name}.*16 x 16 pixels, but meta/info.json says 32 x 64"):
+    with pytest.raises(
+        DatasetError,
+        match=rf"{path.name}.*16 x 16 pixels \(height x width\), but meta/info.json says 32 x 64",
+    ):
         LeRobotDataset(root)
 
 
@@ -247,13 +264,71 @@ def test_a_cached_video_is_checked_against_changed_metadata(tmp_path: Path) -> N
         LeRobotDataset(root)
 
 
-def test_v3_video_of_another_frame_rate(tmp_path: Path) -> None:
-    root = write_dataset(tmp_path / "set", "v3.0").root
-    encode(root / VIDEO["v3.0"], (picture(frame) for frame in range(21)), rate=3 * FPS)
+@BOTH
+def test_video_of_another_frame_rate(tmp_path: Path, version: str) -> None:
+    root = write_dataset(tmp_path / "set", version).root
+    encode(root / VIDEO[version], (picture(frame) for frame in range(FRAMES[version])), rate=3 * FPS)
+    episode = 2 if version == "v2.1" else 0
     with pytest.raises(
-        DatasetError, match=r"frame 6 of episode 0 is due at 0.600 s, but the video shows it at 0.200 s"
+        DatasetError,
+        match=rf"frame 1 of episode {episode} is due at 0.100 s, but the video shows it at 0.033 s .*has 30 frames per",
     ):
         LeRobotDataset(root)
+
+
+def test_half_a_frame_of_drift_in_a_v3_video_is_no_truncation(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", "v3.0").root
+    key = "videos/observation.images.top/from_timestamp"
+    for path in root.glob("meta/episodes/*/*.parquet"):
+        rewrite_parquet(
+            path, lambda table: replace(table, key, pa.array([t + 0.04 for t in table[key].to_pylist()]))
+        )
+    with pytest.raises(
+        DatasetError, match=r"frame 0 of episode 0 is due .*0.4 frames off.*does not fall on a frame"
+    ):
+        LeRobotDataset(root, cameras=["top"])
+
+
+TIMES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int, str]] = {
+    "double rate": (lambda t: t / 2, 1, "advance at 20 frames per second: correct `fps`"),
+    "offset": (lambda t: t + 0.05, 0, "do not begin at 0"),
+    "reversed": (lambda t: t[::-1], 0, "out of order"),
+    "drift": (lambda t: t * (1 + 0.5 / 8), 2, "0.2125 s, but is due at 0.2 s"),
+    "a step back": (lambda t: np.where(t == t[4], t[3], t), 4, "dropped, doubled"),
+    "nan": (lambda t: np.where(t == t[4], np.nan, t), 4, "`timestamp` nan s"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("fault", TIMES)
+def test_times_that_do_not_fit_the_rate(tmp_path: Path, version: str, fault: str) -> None:
+    change, frame, words = TIMES[fault]
+    root = write_dataset(tmp_path / "set", version).root
+
+    def retimed(table: pa.Table) -> pa.Table:
+        times, rows = table["timestamp"].to_numpy().copy(), table["episode_index"].to_numpy() == 2
+        times[rows] = change(times[rows].astype(np.float64)).astype(np.float32)
+        return replace(table, "timestamp", pa.array(times))
+
+    rewrite_parquet(root / DATA[version], retimed)
+    with pytest.raises(
+        DatasetError, match=rf"frame {frame} of episode 2 has the `timestamp`.*fps of"
+    ) as caught:
+        LeRobotDataset(root, cameras=[])
+    assert words in str(caught.value)
+
+
+def test_times_rounded_to_milliseconds_are_good(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1").root
+    edit_json(root / "meta/info.json", lambda info: info.update(fps=30))
+    for path in root.glob("data/*/*.parquet"):
+        rewrite_parquet(
+            path,
+            lambda table: replace(
+                table, "timestamp", pa.array(np.round(table["frame_index"].to_numpy() / 30, 3))
+            ),
+        )
+    assert len(LeRobotDataset(root, cameras=[])) == 30
 
 
 @pytest.mark.parametrize("shift", [-0.02, 0.02])

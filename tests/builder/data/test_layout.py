@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def test_not_a_dataset(tmp_path: Path) -> None:
 
 INFO_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "version": (lambda info: info.update(codebase_version="v1.6"), r"'v1.6'; known are v2.0, v2.1, v3.0"),
-    "no version": (lambda info: info.pop("codebase_version"), r"codebase_version None"),
+    "no version": (lambda info: info.pop("codebase_version"), r"codebase_version 'None'"),
     "fps": (lambda info: info.update(fps=0), r"fps 0; it must be a number above 0"),
     "no features": (lambda info: info.pop("features"), r"no `features` section"),
     "no shape": (
@@ -77,7 +78,44 @@ INFO_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "template": (
         lambda info: info.update(data_path="data/{episode}.parquet"),
-        r"cannot be filled in: KeyError",
+        r"cannot be filled in: it names `episode`; it may name episode_chunk, episode_index",
+    ),
+    "fps nan": (lambda info: info.update(fps=float("nan")), r"fps nan; it must be a number above 0"),
+    "fps infinite": (lambda info: info.update(fps=float("inf")), r"fps inf; it must be a number"),
+    "fps text": (lambda info: info.update(fps="10"), r"fps 10; it must be a number"),
+    "chunks": (
+        lambda info: info.update(chunks_size="many"),
+        r"chunks_size 'many'; it must be a whole number",
+    ),
+    "no chunks": (lambda info: info.update(chunks_size=0), r"chunks_size 0; it must be a whole number"),
+    "huge format": (
+        lambda info: info.update(data_path="{episode_chunk:>1000000000}"),
+        r"`episode_chunk` may be padded with zeros",
+    ),
+    "huge key format": (
+        lambda info: info.update(video_path="{video_key:>1000000000}"),
+        r"`video_key` may be padded with zeros",
+    ),
+    "attributes": (
+        lambda info: info.update(data_path="{episode_index.__class__}"),
+        r"it names `episode_index.__class__`",
+    ),
+    "no text": (lambda info: info.update(data_path=5), r"path template must be a text, found 5"),
+    "feature NUL": (
+        lambda info: info["features"].update({"observation.a\0b": info["features"]["action"]}),
+        r"a feature is called 'observation.a\\x00b', which can be no column",
+    ),
+    "feature path": (
+        lambda info: info["features"].update({"observation.images.../../x": info["features"]["action"]}),
+        r"which can be no column or directory",
+    ),
+    "huge shape": (
+        lambda info: info["features"]["action"].update(shape=[10**400]),
+        r"more than 268,435,456 values a frame",
+    ),
+    "huge image": (
+        lambda info: info["features"]["observation.images.top"].update(shape=[30_000, 30_000, 3]),
+        r"more than (16,384 on a side|268,435,456 values)",
     ),
     "escape": (lambda info: info.update(data_path="../{episode_index}"), r"leaves the dataset's directory"),
     "frames": (
@@ -150,7 +188,7 @@ def test_a_broken_line_is_numbered(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"tasks.jsonl:3 has a `//` comment"):
         read_layout(root)
     write_lines(path, [{"task_index": 0}])
-    with pytest.raises(DatasetError, match=r"every line needs a `task_index` and a `task`"):
+    with pytest.raises(DatasetError, match=r"every task needs a whole `task_index` and a text"):
         read_layout(root)
 
 
@@ -180,4 +218,40 @@ def test_missing_tables(tmp_path: Path, name: str) -> None:
     root = write_dataset(tmp_path / "set", "v2.1").root
     (root / name).unlink()
     with pytest.raises(DatasetError, match=rf"{name} is missing"):
+        read_layout(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"fps": ' + "9" * 5_000 + "}", "a number with too many digits"),
+        ('{"a": ' * 100_000, "nested too deeply"),
+    ],
+)
+def test_json_that_python_cannot_hold(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/info.json").write_text(text)
+    with pytest.raises(DatasetError, match=rf"info.json:1 is no usable JSON \({reason}"):
+        read_layout(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["meta/info.json", "meta/episodes.jsonl", "meta/tasks.jsonl"])
+def test_pipes_and_devices_are_not_opened(tmp_path: Path, name: str) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1").root
+    for make, what in ((os.mkfifo, "a named pipe"), (lambda path: path.symlink_to("/dev/zero"), "a device")):
+        (root / name).unlink()
+        make(root / name)
+        with pytest.raises(DatasetError, match=rf"{name} is {what}"):
+            read_layout(root)
+
+
+def test_tasks_that_are_numbers(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1").root
+    write_lines(root / "meta/tasks.jsonl", [{"task_index": 0, "task": 5}])
+    with pytest.raises(
+        DatasetError, match=r"every task needs a whole `task_index` and a text, found 0 and 5"
+    ):
+        read_layout(root)
+    write_lines(root / "meta/episodes.jsonl", [{"episode_index": 0, "length": 30, "tasks": 5}])
+    with pytest.raises(DatasetError, match=r"episode 0 has the tasks 5; they must be a list of texts"):
         read_layout(root)

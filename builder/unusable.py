@@ -1,0 +1,74 @@
+"""Observations that hold NaN and the like: left out where nothing reads them, refused where something does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+
+from ..schemas.diagnostics import Diagnostic, in_order
+from ..schemas.document import KeyPath
+from ..schemas.errors import RecipeError, SpecError
+from .parts import Parts
+from .plan import plan_policy
+from .recipe import LoadedRecipe
+from .sources import DataPlan
+from .wiring import demanded
+
+_logger = logging.getLogger(__name__)
+
+
+def without_unusable(loaded: LoadedRecipe, data: DataPlan) -> DataPlan:
+    """Return the data without the columns that hold NaN, infinities or absurdly large values.
+
+    A hand-written policy may read everything. Raises RecipeError where such a column is read.
+    """
+    bad = {key: where for source in data.sources for key, where in source.unusable.items()}
+    if not bad:
+        return data
+    if loaded.head is None:
+        raise RecipeError(_faults(loaded, data, dict.fromkeys(bad, ("policy", "type"))))
+    plan = plan_policy(loaded, data)
+    read = demanded(plan.parts, plan.wiring) & bad.keys()
+    rest = data.without(bad.keys() - read)
+    if not read:
+        try:
+            plan_policy(loaded, rest)
+        except RecipeError as error:  # a transform or the collator cannot do without one of them
+            raise RecipeError(_faults(loaded, data, dict.fromkeys(bad))) from error
+    else:
+        raise RecipeError(_faults(loaded, data, _readers(plan.parts, plan.wiring.reads, read)))
+    for key, where in bad.items():
+        _logger.warning("`%s` is left out, as nothing reads it: %s", key, where)
+    return rest
+
+
+def _readers(
+    parts: Parts, reads: Mapping[str, Collection[str]], keys: Collection[str]
+) -> dict[str, KeyPath | None]:
+    """The place of a backbone that reads each key; None where only a transform does."""
+    return {
+        key: next((parts.backbones[name].path for name, inputs in reads.items() if key in inputs), None)
+        for key in keys
+    }
+
+
+def _faults(loaded: LoadedRecipe, data: DataPlan, readers: Mapping[str, KeyPath | None]) -> list[Diagnostic]:
+    found = []
+    for source in data.sources:
+        for key, where in source.unusable.items():
+            if key not in readers:
+                continue
+            place = ".".join(map(str, source.place))
+            fault = SpecError(
+                where,
+                label="cannot be learned from",
+                help=f"repair or leave out the episodes, name only other columns under `reads` and `keys`, or leave this one "
+                f"out, `columns: {{{key}: null}}` below `{place}`",
+            )
+            reader = readers[key]
+            related = [] if reader is None else [(reader, f"reads `{key}`")]
+            found.append(loaded.diagnostic(source.place, fault, code="E023 bad-dataset", related=related))
+    return in_order(found)
+
+
+__all__ = ["without_unusable"]
