@@ -131,6 +131,7 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
         "facts": facts,
         "statistics": data.statistics,
         "robots": data.robots.to_json(),
+        "signals": data.signals,
         "provenance": provenance(loaded),
     }
     setattr(config, KEY, content)

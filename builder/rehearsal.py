@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .policy.dynamic import refusal
 from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
 from .sources import DataPlan
+from .taking import Taken
 from .training.fused_adamw import moment_bytes
 from .unused import unused
 from .wiring import Wiring
@@ -34,8 +35,12 @@ from .wiring import Wiring
 _SIZES = {"B": 2, "L": 5}
 
 
-def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
+def rehearse(
+    loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan, start: Callable[[RecipePolicy], Taken | None]
+) -> Summary:
     """Sizes of the policy. Weights files in reach are read, and nothing is kept.
+
+    `start` tells what the policy takes of a trained one.
 
     Raises RecipeError for a name that is taken, a part that does otherwise than it published, weights that do not
     fit, and patterns that match nothing.
@@ -50,6 +55,7 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
         *shared(loaded, policy, ("policy",)),
         *unmatched(loaded, policy, loaded.resolved()["policy"]["freeze"]),
     ]
+    taken = start(policy)
     parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
     parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
     parts["head"] = policy.head
@@ -84,7 +90,26 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
             [p for p in policy.parameters() if p.requires_grad],
             eight_bit=loaded.recipe.training.optimizer.states == "8bit",
         ),
+        warnings=tuple(_random_and_frozen(policy, plan, taken)),
     )
+
+
+def _random_and_frozen(policy: RecipePolicy, plan: PolicyPlan, taken: Taken | None) -> Iterator[str]:
+    """Warnings of backbones with frozen weights that nothing has trained before."""
+    filled = set() if taken is None else taken.names.keys()
+    for name, site in plan.parts.backbones.items():
+        if getattr(site.config, "pretrained", None) is not None:
+            continue
+        frozen = [
+            parameter.numel()
+            for own, parameter in policy.backbones[name].named_parameters(f"backbones.{name}")
+            if not parameter.requires_grad and own not in filled
+        ]
+        if frozen and any(site.part.Config.model_fields.keys() & {"pretrained"}):
+            yield (
+                f"{sum(frozen):,} weights of `backbones.{name}` are random and frozen, so it learns nothing; set "
+                f"`pretrained` of it, start from a trained policy (`policy.init`), or do not freeze it"
+            )
 
 
 def shared(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]:

@@ -35,6 +35,8 @@ class DatasetInfo:
     fps: float
     tasks: tuple[str, ...]
     codebase_version: str
+    names: Mapping[str, tuple[str, ...]]
+    """Names of the dimensions, by numeric key; only where the dataset gives one for each."""
 
 
 def inspect(path: str | Path) -> DatasetInfo:
@@ -58,6 +60,11 @@ def inspect(path: str | Path) -> DatasetInfo:
         fps=layout.fps,
         tasks=tuple(text for _, text in sorted(layout.tasks.items())),
         codebase_version=layout.codebase_version,
+        names={
+            key: feature.names
+            for key, feature in numeric.items()
+            if feature.names is not None and len(feature.names) == sizes[key]
+        },
     )
 
 

@@ -54,6 +54,7 @@ class PolicyMeta(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         policy = super().__call__(*args, **kwargs)
+        policy._trains = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
         policy.post_init()
         return policy
 
@@ -69,6 +70,8 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
     base_model_prefix = ""
     builds_on_meta: ClassVar[bool] = False
     """Whether the constructor can run on the meta device; hand-written ones may load weights in it, so they may not."""
+    _trains: set[str]
+    """Names of the parameters that the constructor leaves to train; loading a checkpoint forgets which they are."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         registry.pin_class_attributes(config)
@@ -257,7 +260,8 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', but a missing, unexpected or misshapen weight is a WeightsError, and every buffer is right.
+        """As transformers', but a missing, unexpected, misshapen or not finite weight is a WeightsError, every buffer is
+        right, and what the constructor froze is frozen.
 
         Raises CheckpointError for a directory that holds no complete checkpoint.
         """
@@ -272,8 +276,11 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
                 f"{pretrained_model_name_or_path}: the weights are damaged ({error}); use another checkpoint of the run"
             ) from error
         loading.refuse_misfits(pretrained_model_name_or_path, policy, info)
+        loading.refuse_not_finite(pretrained_model_name_or_path, policy)
         policy.repair_buffers()
         loading.align(policy)
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_(name in policy._trains)
         return (policy, info) if wants_info else policy
 
     def repair_buffers(self) -> None:

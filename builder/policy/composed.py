@@ -32,7 +32,7 @@ from .observations import Observed
 from .stored import STORED, features_in
 
 MODEL_TYPE = "policysmith_policy"
-CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
+CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "signals", "provenance")
 """Fields of the config."""
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; necks and heads get them beside their features."""
@@ -62,6 +62,8 @@ class RecipeConfig(PretrainedConfig):
     """Statistics of the training episodes, by key; of several robots, by name and key."""
     robots: dict[str, Any] | None = None
     """Of several robots, the specs of what each one's own dataset gives, by name."""
+    signals: dict[str, Any] | None = None
+    """Names of the dimensions of states and actions, and frames per second; of several robots, by name."""
     provenance: dict[str, Any] | None = None
     """Hashes of recipe and dataset, versions of the packages."""
 
