@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError
+from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError, SpecError
 from ..policy import BasePolicyModel
 from ..simulation.base import Environment, Image, Observation, make
 from .needs import IMAGES, Needs, Scene
@@ -81,7 +81,7 @@ def roll_out(
     `film_every` keeps every so many-th frame, and the last one; None keeps none.
 
     Raises:
-        SimulatorError: the policy commands something that is not finite.
+        SimulatorError: an observation or an action is not finite, or absurd beside those of training.
     """
     torch.manual_seed(seed)
     policy.reset()
@@ -91,12 +91,10 @@ def roll_out(
     while not success and steps < environment.max_steps:
         if film_every is not None and steps % film_every == 0:
             frames.append(_view(observation, environment))
-        action = policy.select_action(needs.seen(observation)).float().numpy().astype(np.float32)
-        if not np.isfinite(action).all():
-            raise SimulatorError(
-                f"episode {index} (seed {seed}), step {steps}: the policy commands {action.tolist()}; "
-                "its weights or the statistics of its dataset are broken"
-            )
+        try:
+            action = policy.select_action(needs.seen(observation)).float().numpy().astype(np.float32)
+        except SpecError as error:
+            raise SimulatorError(f"episode {index} (seed {seed}), step {steps}: {error}") from error
         result = environment.step(action)
         observation, success, steps = result.observation, result.success, steps + 1
         if result.done:

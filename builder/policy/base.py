@@ -14,6 +14,7 @@ weight of the checkpoint and every buffer, and a save is complete or not there.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -35,8 +36,10 @@ from . import loading, registry, saving, sharing
 from .ensemble import Ensemble
 from .observations import History, Observed
 from .pipeline import KEY, SamplePipeline, way_of_samples
+from .ranges import Ranges, finite
 
 P = TypeVar("P", bound="type[BasePolicyModel]")
+_BROKEN = "the weights of the policy or the statistics of its dataset may be broken; do not run it"
 _UPLOAD = (
     "repo_id",
     "token",
@@ -80,6 +83,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         self._ensemble = Ensemble()
         self._history = History()
         self._pipeline: SamplePipeline | None = None
+        self._ranges: dict[str | None, Ranges] = {}
 
     @classmethod
     def register(cls, name: str) -> Callable[[P], P]:
@@ -127,14 +131,35 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
 
         Raises SpecError for an observation that is not like those the policy was trained on.
         """
-        return self._chunk(self.observed.admit(observation, windowed=True), generator)
+        return self._chunk(self._admitted(observation, windowed=True), generator)
+
+    def _admitted(self, observation: Mapping[str, Any], *, windowed: bool = False) -> dict[str, Any]:
+        """The observation as it is read. Raises SpecError for one unlike those of training."""
+        admitted = self.observed.admit(observation, windowed=windowed)
+        ranges = self._ranges_of(admitted)
+        for key, value in admitted.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                ranges.check(key, value, "look at the sensor and at the units, which are those of the dataset")
+        return admitted
 
     def _chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         """The chunk (H, A) for an admitted observation; of several robots, with the dimensions of its own."""
         if not self.robots:
-            return self._predict(observation, generator)
-        robot = self.robots.find(observation[EMBODIMENT])
-        return self._predict(robot.unified(observation), generator)[:, : robot.action_dim]
+            chunk = self._predict(observation, generator)
+        else:
+            robot = self.robots.find(observation[EMBODIMENT])
+            chunk = self._predict(robot.unified(observation), generator)[:, : robot.action_dim]
+        finite("action", chunk, _BROKEN)
+        self._ranges_of(observation).check("action", chunk, _BROKEN)
+        return chunk
+
+    def _ranges_of(self, observation: Mapping[str, Any]) -> Ranges:
+        """Ranges of training, of the robot that an observation is of."""
+        robot = observation.get(EMBODIMENT) if self.robots else None
+        if robot not in self._ranges:
+            held = self.content.get("statistics") or {}
+            self._ranges[robot] = Ranges(held if robot is None else held.get(robot) or {})
+        return self._ranges[robot]
 
     def _predict(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         """The chunk for an admitted observation, by the recipe's transforms and the registered collator.
@@ -160,7 +185,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
                 help=f"given: {', '.join(f'`{key}`' for key in observation)}",
             ) from error
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        actions = self.inference(on_device, **({} if generator is None else {"generator": generator}))
+        actions = self._infer(on_device, generator)
         actions = actions if actions.ndim == 3 else actions.unsqueeze(0)
         horizon, dim = chunk_size(pipeline.transformed)
         if actions.shape != (1, horizon, dim):
@@ -169,6 +194,18 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
                 f"the chunk must be (1, {horizon}, {dim})"
             )
         return pipeline.inverse(actions, [sample])[0].cpu()
+
+    def _infer(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
+        """`inference`, in which all that is drawn from torch follows from the generator, where there is one."""
+        if generator is None:
+            return self.inference(batch)
+        parameters = inspect.signature(self.inference).parameters
+        asked = {"generator": generator} if "generator" in parameters else {}
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            return self.inference(batch, **asked)
 
     def _sample_pipeline(self) -> SamplePipeline:
         if self._pipeline is None:
@@ -216,20 +253,33 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
 
     @torch.no_grad()
     def select_action(
-        self, observation: Mapping[str, Any], generator: torch.Generator | None = None
+        self,
+        observation: Mapping[str, Any],
+        generator: torch.Generator | None = None,
+        *,
+        clamp: bool = False,
     ) -> Tensor:
         """Next action (A,) in the robot's units.
 
         `observation` is one time step: `observation.images.<camera>` (3, H, W) uint8, `observation.state` (S,),
         `task` str; more may be given than the policy reads. A policy for several robots must be told which one it
         drives, `embodiment`, by name; states and the action are then as wide as that robot's own. Looks at the scene
-        once every `execute` steps and runs the chunk in between, or averages overlapping chunks. Raises SpecError for
-        an observation that is not like those it was trained on.
+        once every `execute` steps and runs the chunk in between, or averages overlapping chunks. What is random follows
+        from `generator`, where it is given. With `clamp`, actions are brought into the range of the training episodes,
+        dimension by dimension; evaluation never does that. Raises SpecError for an observation that is not like those
+        it was trained on, and for values, in it or in the action, that are not finite or absurd beside those of
+        training.
         """
         if self.training:
             raise RuntimeError("the policy is in training mode; call `policy.eval()` before `select_action`")
         steps = self.observation_steps()
-        self._history.add(self.observed.admit(observation), steps)
+        admitted = self._admitted(observation)
+        self._history.add(admitted, steps)
+        action = self._next(steps, generator)
+        return self._ranges_of(admitted).clamp("action", action) if clamp else action
+
+    def _next(self, steps: list[int], generator: torch.Generator | None) -> Tensor:
+        """The next action (A,) of the running chunk, or of a new one."""
         if not self._queue:
             chunk = self._chunk(self._history.window(steps), generator)[self.present :]
             if self.ensemble is not None:

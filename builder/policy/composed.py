@@ -29,6 +29,7 @@ from ..wiring import Wiring, demanded, traced, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
+from .ranges import finite
 from .stored import STORED, features_in
 
 MODEL_TYPE = "policysmith_policy"
@@ -211,13 +212,21 @@ class RecipePolicy(BasePolicyModel):
 
     @torch.no_grad()
     def inference(self, batch: Batch, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
-        """Action chunk (B, H, A), float32, in the robot's units. Runs in evaluation mode."""
+        """Action chunk (B, H, A), float32, in the robot's units. Runs in evaluation mode.
+
+        Raises SpecError for observations, and for actions, that are not finite.
+        """
         was_training = self.training
         self.eval()
         try:
             observed = {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
+            for key, value in observed.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    finite(key, value, "look at the sensor that gave it")
             transformed = self.transform(observed)
-            return self._actions(self.features(transformed), transformed, generator)
+            actions = self._actions(self.features(transformed), transformed, generator)
+            finite("action", actions, "the weights of the policy or the statistics of its dataset are broken")
+            return actions
         finally:
             self.train(was_training)
 

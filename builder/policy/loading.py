@@ -55,7 +55,9 @@ def refuse_not_finite(source: Any, policy: nn.Module) -> None:
     broken = [
         name
         for name, weight in policy.named_parameters()
-        if weight.is_floating_point() and not weight.detach().sum(dtype=torch.float64).isfinite()
+        if weight.is_floating_point()
+        and not weight.is_meta
+        and not weight.detach().sum(dtype=torch.float64).isfinite()
     ]
     if broken:
         raise WeightsError(
