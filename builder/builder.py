@@ -10,6 +10,7 @@ result = builder.train()             # trains, saves, and gives the trained poli
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,16 +21,17 @@ from typing import Any, Literal
 from torch.utils.data import Dataset
 from transformers import PretrainedConfig
 
+from ..schemas.diagnostics import Diagnostic
 from ..schemas.document import Document, parse
-from ..schemas.errors import CheckpointError
+from ..schemas.errors import CheckpointError, RecipeError
 from . import assembly, handwritten, plan, rehearsal
 from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
 from .plan import PolicyPlan
 from .plan_data import plan_data
-from .policy import BasePolicyModel, RecipePolicy
+from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy
 from .policy.composed import freeze
-from .policy.pipeline import SamplePipeline, TransformedDataset
+from .policy.pipeline import KEY, SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
 from .sources import DataPlan, Source, Windows
@@ -85,9 +87,24 @@ class Builder:
         Weights files on this machine are read; a hub is asked for no more than configs and tokenizers.
         """
         _ = self.recipe, self._data, self.summary
+        if self._judged:
+            raise RecipeError(self._judged)
         if self._config is not None:
             _ = self._rehearsed
         return self
+
+    @cached_property
+    def _judged(self) -> list[Diagnostic]:
+        """Findings where the policy does not fit the environment that it is to be evaluated in."""
+        from .evaluation.fitting import environment_findings
+
+        if self._composed is not None:
+            return environment_findings(
+                self.recipe, MODEL_TYPE, assembly.content(self.recipe, self._data, self._composed)
+            )
+        assert self._config is not None
+        config = handwritten.attach(self.recipe, copy.deepcopy(self._config), self._data)
+        return environment_findings(self.recipe, config.model_type, getattr(config, KEY))
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError, SpecError
 from ..policy import BasePolicyModel
 from ..simulation.base import Environment, Image, Observation, make
-from .needs import IMAGES, Needs, Scene
+from .needs import IMAGES, Mapped, Needs, Scene
 from .saved import SavedPolicy
 
 EnvironmentFactory = Callable[[int, bool], Environment]
@@ -85,6 +84,7 @@ def roll_out(
     """
     torch.manual_seed(seed)
     policy.reset()
+    mapped = Mapped.of(needs, Scene.of(environment))
     observation = environment.reset(seed)
     frames: list[Image] = []
     success, steps = False, 0
@@ -92,7 +92,8 @@ def roll_out(
         if film_every is not None and steps % film_every == 0:
             frames.append(_view(observation, environment))
         try:
-            action = policy.select_action(needs.seen(observation)).float().numpy().astype(np.float32)
+            seen = needs.seen(mapped.seen(observation))
+            action = mapped.done(policy.select_action(seen).float().numpy().astype(np.float32))
         except SpecError as error:
             raise SimulatorError(f"episode {index} (seed {seed}), step {steps}: {error}") from error
         result = environment.step(action)
@@ -122,9 +123,7 @@ def begin(job: Job) -> None:
 
 def describe() -> Scene:
     """In a worker: open policy and environment, and tell what the environment is."""
-    environment = _open()[1]
-    names: dict[str, Any] = {name: getattr(environment, name) for name in Scene.__dataclass_fields__}
-    return Scene(**{**names, "cameras": tuple(names["cameras"])})
+    return Scene.of(_open()[1])
 
 
 def run_episode(index: int, seed: int, film_every: int | None) -> Rollout:
