@@ -84,13 +84,14 @@ class Builder:
     def check(self) -> Builder:
         """Validate, wire and rehearse without allocating the policy. Raises RecipeError with every problem.
 
-        Weights files on this machine are read; a hub is asked for no more than configs and tokenizers.
+        A hand-written policy is built and run once, on the CPU. Weights files on this machine are read; a hub is asked for no more than configs and tokenizers.
         """
         _ = self.recipe, self._data, self.summary
         if self._judged:
             raise RecipeError(self._judged)
-        if self._config is not None:
+        if self._config is not None and "_tried" not in vars(self):
             _ = self._rehearsed
+            vars(self)["_tried"] = True
         return self
 
     @cached_property
@@ -286,7 +287,9 @@ class Builder:
     @cached_property
     def _rehearsed(self) -> BasePolicyModel:
         """A hand-written policy as it begins, which has run once."""
-        return self._assemble_by_hand("cpu")
+        policy = self._assemble_by_hand("cpu")
+        handwritten.rehearse(self.recipe, policy, self._data)
+        return policy
 
     @cached_property
     def _composed(self) -> PolicyPlan | None:

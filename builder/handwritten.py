@@ -29,6 +29,7 @@ from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, 
 from .recipe import LoadedRecipe
 from .rehearsal import shared, unmatched
 from .sources import DataPlan, Windows
+from .trial import try_out
 from .wiring import look_up, wire_samples, with_statistics
 
 
@@ -155,6 +156,16 @@ def assemble(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan, dev
     if problems:
         raise RecipeError(in_order(problems))
     return policy.eval()
+
+
+def rehearse(loaded: LoadedRecipe, policy: BasePolicyModel, data: DataPlan) -> None:
+    """Run the policy once. Raises RecipeError where it breaks the contract or its own code fails."""
+    try:
+        try_out(policy, data)
+    except SpecError as error:
+        raise RecipeError([loaded.diagnostic(("policy", "type"), error)]) from error
+    except Exception as error:
+        raise _failed(loaded, f"{type(policy).__name__} fails on samples of the data", error) from error
 
 
 def _failed(loaded: LoadedRecipe, what: str, error: Exception) -> RecipeError:

@@ -115,7 +115,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """The observations it reads. What a hand-written policy reads is known only to its collator: all images and
         states that it was trained with, and texts where they are given.
         """
-        specs = self._sample_pipeline().specs
+        specs = self.pipeline.specs
         texts = {key: spec for key, spec in specs.items() if spec.kind is Kind.TEXT}
         told = (Kind.ACTION, Kind.EMBODIMENT)
         read = {k: s for k, s in specs.items() if k not in texts and s.kind not in told}
@@ -124,7 +124,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
     @cached_property
     def robots(self) -> Robots:
         """The robots it is for, which are none where its data tells none apart."""
-        return Robots.from_json(self.content.get("robots"), self._sample_pipeline().specs)
+        return Robots.from_json(self.content.get("robots"), self.pipeline.specs)
 
     def chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
         """Action chunk (H, A) in the robot's units for one observation with its history, each value (T, ...).
@@ -167,7 +167,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         A collator may ask for the `action` that only training has: it gets NaN, so that a policy that looked at it
         would show.
         """
-        pipeline = self._sample_pipeline()
+        pipeline = self.pipeline
         horizon, dim = chunk_size(pipeline.specs)
         unknown = {
             "action": torch.full((horizon, dim), float("nan")),
@@ -186,14 +186,25 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
             ) from error
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         actions = self._infer(on_device, generator)
+        if not isinstance(actions, Tensor):
+            raise SpecError(
+                f"{type(self).__name__}.inference gives {type(actions).__name__}; it must give a tensor, "
+                f"the action chunk (1, {horizon}, {dim})"
+            )
         actions = actions if actions.ndim == 3 else actions.unsqueeze(0)
-        horizon, dim = chunk_size(pipeline.transformed)
-        if actions.shape != (1, horizon, dim):
+        inside = chunk_size(pipeline.transformed)
+        if actions.ndim != 3 or len(actions) != 1 or (not pipeline.own and actions.shape[1:] != inside):
             raise SpecError(
                 f"{type(self).__name__}.inference gives {tuple(actions.shape)} for one observation; "
-                f"the chunk must be (1, {horizon}, {dim})"
+                f"the chunk must be (1, {inside[0]}, {inside[1]})"
             )
-        return pipeline.inverse(actions, [sample])[0].cpu()
+        chunk = pipeline.inverse(actions, [sample])[0].cpu()
+        if chunk.shape != (horizon, dim):
+            raise SpecError(
+                f"the chunk of {type(self).__name__} is {tuple(chunk.shape)} after its transforms were inverted; "
+                f"it must be ({horizon}, {dim})"
+            )
+        return chunk
 
     def _infer(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         """`inference`, in which all that is drawn from torch follows from the generator, where there is one."""
@@ -207,7 +218,9 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
             torch.manual_seed(seed)
             return self.inference(batch, **asked)
 
-    def _sample_pipeline(self) -> SamplePipeline:
+    @property
+    def pipeline(self) -> SamplePipeline:
+        """The way of a sample into a hand-written policy. Raises CheckpointError where its config knows no recipe."""
         if self._pipeline is None:
             if not hasattr(self.config, KEY):
                 raise CheckpointError(
