@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
@@ -29,10 +29,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...components.embodiments import EMBODIMENT
 from ...components.features import chunk_size
+from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..data.robots import Robots
-from . import loading, registry, saving, sharing
+from . import keywords, loading, registry, saving, sharing
 from .ensemble import Ensemble
 from .observations import History, Observed
 from .pipeline import KEY, SamplePipeline, way_of_samples
@@ -70,6 +71,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
     """
 
     main_input_name = "batch"
+    accepts_loss_kwargs = False
     base_model_prefix = ""
     builds_on_meta: ClassVar[bool] = False
     """Whether the constructor can run on the meta device; hand-written ones may load weights in it, so they may not."""
@@ -84,6 +86,11 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         self._history = History()
         self._pipeline: SamplePipeline | None = None
         self._ranges: dict[str | None, Ranges] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
+        if "forward" in vars(cls):
+            cls.forward = keywords.accepted(vars(cls)["forward"])  # type: ignore[method-assign]
 
     @classmethod
     def register(cls, name: str) -> Callable[[P], P]:
@@ -299,6 +306,27 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
                 return self._ensemble.add(chunk, self.ensemble)
             self._queue.extend(chunk[: self.execute])
         return self._queue.popleft()
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Compute layers again in the backward pass, in all parts that can. Raises SpecError where none can."""
+        self._recompute(list(self.children()))
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As `activation_checkpointing_enable`, which is its name since transformers 5.24."""
+        self.activation_checkpointing_enable()
+
+    def _recompute(self, parts: Sequence[torch.nn.Module]) -> None:
+        reasons = []
+        for part in parts:
+            try:
+                recompute(part)
+            except SpecError as error:
+                reasons.append(f"{type(part).__name__}: {error.message}")
+        if len(reasons) == len(parts):
+            raise SpecError(
+                f"no part of {type(self).__name__} can compute its layers again: {'; '.join(reasons)}",
+                help="leave `gradient_checkpointing` out",
+            )
 
     def initialize_weights(self) -> None:
         """Nothing: every part has initialised its own weights, and pretrained ones must survive `post_init`.

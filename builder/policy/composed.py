@@ -89,7 +89,6 @@ class RecipePolicy(BasePolicyModel):
 
     config_class = RecipeConfig
     builds_on_meta = True
-    accepts_loss_kwargs = False
     recipe_text: str | None = None
     """The recipe as it was written, comments included."""
     directory: Path | None = None
@@ -194,11 +193,16 @@ class RecipePolicy(BasePolicyModel):
         finally:
             backbone.config = self._parts.backbones[name].config
 
-    def forward(self, batch: Batch | None = None, **kwargs: Any) -> dict[str, Tensor]:
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        self._recompute(list(self.backbones.values()))
+
+    def forward(
+        self, batch: Batch | None = None, *, return_loss: bool = True, **kwargs: Any
+    ) -> dict[str, Tensor]:
         """`{"loss", terms}` for a batch with actions; also `"prediction"` (B, H, A) in evaluation mode.
 
         In evaluation mode a batch without actions gives the prediction alone. `transformers.Trainer` passes the
-        batch as keyword arguments, which mean the same.
+        batch as keyword arguments, which mean the same; it learns from `return_loss` that a loss is given.
         """
         transformed = self.transform(kwargs if batch is None else batch)
         features = self.features(transformed)

@@ -85,3 +85,17 @@ def test_in_python_the_same_error(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         Parts.from_resolved(resolved)
     with pytest.raises(RegistryError, match="install what provides it"):
         Parts.from_resolved({**resolved, "imports": []})
+
+
+def test_a_part_of_a_notebook_cell_is_known_without_imports(
+    recipe: Path, tiny: dict[str, Any], batch: Any, refused: Any
+) -> None:
+    del tiny["imports"]
+    (finding,) = refused(Builder.from_recipe(tiny).check)
+    assert finding.code == "E006 unknown-type"
+    exec(compile(OWN.read_text(), "<cell>", "exec"), {"__name__": "__main__"})
+    policy = Builder.from_recipe(tiny).build()
+    assert policy.inference(batch()).shape == (2, 4, 4)
+    policy.save_pretrained(recipe.parent / "cell")
+    loaded = type(policy).from_pretrained(recipe.parent / "cell")
+    assert loaded.inference(batch()).equal(policy.inference(batch()))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig, Trainer, TrainingArguments
 
 from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
 from policysmith.builder.policy.pipeline import KEY
@@ -297,3 +297,27 @@ def test_it_may_start_from_a_trained_policy(builder: Callable[..., Builder], tmp
     assert "9 of 9 tensors taken" in made.notes[0]
     with pytest.raises(SpecError, match="not finite"):
         started.select_action({STATE: torch.full((4,), torch.nan)} | {"task": ""})
+
+
+def test_a_stock_trainer_trains_and_judges_it_unasked(builder: Callable[..., Builder], tmp_path: Path) -> None:
+    made = builder()
+    policy, (training, _) = made.build(), made.datasets()
+    few = torch.utils.data.Subset(training, range(12))
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, remove_unused_columns=False,
+        report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(
+        policy, arguments, train_dataset=few, eval_dataset=few, data_collator=made.collate(policy)
+    )
+    trainer.train()
+    batch = collate([few[i] for i in range(8)])
+    policy.eval()
+    with torch.no_grad():
+        losses = [float(policy(collate([few[i] for i in part]))["loss"]) for part in (range(8), range(8, 12))]
+    judged = trainer.evaluate()
+    assert judged["eval_loss"] == pytest.approx((losses[0] * 8 + losses[1] * 4) / 12, rel=1e-5)
+    with torch.no_grad():
+        assert torch.equal(policy(**batch)["loss"], policy(batch)["loss"])
+    with pytest.raises(SpecError, match="leave `gradient_checkpointing` out"):
+        policy.gradient_checkpointing_enable()
