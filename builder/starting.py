@@ -174,7 +174,9 @@ class Start:
         self.saved.run_imports(allowed=self.allow_imports)
         if self.saved.handwritten or weights:
             if self.hub:
-                _snapshot(self.given, [saving.CONFIG, "model*.safetensors", saving.WEIGHTS[1], f"{saving.ASSETS}/*"])
+                _snapshot(
+                    self.given, [saving.CONFIG, "model*.safetensors", saving.WEIGHTS[1], f"{saving.ASSETS}/*"]
+                )
             return self.saved.load()
         if not self.hub:
             saving.verify(self.saved.directory)
@@ -199,7 +201,9 @@ class Start:
             ours, theirs = Signals.of(source.info), Signals.of_policy(self.saved.content, source.name)
             if not theirs:
                 whose = "" if source.name is None else f" for `{source.name}`"
-                found.append(f"`{self.given}` holds no names and no rate{whose}, so the order is not compared")
+                found.append(
+                    f"`{self.given}` holds no names and no rate{whose}, so the order is not compared"
+                )
                 continue
             if ours.other_rate(theirs):
                 found.append(

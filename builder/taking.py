@@ -134,7 +134,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     types = [[raw["type"] for raw in recipe["transforms"]] for recipe in (before, now)]
     if types[0] != types[1]:
-        found.append(f"`transforms` were {', '.join(types[0]) or 'none'} and are {', '.join(types[1]) or 'none'}")
+        found.append(
+            f"`transforms` were {', '.join(types[0]) or 'none'} and are {', '.join(types[1]) or 'none'}"
+        )
     one, other = (
         dict(_flat({"policy": recipe["policy"]}))
         | (dict(_flat({"transforms": recipe["transforms"]})) if types[0] == types[1] else {})

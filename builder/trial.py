@@ -44,7 +44,9 @@ def try_out(policy: BasePolicyModel, data: DataPlan) -> None:
         try:
             batch = collate([pipeline(sample, key) for key, sample in enumerate(raw)])
             if not isinstance(batch, Mapping):
-                raise SpecError(f"the collator gives {type(batch).__name__}; it must give a mapping, the batch")
+                raise SpecError(
+                    f"the collator gives {type(batch).__name__}; it must give a mapping, the batch"
+                )
             policy.train()
             _check_loss(policy, policy(batch))
             policy.eval()
@@ -81,9 +83,7 @@ def try_transforms(pipeline: SamplePipeline, sample: Mapping[str, Any], owner: s
         current = given
 
 
-def _check_inverse(
-    transform: Any, called: str, before: Mapping[str, Any], given: Mapping[str, Any]
-) -> None:
+def _check_inverse(transform: Any, called: str, before: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     if not callable(getattr(transform, "inverse", None)):
         raise SpecError(
             f"{called} changes the action and has no `inverse`, so the robot would get changed actions",
@@ -167,7 +167,9 @@ def _equal(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
     if isinstance(one, Tensor | np.ndarray) and isinstance(other, Tensor | np.ndarray):
         first, second = torch.as_tensor(one), torch.as_tensor(other)
-        return first.shape == second.shape and bool(((first == second) | (first != first)).all())
+        if first.shape != second.shape or not first.is_floating_point():
+            return torch.equal(first, second)
+        return torch.allclose(first, second.to(first.dtype), rtol=0.0, atol=0.0, equal_nan=True)
     return type(one) is type(other) and bool(one == other)
 
 

@@ -118,7 +118,11 @@ def evaluate_open_loop(
             true = torch.stack([sample["action"] for sample in samples])  # (B, H, A)
             counts = ~torch.stack([sample["action_is_pad"] for sample in samples])  # (B, H)
             predicted = predict(samples)
-            finite("action", predicted, f"predicted for frames {start} and after; the policy's weights may be broken")
+            finite(
+                "action",
+                predicted,
+                f"predicted for frames {start} and after; the policy's weights may be broken",
+            )
             if predicted.shape != true.shape:
                 raise DatasetError(
                     f"the policy predicts chunks of {tuple(predicted.shape[1:])}, the dataset gives "

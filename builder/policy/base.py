@@ -146,7 +146,9 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         ranges = self._ranges_of(admitted)
         for key, value in admitted.items():
             if isinstance(value, Tensor) and value.is_floating_point():
-                ranges.check(key, value, "look at the sensor and at the units, which are those of the dataset")
+                ranges.check(
+                    key, value, "look at the sensor and at the units, which are those of the dataset"
+                )
         return admitted
 
     def _chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:

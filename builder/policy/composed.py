@@ -81,7 +81,9 @@ class RecipeConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         auto_map = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
         static = {"model_type": MODEL_TYPE, "architectures": ["RecipePolicy"], "auto_map": auto_map}
-        return {**super().to_dict(), **static}
+        held = super().to_dict()
+        held.pop("content", None)  # checkpoints of version 0.1 hold everything twice
+        return {**held, **static}
 
 
 class RecipePolicy(BasePolicyModel):

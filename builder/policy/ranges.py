@@ -22,7 +22,8 @@ def finite(key: str, values: Tensor, help: str) -> None:
     if not (good := values.isfinite()).all():
         dims = sorted(set((~good).nonzero()[:, -1].tolist())) if values.ndim else []
         raise SpecError(
-            f"`{key}` is not finite{f' in dimension {_listed(dims)}' if dims else ''}: {_shown(values)}", help=help
+            f"`{key}` is not finite{f' in dimension {_listed(dims)}' if dims else ''}: {_shown(values)}",
+            help=help,
         )
 
 

@@ -46,7 +46,9 @@ def register_policy(name: str, policy: type[BasePolicyModel]) -> None:
     from .base import BasePolicyModel
 
     if not (inspect.isclass(policy) and issubclass(policy, BasePolicyModel)):
-        raise RegistryError(f"{owner(policy)} is no BasePolicyModel; derive it from `policysmith.builder.BasePolicyModel`")
+        raise RegistryError(
+            f"{owner(policy)} is no BasePolicyModel; derive it from `policysmith.builder.BasePolicyModel`"
+        )
     config = getattr(policy, "config_class", None)
     if not (inspect.isclass(config) and issubclass(config, PretrainedConfig)):
         raise RegistryError(f"{owner(policy)}: set `config_class` to its PretrainedConfig subclass")

@@ -93,7 +93,7 @@ def test_a_part_of_a_notebook_cell_is_known_without_imports(
     del tiny["imports"]
     (finding,) = refused(Builder.from_recipe(tiny).check)
     assert finding.code == "E006 unknown-type"
-    exec(compile(OWN.read_text(), "<cell>", "exec"), {"__name__": "__main__"})
+    exec(compile(OWN.read_text(), "<cell>", "exec"), {"__name__": "__main__"})  # noqa: S102  (as a notebook runs a cell)
     policy = Builder.from_recipe(tiny).build()
     assert policy.inference(batch()).shape == (2, 4, 4)
     policy.save_pretrained(recipe.parent / "cell")

@@ -45,7 +45,9 @@ def first_loss(recipe: dict[str, Any], output: Path) -> float:
     return float(next(line["loss"] for line in lines if line.get("step") == 1))
 
 
-def test_training_goes_on_from_the_loaded_policy(tuned: dict[str, Any], trained: Path, tmp_path: Path) -> None:
+def test_training_goes_on_from_the_loaded_policy(
+    tuned: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
     before = AutoModel.from_pretrained(trained / "policy")
     builder = Builder.from_recipe(tuned)
     policy = builder.build()

@@ -80,7 +80,10 @@ def test_a_policy_of_another_order_succeeds_where_it_is_mapped() -> None:
     ("ours", "complaint"),
     [
         (needs(fps=10), "trained at 10 frames per second, plane/reach takes 40 actions per second"),
-        (needs(("x", "y", "z", "goal_y")), r"as \(x, y, z, goal_y\), plane/reach as \(x, y, goal_x, goal_y\)"),
+        (
+            needs(("x", "y", "z", "goal_y")),
+            r"as \(x, y, z, goal_y\), plane/reach as \(x, y, goal_x, goal_y\)",
+        ),
         (needs(action=("dx", "rz")), r"`action` as \(dx, rz\), plane/reach as \(dx, dy\)"),
     ],
 )

@@ -47,7 +47,9 @@ def test_an_observation_that_is_not_finite_or_absurd_is_refused(
     policy.select_action({STATE: torch.tensor(policy.content["statistics"][STATE]["mean"])})
 
 
-def test_observations_between_looks_are_held_to_the_same(policy: BasePolicyModel, state: torch.Tensor) -> None:
+def test_observations_between_looks_are_held_to_the_same(
+    policy: BasePolicyModel, state: torch.Tensor
+) -> None:
     policy.select_action({STATE: state})
     with pytest.raises(SpecError, match="not finite"):
         policy.select_action({STATE: state * float("nan")})
@@ -88,8 +90,8 @@ def test_unusual_values_are_told_once(
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             policy.select_action({STATE: state * 57.0})
-    assert [r.message for r in caplog.records if STATE in r.message][0].endswith("(said once)")
-    assert len([r for r in caplog.records if STATE in r.message]) == 1
+    (said,) = [record.message for record in caplog.records if STATE in record.message]
+    assert said.endswith("(said once)")
 
 
 def test_actions_are_clamped_to_the_range_of_training_where_asked(
