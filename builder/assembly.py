@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any
@@ -18,6 +19,7 @@ from .policy.dynamic import pair
 from .recipe import LoadedRecipe
 from .sources import DataPlan
 
+Covered = Callable[[RecipePolicy], Collection[str]]
 _PACKAGES = ("policysmith", "torch", "transformers", "timm", "peft", "accelerate")
 
 
@@ -42,6 +44,8 @@ class Summary:
     """Parameters that feed nothing, by pattern; they are frozen too."""
     moments: int
     """Bytes of the moments that AdamW keeps of what trains, in one process."""
+    warnings: tuple[str, ...] = ()
+    """Doubts that do not stop a run."""
 
     @property
     def training_bytes(self) -> int:
@@ -57,6 +61,7 @@ def content(loaded: LoadedRecipe, data: DataPlan, policy: PolicyPlan) -> dict[st
         "facts": policy.facts,
         "statistics": data.statistics,
         "robots": data.robots.to_json(),
+        "signals": data.signals,
         "provenance": provenance(loaded),
     }
 
@@ -93,10 +98,12 @@ def _plugins(loaded: LoadedRecipe) -> dict[str, str]:
     return {point.dist.name: point.dist.version for point in points if point.dist is not None}
 
 
-def assemble(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan, device: str) -> RecipePolicy:
+def assemble(
+    loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan, device: str, covered: Covered = lambda policy: ()
+) -> RecipePolicy:
     """The policy with its initial weights, in evaluation mode; on `meta`, without any.
 
-    Raises RecipeError for pretrained weights that do not fit, RegistryError where the name belongs to something else.
+    `covered` names backbones that get all their weights elsewhere. Raises RecipeError for pretrained weights that do not fit, RegistryError where the name belongs to something else.
     """
     config, model = pair(content(loaded, data, plan))
     torch.manual_seed(loaded.recipe.training.seed)
@@ -104,7 +111,10 @@ def assemble(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan, device: str
         policy: RecipePolicy = model(config())
     policy.recipe_text = loaded.document.root.span.source.text
     policy.directory = loaded.directory
-    for name, site in plan.parts.backbones.items() if device != "meta" else ():
+    elsewhere = covered(policy) if device != "meta" else plan.parts.backbones
+    for name, site in plan.parts.backbones.items():
+        if name in elsewhere:
+            continue
         try:
             policy.load_pretrained(name)
         except PolicysmithError as error:

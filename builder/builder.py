@@ -10,9 +10,10 @@ result = builder.train()             # trains, saves, and gives the trained poli
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,20 +21,23 @@ from typing import Any, Literal
 from torch.utils.data import Dataset
 from transformers import PretrainedConfig
 
+from ..schemas.diagnostics import Diagnostic
 from ..schemas.document import Document, parse
-from ..schemas.errors import CheckpointError
+from ..schemas.errors import CheckpointError, RecipeError
 from ..schemas.paths import expanded
 from . import assembly, handwritten, plan, rehearsal
 from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
 from .plan import PolicyPlan
 from .plan_data import plan_data
-from .policy import BasePolicyModel, RecipePolicy
+from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy
 from .policy.composed import freeze
-from .policy.pipeline import SamplePipeline, TransformedDataset
+from .policy.pipeline import KEY, SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
 from .sources import DataPlan, Source, Windows
+from .starting import Kept, Start
+from .taking import Taken
 from .training import batches, checkpoint, loop
 from .training.job import Job, Result
 from .training.logs import FileLog, Reporter
@@ -47,6 +51,8 @@ class Builder:
     source: str | Path | Mapping[str, Any] | Document
     overrides: tuple[Mapping[str, Any] | Sequence[str], ...] = ()
     allow_imports: bool = False
+    checkpoint: Path | None = None
+    """The checkpoint that a run goes on from; `policy.init` of the recipe is not read then."""
 
     @classmethod
     def from_recipe(
@@ -69,7 +75,11 @@ class Builder:
                 f"override takes a mapping of paths to values, or a text `path=value`, not {type(changes).__name__}"
             )
         change = [changes] if isinstance(changes, str) else dict(changes)
-        return Builder(self.source, (*self.overrides, change), self.allow_imports)
+        return replace(self, overrides=(*self.overrides, change))
+
+    def resuming(self, output: str | Path | None = None) -> Builder:
+        """The same for a run that goes on from its newest checkpoint, where there is one."""
+        return replace(self, checkpoint=checkpoint.latest(self.run_directory(output)))
 
     @cached_property
     def recipe(self) -> LoadedRecipe:
@@ -84,19 +94,49 @@ class Builder:
     def check(self) -> Builder:
         """Validate, wire and rehearse without allocating the policy. Raises RecipeError with every problem.
 
-        Weights files on this machine are read; a hub is asked for no more than configs and tokenizers.
+        A hand-written policy is built and run once, on the CPU. Weights files on this machine are read; a hub is asked for no more than configs and tokenizers.
         """
         _ = self.recipe, self._data, self.summary
-        if self._config is not None:
-            handwritten.attach(self.recipe, self._config, self._data)
+        if self._judged:
+            raise RecipeError(self._judged)
+        if self._config is not None and "_tried" not in vars(self):
+            _ = self._rehearsed
+            vars(self)["_tried"] = True
         return self
+
+    @cached_property
+    def _judged(self) -> list[Diagnostic]:
+        """Findings where the policy does not fit the environment that it is to be evaluated in."""
+        from .evaluation.fitting import environment_findings
+
+        if self._composed is not None:
+            return environment_findings(
+                self.recipe, MODEL_TYPE, assembly.content(self.recipe, self._data, self._composed)
+            )
+        assert self._config is not None
+        config = handwritten.attach(self.recipe, copy.deepcopy(self._config), self._data)
+        return environment_findings(self.recipe, config.model_type, getattr(config, KEY))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for a person before a run begins: what a policy to start from gives, and doubts that stop nothing."""
+        self.check()
+        lines: list[str] = []
+        if self._start is not None and self.checkpoint is None:
+            lines += self._start.report(self.recipe, self._data, vars(self)["_taken"], self._begun[1])
+        warnings = (
+            self.summary.warnings
+            if self.summary is not None
+            else handwritten.warnings(self.recipe, self._data)
+        )
+        return (*lines, *(f"warning: {text}" for text in (*warnings, *self._data.warnings)))
 
     @cached_property
     def summary(self) -> assembly.Summary | None:
         """Sizes of a composed policy; None for a hand-written one, which only its constructor knows."""
         if self._composed is None:
             return None
-        return rehearsal.rehearse(self.recipe, self._data, self._composed)
+        return rehearsal.rehearse(self.recipe, self._data, self._composed, self._take)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -111,11 +151,49 @@ class Builder:
         require_device(device)
         self.check()
         if self._composed is not None:
-            policy = assembly.assemble(self.recipe, self._data, self._composed, device)
+            policy = assembly.assemble(self.recipe, self._data, self._composed, device, self._covered)
+            self._begin(policy, fill=device != "meta")
             freeze(policy, list(self.summary.unused if self.summary is not None else ()))
             return policy
+        held: BasePolicyModel | None = vars(self).pop("_rehearsed", None) if device == "cpu" else None
+        return held if held is not None else self._assemble_by_hand(device)
+
+    def _assemble_by_hand(self, device: str) -> BasePolicyModel:
         assert self._config is not None
-        return handwritten.assemble(self.recipe, self._config, self._data, device)
+        policy = handwritten.assemble(self.recipe, self._config, self._data, device)
+        self._begin(policy, fill=device != "meta")
+        return policy
+
+    def _begin(self, policy: BasePolicyModel, *, fill: bool) -> None:
+        """Give a new policy what it takes of the one it starts from, and note that in its config."""
+        if self._start is None:
+            return
+        provenance = policy.content["provenance"]
+        if self.checkpoint is not None:
+            provenance["init"] = self._start.provenance
+            return
+        taken, kept = self._take(policy, fill=fill), self._begun[1]
+        provenance["init"] = {**self._start.identity, "kept": [*kept.kept], "computed": [*kept.computed]}
+        if taken is not None:
+            provenance["init"] |= taken.to_json()
+
+    def _take(self, policy: BasePolicyModel, *, fill: bool = False) -> Taken | None:
+        """What a policy takes of the one it starts from; filled in where asked."""
+        if self._start is None or self.checkpoint is not None:
+            return None
+        taken = self._start.take(self.recipe, policy, fill=fill)
+        vars(self)["_taken"] = taken
+        return taken
+
+    def _covered(self, policy: RecipePolicy) -> set[str]:
+        """Backbones that take all their weights of the policy they start from, or of a checkpoint."""
+        if self.checkpoint is not None:
+            return set(policy.backbones)
+        taken = self._take(policy)
+        if taken is None:
+            return set()
+        anew = {name.split(".")[1] for name in taken.anew if name.startswith("backbones.")}
+        return set(policy.backbones) - anew
 
     def train(
         self,
@@ -137,7 +215,11 @@ class Builder:
             raise CheckpointError(
                 f"{directory} already holds a run; continue it with `--resume`, choose another `--output`, or remove it"
             )
-        self.check()
+        if resume and self.checkpoint is None and checkpoint.latest(directory) is not None:
+            return self.resuming(output).train(
+                output=output, resume=True, device=device, reporters=reporters, profile=profile
+            )
+        notes = self.notes
         section = self.recipe.recipe.training
         accelerator = make_accelerator(section, device)
         with accelerator.main_process_first():
@@ -157,10 +239,12 @@ class Builder:
             keyed=isinstance(training, TransformedDataset),
             profile=profile,
             shares=source.shares if isinstance(source, Mixture) else None,
+            notes=notes,
         )
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)
-        log = FileLog(directory, self._description(), self.recipe.document.root.span.source.text)
+        description = self._description() | {"init": policy.content["provenance"].get("init")}
+        log = FileLog(directory, description, self.recipe.document.root.span.source.text)
         try:
             return loop.train(job, accelerator, (log, *reporters), resume=resume)
         finally:
@@ -193,16 +277,41 @@ class Builder:
     def _config(self) -> PretrainedConfig | None:
         return None if self.recipe.recipe.policy.type == "composed" else handwritten.configure(self.recipe)
 
-    @cached_property
+    @property
     def _data(self) -> DataPlan:
+        return self._begun[0]
+
+    @cached_property
+    def _begun(self) -> tuple[DataPlan, Kept]:
+        """The data, and what of its statistics is as the policy to start from has it."""
         windows = Windows.of(self.recipe.recipe.data)
         if self._config is not None:
             windows = handwritten.windows(self.recipe, self._config)
-        return plan_data(self.recipe, windows)
+        planned = plan_data(self.recipe, windows)
+        if self._start is None:
+            return planned, Kept()
+        self._start.refuse_other_order(self.recipe, planned)
+        return self._start.over(planned)
+
+    @cached_property
+    def _start(self) -> Start | None:
+        if self.checkpoint is not None:
+            return Start.resumed(self.recipe, self.checkpoint)
+        return Start.find(self.recipe, allow_imports=self.allow_imports)
+
+    @cached_property
+    def _rehearsed(self) -> BasePolicyModel:
+        """A hand-written policy as it begins, which has run once."""
+        policy = self._assemble_by_hand("cpu")
+        handwritten.rehearse(self.recipe, policy, self._data)
+        return policy
 
     @cached_property
     def _composed(self) -> PolicyPlan | None:
-        return plan.plan_policy(self.recipe, self._data) if self._config is None else None
+        if self._config is not None:
+            return None
+        held = self._start.facts(self.recipe.resolved(), self._data) if self._start is not None else None
+        return plan.plan_policy(self.recipe, self._data, held)
 
     def _description(self) -> dict[str, Any]:
         return {

@@ -44,7 +44,8 @@ def _builder(args: Namespace) -> Builder:
 
 def train(args: Namespace) -> int:
     """`build-and-train`."""
-    builder = _builder(args).check()
+    builder = _builder(args)
+    builder = (builder.resuming(args.output) if args.resume else builder).check()
     progress = TerminalProgress(console)
     if is_main_process:
         show_robots(console, builder.sources)
@@ -79,6 +80,8 @@ def check(args: Namespace) -> int:
     show_robots(console, builder.sources)
     if builder.summary is not None:
         show_summary(console, builder.summary)
+    for line in builder.notes:
+        console.print(line, markup=False)
     console.print(f"{args.recipe} is good")
     return 0
 
@@ -119,7 +122,9 @@ def explain(args: Namespace) -> int:
         seen, steps = [first, steps[0]], steps[1:]
         text, sections = inspect.getdoc(part) or "", [part.Config]
     for step in steps:
-        fields = {name: field for section in sections for name, field in section.model_fields.items()}
+        fields = {
+            field.alias or name: field for section in sections for name, field in section.model_fields.items()
+        }
         if step not in fields:
             here = f"`{'.'.join(seen)}` has" if seen else "here are"
             known = ", ".join(dict.fromkeys([*fields, *(() if seen else REGISTRIES)])) or "no options"
@@ -154,7 +159,7 @@ def _show_options(section: type[BaseModel]) -> None:
             if field.is_required()
             else json.dumps(field.get_default(call_default_factory=True), default=_plain)
         )
-        table.add_row(name, default, field.description or "")
+        table.add_row(field.alias or name, default, field.description or "")
     console.print()
     console.print(table)
 

@@ -29,7 +29,8 @@ from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, 
 from .recipe import LoadedRecipe
 from .rehearsal import shared, unmatched
 from .sources import DataPlan, Windows
-from .wiring import look_up, wire_samples, with_statistics
+from .trial import try_out
+from .wiring import look_up, remarks, wire_samples, with_statistics
 
 
 def configure(loaded: LoadedRecipe) -> PretrainedConfig:
@@ -111,13 +112,7 @@ def windows(loaded: LoadedRecipe, config: PretrainedConfig) -> Windows:
 
 def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> PretrainedConfig:
     """The config with all that the policy needs to know of recipe and data. Raises RecipeError for its transforms."""
-    transforms = transform_sites(loaded)
-    try:
-        facts = look_up(transforms, loaded.directory)
-        facts = measure(transforms, data.specs, facts, data.statistics, data.numbers)
-        wire_samples(transforms, data.specs, with_statistics(facts, transforms, data.statistics))
-    except WiringError as error:
-        raise RecipeError(in_order([locate(loaded, problem) for problem in error.problems])) from error
+    facts, _ = _wired(loaded, data)
     recipe = loaded.resolved()
     del recipe["collator"]  # it has its own; as saved, the recipe must load again
     recipe["data"] |= {
@@ -131,10 +126,29 @@ def attach(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan) -> Pr
         "facts": facts,
         "statistics": data.statistics,
         "robots": data.robots.to_json(),
+        "signals": data.signals,
         "provenance": provenance(loaded),
     }
     setattr(config, KEY, content)
     return config
+
+
+def warnings(loaded: LoadedRecipe, data: DataPlan) -> list[str]:
+    """Return what the recipe's transforms have to say of the data. Raise RecipeError for transforms that do not fit."""
+    return _wired(loaded, data)[1]
+
+
+def _wired(loaded: LoadedRecipe, data: DataPlan) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Facts of the recipe's transforms, and their remarks. Raise RecipeError for those that do not fit."""
+    transforms = transform_sites(loaded)
+    try:
+        facts = look_up(transforms, loaded.directory)
+        facts = measure(transforms, data.specs, facts, data.statistics, data.numbers)
+        known = with_statistics(facts, transforms, data.statistics)
+        stages = wire_samples(transforms, data.specs, known)
+    except WiringError as error:
+        raise RecipeError(in_order([locate(loaded, problem) for problem in error.problems])) from error
+    return facts, remarks(transforms, [stage.specs for stage in stages[:-1]], known)
 
 
 def assemble(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan, device: str) -> BasePolicyModel:
@@ -154,6 +168,16 @@ def assemble(loaded: LoadedRecipe, config: PretrainedConfig, data: DataPlan, dev
     if problems:
         raise RecipeError(in_order(problems))
     return policy.eval()
+
+
+def rehearse(loaded: LoadedRecipe, policy: BasePolicyModel, data: DataPlan) -> None:
+    """Run the policy once. Raises RecipeError where it breaks the contract or its own code fails."""
+    try:
+        try_out(policy, data)
+    except SpecError as error:
+        raise RecipeError([loaded.diagnostic(("policy", "type"), error)]) from error
+    except Exception as error:
+        raise _failed(loaded, f"{type(policy).__name__} fails on samples of the data", error) from error
 
 
 def _failed(loaded: LoadedRecipe, what: str, error: Exception) -> RecipeError:

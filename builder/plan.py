@@ -35,8 +35,14 @@ class PolicyPlan:
         yield parts.head, {**wiring.features, **wiring.given}
 
 
-def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
-    """Wire a composed policy to its data. Raises RecipeError with every clash, at both of its places."""
+def plan_policy(
+    loaded: LoadedRecipe, data: DataPlan, held: Mapping[str, Mapping[str, Any]] | None = None
+) -> PolicyPlan:
+    """Wire a composed policy to its data. Raises RecipeError with every clash, at both of its places.
+
+    `held` are facts of transforms and head, by part, that an earlier policy learned from its data and that stay.
+    """
+    held = held or {}
     assert isinstance(loaded.recipe.policy, ComposedPolicySection)
     assert loaded.head is not None
     parts = Parts(
@@ -53,8 +59,11 @@ def plan_policy(loaded: LoadedRecipe, data: DataPlan) -> PolicyPlan:
         facts = look_up(parts, loaded.directory)
         way = [parts.collator, *parts.transforms]
         facts = measure(way, data.specs, facts, data.statistics, data.numbers)
+        for site in way:
+            if "measured" in held.get(site.key, {}) and "measured" in facts.get(site.key, {}):
+                facts[site.key] = {**facts[site.key], "measured": held[site.key]["measured"]}
         wiring = wire(parts, data.specs, with_statistics(facts, way, data.statistics))
-        if learned := fit(parts, wiring, data):
+        if learned := dict(held.get(parts.head.key, {})) or fit(parts, wiring, data):
             facts[parts.head.key] = learned
             wiring = replace(wiring, facts={**wiring.facts, parts.head.key: learned})
     except WiringError as error:

@@ -23,6 +23,7 @@ from .data.probing import probe_cameras
 from .data.splits import split_episodes
 from .data.statistics import compute_statistics, unusable
 from .recipe import LoadedRecipe
+from .signals import Signals, listed, order
 from .sources import IMAGES, DataPlan, Source, Windows, common_specs
 from .unusable import without_unusable
 
@@ -246,12 +247,29 @@ def _disagreements(loaded: LoadedRecipe, sources: Sequence[Source]) -> list[Diag
         other_size = [
             n for n in first.cameras if n in source.cameras and source.image_size(n) != first.image_size(n)
         ]
+        found += _other_order(loaded, source, first)
         if lacking:
             found.append(_missing(loaded, source, lacking[0], first))
         elif extra:
             found.append(_missing(loaded, first, extra[0], source))
         elif other_size:
             found.append(_of_another_size(loaded, source, other_size[0], first))
+    return found
+
+
+def _other_order(loaded: LoadedRecipe, source: Source, other: Source) -> list[Diagnostic]:
+    """Findings where two datasets have the same names in another order: one robot, recorded in two ways."""
+    found = []
+    for key, own, names in Signals.of(source.info).pairs(Signals.of(other.info)):
+        if order(own, names) is not None:
+            fault = SpecError(
+                f"`{source.name}` has `{key}` in the order {listed(own)}, `{other.name}` in the order {listed(names)}",
+                label="another order of the same names",
+                help="bring one of the datasets into the order of the other",
+            )
+            place = (*source.place, "path")
+            related = [((*other.place, "path"), "the other order")]
+            found.append(loaded.diagnostic(place, fault, code="E023 bad-dataset", related=related))
     return found
 
 

@@ -18,6 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from ..components.registry import REGISTRIES
 from ..schemas import overrides as override
 from ..schemas.check import check
 from ..schemas.diagnostics import Diagnostic, ErrorCode, in_order
@@ -26,6 +27,7 @@ from ..schemas.errors import RecipeError, SpecError
 from ..schemas.part import PartConfig
 from ..schemas.recipe import Recipe
 from .imports import run_imports
+from .policy.registry import policies
 from .validation import Pair, contradictions, located, part_sites, validate_part, validate_recipe
 
 Source = str | PathLike[str] | Mapping[str, Any] | Document
@@ -92,7 +94,8 @@ def load_recipe(
     every finding, sorted by position.
     """
     document = open_document(source, overrides)
-    found = check(document, allow_imports=allow_imports)
+    known = {kind: registry.registered for kind, registry in REGISTRIES.items()} | {"policies": policies()}
+    found = check(document, allow_imports=allow_imports, known=known)
     failed = run_imports(document) if allow_imports else []
     if failed:
         raise RecipeError(in_order([*found, *failed]))

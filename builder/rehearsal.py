@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,20 @@ from .policy.dynamic import refusal
 from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
 from .sources import DataPlan
+from .taking import Taken
 from .training.fused_adamw import moment_bytes
 from .unused import unused
-from .wiring import Wiring
+from .wiring import Wiring, remarks
 
 _SIZES = {"B": 2, "L": 5}
 
 
-def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
+def rehearse(
+    loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan, start: Callable[[RecipePolicy], Taken | None]
+) -> Summary:
     """Sizes of the policy. Weights files in reach are read, and nothing is kept.
+
+    `start` tells what the policy takes of a trained one.
 
     Raises RecipeError for a name that is taken, a part that does otherwise than it published, weights that do not
     fit, and patterns that match nothing.
@@ -51,6 +56,7 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
         *shared(loaded, policy, ("policy",)),
         *unmatched(loaded, policy, loaded.resolved()["policy"]["freeze"]),
     ]
+    taken = start(policy)
     parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
     parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
     parts["head"] = policy.head
@@ -85,7 +91,14 @@ def rehearse(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Summary:
             [p for p in policy.parameters() if p.requires_grad],
             eight_bit=loaded.recipe.training.optimizer.states == "8bit",
         ),
+        warnings=(*_random_and_frozen(policy, plan, taken), *_remarks(plan)),
     )
+
+
+def _remarks(plan: PolicyPlan) -> list[str]:
+    transforms = plan.parts.transforms
+    inputs = [plan.wiring.into(index) for index in range(len(transforms))]
+    return remarks(transforms, inputs, plan.wiring.facts)
 
 
 def _collated(loaded: LoadedRecipe, policy: RecipePolicy, data: DataPlan) -> list[Diagnostic]:
@@ -95,6 +108,24 @@ def _collated(loaded: LoadedRecipe, policy: RecipePolicy, data: DataPlan) -> lis
     except PolicysmithError as error:
         return [loaded.diagnostic(("collator",), error if isinstance(error, SpecError) else str(error))]
     return []
+
+
+def _random_and_frozen(policy: RecipePolicy, plan: PolicyPlan, taken: Taken | None) -> Iterator[str]:
+    """Warnings of backbones with frozen weights that nothing has trained before."""
+    filled = set() if taken is None else taken.names.keys()
+    for name, site in plan.parts.backbones.items():
+        if getattr(site.config, "pretrained", None) is not None:
+            continue
+        frozen = [
+            parameter.numel()
+            for own, parameter in policy.backbones[name].named_parameters(f"backbones.{name}")
+            if not parameter.requires_grad and own not in filled
+        ]
+        if frozen and any(site.part.Config.model_fields.keys() & {"pretrained"}):
+            yield (
+                f"{sum(frozen):,} weights of `backbones.{name}` are random and frozen, so it learns nothing; set "
+                f"`pretrained` of it, start from a trained policy (`policy.init`), or do not freeze it"
+            )
 
 
 def shared(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]:

@@ -24,6 +24,7 @@ from .data.mixture import Mixture, RobotDataset
 from .data.robots import Robots
 from .data.table import EpisodeTable, read_table
 from .data.windows import windows as numeric_windows
+from .signals import Signals
 
 IMAGES = "observation.images."
 
@@ -135,6 +136,23 @@ class DataPlan:
         """By key; of several robots, by name and key, as wide as the robot's own vectors."""
         held = {source.name: dict(source.statistics or {}) for source in self.sources}
         return held[None] if None in held else {str(name): value for name, value in held.items()}
+
+    @property
+    def signals(self) -> dict[str, Any]:
+        """Names of the dimensions and the rate of the data, as `config.json` holds them; of several robots, by name."""
+        held = {source.name: Signals.of(source.info).to_json() for source in self.sources}
+        return held[None] if None in held else {str(name): value for name, value in held.items()}
+
+    @property
+    def warnings(self) -> list[str]:
+        """Doubts about several datasets that one policy learns from."""
+        first, *others = self.sources
+        return [
+            f"`{first.name}` has {first.info.fps:g} frames per second and `{other.name}` {other.info.fps:g}: a chunk of "
+            "actions takes other times"
+            for other in others
+            if Signals.of(first.info).other_rate(Signals.of(other.info))
+        ]
 
     @property
     def paths(self) -> str | dict[str, str]:

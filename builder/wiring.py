@@ -14,7 +14,7 @@ from typing import Any, cast
 from ..components.base import Backbone, Facts, Transform
 from ..components.vectors import with_bounds
 from ..schemas.diagnostics import ErrorCode
-from ..schemas.document import KeyPath
+from ..schemas.document import KeyPath, dotted
 from ..schemas.errors import PolicysmithError, WeightsError
 from ..schemas.part import BackboneConfig
 from ..schemas.specs import Kind, Spec, Specs
@@ -148,6 +148,15 @@ def wire_samples(sites: Sequence[Site], observations: Specs, facts: Mapping[str,
     return stages
 
 
+def remarks(transforms: Sequence[Site], inputs: Sequence[Specs], facts: Mapping[str, Facts]) -> list[str]:
+    """Return what transforms that read `inputs` have to say of the data, with the place of each."""
+    return [
+        f"`{dotted(site.path)}`: {remark}"
+        for site, specs in zip(transforms, inputs, strict=True)
+        for remark in cast(type[Transform], site.part).remarks(site.config, specs, facts.get(site.key, {}))
+    ]
+
+
 def demanded(parts: Parts, wiring: Wiring, without: Collection[str] = ()) -> set[str]:
     """Keys, after the collator, that backbones other than `without` read or transforms cannot do without."""
     wanted = {key for name, inputs in wiring.reads.items() if name not in without for key in inputs}
@@ -186,4 +195,14 @@ def _problem(site: Site, error: PolicysmithError, stages: Sequence[Stage], code:
     return Problem(site.path, found, [(path, f"`{key}` is {spec}{because(spec)}")], code)
 
 
-__all__ = ["Stage", "Wiring", "demanded", "look_up", "traced", "wire", "wire_samples", "with_statistics"]
+__all__ = [
+    "Stage",
+    "Wiring",
+    "demanded",
+    "look_up",
+    "remarks",
+    "traced",
+    "wire",
+    "wire_samples",
+    "with_statistics",
+]

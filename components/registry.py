@@ -55,6 +55,11 @@ class Registry(Generic[P]):
         self._registered[name] = (owner, typing.cast(type[P], part))
         return part
 
+    @property
+    def registered(self) -> list[str]:
+        """Types that this process has registered, by an imported file or in a notebook."""
+        return sorted(self._registered)
+
     def _elsewhere(self, name: str) -> str | None:
         """The plugin or the file of our own that provides a name."""
         if (plugin := self._plugins().get(name)) is not None:

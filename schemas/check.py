@@ -9,7 +9,7 @@ Numbers are as strict as in the pydantic stage: `1.0` is no integer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -25,13 +25,15 @@ from .phrases import near, quoted, shortened, where
 from .tree import SchemaTree, shipped_schema
 
 
-def check(document: Document, *, allow_imports: bool = False) -> list[Diagnostic]:
-    """Every finding of the schema, sorted by position.
+def check(
+    document: Document, *, allow_imports: bool = False, known: Mapping[str, Collection[str]] | None = None
+) -> list[Diagnostic]:
+    """Every finding of the schema, sorted by position. `known` are types, by kind, that this process has registered.
 
     Types that are not in the schema but exist here (a new file, a plugin) or may come to exist (`imports`) are passed
     over. `imports` themselves are a finding, unless allowed.
     """
-    checker = _Checker(document, SchemaTree(shipped_schema()), ())
+    checker = _Checker(document, SchemaTree(shipped_schema()), (), known or {})
     refused = () if allow_imports else checker.imports_refused()
     found = islice(checker.findings(), MOST)
     return in_order([*found, *checker.misspelt_policy(), *islice(refused, MOST)])
@@ -66,8 +68,14 @@ _Validator: Any = extend(  # type: ignore[no-untyped-call]
 class _Checker:
     """Judges the value at `base` of a document, of which `tree` holds the schema."""
 
-    def __init__(self, document: Document, tree: SchemaTree, base: KeyPath) -> None:
-        self.document, self.tree, self.base = document, tree, base
+    def __init__(
+        self,
+        document: Document,
+        tree: SchemaTree,
+        base: KeyPath,
+        known: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
+        self.document, self.tree, self.base, self.known = document, tree, base, known or {}
         self.imports = bool(document.value.get("imports"))
         self.value = _value(document, base)
 
@@ -85,6 +93,7 @@ class _Checker:
         if (
             isinstance(kind, str)
             and kind != "composed"
+            and kind not in self.known.get("policies", ())
             and not self.imports
             and near(kind, ["composed"], 0.75)
         ):
@@ -223,7 +232,7 @@ class _Checker:
         return self.tree.at(self.value, path[len(self.base) :])
 
     def _types(self, kind: str) -> list[str]:
-        return sorted({*self.tree.types(kind), *unlisted_types(kind)})
+        return sorted({*self.tree.types(kind), *unlisted_types(kind), *self.known.get(kind, ())})
 
     def _part(self, path: KeyPath) -> str:
         """`heads.mlp` for a path at which a part stands, and an empty string elsewhere."""

@@ -78,6 +78,20 @@ class DataSection(Section):
     """Seed of the split into training and validation episodes."""
 
 
+class InitSection(Section):
+    """A trained policy to start from. Its weights are taken by name and shape; what has no counterpart begins anew."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    source: str = Field(alias="from", min_length=1)
+    """Checkpoint, run or imported policy (relative to the recipe's own directory), or a policy on the hub."""
+    statistics: Literal["keep", "recompute"] = "keep"
+    """`keep` normalises by the statistics that its weights were trained with, where sizes agree; `recompute` by those of the data."""
+
+
+Init = Annotated[str, Field(min_length=1)] | InitSection | None
+
+
 class ComposedPolicySection(Section):
     """A policy made of registered parts."""
 
@@ -89,6 +103,8 @@ class ComposedPolicySection(Section):
     """What turns features into other features on their way to the head, by names of your choice."""
     head: RawHead
     """The action head."""
+    init: Init = None
+    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; not read when a run is resumed."""
     freeze: list[str] = Field(default_factory=list)
     """Glob patterns of parameters that do not train, such as `backbones.vision.*`."""
     execute: int | None = Field(default=None, ge=1)
@@ -104,6 +120,8 @@ class CustomPolicySection(Section):
 
     type: str
     """Name the policy is registered under."""
+    init: Init = None
+    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; not read when a run is resumed."""
     execute: int | None = Field(default=None, ge=1)
     """Actions run from each chunk before the policy looks again; by default the whole chunk."""
     ensemble: float | None = Field(default=None, allow_inf_nan=False)

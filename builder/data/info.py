@@ -42,6 +42,8 @@ class DatasetInfo:
     codebase_version: str
     columns: Mapping[str, str] = field(default_factory=dict)
     unread: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the dimensions, by numeric key; only where the dataset gives one for each."""
 
 
 def inspect(path: str | Path, columns: Columns | None = None) -> DatasetInfo:
@@ -76,6 +78,7 @@ def summarize(layout: Layout) -> DatasetInfo:
         codebase_version=layout.codebase_version,
         columns={key: describe(feature) for key, feature in numeric.items()},
         unread=unread_columns(layout.features),
+        names={key: names for key, feature in numeric.items() if (names := flat_names(feature))},
     )
 
 

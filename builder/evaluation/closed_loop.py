@@ -24,7 +24,7 @@ from ..simulation.seeds import evaluation_seed
 from . import rollout
 from .film import FILM_RATE, save_strip, save_video
 from .interval import wilson
-from .needs import Scene, check_scene, needs_of
+from .needs import Mapped, Scene, check_scene, needs_of
 from .rollout import EnvironmentFactory, Episode, Job, Rollout
 from .saved import SavedPolicy, choose_device
 
@@ -48,6 +48,8 @@ class ClosedLoopResult:
     device: str
     filmed: int = 0
     """Rollouts in the video; 0 where the policy sees no image."""
+    notes: tuple[str, ...] = ()
+    """How the numbers of policy and environment were brought together."""
 
     @property
     def successes(self) -> int:
@@ -84,6 +86,7 @@ class ClosedLoopResult:
             "seconds": round(self.seconds, 1),
             "processes": self.processes,
             "device": self.device,
+            "notes": list(self.notes),
             "episodes": [vars(episode) for episode in self.episodes],
         }
 
@@ -161,6 +164,7 @@ def evaluate_closed_loop(
         processes=processes,
         device=job.device,
         filmed=len(filmed),
+        notes=Mapped.of(needs, scene).notes,
     )
 
 

@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
+from ..data.features import ACTION
 from ..data.info import DatasetInfo
 from ..parts import Parts
+from ..signals import Signals, listed, order
+from ..simulation.base import Environment
 from ..wiring import Wiring, demanded, wire, with_statistics
 from .saved import SavedPolicy
 
@@ -31,6 +37,8 @@ class Needs:
     embodiment: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     """What the policy calls a camera, by the name above; by default the same."""
+    signals: Signals = field(default_factory=Signals)
+    """Names, order and rate of the data it was trained on."""
 
     def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """What the policy gets of an observation, by its own names."""
@@ -82,7 +90,8 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
             names[called.get(name, name)] = name
         elif spec.kind is Kind.STATE:
             vectors[key] = spec.width
-    return Needs(cameras, vectors, own["action"].width, embodiment, {} if robot is None else names)
+    signals = Signals.of_policy(saved.content, embodiment)
+    return Needs(cameras, vectors, own["action"].width, embodiment, {} if robot is None else names, signals)
 
 
 def wiring_of(saved: SavedPolicy) -> Wiring:
@@ -104,10 +113,76 @@ class Scene:
     fps: int
     max_steps: int
     task: str
+    state_names: tuple[str, ...] | None = None
+    action_names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, environment: Environment | type[Environment]) -> Scene:
+        """An environment, which names its dimensions if it likes to."""
+        names: dict[str, Any] = {name: getattr(environment, name, None) for name in cls.__dataclass_fields__}
+        for field_ in ("cameras", "state_names", "action_names"):
+            names[field_] = None if names[field_] is None else tuple(names[field_])
+        return cls(**names)
+
+    @property
+    def signals(self) -> Signals:
+        """Names, order and rate of its numbers."""
+        given = {STATE: self.state_names, ACTION: self.action_names}
+        return Signals(self.fps, {key: names for key, names in given.items() if names})
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """An environment's numbers in the policy's order, and the policy's actions in the environment's; None as they are."""
+
+    state: tuple[int, ...] | None = None
+    action: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, needs: Needs, scene: Scene) -> Mapped:
+        """By names, where both sides have them."""
+        found: dict[str, tuple[int, ...]] = {}
+        notes = []
+        theirs = scene.signals
+        for key, own, names in needs.signals.pairs(theirs):
+            if key != ACTION and key not in needs.vectors:
+                continue
+            places = order(names, own) if key != ACTION else order(own, names)
+            if places is not None:
+                found[key] = tuple(places)
+                notes.append(
+                    f"`{key}` is mapped by name: {scene.name} has {listed(names)}, the policy {listed(own)}."
+                )
+        unnamed = [k for k in (STATE, ACTION) if k in theirs.names and k not in needs.signals.names]
+        if not needs.signals:
+            notes.append(
+                f"The policy does not say at which rate and with which names it was trained, so they are not compared "
+                f"with those of {scene.name} ({scene.fps} steps per second)."
+            )
+        elif unnamed := [key for key in unnamed if key == ACTION or key in needs.vectors]:
+            notes.append(
+                f"The data of the policy has no names for {' and '.join(f'`{key}`' for key in unnamed)}, so the order "
+                f"is not compared with that of {scene.name}."
+            )
+        return cls(found.get(STATE), found.get(ACTION), tuple(notes))
+
+    def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """The observation in the policy's order."""
+        if self.state is None or STATE not in observation:
+            return dict(observation)
+        return {**observation, STATE: observation[STATE][..., list(self.state)]}
+
+    def done(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The action in the environment's order."""
+        return action if self.action is None else action[..., list(self.action)]
 
 
 def check_scene(needs: Needs, scene: Scene) -> None:
-    """Raises SpecError with everything in which a policy and an environment differ."""
+    """Raises SpecError with everything in which a policy and an environment differ.
+
+    Names in another order are no difference: they are mapped.
+    """
     problems = [
         f"the policy sees camera `{name}`, {scene.name} has {_listed(scene.cameras)}"
         for name in needs.cameras
@@ -122,6 +197,16 @@ def check_scene(needs: Needs, scene: Scene) -> None:
         problems.append(
             f"the policy gives actions of {needs.action_dim} values, {scene.name} takes {scene.action_dim}"
         )
+    if needs.signals.other_rate(scene.signals):
+        problems.append(
+            f"the policy was trained at {needs.signals.fps:g} frames per second, {scene.name} takes {scene.fps:g} actions "
+            "per second"
+        )
+    problems += [
+        f"the policy has `{key}` as {listed(own)}, {scene.name} as {listed(names)}"
+        for key, own, names in needs.signals.pairs(scene.signals)
+        if (key == ACTION or key in needs.vectors) and len(own) == len(names) and order(own, names) is None
+    ]
     if problems:
         raise SpecError(
             f"the policy does not fit the environment: {'; '.join(problems)}",
@@ -152,6 +237,15 @@ def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: 
         problems.append(
             f"the policy gives actions of {needs.action_dim} values, the dataset has {info.action_dim}"
         )
+    if needs.signals.other_rate(Signals.of(info)):
+        problems.append(
+            f"the policy was trained at {needs.signals.fps:g} frames per second, the dataset has {info.fps:g}"
+        )
+    problems += [
+        f"the policy has `{key}` as {listed(own)}, the dataset as {listed(names)}"
+        for key, own, names in needs.signals.pairs(Signals.of(info))
+        if key == ACTION or key in needs.vectors
+    ]
     if problems:
         raise SpecError(
             f"the policy does not fit the dataset {name}: {'; '.join(problems)}",

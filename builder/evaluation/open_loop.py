@@ -19,6 +19,7 @@ from ..data.dataset import LeRobotDataset
 from ..data.mixture import RobotDataset
 from ..policy import BasePolicyModel, RecipePolicy
 from ..policy.pipeline import SamplePipeline
+from ..policy.ranges import finite
 from ..policy.registry import DataCollatorRegistry
 
 Array = NDArray[np.float64]
@@ -98,6 +99,7 @@ def evaluate_open_loop(
 
     Raises:
         DatasetError: the dataset has other windows or another action size than the policy.
+        SpecError: the policy predicts something that is not finite.
     """
     predict = _predictor(policy)
     horizon, size = dataset.shape("action")
@@ -116,6 +118,11 @@ def evaluate_open_loop(
             true = torch.stack([sample["action"] for sample in samples])  # (B, H, A)
             counts = ~torch.stack([sample["action_is_pad"] for sample in samples])  # (B, H)
             predicted = predict(samples)
+            finite(
+                "action",
+                predicted,
+                f"predicted for frames {start} and after; the policy's weights may be broken",
+            )
             if predicted.shape != true.shape:
                 raise DatasetError(
                     f"the policy predicts chunks of {tuple(predicted.shape[1:])}, the dataset gives "

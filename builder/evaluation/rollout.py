@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError
+from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError, SpecError
 from ..policy import BasePolicyModel
 from ..simulation.base import Environment, Image, Observation, make
-from .needs import IMAGES, Needs, Scene
+from .needs import IMAGES, Mapped, Needs, Scene
 from .saved import SavedPolicy
 
 EnvironmentFactory = Callable[[int, bool], Environment]
@@ -81,22 +80,22 @@ def roll_out(
     `film_every` keeps every so many-th frame, and the last one; None keeps none.
 
     Raises:
-        SimulatorError: the policy commands something that is not finite.
+        SimulatorError: an observation or an action is not finite, or absurd beside those of training.
     """
     torch.manual_seed(seed)
     policy.reset()
+    mapped = Mapped.of(needs, Scene.of(environment))
     observation = environment.reset(seed)
     frames: list[Image] = []
     success, steps = False, 0
     while not success and steps < environment.max_steps:
         if film_every is not None and steps % film_every == 0:
             frames.append(_view(observation, environment))
-        action = policy.select_action(needs.seen(observation)).float().numpy().astype(np.float32)
-        if not np.isfinite(action).all():
-            raise SimulatorError(
-                f"episode {index} (seed {seed}), step {steps}: the policy commands {action.tolist()}; "
-                "its weights or the statistics of its dataset are broken"
-            )
+        try:
+            seen = needs.seen(mapped.seen(observation))
+            action = mapped.done(policy.select_action(seen).float().numpy().astype(np.float32))
+        except SpecError as error:
+            raise SimulatorError(f"episode {index} (seed {seed}), step {steps}: {error}") from error
         result = environment.step(action)
         observation, success, steps = result.observation, result.success, steps + 1
         if result.done:
@@ -124,9 +123,7 @@ def begin(job: Job) -> None:
 
 def describe() -> Scene:
     """In a worker: open policy and environment, and tell what the environment is."""
-    environment = _open()[1]
-    names: dict[str, Any] = {name: getattr(environment, name) for name in Scene.__dataclass_fields__}
-    return Scene(**{**names, "cameras": tuple(names["cameras"])})
+    return Scene.of(_open()[1])
 
 
 def run_episode(index: int, seed: int, film_every: int | None) -> Rollout:

@@ -94,6 +94,7 @@ def evaluate(
     closed = unseeing = None
     if plan.env is not None:
         closed = plan.closed_loop(saved.directory, "closed loop", tell, video=output / "rollouts.mp4")
+        notes += closed.notes
         if blind is not None:
             unseeing = plan.closed_loop(blind.train(device, tell), "blind control", tell)
     if closed is None and judged is None:

@@ -69,7 +69,7 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
     (dataset,) = plan.sources
     plan = replace(plan, sources=(replace(dataset, statistics={**plan.statistics, **statistics}),))
     wired = plan_policy(loaded, plan)
-    rehearse(loaded, plan, wired)
+    rehearse(loaded, plan, wired, lambda policy: None)
     policy = assemble(loaded, plan, wired, "cpu")
     _load(policy, weights)
     policy.save_pretrained(expanded(output))

@@ -6,4 +6,4 @@ from .registry import DataCollatorRegistry, register_pair
 
 register_pair(MODEL_TYPE, RecipeConfig, RecipePolicy)
 
-__all__ = ["BasePolicyModel", "DataCollatorRegistry", "RecipeConfig", "RecipePolicy"]
+__all__ = ["MODEL_TYPE", "BasePolicyModel", "DataCollatorRegistry", "RecipeConfig", "RecipePolicy"]

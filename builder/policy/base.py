@@ -14,8 +14,9 @@ weight of the checkpoint and every buffer, and a save is complete or not there.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
@@ -28,15 +29,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...components.embodiments import EMBODIMENT
 from ...components.features import chunk_size
+from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..data.robots import Robots
-from . import loading, registry, saving, sharing
+from . import keywords, loading, registry, saving, sharing
 from .ensemble import Ensemble
 from .observations import History, Observed
 from .pipeline import KEY, SamplePipeline, way_of_samples
+from .ranges import Ranges, finite
 
 P = TypeVar("P", bound="type[BasePolicyModel]")
+_BROKEN = "the weights of the policy or the statistics of its dataset may be broken; do not run it"
 _UPLOAD = (
     "repo_id",
     "token",
@@ -54,6 +58,7 @@ class PolicyMeta(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         policy = super().__call__(*args, **kwargs)
+        policy._trains = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
         policy.post_init()
         return policy
 
@@ -66,9 +71,12 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
     """
 
     main_input_name = "batch"
+    accepts_loss_kwargs = False
     base_model_prefix = ""
     builds_on_meta: ClassVar[bool] = False
     """Whether the constructor can run on the meta device; hand-written ones may load weights in it, so they may not."""
+    _trains: set[str]
+    """Names of the parameters that the constructor leaves to train; loading a checkpoint forgets which they are."""
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any) -> None:
         registry.pin_class_attributes(config)
@@ -77,6 +85,12 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         self._ensemble = Ensemble()
         self._history = History()
         self._pipeline: SamplePipeline | None = None
+        self._ranges: dict[str | None, Ranges] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
+        if "forward" in vars(cls):
+            cls.forward = keywords.accepted(vars(cls)["forward"])  # type: ignore[method-assign]
 
     @classmethod
     def register(cls, name: str) -> Callable[[P], P]:
@@ -108,7 +122,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """The observations it reads. What a hand-written policy reads is known only to its collator: all images and
         states that it was trained with, and texts where they are given.
         """
-        specs = self._sample_pipeline().specs
+        specs = self.pipeline.specs
         texts = {key: spec for key, spec in specs.items() if spec.kind is Kind.TEXT}
         told = (Kind.ACTION, Kind.EMBODIMENT)
         read = {k: s for k, s in specs.items() if k not in texts and s.kind not in told}
@@ -117,21 +131,44 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
     @cached_property
     def robots(self) -> Robots:
         """The robots it is for, which are none where its data tells none apart."""
-        return Robots.from_json(self.content.get("robots"), self._sample_pipeline().specs)
+        return Robots.from_json(self.content.get("robots"), self.pipeline.specs)
 
     def chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
         """Action chunk (H, A) in the robot's units for one observation with its history, each value (T, ...).
 
         Raises SpecError for an observation that is not like those the policy was trained on.
         """
-        return self._chunk(self.observed.admit(observation, windowed=True), generator)
+        return self._chunk(self._admitted(observation, windowed=True), generator)
+
+    def _admitted(self, observation: Mapping[str, Any], *, windowed: bool = False) -> dict[str, Any]:
+        """The observation as it is read. Raises SpecError for one unlike those of training."""
+        admitted = self.observed.admit(observation, windowed=windowed)
+        ranges = self._ranges_of(admitted)
+        for key, value in admitted.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                ranges.check(
+                    key, value, "look at the sensor and at the units, which are those of the dataset"
+                )
+        return admitted
 
     def _chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         """The chunk (H, A) for an admitted observation; of several robots, with the dimensions of its own."""
         if not self.robots:
-            return self._predict(observation, generator)
-        robot = self.robots.find(observation[EMBODIMENT])
-        return self._predict(robot.unified(observation), generator)[:, : robot.action_dim]
+            chunk = self._predict(observation, generator)
+        else:
+            robot = self.robots.find(observation[EMBODIMENT])
+            chunk = self._predict(robot.unified(observation), generator)[:, : robot.action_dim]
+        finite("action", chunk, _BROKEN)
+        self._ranges_of(observation).check("action", chunk, _BROKEN)
+        return chunk
+
+    def _ranges_of(self, observation: Mapping[str, Any]) -> Ranges:
+        """Ranges of training, of the robot that an observation is of."""
+        robot = observation.get(EMBODIMENT) if self.robots else None
+        if robot not in self._ranges:
+            held = self.content.get("statistics") or {}
+            self._ranges[robot] = Ranges(held if robot is None else held.get(robot) or {})
+        return self._ranges[robot]
 
     def _predict(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
         """The chunk for an admitted observation, by the recipe's transforms and the registered collator.
@@ -139,7 +176,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         A collator may ask for the `action` that only training has: it gets NaN, so that a policy that looked at it
         would show.
         """
-        pipeline = self._sample_pipeline()
+        pipeline = self.pipeline
         horizon, dim = chunk_size(pipeline.specs)
         unknown = {
             "action": torch.full((horizon, dim), float("nan")),
@@ -157,17 +194,42 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
                 help=f"given: {', '.join(f'`{key}`' for key in observation)}",
             ) from error
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        actions = self.inference(on_device, **({} if generator is None else {"generator": generator}))
+        actions = self._infer(on_device, generator)
+        if not isinstance(actions, Tensor):
+            raise SpecError(
+                f"{type(self).__name__}.inference gives {type(actions).__name__}; it must give a tensor, "
+                f"the action chunk (1, {horizon}, {dim})"
+            )
         actions = actions if actions.ndim == 3 else actions.unsqueeze(0)
-        horizon, dim = chunk_size(pipeline.transformed)
-        if actions.shape != (1, horizon, dim):
+        inside = chunk_size(pipeline.transformed)
+        if actions.ndim != 3 or len(actions) != 1 or (not pipeline.own and actions.shape[1:] != inside):
             raise SpecError(
                 f"{type(self).__name__}.inference gives {tuple(actions.shape)} for one observation; "
-                f"the chunk must be (1, {horizon}, {dim})"
+                f"the chunk must be (1, {inside[0]}, {inside[1]})"
             )
-        return pipeline.inverse(actions, [sample])[0].cpu()
+        chunk = pipeline.inverse(actions, [sample])[0].cpu()
+        if chunk.shape != (horizon, dim):
+            raise SpecError(
+                f"the chunk of {type(self).__name__} is {tuple(chunk.shape)} after its transforms were inverted; "
+                f"it must be ({horizon}, {dim})"
+            )
+        return chunk
 
-    def _sample_pipeline(self) -> SamplePipeline:
+    def _infer(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
+        """`inference`, in which all that is drawn from torch follows from the generator, where there is one."""
+        if generator is None:
+            return self.inference(batch)
+        parameters = inspect.signature(self.inference).parameters
+        asked = {"generator": generator} if "generator" in parameters else {}
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            return self.inference(batch, **asked)
+
+    @property
+    def pipeline(self) -> SamplePipeline:
+        """The way of a sample into a hand-written policy. Raises CheckpointError where its config knows no recipe."""
         if self._pipeline is None:
             if not hasattr(self.config, KEY):
                 raise CheckpointError(
@@ -213,26 +275,60 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
 
     @torch.no_grad()
     def select_action(
-        self, observation: Mapping[str, Any], generator: torch.Generator | None = None
+        self,
+        observation: Mapping[str, Any],
+        generator: torch.Generator | None = None,
+        *,
+        clamp: bool = False,
     ) -> Tensor:
         """Next action (A,) in the robot's units.
 
         `observation` is one time step: `observation.images.<camera>` (3, H, W) uint8, `observation.state` (S,),
         `task` str; more may be given than the policy reads. A policy for several robots must be told which one it
         drives, `embodiment`, by name; states and the action are then as wide as that robot's own. Looks at the scene
-        once every `execute` steps and runs the chunk in between, or averages overlapping chunks. Raises SpecError for
-        an observation that is not like those it was trained on.
+        once every `execute` steps and runs the chunk in between, or averages overlapping chunks. What is random follows
+        from `generator`, where it is given. With `clamp`, actions are brought into the range of the training episodes,
+        dimension by dimension; evaluation never does that. Raises SpecError for an observation that is not like those
+        it was trained on, and for values, in it or in the action, that are not finite or absurd beside those of
+        training.
         """
         if self.training:
             raise RuntimeError("the policy is in training mode; call `policy.eval()` before `select_action`")
         steps = self.observation_steps()
-        self._history.add(self.observed.admit(observation), steps)
+        admitted = self._admitted(observation)
+        self._history.add(admitted, steps)
+        action = self._next(steps, generator)
+        return self._ranges_of(admitted).clamp("action", action) if clamp else action
+
+    def _next(self, steps: list[int], generator: torch.Generator | None) -> Tensor:
+        """The next action (A,) of the running chunk, or of a new one."""
         if not self._queue:
             chunk = self._chunk(self._history.window(steps), generator)[self.present :]
             if self.ensemble is not None:
                 return self._ensemble.add(chunk, self.ensemble)
             self._queue.extend(chunk[: self.execute])
         return self._queue.popleft()
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Compute layers again in the backward pass, in all parts that can. Raises SpecError where none can."""
+        self._recompute(list(self.children()))
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As `activation_checkpointing_enable`, which is its name since transformers 5.24."""
+        self.activation_checkpointing_enable()
+
+    def _recompute(self, parts: Sequence[torch.nn.Module]) -> None:
+        reasons = []
+        for part in parts:
+            try:
+                recompute(part)
+            except SpecError as error:
+                reasons.append(f"{type(part).__name__}: {error.message}")
+        if len(reasons) == len(parts):
+            raise SpecError(
+                f"no part of {type(self).__name__} can compute its layers again: {'; '.join(reasons)}",
+                help="leave `gradient_checkpointing` out",
+            )
 
     def initialize_weights(self) -> None:
         """Nothing: every part has initialised its own weights, and pretrained ones must survive `post_init`.
@@ -257,7 +353,8 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', but a missing, unexpected or misshapen weight is a WeightsError, and every buffer is right.
+        """As transformers', but a missing, unexpected, misshapen or not finite weight is a WeightsError, every buffer is
+        right, and what the constructor froze is frozen.
 
         Raises CheckpointError for a directory that holds no complete checkpoint.
         """
@@ -272,8 +369,11 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
                 f"{pretrained_model_name_or_path}: the weights are damaged ({error}); use another checkpoint of the run"
             ) from error
         loading.refuse_misfits(pretrained_model_name_or_path, policy, info)
+        loading.refuse_not_finite(pretrained_model_name_or_path, policy)
         policy.repair_buffers()
         loading.align(policy)
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_(name in policy._trains)
         return (policy, info) if wants_info else policy
 
     def repair_buffers(self) -> None:

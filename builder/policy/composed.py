@@ -29,10 +29,11 @@ from ..wiring import Wiring, demanded, traced, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
+from .ranges import finite
 from .stored import STORED, features_in
 
 MODEL_TYPE = "policysmith_policy"
-CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
+CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "signals", "provenance")
 """Fields of the config."""
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; necks and heads get them beside their features."""
@@ -62,6 +63,8 @@ class RecipeConfig(PretrainedConfig):
     """Statistics of the training episodes, by key; of several robots, by name and key."""
     robots: dict[str, Any] | None = None
     """Of several robots, the specs of what each one's own dataset gives, by name."""
+    signals: dict[str, Any] | None = None
+    """Names of the dimensions of states and actions, and frames per second; of several robots, by name."""
     provenance: dict[str, Any] | None = None
     """Hashes of recipe and dataset, versions of the packages."""
 
@@ -78,7 +81,9 @@ class RecipeConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         auto_map = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
         static = {"model_type": MODEL_TYPE, "architectures": ["RecipePolicy"], "auto_map": auto_map}
-        return {**super().to_dict(), **static}
+        held = super().to_dict()
+        held.pop("content", None)  # checkpoints of version 0.1 hold everything twice
+        return {**held, **static}
 
 
 class RecipePolicy(BasePolicyModel):
@@ -86,7 +91,6 @@ class RecipePolicy(BasePolicyModel):
 
     config_class = RecipeConfig
     builds_on_meta = True
-    accepts_loss_kwargs = False
     recipe_text: str | None = None
     """The recipe as it was written, comments included."""
     directory: Path | None = None
@@ -191,11 +195,16 @@ class RecipePolicy(BasePolicyModel):
         finally:
             backbone.config = self._parts.backbones[name].config
 
-    def forward(self, batch: Batch | None = None, **kwargs: Any) -> dict[str, Tensor]:
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        self._recompute(list(self.backbones.values()))
+
+    def forward(
+        self, batch: Batch | None = None, *, return_loss: bool = True, **kwargs: Any
+    ) -> dict[str, Tensor]:
         """`{"loss", terms}` for a batch with actions; also `"prediction"` (B, H, A) in evaluation mode.
 
         In evaluation mode a batch without actions gives the prediction alone. `transformers.Trainer` passes the
-        batch as keyword arguments, which mean the same.
+        batch as keyword arguments, which mean the same; it learns from `return_loss` that a loss is given.
         """
         transformed = self.transform(kwargs if batch is None else batch)
         features = self.features(transformed)
@@ -209,13 +218,21 @@ class RecipePolicy(BasePolicyModel):
 
     @torch.no_grad()
     def inference(self, batch: Batch, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
-        """Action chunk (B, H, A), float32, in the robot's units. Runs in evaluation mode."""
+        """Action chunk (B, H, A), float32, in the robot's units. Runs in evaluation mode.
+
+        Raises SpecError for observations, and for actions, that are not finite.
+        """
         was_training = self.training
         self.eval()
         try:
             observed = {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
+            for key, value in observed.items():
+                if isinstance(value, Tensor) and value.is_floating_point():
+                    finite(key, value, "look at the sensor that gave it")
             transformed = self.transform(observed)
-            return self._actions(self.features(transformed), transformed, generator)
+            actions = self._actions(self.features(transformed), transformed, generator)
+            finite("action", actions, "the weights of the policy or the statistics of its dataset are broken")
+            return actions
         finally:
             self.train(was_training)
 

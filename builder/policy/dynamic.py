@@ -48,14 +48,14 @@ def pair(content: dict[str, Any]) -> Pair:
     found = _pair(content)
     register_pair(name, *found)
     if former is not None and former is not found[0]:
-        before, now = _architecture(former.content), _architecture(content)
+        before, now = _architecture(former._content), _architecture(content)
         log.warning(
             "`%s` stood for a recipe with another %s; AutoConfig and AutoModel give the latest from now on, and "
             "policies built before stay as they are",
             name,
             " and ".join(part for part in now if before[part] != now[part]),
         )
-    found[0].content = copy.deepcopy(content)  # type: ignore[attr-defined]
+    found[0]._content = copy.deepcopy(content)  # type: ignore[attr-defined]
     return found
 
 
@@ -87,7 +87,7 @@ def _pair(content: dict[str, Any]) -> Pair:
     key = content["recipe"]["name"], json.dumps(_architecture(content), sort_keys=True)
     if key not in _PAIRS:
         _PAIRS[key] = config, _ = _classes(key[0])
-        config.content = copy.deepcopy(content)  # type: ignore[attr-defined]
+        config._content = copy.deepcopy(content)  # type: ignore[attr-defined]
     return _PAIRS[key]
 
 
@@ -95,7 +95,7 @@ def _classes(name: str) -> tuple[type[RecipeConfig], type[RecipePolicy]]:
     title = "".join(word.capitalize() for word in name.split("_"))
 
     def fill(self: RecipeConfig, **values: Any) -> None:
-        RecipeConfig.__init__(self, **{**copy.deepcopy(type(self).content), **values})  # type: ignore[attr-defined]
+        RecipeConfig.__init__(self, **{**copy.deepcopy(type(self)._content), **values})  # type: ignore[attr-defined]
 
     def read(cls: Any, source: Any, /, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         values, rest = super(config, cls).get_config_dict(source, **options)
@@ -110,7 +110,7 @@ def _classes(name: str) -> tuple[type[RecipeConfig], type[RecipePolicy]]:
             "get_config_dict": classmethod(read),
             "__module__": __name__,
             "__doc__": f"The config of recipe `{name}`, filled.",
-            "content": {},
+            "_content": {},
         },
     )
     policy: Any = DynamicPolicyMeta(
@@ -136,11 +136,11 @@ def _policy_class(content: dict[str, Any]) -> type[RecipePolicy]:
 
 
 def _reduce_config(cls: Any) -> tuple[Any, ...]:
-    return _config_class, (cls.content,)
+    return _config_class, (cls._content,)
 
 
 def _reduce_policy(cls: Any) -> tuple[Any, ...]:
-    return _policy_class, (cls.config_class.content,)
+    return _policy_class, (cls.config_class._content,)
 
 
 copyreg.pickle(ConfigMeta, _reduce_config)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import Tensor, nn
@@ -46,6 +47,21 @@ def refuse_misfits(source: Any, policy: nn.Module, info: Mapping[str, Any]) -> N
         raise WeightsError(
             f"{source} does not fit {type(policy).__name__}; {'; '.join(complaints)}; "
             "load it by the class and the version of its parts that it was saved with"
+        )
+
+
+def refuse_not_finite(source: Any, policy: nn.Module) -> None:
+    """Raises WeightsError for weights that hold NaN or an infinity."""
+    broken = [
+        name
+        for name, weight in policy.named_parameters()
+        if weight.is_floating_point()
+        and not weight.is_meta
+        and not weight.detach().sum(dtype=torch.float64).isfinite()
+    ]
+    if broken:
+        raise WeightsError(
+            f"{source} holds weights that are not finite: {_some(broken)}; use another checkpoint of the run"
         )
 
 

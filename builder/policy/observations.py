@@ -17,6 +17,7 @@ from ...schemas.errors import SpecError
 from ...schemas.specs import Dim, Kind, Spec, Specs
 from ..data.features import IMAGES
 from ..data.robots import Robots
+from .ranges import finite
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Observed:
         """The values that are read, as tensors; states in float32, which is what datasets give. Others are left out.
 
         They are one time step, (3, H, W) or (S,), or `windowed`, with the time steps in front. Raises SpecError for a
-        value that is missing, of another shape, or an image that is not uint8: broadcasting, a fixed crop or a
+        value that is missing, of another shape or not finite, or an image that is not uint8: broadcasting, a fixed crop or a
         normalisation would make actions even of these. Of several robots, `embodiment` must name one.
         """
         admitted: dict[str, Any] = {}
@@ -117,7 +118,11 @@ def _admit(key: str, spec: Spec, value: Any, windowed: bool) -> Any:
                 _image_cures(tensor, wanted, windowed) if is_image else [_state_cure(tensor, wanted)]
             ),
         )
-    return tensor if is_image else tensor.float()
+    if is_image:
+        return tensor
+    tensor = tensor.float()
+    finite(key, tensor, "a sensor may have dropped out: give its last good value, or stop")
+    return tensor
 
 
 def _shape(spec: Spec, windowed: bool) -> tuple[Dim, ...]:

@@ -45,28 +45,55 @@ class SamplePipeline:
             self._transforms.append(transform)
             specs = part.specs(options, specs, facts)
         self.transformed = specs
-        self._own, _, _ = way_of_samples(config)
+        self.own, _, _ = way_of_samples(config)
 
     def __call__(self, sample: Mapping[str, Any], key: int | None = None) -> dict[str, Any]:
         """A sample (T, ...) transformed, in training by its key, in evaluation without."""
+        current: Mapping[str, Any] = self.by_recipe(sample, key)
+        for own in self.own:
+            switch(own, training=key is not None)
+            current = own(current)
+        return dict(current)
+
+    def by_recipe(self, sample: Mapping[str, Any], key: int | None = None) -> dict[str, Any]:
+        """A sample (T, ...) as the transforms of the recipe leave it."""
         batch = {k: v.unsqueeze(0) if isinstance(v, Tensor) else [v] for k, v in sample.items()}
         if key is not None:
             batch[SAMPLE_KEY] = torch.tensor([key])
         for transform in self._transforms:
             batch = transform.train(key is not None)(batch)
-        current: Mapping[str, Any] = {k: v[0] for k, v in batch.items() if k != SAMPLE_KEY}
-        for own in self._own:
-            current = own(current)
-        return dict(current)
+        return {k: v[0] for k, v in batch.items() if k != SAMPLE_KEY}
 
     def inverse(self, actions: Tensor, samples: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Predicted actions (B, H, A) in the robot's units; `samples` are what they were predicted for, transformed."""
+        """Predicted actions (B, H, A) in the robot's units; `samples` are what they were predicted for, transformed.
+
+        Transforms of the config come first, from the last to the first, sample by sample.
+        """
+        undone = [own for own in reversed(self.own) if callable(getattr(own, "inverse", None))]
+        if undone:
+            chunks = []
+            for action, sample in zip(actions.float().cpu(), samples, strict=True):
+                current: Mapping[str, Any] = {**sample, "action": action}
+                for own in undone:
+                    current = own.inverse(current)  # type: ignore[attr-defined]
+                chunks.append(current["action"])
+            actions = torch.stack(chunks)
         kept = [key for key in samples[0] if key == EMBODIMENT or key.startswith("action_reference.")]
         batch = {key: torch.stack([sample[key] for sample in samples]).to(actions.device) for key in kept}
         batch["action"] = actions.float()
         for transform in reversed(self._transforms):
             batch = transform.inverse(batch)
         return batch["action"]
+
+
+def switch(transform: Any, *, training: bool) -> None:
+    """Set a transform of a config, and those it is composed of, to training or evaluation, where it knows the two."""
+    mode = getattr(transform, "train" if training else "eval", None)
+    if callable(mode):
+        mode()
+    inner = getattr(transform, "transforms", None)
+    for each in inner if isinstance(inner, list | tuple) else ():
+        switch(each, training=training)
 
 
 def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], list[int], list[int]]:

@@ -43,6 +43,12 @@ def model_of(config: PretrainedConfig) -> type[BasePolicyModel]:
 
 def register_policy(name: str, policy: type[BasePolicyModel]) -> None:
     """Make a hand-written policy known here and to `AutoConfig` and `AutoModel`. Raises RegistryError."""
+    from .base import BasePolicyModel
+
+    if not (inspect.isclass(policy) and issubclass(policy, BasePolicyModel)):
+        raise RegistryError(
+            f"{owner(policy)} is no BasePolicyModel; derive it from `policysmith.builder.BasePolicyModel`"
+        )
     config = getattr(policy, "config_class", None)
     if not (inspect.isclass(config) and issubclass(config, PretrainedConfig)):
         raise RegistryError(f"{owner(policy)}: set `config_class` to its PretrainedConfig subclass")

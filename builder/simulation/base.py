@@ -44,7 +44,8 @@ class Environment(Protocol):
     """One robot in one simulated task.
 
     `action_dim` A and `state_dim` S are vector sizes, `fps` control steps per simulated second, `max_steps`
-    the steps an episode may take, `task` the instruction, `cameras` the names images come under.
+    the steps an episode may take, `task` the instruction, `cameras` the names images come under. One that also has
+    `state_names` and `action_names`, a name a dimension, is mapped to the order in which a policy knows these.
     """
 
     name: str
@@ -122,6 +123,18 @@ def make(name: str, *, image_size: int = 96, render: bool = True) -> Environment
     if suite not in SUITES or task not in _suite(suite).environments():
         raise SimulatorError(_unknown(name))
     return cast("Environment", _suite(suite).make(task, image_size=image_size, render=render))
+
+
+def describe(name: str) -> type[Environment]:
+    """The class of the environment called `name`, whose attributes tell its sizes, names and rate; nothing is opened.
+
+    Raises:
+        SimulatorError: no such environment.
+    """
+    suite, _, task = name.partition("/")
+    if suite not in SUITES or task not in _suite(suite).environments():
+        raise SimulatorError(_unknown(name))
+    return cast("type[Environment]", _suite(suite).describe(task))
 
 
 def _suite(name: str) -> Any:

@@ -44,6 +44,13 @@ def make(name: str, *, image_size: int, render: bool) -> MetaWorldEnvironment:
     return MetaWorldEnvironment(name, image_size=image_size, render=render)
 
 
+def describe(name: str) -> type[MetaWorldEnvironment]:
+    """A task as a class of its own, with its name and instruction; the simulator is not needed."""
+    return type(
+        "MetaWorldTask", (MetaWorldEnvironment,), {"name": f"metaworld/{name}", "task": INSTRUCTIONS[name]}
+    )
+
+
 class MetaWorldEnvironment:
     """One Meta-World task. Actions: the hand's motion in x, y, z in [-1, 1] of a centimetre, gripper effort.
 
@@ -57,6 +64,8 @@ class MetaWorldEnvironment:
     action_names = ("hand_dx", "hand_dy", "hand_dz", "gripper_effort")
     state_dim = len(state_names)
     action_dim = len(action_names)
+    fps = 80
+    max_steps = 500
 
     def __init__(self, name: str, *, image_size: int, render: bool) -> None:
         if image_size < 1:

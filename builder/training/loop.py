@@ -100,6 +100,8 @@ class _Run:
         self.sampler = self._sampler()
         for reporter in self.reporters:
             reporter.start(self.step, self.section.steps)
+            for line in self.job.notes:
+                reporter.note(line)
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
         self._prepare()

@@ -97,6 +97,25 @@ def test_a_policy_comes_back_as_it_went(
     torch.testing.assert_close(loaded.select_action(observation), policy.select_action(observation))
 
 
+def test_training_goes_on_from_an_imported_policy(
+    exported: Path, dataset: Path, tmp_path: Path, batch: Callable[..., dict[str, Any]]
+) -> None:
+    """By the recipe that comes with it; other weights give another loss."""
+    imported = import_policy(exported, data=dataset, output=tmp_path / "policy")
+    builder = Builder.from_recipe(tmp_path / "policy" / "recipe.lock.yaml").override({"policy.init": "."})
+    policy = builder.build()
+    for name, value in imported.state_dict().items():
+        assert torch.equal(policy.state_dict()[name], value)
+    assert policy.config.statistics["action"] == imported.config.statistics["action"]
+    losses = []
+    for each in (policy, imported):
+        torch.manual_seed(0)
+        losses.append(each.eval()(batch())["loss"])
+    assert torch.equal(losses[0], losses[1])
+    new = builder.override({"policy.init": None}).build()
+    assert not torch.equal(new(batch())["loss"], losses[0])
+
+
 def test_what_is_written_is_what_lerobot_reads(policy: RecipePolicy, exported: Path) -> None:
     config = json.loads((exported / "config.json").read_text())
     assert config["type"] == "act"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -85,3 +87,19 @@ def test_in_python_the_same_error(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         Parts.from_resolved(resolved)
     with pytest.raises(RegistryError, match="install what provides it"):
         Parts.from_resolved({**resolved, "imports": []})
+
+
+def test_a_part_of_a_notebook_cell_is_known_without_imports(
+    recipe: Path, tiny: dict[str, Any], batch: Any, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del tiny["imports"]
+    (finding,) = refused(Builder.from_recipe(tiny).check)
+    assert finding.code == "E006 unknown-type"
+    cell = ModuleType("cell")  # without a file, as `__main__` of a notebook
+    monkeypatch.setitem(sys.modules, "cell", cell)
+    exec(compile(OWN.read_text(), "<cell>", "exec"), vars(cell))  # noqa: S102
+    policy = Builder.from_recipe(tiny).build()
+    assert policy.inference(batch()).shape == (2, 4, 4)
+    policy.save_pretrained(recipe.parent / "cell")
+    loaded = type(policy).from_pretrained(recipe.parent / "cell")
+    assert loaded.inference(batch()).equal(policy.inference(batch()))

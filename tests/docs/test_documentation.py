@@ -140,6 +140,21 @@ def test_one_policy_learns_from_two_robots_and_drives_each(clone: Path) -> None:
     assert run(clone, sys.executable, "use.py").endswith("(7,) True\n")
 
 
+def test_training_starts_from_a_trained_policy(clone: Path) -> None:
+    (commands,) = blocks(ROOT / "docs" / "fine_tuning.md", "bash")
+    first, second, check = commands.replace("$PWD", str(clone)).splitlines()
+    run(clone, *shlex.split(first))
+    assert "starts from" in run(clone, *shlex.split(second))
+    assert "values\n" in run(clone, *shlex.split(check))
+
+
+def test_the_trainer_of_transformers_trains_and_judges(clone: Path) -> None:
+    (snippet,) = blocks(ROOT / "docs" / "transformers_trainer.md", "python")
+    (clone / "trainer.py").write_text(snippet)
+    run(clone, sys.executable, "trainer.py")
+    assert (clone / "runs" / "trainer" / "policy" / "model.safetensors").exists()
+
+
 VARIANTS = [
     line
     for block in blocks(POLICIES, "bash")

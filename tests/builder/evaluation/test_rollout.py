@@ -87,7 +87,5 @@ def test_frames_are_kept_at_every_nth_step_and_at_the_end(make_policy: MakePolic
 
 
 def test_a_command_that_is_no_number_is_told_with_its_place(make_policy: MakePolicy) -> None:
-    with pytest.raises(
-        SimulatorError, match=r"episode 0 \(seed 2\), step 0: the policy commands \[nan, nan\]"
-    ):
+    with pytest.raises(SimulatorError, match=r"episode 0 \(seed 2\), step 0: `action` is not finite"):
         run(make_policy("broken"), ReachEnvironment(16, True))

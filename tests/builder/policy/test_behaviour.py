@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModel, Trainer, TrainingArguments
 
 from policysmith.builder import Builder, RecipePolicy
 from policysmith.components.heads.mlp import MlpHead
+from policysmith.schemas.errors import SpecError
 
 Batches = Callable[..., dict[str, Any]]
 DIT = {"type": "dit", "width": 16, "depth": 1, "heads": 2}
@@ -208,3 +210,33 @@ def test_transforms_are_exact_under_autocast(tiny: dict[str, Any], batch: Batche
     exact = policy.transform(batch())["action"]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(policy.transform(batch())["action"], exact)
+
+
+def test_a_config_holds_its_content_once(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Also after a checkpoint that held it twice."""
+    Builder.from_recipe(tiny).build().save_pretrained(tmp_path / "policy")
+    path = tmp_path / "policy" / "config.json"
+    held = json.loads(path.read_text())
+    assert path.read_text().count('"statistics"') == 1
+    path.write_text(json.dumps({**held, "content": {"statistics": held["statistics"]}}))
+    AutoModel.from_pretrained(tmp_path / "policy").save_pretrained(tmp_path / "again")
+    assert "content" not in json.loads((tmp_path / "again" / "config.json").read_text())
+
+
+def test_layers_are_computed_again_where_a_trainer_asks(tiny: dict[str, Any], batch: Batches) -> None:
+    policy = Builder.from_recipe(tiny).build().train()
+
+    def gradient() -> torch.Tensor:
+        policy.zero_grad()
+        torch.manual_seed(0)
+        policy(batch())["loss"].backward()
+        return torch.cat(
+            [p.grad.flatten() for p in policy.backbones["vision"].parameters() if p.grad is not None]
+        )
+
+    plain = gradient()
+    policy.gradient_checkpointing_enable()
+    torch.testing.assert_close(gradient(), plain)
+    del policy.backbones["vision"]
+    with pytest.raises(SpecError, match="leave `gradient_checkpointing` out"):
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

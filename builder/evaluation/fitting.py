@@ -1,0 +1,38 @@
+"""The `evaluation` section of a recipe held against the policy, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...schemas.diagnostics import Diagnostic
+from ...schemas.errors import SimulatorError, SpecError
+from ..recipe import LoadedRecipe
+from ..simulation.base import describe
+from .needs import Scene, check_scene, needs_of
+from .saved import SavedPolicy
+
+
+def environment_findings(
+    loaded: LoadedRecipe, model_type: str, content: Mapping[str, Any]
+) -> list[Diagnostic]:
+    """Findings where the environment does not exist, or the policy that a config's content describes does not fit it."""
+    section = loaded.recipe.evaluation
+    if section is None:
+        return []
+    place = ("evaluation", "env")
+    try:
+        scene = Scene.of(describe(section.env))
+    except SimulatorError as error:
+        return [loaded.diagnostic(place, str(error), code="E007 invalid-value")]
+    try:
+        needs = needs_of(SavedPolicy(Path(), model_type, content), section.embodiment)
+        _ = needs.image_size
+        check_scene(needs, scene)
+    except SpecError as error:
+        return [loaded.diagnostic(place, error)]
+    return []
+
+
+__all__ = ["environment_findings"]
