@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +18,13 @@ from ...schemas.errors import CheckpointError, RecipeError, SpecError, TrainingE
 from ...schemas.specs import Spec
 from ..data.robots import Robot, Robots
 from ..imports import run_imports
-from ..policy import BasePolicyModel
+from ..policy import BasePolicyModel, manifest, runs
 from ..policy.composed import MODEL_TYPE
 from ..policy.pipeline import KEY
 from ..policy.registry import policies
-from ..policy.saving import read_json
-from ..training.checkpoint import STATE, latest, load_state
+from ..policy.runs import latest
+from ..policy.saving import STATE, read_json
+from ..training.state import load as load_state
 
 
 @dataclass(frozen=True)
@@ -35,24 +38,29 @@ class SavedPolicy:
     run: Path | None = None
 
     @classmethod
-    def find(cls, path: str | Path) -> SavedPolicy:
+    def find(cls, path: str | Path, *, verify: bool = True) -> SavedPolicy:
         """The policy in a checkpoint directory, or the newest of a run directory.
 
+        As long as this object lives, the run that it is of does not prune it.
+
         Raises:
-            CheckpointError: there is none, it is damaged, or it was not made from a recipe.
+            CheckpointError: there is none, it is damaged, it was not made from a recipe, or, unless `verify` is off, its
+                files are not those that its manifest lists.
         """
-        path = Path(path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is no directory; name a run or a checkpoint")
-        if (path / "config.json").exists():
-            directory = path.resolve()
-        elif (newest := latest(path)) is not None:
-            directory = (path / "policy" if (path / "policy").exists() else newest).resolve()
-        else:
-            raise CheckpointError(
-                f"{path} holds neither a run (checkpoints/) nor a policy (config.json); "
-                "train one with `build-and-train RECIPE`"
-            )
+        while (pin := runs.pin(directory := _directory(Path(path)))) is None:
+            pass  # pruned since it was found: there is a newer one
+        try:
+            saved = cls._read(directory, verify=verify)
+        except BaseException:
+            pin.close()
+            raise
+        weakref.finalize(saved, pin.close)
+        return saved
+
+    @classmethod
+    def _read(cls, directory: Path, *, verify: bool) -> SavedPolicy:
+        if verify:
+            manifest.verify(directory, without=[] if (directory / STATE).exists() else [STATE])
         config = read_json(directory / "config.json")
         handwritten = config.get("model_type") != MODEL_TYPE
         content = config.get(KEY) if handwritten else config
@@ -161,9 +169,25 @@ class SavedPolicy:
 
     def load(self, device: str = "cpu") -> BasePolicyModel:
         """The policy in evaluation mode. Its imports must have run. Raises CheckpointError, WeightsError."""
-        policy: Any = AutoModel.from_pretrained(self.directory)
+        policy: Any = AutoModel.from_pretrained(self.directory, verify=False)  # `find` did
         loaded: BasePolicyModel = policy.to(device).eval()
         return loaded
+
+
+def _directory(path: Path) -> Path:
+    """The directory of a checkpoint, or of the newest one of a run, whose link to it is repaired. Raises CheckpointError."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is no directory; name a run or a checkpoint")
+    if (path / "config.json").exists():
+        return runs.newest(path).resolve()
+    if (found := runs.latest(path)) is None:
+        raise CheckpointError(
+            f"{path} holds neither a run (checkpoints/) nor a policy (config.json); "
+            "train one with `build-and-train RECIPE`"
+        )
+    with suppress(OSError):  # a run that is read-only is used all the same
+        runs.point(path)
+    return found.resolve()
 
 
 def choose_device(device: str | None) -> str:

@@ -26,7 +26,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
 from ..parts import Parts, Site
 from ..wiring import Wiring, demanded, traced, wire, with_statistics
-from . import loading, saving
+from . import loading, manifest, saving
 from .base import BasePolicyModel
 from .observations import Observed
 from .stored import STORED, features_in
@@ -346,13 +346,19 @@ class RecipePolicy(BasePolicyModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        verify = kwargs.get("verify", True)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         policy = loaded[0] if isinstance(loaded, tuple) else loaded
         policy._rest()
         commit = getattr(policy.config, "_commit_hash", None)
         home = loading.home(
-            pretrained_model_name_or_path, kwargs, commit, [saving.RECIPE, f"{saving.ASSETS}/*"]
+            pretrained_model_name_or_path,
+            kwargs,
+            commit,
+            [saving.RECIPE, f"{saving.ASSETS}/*", manifest.NAME],
         )
+        if verify and not Path(str(pretrained_model_name_or_path)).is_dir():
+            manifest.verify(home, partial=True)
         text, assets = home / saving.RECIPE, home / saving.ASSETS
         policy.recipe_text = text.read_text() if text.is_file() else None
         policy._assets = assets if assets.is_dir() else None

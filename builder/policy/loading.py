@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ...schemas.errors import WeightsError
+from ...schemas.errors import CheckpointError, WeightsError
+from . import runs
 
 _HUB = ("cache_dir", "local_files_only", "revision", "token")
 
@@ -22,13 +25,41 @@ def home(source: Any, options: Mapping[str, Any], commit: str | None, patterns: 
     """
     subfolder = options.get("subfolder") or ""
     if Path(str(source)).is_dir():
-        return Path(str(source), subfolder).resolve()
+        return Path(runs.newest(Path(str(source))), subfolder).resolve()
     known = {key: options[key] for key in _HUB if options.get(key) is not None}
     known["local_files_only"] = bool(known.get("local_files_only")) or HF_HUB_OFFLINE
     if commit is not None:
         known["revision"] = commit
     wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
     return Path(snapshot_download(str(source), allow_patterns=wanted, **known), subfolder)
+
+
+@contextlib.contextmanager
+def found(source: Any) -> Iterator[Any]:
+    """The directory to load for a local one, kept from being pruned meanwhile; the newest for a run's link to its policy.
+
+    A hub id is given back as it is.
+    """
+    path = Path(str(source))
+    if not path.is_dir():
+        yield source
+        return
+    directory = runs.newest(path)
+    while (pin := runs.pin(directory)) is None and directory != path:
+        directory = runs.newest(path)
+    with pin or contextlib.nullcontext():
+        yield source if directory == path else directory
+
+
+@contextlib.contextmanager
+def converted(source: Any, policy: type) -> Iterator[None]:
+    """Turns errors of damaged weights into CheckpointError."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{source}: the weights are damaged ({error}); use another checkpoint of the run"
+        ) from error
 
 
 def refuse_misfits(source: Any, policy: nn.Module, info: Mapping[str, Any]) -> None:

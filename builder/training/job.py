@@ -32,6 +32,8 @@ class Job:
     """Whether the dataset is indexed by `(index, key)`, to draw its augmentation by the sample's key."""
     profile: bool = False
     """Whether to look where the time of the first steps goes."""
+    verify: bool = True
+    """Whether a checkpoint to resume from is held against its manifest."""
     shares: Sequence[tuple[int, float]] | None = None
     """Size and weight of each of several datasets that are drawn from by weight; the dataset has them end to end."""
 
