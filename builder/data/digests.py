@@ -43,11 +43,16 @@ def digest(path: Path, *, memory: Path) -> str:
         remembered = json.loads(note.read_text())
         if remembered["state"] == _state(stat):
             return str(remembered["sha256"])
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = plain_digest(path)
     if _age(stat) > _SETTLED_SECONDS:
         _remember(note, stat, found)
     return found
+
+
+def plain_digest(path: Path) -> str:
+    """The same, read in any case. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remember(path: Path, sha256: str, *, memory: Path) -> None:

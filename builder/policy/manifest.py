@@ -19,7 +19,7 @@ from typing import Any
 
 from ...schemas.errors import CheckpointError
 from ..data.cache import cache_root
-from ..data.digests import digest
+from ..data.digests import digest, plain_digest
 
 NAME = "manifest.json"
 _FORMAT = 1
@@ -97,7 +97,7 @@ def _complaint(directory: Path, name: str, entry: Mapping[str, Any]) -> str:
         size = path.stat().st_size
         if size != entry["bytes"]:
             return _differs(path, f"it has {size:,} bytes instead of {entry['bytes']:,}")
-        found = digest(path, memory=cache_root() / "digests") if size >= _LARGE else _digest(path)
+        found = digest(path, memory=cache_root() / "digests") if size >= _LARGE else plain_digest(path)
     except FileNotFoundError:
         return f"{path} is missing; {_cure(directory / NAME)}"
     except OSError as error:
@@ -116,12 +116,7 @@ def _cure(manifest: Path) -> str:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _digest(path)}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": plain_digest(path)}
 
 
 def _seal(content: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from ...schemas.errors import CheckpointError
 
@@ -46,7 +47,7 @@ class Handle:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> Handle:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
