@@ -17,6 +17,7 @@ from .policy import BasePolicyModel, RecipePolicy
 from .policy.dynamic import pair
 from .recipe import LoadedRecipe
 from .sources import DataPlan
+from .standalone import standalone
 
 _PACKAGES = ("policysmith", "torch", "transformers", "timm", "peft", "accelerate")
 
@@ -102,7 +103,8 @@ def assemble(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan, device: str
     torch.manual_seed(loaded.recipe.training.seed)
     with torch.device(device):
         policy: RecipePolicy = model(config())
-    policy.recipe_text = loaded.document.root.span.source.text
+    if loaded.document.root.span.source.text is not None:
+        policy.recipe_text = standalone(loaded.document, located=False)
     policy.directory = loaded.directory
     for name, site in plan.parts.backbones.items() if device != "meta" else ():
         try:

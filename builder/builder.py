@@ -34,6 +34,7 @@ from .policy.pipeline import SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
 from .sources import DataPlan, Source, Windows
+from .standalone import standalone
 from .training import batches, loop
 from .training.job import Job, Result
 from .training.logs import FileLog, Reporter
@@ -174,7 +175,7 @@ class Builder:
         )
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)
-        log = FileLog(directory, self._description(), self.recipe.document.root.span.source.text)
+        log = FileLog(directory, self._description(), standalone(self.recipe.document, located=True))
         try:
             return loop.train(job, accelerator, (log, *reporters), resume=resume)
         finally:

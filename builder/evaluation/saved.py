@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,12 +15,14 @@ import torch
 from transformers import AutoModel
 
 from ...schemas.document import from_mapping
-from ...schemas.errors import CheckpointError, RecipeError, SpecError, TrainingError
+from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError, TrainingError
+from ...schemas.recipe import Recipe
 from ...schemas.specs import Spec
 from ..data.robots import Robot, Robots
 from ..imports import run_imports
 from ..policy import BasePolicyModel, manifest, runs
 from ..policy.composed import MODEL_TYPE
+from ..policy.loading import FOREIGN, misread
 from ..policy.pipeline import KEY
 from ..policy.registry import policies
 from ..policy.runs import latest
@@ -64,11 +67,25 @@ class SavedPolicy:
         config = read_json(directory / "config.json")
         handwritten = config.get("model_type") != MODEL_TYPE
         content = config.get(KEY) if handwritten else config
-        if not isinstance(content, dict) or not content.get("recipe") or not content.get("specs"):
+        named = isinstance(config.get("model_type"), str)
+        if (
+            not named
+            or not isinstance(content, dict)
+            or not content.get("recipe")
+            or not content.get("specs")
+        ):
             raise CheckpointError(
-                f"{directory} holds a `{config.get('model_type')}` that was not made from a recipe: it does not say "
+                f"{directory} holds a `{str(config.get('model_type'))[:80]}` that was not made from a recipe: it does not say "
                 "what it observes; train it with `build-and-train`"
             )
+        try:
+            Recipe.model_validate(content["recipe"])
+            specs = {key: Spec.from_json(spec) for key, spec in content["specs"].items()}
+            Robots.from_json(content.get("robots"), specs)
+            json.dumps(content["statistics"], allow_nan=False)
+            dict(content.get("provenance") or {})
+        except FOREIGN as error:
+            raise misread(directory, error) from error
         run = directory.parents[1] if directory.parent.name == "checkpoints" else None
         return cls(directory, config["model_type"], content, run)
 
@@ -169,7 +186,12 @@ class SavedPolicy:
 
     def load(self, device: str = "cpu") -> BasePolicyModel:
         """The policy in evaluation mode. Its imports must have run. Raises CheckpointError, WeightsError."""
-        policy: Any = AutoModel.from_pretrained(self.directory, verify=False)  # `find` did
+        try:
+            policy: Any = AutoModel.from_pretrained(self.directory, verify=False)  # `find` did
+        except PolicysmithError:
+            raise
+        except FOREIGN as error:
+            raise misread(self.directory, error) from error
         loaded: BasePolicyModel = policy.to(device).eval()
         return loaded
 

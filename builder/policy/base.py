@@ -265,9 +265,10 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         verify = kwargs.pop("verify", True)
         kwargs["ignore_mismatched_sizes"] = True  # they are reported below, with the other complaints
         load: Callable[..., Any] = super().from_pretrained
-        with loading.found(pretrained_model_name_or_path) as source, loading.converted(source, cls):
+        with loading.found(pretrained_model_name_or_path) as source:
             saving.check_directory(source, kwargs.get("subfolder"), digests=verify)
-            policy, info = load(source, *args, output_loading_info=True, **kwargs)
+            with loading.guarded(source, composed=cls.builds_on_meta):
+                policy, info = load(source, *args, output_loading_info=True, **kwargs)
         loading.refuse_misfits(pretrained_model_name_or_path, policy, info)
         policy.repair_buffers()
         loading.align(policy)

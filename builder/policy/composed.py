@@ -36,6 +36,7 @@ CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
 """Fields of the config."""
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; necks and heads get them beside their features."""
+_AUTO_MAP = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
 _SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
 
 try:
@@ -72,12 +73,20 @@ class RecipeConfig(PretrainedConfig):
         return None, list(range(1 - data["observation_steps"], 1)), list(range(-past, data["horizon"] - past))
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers'. Raises CheckpointError for values that no config can have."""
+        try:
+            return super().from_dict({**config_dict, "auto_map": _AUTO_MAP}, **kwargs)
+        except loading.FOREIGN as error:
+            source = config_dict.get("_name_or_path") if isinstance(config_dict, dict) else None
+            raise loading.misread(source or "config.json", error) from error
+
+    @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing: a checkpoint holds an import shim, never a copy of the source."""
 
     def to_dict(self) -> dict[str, Any]:
-        auto_map = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
-        static = {"model_type": MODEL_TYPE, "architectures": ["RecipePolicy"], "auto_map": auto_map}
+        static = {"model_type": MODEL_TYPE, "architectures": ["RecipePolicy"], "auto_map": _AUTO_MAP}
         return {**super().to_dict(), **static}
 
 

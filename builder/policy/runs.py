@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import uuid
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,13 +98,14 @@ def latest(run: Path) -> Path | None:
 
 def point(run: Path) -> None:
     """Let `<run>/policy` be a link to the newest checkpoint. Raises OSError."""
-    newest, link = latest(run), run / POLICY
-    if newest is None or (link.is_symlink() and link.readlink() == newest.relative_to(run)):
-        return
-    made = run / f".{POLICY}-{platform.node()}-{os.getpid()}"
-    made.unlink(missing_ok=True)
-    made.symlink_to(newest.relative_to(run))
-    made.replace(link)
+    link = run / POLICY
+    while (found := latest(run)) is not None:  # again, where a newer one came meanwhile
+        aim = found.relative_to(run)
+        if link.is_symlink() and link.readlink() == aim:
+            return
+        made = run / f".{POLICY}-{uuid.uuid4().hex}"
+        made.symlink_to(aim)
+        made.replace(link)
 
 
 def newest(path: Path) -> Path:
