@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -14,6 +15,19 @@ from torch.utils.tensorboard import SummaryWriter
 from ...schemas.errors import TrainingError
 
 _logger = logging.getLogger(__name__)
+_told_before = threading.excepthook
+
+
+def _told(failed: threading.ExceptHookArgs) -> None:
+    """Tell of a failure of TensorBoard's thread in one line."""
+    if isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread":
+        reason = failed.exc_value.strerror or failed.exc_value
+        _logger.warning("points for TensorBoard cannot be written (%s)", reason)
+    else:
+        _told_before(failed)
+
+
+threading.excepthook = _told
 
 
 class Reporter(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from policysmith.builder.data.decoding import FrameSource, decode
 from policysmith.builder.data.digests import file_digest
 from policysmith.schemas.errors import DatasetError
 
+from ..faults import failing
 from .synthetic import picture, read_code, write_dataset
 
 
@@ -248,6 +250,25 @@ def test_the_cache_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     codes(write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root)
     for directory in (tmp_path / "cache", *entries(tmp_path / "cache")):
         assert directory.stat().st_mode & 0o077 == 0, directory
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
+def test_an_error_at_any_change_of_a_file_is_one_message(
+    number: int, tmp_path: Path, frame_cache: Path
+) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root
+    told = []
+    for at in range(60):
+        shutil.rmtree(frame_cache, ignore_errors=True)
+        with failing(at, number, frame_cache) as what:
+            try:
+                assert codes(root) == list(range(4))  # what is only remembered may be lost
+            except DatasetError as error:
+                told.append(str(error))
+        if what["hit"] is None:
+            break
+    assert len(told) > 3
+    assert all(os.strerror(number) in message and "POLICYSMITH_CACHE" in message for message in told)
 
 
 def test_those_who_start_together_decode_once(

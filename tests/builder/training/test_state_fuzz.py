@@ -22,7 +22,6 @@ from policysmith.schemas.errors import PolicysmithError
 
 from ..policy.mutations import at_most, bytes_changed, changed
 
-
 SLOW = (pytest.mark.slow, pytest.mark.timeout(7200))
 
 
