@@ -227,5 +227,9 @@ def test_what_may_change_on_resume_is_what_the_page_says() -> None:
     from policysmith.builder.training.checkpoint import FREE
 
     section = (ROOT / "docs" / "runs.md").read_text().partition("## Resume")[2]
-    keys = [key for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for key in re.findall(r"`(.*?)`", row)]
+    keys = [
+        key
+        for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+        for key in re.findall(r"`(.*?)`", row)
+    ]
     assert sorted(keys) == sorted(FREE)
