@@ -18,6 +18,7 @@ from .policy import BasePolicyModel, RecipePolicy
 from .policy.dynamic import pair
 from .recipe import LoadedRecipe
 from .sources import DataPlan
+from .standalone import standalone
 
 Covered = Callable[[RecipePolicy], Collection[str]]
 _PACKAGES = ("policysmith", "torch", "transformers", "timm", "peft", "accelerate")
@@ -109,7 +110,8 @@ def assemble(
     torch.manual_seed(loaded.recipe.training.seed)
     with torch.device(device):
         policy: RecipePolicy = model(config())
-    policy.recipe_text = loaded.document.root.span.source.text
+    if loaded.document.root.span.source.text is not None:
+        policy.recipe_text = standalone(loaded.document, located=False)
     policy.directory = loaded.directory
     elsewhere = covered(policy) if device != "meta" else plan.parts.backbones
     for name, site in plan.parts.backbones.items():

@@ -11,6 +11,7 @@ result = builder.train()             # trains, saves, and gives the trained poli
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,15 +31,16 @@ from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
 from .plan import PolicyPlan
 from .plan_data import plan_data
-from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy
+from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy, runs
 from .policy.composed import freeze
 from .policy.pipeline import KEY, SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
 from .sources import DataPlan, Source, Windows
+from .standalone import standalone
 from .starting import Kept, Start
 from .taking import Taken
-from .training import batches, checkpoint, loop
+from .training import batches, loop
 from .training.job import Job, Result
 from .training.logs import FileLog, Reporter
 from .training.placement import make_accelerator, require_device
@@ -79,7 +81,7 @@ class Builder:
 
     def resuming(self, output: str | Path | None = None) -> Builder:
         """The same for a run that goes on from its newest checkpoint, where there is one."""
-        return replace(self, checkpoint=checkpoint.latest(self.run_directory(output)))
+        return replace(self, checkpoint=runs.latest(self.run_directory(output)))
 
     @cached_property
     def recipe(self) -> LoadedRecipe:
@@ -203,22 +205,50 @@ class Builder:
         device: str | None = None,
         reporters: Sequence[Reporter] = (),
         profile: bool = False,
+        verify: bool = True,
     ) -> Result:
         """Build, train and save. Raises RecipeError, TrainingError, CheckpointError.
 
         `output` is the run's directory, by default the recipe's `output`, by default `runs/<name>`. `resume`
-        continues from its newest checkpoint. `device` is `cpu`, `cuda`, or None for the best there is.
+        continues from its newest checkpoint, whose files must be those that were saved, unless `verify` is off. No
+        other process can train in the directory meanwhile. `device` is `cpu`, `cuda`, or None for the best there is.
         `profile` leaves a table of where the time of a step goes, and a trace, in `<output>/profile`.
         """
+        directory = self.claim(output, resume=resume)
+        if resume and self.checkpoint is None and runs.latest(directory) is not None:
+            return self.resuming(output).train(
+                output=output,
+                resume=True,
+                device=device,
+                reporters=reporters,
+                profile=profile,
+                verify=verify,
+            )
+        if os.environ.get("RANK", "0") != "0":  # the main process holds the directory for all
+            return self._train(directory, resume, device, reporters, profile, verify)
+        with runs.held(directory):
+            runs.tidy(directory, self.recipe.recipe.training.keep)
+            return self._train(directory, resume, device, reporters, profile, verify)
+
+    def claim(self, output: str | Path | None = None, *, resume: bool = False) -> Path:
+        """The run's directory. Raises CheckpointError where no run can be kept there, or another is already."""
         directory = self.run_directory(output)
-        if not resume and checkpoint.latest(directory) is not None:
+        runs.usable(directory)
+        if not resume and runs.latest(directory) is not None:
             raise CheckpointError(
                 f"{directory} already holds a run; continue it with `--resume`, choose another `--output`, or remove it"
             )
-        if resume and self.checkpoint is None and checkpoint.latest(directory) is not None:
-            return self.resuming(output).train(
-                output=output, resume=True, device=device, reporters=reporters, profile=profile
-            )
+        return directory
+
+    def _train(
+        self,
+        directory: Path,
+        resume: bool,
+        device: str | None,
+        reporters: Sequence[Reporter],
+        profile: bool,
+        verify: bool,
+    ) -> Result:
         notes = self.notes
         section = self.recipe.recipe.training
         accelerator = make_accelerator(section, device)
@@ -238,13 +268,14 @@ class Builder:
             validation=validation,
             keyed=isinstance(training, TransformedDataset),
             profile=profile,
+            verify=verify,
             shares=source.shares if isinstance(source, Mixture) else None,
             notes=notes,
         )
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)
         description = self._description() | {"init": policy.content["provenance"].get("init")}
-        log = FileLog(directory, description, self.recipe.document.root.span.source.text)
+        log = FileLog(directory, description, standalone(self.recipe.document, located=True))
         try:
             return loop.train(job, accelerator, (log, *reporters), resume=resume)
         finally:

@@ -45,6 +45,7 @@ def _builder(args: Namespace) -> Builder:
 def train(args: Namespace) -> int:
     """`build-and-train`."""
     builder = _builder(args)
+    builder.claim(args.output, resume=args.resume)
     builder = (builder.resuming(args.output) if args.resume else builder).check()
     progress = TerminalProgress(console)
     if is_main_process:
@@ -58,6 +59,7 @@ def train(args: Namespace) -> int:
             device=args.device,
             reporters=(progress,),
             profile=args.profile,
+            verify=args.verify,
         )
     finally:
         progress.close()
@@ -246,6 +248,7 @@ def evaluate(args: Namespace) -> int:
         output=Path(args.output) if args.output else None,
         device=args.device,
         allow_imports=args.allow_imports,
+        verify=args.verify,
         progress=lambda message: console.print(message),
     )
     for line in result.lines:
@@ -281,6 +284,12 @@ def export(args: Namespace) -> int:
     from .export import export as write
 
     _quiet()
-    write(args.checkpoint, args.output, merge=args.merge, allow_imports=args.allow_imports)
+    write(
+        args.checkpoint,
+        args.output,
+        merge=args.merge,
+        allow_imports=args.allow_imports,
+        verify=args.verify,
+    )
     console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained")
     return 0

@@ -16,19 +16,25 @@ from .policy import RecipePolicy
 
 
 def export(
-    run_or_checkpoint: str | Path, output: str | Path, *, merge: bool = False, allow_imports: bool = False
+    run_or_checkpoint: str | Path,
+    output: str | Path,
+    *,
+    merge: bool = False,
+    allow_imports: bool = False,
+    verify: bool = True,
 ) -> None:
     """Write the newest policy of a run, or the policy in a checkpoint, to a new directory; `merge` as `merge_adapters`.
 
     Raises:
-        CheckpointError: there is no policy, none with adapters to merge, or the directory holds something.
+        CheckpointError: there is no policy, its files are not those that were saved (unless `verify` is off), it has no
+            adapters to merge, or the directory holds something or cannot be written.
         WeightsError: the adapters cannot be merged.
         RecipeError: a file that the recipe imports fails.
     """
     output = expanded(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output} exists and holds something; choose another `--output`")
-    saved = SavedPolicy.find(run_or_checkpoint)
+    saved = SavedPolicy.find(run_or_checkpoint, verify=verify)
     saved.run_imports(allowed=allow_imports)
     policy = saved.load()
     if merge:

@@ -25,6 +25,7 @@ def build_and_train() -> ArgumentParser:
     parser.add_argument(
         "--profile", action="store_true", help="tell where the time of a step goes, and leave a trace of some"
     )
+    _verify(parser)
     _device(parser)
     return parser
 
@@ -71,6 +72,7 @@ def policysmith() -> ArgumentParser:
     evaluate.add_argument(
         "--allow-imports", action="store_true", help="run the Python files that the recipe imports"
     )
+    _verify(evaluate)
     _device(evaluate)
 
     taken = _verb(verbs, "import-lerobot", "import_lerobot", "turn a policy of LeRobot into one of ours")
@@ -95,6 +97,7 @@ def policysmith() -> ArgumentParser:
     export.add_argument(
         "--allow-imports", action="store_true", help="run the Python files that the recipe imports"
     )
+    _verify(export)
 
     data = verbs.add_parser("data", help="record or inspect demonstrations", description="Demonstrations.")
     data_verbs = data.add_subparsers(metavar="VERB", required=True)
@@ -131,6 +134,15 @@ def _recipe(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--allow-imports", action="store_true", help="run the Python files that the recipe imports"
+    )
+
+
+def _verify(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="take the files of a checkpoint as they are, without the digests of its manifest",
     )
 
 

@@ -1,13 +1,15 @@
-"""The frame cache: every camera file decoded once into raw uint8 frames that are then mapped into memory.
+"""The frame cache: every camera file decoded once into raw uint8 frames.
 
 Each source file has one directory, named by a hash of the file's content and of the decoder:
 
     <cache root>/<key>/frames.u8        uint8 (N, 3, H, W), no header
                        timestamps.npy   float64 (N,), seconds since the first frame
-                       index.json       counts, sizes and checksums of a few frames
+                       index.json       counts, sizes and the SHA-256 of both files
 
 It is written under another name and renamed when whole, with a lock file to keep two processes from doing the
-same work. The root is `$POLICYSMITH_CACHE`, or `policysmith/frames` in the XDG cache directory.
+same work. Files are held against their digests when they are opened, once as long as they do not change, and built
+again where they differ. Frames are read, not mapped, so that a file that is cut meanwhile is an error and no signal.
+Directories are for their owner alone. The root is `$POLICYSMITH_CACHE`, or `policysmith/frames` in the XDG cache directory.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import logging
 import os
 import shutil
 import tempfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ import numpy as np
 
 from ...schemas.errors import DatasetError
 from .decoding import decode
-from .digests import file_digest
+from .digests import digest, file_digest, plain_digest, remember
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _FORMAT = 1
-_PROBES = 16
+FRAMES, TIMES = "frames.u8", "timestamps.npy"
 _MAX_FILES_AT_ONCE = 4
 
 
@@ -55,25 +56,54 @@ class FrameFile:
     height: int
     width: int
 
-    def open(self) -> npt.NDArray[np.uint8]:
-        """Map the frames, read-only uint8 (N, 3, H, W).
+    def open(self) -> FrameReader:
+        """The frames, to be read one by one.
 
         Raises:
-            DatasetError: the cache was removed since the dataset was opened.
+            DatasetError: the cache was removed or cut since the dataset was opened.
         """
-        shape = (self.frames, 3, self.height, self.width)
-        try:
-            return np.asarray(np.memmap(self.directory / "frames.u8", dtype=np.uint8, mode="r", shape=shape))
-        except (OSError, ValueError) as error:
-            raise DatasetError(
-                f"the cached frames in {self.directory} are gone or damaged ({error}). "
-                "Start again: they are rebuilt when the dataset is opened"
-            ) from error
+        return FrameReader(self)
 
     def timestamps(self) -> npt.NDArray[np.float64]:
         """Seconds since the first frame, float64 (N,)."""
-        times: npt.NDArray[np.float64] = np.load(self.directory / "timestamps.npy")
+        times: npt.NDArray[np.float64] = np.load(self.directory / TIMES)
         return times
+
+
+class FrameReader:
+    """Reads frames of one file, which stays open."""
+
+    def __init__(self, file: FrameFile) -> None:
+        self._directory, self._frame = file.directory, 3 * file.height * file.width
+        with self._explained():
+            self._file = (file.directory / FRAMES).open("rb", buffering=0)
+            size = os.fstat(self._file.fileno()).st_size
+            if size != file.frames * self._frame:
+                raise OSError(f"{size} bytes instead of {file.frames * self._frame}")
+
+    def read_into(self, frame: int, out: npt.NDArray[np.uint8]) -> None:
+        """Copy one frame into a contiguous uint8 array (3, H, W).
+
+        Raises:
+            DatasetError: it cannot be read, or is not there any more.
+        """
+        with self._explained():
+            left = memoryview(out).cast("B")
+            while left:
+                done = os.preadv(self._file.fileno(), [left], (frame + 1) * self._frame - len(left))
+                if done == 0:
+                    raise OSError(f"it ends before frame {frame}")
+                left = left[done:]
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DatasetError(
+                f"the cached frames in {self._directory} are gone or damaged ({error.strerror or error}). "
+                "Start again: they are rebuilt when the dataset is opened"
+            ) from error
 
 
 class _DamagedError(Exception):
@@ -97,7 +127,7 @@ def cache_frames(sources: Sequence[FrameSource]) -> list[FrameFile]:
     """
     root = cache_root()
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DatasetError(
             f"the frame cache {root} cannot be created ({error.strerror}). Set POLICYSMITH_CACHE to a writable directory"
@@ -136,11 +166,11 @@ def _cached(root: Path, key: str, source: FrameSource) -> FrameFile:
     directory = root / key
     if directory.exists():
         with contextlib.suppress(_DamagedError):
-            return _validated(directory, source)
+            return _validated(root, directory, source)
     with locked(root / f"{key}.lock") as alone:
         if directory.exists():
             try:
-                return _validated(directory, source)
+                return _validated(root, directory, source)
             except _DamagedError as damage:
                 _logger.warning(
                     "the cached frames of %s are damaged (%s): decoding again", source.path, damage
@@ -151,31 +181,34 @@ def _cached(root: Path, key: str, source: FrameSource) -> FrameFile:
                 shutil.rmtree(abandoned, ignore_errors=True)
         _build(root, key, source)
     try:
-        return _validated(directory, source)
+        return _validated(root, directory, source)
     except _DamagedError as damage:
         raise DatasetError(
             f"the frames just written to {directory} are damaged ({damage}). Check the disk"
         ) from None
 
 
-def _validated(directory: Path, source: FrameSource) -> FrameFile:
+def _validated(root: Path, directory: Path, source: FrameSource) -> FrameFile:
     try:
         index = json.loads((directory / "index.json").read_text())
         count, height, width = int(index["frames"]), int(index["height"]), int(index["width"])
-        probes = {int(row): int(checksum) for row, checksum in index["probes"].items()}
-        size = (directory / "frames.u8").stat().st_size
-        times = np.load(directory / "timestamps.npy").shape
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        written = {name: str(index["sha256"][name]) for name in (FRAMES, TIMES)}
+        size = (directory / FRAMES).stat().st_size
+        if size != count * 3 * height * width:
+            raise _DamagedError(f"{FRAMES} has {size} bytes instead of {count * 3 * height * width}")
+        for name, sha256 in written.items():
+            if digest(directory / name, memory=root / "digests") != sha256:
+                raise _DamagedError(f"the SHA-256 of {name} differs")
+        times = np.load(directory / TIMES).shape
+    except PermissionError as error:
+        raise DatasetError(
+            f"the cached frames in {directory} belong to another user. Set POLICYSMITH_CACHE to a directory of your own"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
         raise _DamagedError(f"its files are incomplete: {error!r}") from error
-    if size != count * 3 * height * width:
-        raise _DamagedError(f"frames.u8 has {size} bytes instead of {count * 3 * height * width}")
     if times != (count,):
-        raise _DamagedError(f"timestamps.npy has the shape {times} for {count} frames")
+        raise _DamagedError(f"{TIMES} has the shape {times} for {count} frames")
     file = FrameFile(directory, source.path, count, height, width)
-    frames = file.open()
-    for row, checksum in probes.items():
-        if zlib.crc32(frames[row].data) != checksum:
-            raise _DamagedError(f"the checksum of frame {row} differs")
     if (height, width) != (source.height, source.width):
         raise DatasetError(
             f"{source.path}: its frames measure {height} x {width} pixels, but meta/info.json says "
@@ -188,9 +221,10 @@ def _build(root: Path, key: str, source: FrameSource) -> None:
     work: Path | None = None
     try:
         work = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
-        _write(work, source)
-        work.chmod(0o755)
+        written = _write(work, source)
         work.rename(root / key)
+        for name, sha256 in written.items():
+            remember(root / key / name, sha256, memory=root / "digests")
     except OSError as error:
         if (root / key).exists():
             return
@@ -203,32 +237,34 @@ def _build(root: Path, key: str, source: FrameSource) -> None:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(directory: Path, source: FrameSource) -> None:
+def _write(directory: Path, source: FrameSource) -> dict[str, str]:
+    """Decode into a directory; gives the SHA-256 of what was written, by file."""
     times: list[float] = []
-    checksums: list[int] = []
-    with (directory / "frames.u8").open("wb") as file:
+    frames = hashlib.sha256()
+    with (directory / FRAMES).open("wb") as file:
         for image, seconds in decode(source):
             frame = np.ascontiguousarray(image.transpose(2, 0, 1))
             file.write(frame.data)
+            frames.update(frame.data)
             times.append(seconds)
-            checksums.append(zlib.crc32(frame.data))
         file.flush()
         os.fsync(file.fileno())
     if not times:
         raise DatasetError(
             f"{source.path} holds no frames. It is probably truncated: download or copy it again"
         )
-    np.save(directory / "timestamps.npy", np.asarray(times, dtype=np.float64))
-    rows = sorted({int(row) for row in np.linspace(0, len(times) - 1, _PROBES)})
+    np.save(directory / TIMES, np.asarray(times, dtype=np.float64))
+    written = {FRAMES: frames.hexdigest(), TIMES: plain_digest(directory / TIMES)}
     index = {
         "source": source.path.name,
         "decoder": source.decoder,
         "frames": len(times),
         "height": source.height,
         "width": source.width,
-        "probes": {str(row): checksums[row] for row in rows},
+        "sha256": written,
     }
     (directory / "index.json").write_text(json.dumps(index, indent=1))
+    return written
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from .cache import FrameFile
+    from .cache import FrameFile, FrameReader
     from .features import Camera
     from .layout import EpisodeInfo, Layout
 
@@ -41,29 +41,33 @@ _OFFSET, _DRIFT = 0.25, 0.1
 
 
 class FrameStore:
-    """Maps row numbers of an episode table to decoded frames. Can be pickled; files are mapped on first use."""
+    """Maps row numbers of an episode table to decoded frames. Can be pickled; files are opened on first use."""
 
     def __init__(
         self, files: Sequence[FrameFile], *, file_of: npt.NDArray[np.int64], frame_of: npt.NDArray[np.int64]
     ) -> None:
         """`file_of` and `frame_of` (N,) give, for each row, the position in `files` and the frame within it."""
         self._files, self._file_of, self._frame_of = tuple(files), file_of, frame_of
-        self._maps: list[npt.NDArray[np.uint8] | None] = [None] * len(self._files)
+        self._readers: list[FrameReader | None] = [None] * len(self._files)
         self.height, self.width = self._files[0].height, self._files[0].width
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
-        """Copy the frames of `rows` (T,) into a new uint8 array (T, 3, H, W)."""
+        """Copy the frames of `rows` (T,) into a new uint8 array (T, 3, H, W).
+
+        Raises:
+            DatasetError: the cache was removed or cut since the dataset was opened.
+        """
         out = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
         for position, row in enumerate(rows):
             number = self._file_of[row]
-            frames = self._maps[number]
-            if frames is None:
-                frames = self._maps[number] = self._files[number].open()
-            out[position] = frames[self._frame_of[row]]
+            reader = self._readers[number]
+            if reader is None:
+                reader = self._readers[number] = self._files[number].open()
+            reader.read_into(int(self._frame_of[row]), out[position])
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": [None] * len(self._files)}
+        return {**self.__dict__, "_readers": [None] * len(self._files)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
 """A table of tensors on disk, one row a sample, mapped into memory.
 
     <directory>/0.bin, 1.bin, ...   one tensor (N, ...) each, no header
-                index.json          by key: file, shape, dtype, and checksums of a few rows
+                index.json          by key: file, shape, dtype, and SHA-256
 
-It is written under another name and renamed when whole, so that a directory of this name is a whole table.
+It is written under another name and renamed when whole, so that a directory of this name is a whole table. Its files
+are held against their digests when it is opened, once as long as they do not change.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PROBES = 16
+from ...schemas.errors import DatasetError
+from .digests import digest, plain_digest, remember
 
 
 class DamagedTableError(Exception):
@@ -30,24 +31,45 @@ class UnlikeRowsError(Exception):
 
 
 class Rows:
-    """Tensors (N, ...) by key."""
+    """Tensors (N, ...) by key. Of mapped ones, `sizes` are the bytes that their files must keep."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = dict(tensors)
+    def __init__(self, tensors: Mapping[str, Tensor], sizes: Mapping[Path, int] | None = None) -> None:
+        self.tensors, self._sizes = dict(tensors), dict(sizes or {})
 
     @property
     def bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The rows of these samples (B, ...), by key, on the device that the table is on."""
+        """The rows of these samples (B, ...), by key, on the device that the table is on.
+
+        Raises DatasetError where a file of the table was cut or removed, which would end the process by a signal.
+        """
+        self._check()
         device = next(iter(self.tensors.values())).device
         chosen = torch.tensor(indices, dtype=torch.int64)
         chosen = chosen.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else chosen
         return {key: tensor.index_select(0, chosen) for key, tensor in self.tensors.items()}
 
     def to(self, device: torch.device) -> Rows:
+        """The table in the memory of a device. Raises DatasetError as `batch`."""
+        self._check()
         return Rows({key: tensor.to(device) for key, tensor in self.tensors.items()})
+
+    def _check(self) -> None:
+        for path, size in self._sizes.items():
+            try:
+                now = path.stat().st_size
+            except OSError as error:
+                reason = error.strerror or str(error)
+            else:
+                if now == size:
+                    continue
+                reason = f"{now} bytes instead of {size}"
+            raise DatasetError(
+                f"the stored features in {path} are gone or damaged ({reason}). "
+                "Start again, with `--resume` where there is a checkpoint: they are computed anew"
+            )
 
 
 class RowsWriter:
@@ -87,15 +109,17 @@ class RowsWriter:
         for key, file in self._files.items():
             with (self._work / file).open("rb") as handle:
                 os.fsync(handle.fileno())
-            mapped, shape = self._mapped(key, "r+"), self._shape(key)
             index[key] = {
                 "file": file,
-                "shape": shape,
-                "dtype": str(mapped.dtype).removeprefix("torch."),
-                "probes": _probes(mapped),
+                "shape": self._shape(key),
+                "dtype": str(self._row[key].dtype).removeprefix("torch."),
+                "sha256": plain_digest(self._work / file),
             }
         (self._work / "index.json").write_text(json.dumps(index, indent=1))
         self._work.rename(self._directory)
+        for entry in index.values():
+            place, found = self._directory / str(entry["file"]), str(entry["sha256"])
+            remember(place, found, memory=digests_of(self._directory))
 
     def _shape(self, key: str) -> list[int]:
         return [self._count, *self._row[key].shape[1:]]
@@ -104,22 +128,27 @@ class RowsWriter:
         return _map(self._work / self._files[key], self._shape(key), self._row[key].dtype, mode)
 
 
+def digests_of(directory: Path) -> Path:
+    """Where the digests of a table's files are remembered."""
+    return directory.parent / "digests"
+
+
 def open_rows(directory: Path) -> Rows:
     """The table in a directory. Raises DamagedTableError."""
-    tensors = {}
+    tensors, sizes = {}, {}
     try:
         index = json.loads((directory / "index.json").read_text())
         for key, entry in index.items():
-            dtype = getattr(torch, entry["dtype"])
-            mapped = _map(directory / entry["file"], entry["shape"], dtype, "c")
-            if _probes(mapped) != entry["probes"]:
-                raise DamagedTableError(f"the checksum of `{key}` differs")
-            tensors[key] = mapped
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            path, dtype = directory / Path(entry["file"]).name, getattr(torch, entry["dtype"])
+            tensors[key] = _map(path, entry["shape"], dtype, "c")
+            sizes[path] = path.stat().st_size
+            if digest(path, memory=digests_of(directory)) != entry["sha256"]:
+                raise DamagedTableError(f"the SHA-256 of `{key}` differs")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise DamagedTableError(f"its files are incomplete: {error!r}") from error
     if not tensors:
         raise DamagedTableError("it is empty")
-    return Rows(tensors)
+    return Rows(tensors, sizes)
 
 
 def _map(path: Path, shape: Sequence[int], dtype: torch.dtype, mode: str) -> Tensor:
@@ -129,10 +158,3 @@ def _map(path: Path, shape: Sequence[int], dtype: torch.dtype, mode: str) -> Ten
     raw = np.memmap(path, dtype=np.uint8, mode=mode, shape=(size,))  # type: ignore[call-overload]
     mapped: Tensor = torch.from_numpy(raw).view(dtype).reshape(*shape)
     return mapped
-
-
-def _probes(mapped: Tensor) -> dict[str, int]:
-    """Checksums of a few rows."""
-    rows = sorted({int(row) for row in np.linspace(0, len(mapped) - 1, _PROBES)})
-    flat = mapped.reshape(len(mapped), -1).view(torch.uint8)
-    return {str(row): zlib.crc32(flat[row].numpy().data) for row in rows}

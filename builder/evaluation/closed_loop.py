@@ -103,6 +103,7 @@ def evaluate_closed_loop(
     video: Path | None = None,
     strip: Path | None = None,
     allow_imports: bool = False,
+    verify: bool = True,
     watch: Watch | None = None,
 ) -> ClosedLoopResult:
     """Run a saved policy (or the newest of a run) for `episodes` episodes.
@@ -121,7 +122,7 @@ def evaluate_closed_loop(
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, not {episodes}")
     start = time.perf_counter()
-    saved = SavedPolicy.find(policy_directory)
+    saved = SavedPolicy.find(policy_directory, verify=verify)
     saved.run_imports(allowed=allow_imports)
     needs = needs_of(saved, embodiment)
     filming = needs.image_size is not None and (video is not None or strip is not None)

@@ -51,6 +51,7 @@ def evaluate(
     output: Path | None = None,
     device: str | None = None,
     allow_imports: bool = False,
+    verify: bool = True,
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
@@ -61,12 +62,13 @@ def evaluate(
     for one of several robots a folder of its name in there; a blind control is trained once, in `<run>/control`.
 
     Raises:
-        CheckpointError: there is no policy, or nothing to judge it on.
+        CheckpointError: there is no policy, its files are not those that were saved (unless `verify` is off), or there is
+            nothing to judge it on.
         SpecError: the policy does not fit the environment or the dataset.
         RecipeError, SimulatorError, TrainingError: as loading, simulating and training the control do.
     """
     tell = progress or (lambda message: None)
-    saved = SavedPolicy.find(run_or_checkpoint)
+    saved = SavedPolicy.find(run_or_checkpoint, verify=verify)
     section: dict[str, Any] = saved.recipe.get("evaluation") or {}
     plan = _Plan(
         env=None if open_loop else env or section.get("env"),
@@ -154,6 +156,7 @@ class _Plan:
             video=video,
             strip=video.with_name("strip.png") if video is not None else None,
             allow_imports=self.allow_imports,
+            verify=False,  # it is
             watch=watch,
         )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +15,20 @@ import torch
 from transformers import AutoModel
 
 from ...schemas.document import from_mapping
-from ...schemas.errors import CheckpointError, RecipeError, SpecError, TrainingError
+from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError, TrainingError
 from ...schemas.paths import expanded
+from ...schemas.recipe import Recipe
 from ...schemas.specs import Spec
 from ..data.robots import Robot, Robots
 from ..imports import run_imports
-from ..policy import BasePolicyModel
+from ..policy import BasePolicyModel, manifest, runs
 from ..policy.composed import MODEL_TYPE
+from ..policy.loading import FOREIGN, misread
 from ..policy.pipeline import KEY
 from ..policy.registry import policies
-from ..policy.saving import read_json
-from ..training.checkpoint import STATE, latest, load_state
+from ..policy.runs import latest
+from ..policy.saving import STATE, read_json
+from ..training.state import load as load_state
 
 
 @dataclass(frozen=True)
@@ -36,32 +42,51 @@ class SavedPolicy:
     run: Path | None = None
 
     @classmethod
-    def find(cls, path: str | Path) -> SavedPolicy:
+    def find(cls, path: str | Path, *, verify: bool = True) -> SavedPolicy:
         """The policy in a checkpoint directory, or the newest of a run directory.
 
+        As long as this object lives, the run that it is of does not prune it.
+
         Raises:
-            CheckpointError: there is none, it is damaged, or it was not made from a recipe.
+            CheckpointError: there is none, it is damaged, it was not made from a recipe, or, unless `verify` is off, its
+                files are not those that its manifest lists.
         """
-        path = expanded(path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is no directory; name a run or a checkpoint")
-        if (path / "config.json").exists():
-            directory = path.resolve()
-        elif (newest := latest(path)) is not None:
-            directory = (path / "policy" if (path / "policy").exists() else newest).resolve()
-        else:
-            raise CheckpointError(
-                f"{path} holds neither a run (checkpoints/) nor a policy (config.json); "
-                "train one with `build-and-train RECIPE`"
-            )
+        while (pin := runs.pin(directory := _directory(expanded(path)))) is None:
+            pass  # pruned since it was found: there is a newer one
+        try:
+            saved = cls._read(directory, verify=verify)
+        except BaseException:
+            pin.close()
+            raise
+        weakref.finalize(saved, pin.close)
+        return saved
+
+    @classmethod
+    def _read(cls, directory: Path, *, verify: bool) -> SavedPolicy:
+        if verify:
+            manifest.verify(directory, without=[] if (directory / STATE).exists() else [STATE])
         config = read_json(directory / "config.json")
         handwritten = config.get("model_type") != MODEL_TYPE
         content = config.get(KEY) if handwritten else config
-        if not isinstance(content, dict) or not content.get("recipe") or not content.get("specs"):
+        named = isinstance(config.get("model_type"), str)
+        if (
+            not named
+            or not isinstance(content, dict)
+            or not content.get("recipe")
+            or not content.get("specs")
+        ):
             raise CheckpointError(
-                f"{directory} holds a `{config.get('model_type')}` that was not made from a recipe: it does not say "
+                f"{directory} holds a `{str(config.get('model_type'))[:80]}` that was not made from a recipe: it does not say "
                 "what it observes; train it with `build-and-train`"
             )
+        try:
+            Recipe.model_validate(content["recipe"])
+            specs = {key: Spec.from_json(spec) for key, spec in content["specs"].items()}
+            Robots.from_json(content.get("robots"), specs)
+            json.dumps(content["statistics"], allow_nan=False)
+            dict(content.get("provenance") or {})
+        except FOREIGN as error:
+            raise misread(directory, error) from error
         run = directory.parents[1] if directory.parent.name == "checkpoints" else None
         return cls(directory, config["model_type"], content, run)
 
@@ -162,9 +187,30 @@ class SavedPolicy:
 
     def load(self, device: str = "cpu") -> BasePolicyModel:
         """The policy in evaluation mode. Its imports must have run. Raises CheckpointError, WeightsError."""
-        policy: Any = AutoModel.from_pretrained(self.directory)
+        try:
+            policy: Any = AutoModel.from_pretrained(self.directory, verify=False)  # `find` did
+        except PolicysmithError:
+            raise
+        except FOREIGN as error:
+            raise misread(self.directory, error) from error
         loaded: BasePolicyModel = policy.to(device).eval()
         return loaded
+
+
+def _directory(path: Path) -> Path:
+    """The directory of a checkpoint, or of the newest one of a run, whose link to it is repaired. Raises CheckpointError."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is no directory; name a run or a checkpoint")
+    if (path / "config.json").exists():
+        return runs.newest(path).resolve()
+    if (found := runs.latest(path)) is None:
+        raise CheckpointError(
+            f"{path} holds neither a run (checkpoints/) nor a policy (config.json); "
+            "train one with `build-and-train RECIPE`"
+        )
+    with suppress(OSError):  # a run that is read-only is used all the same
+        runs.point(path)
+    return found.resolve()
 
 
 def choose_device(device: str | None) -> str:

@@ -23,7 +23,6 @@ from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from ruamel.yaml import YAML
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -33,7 +32,7 @@ from ...components.recomputation import recompute
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..data.robots import Robots
-from . import keywords, loading, registry, saving, sharing
+from . import keywords, loading, manifest, registry, saving, sharing
 from .ensemble import Ensemble
 from .observations import History, Observed
 from .pipeline import KEY, SamplePipeline, way_of_samples
@@ -356,18 +355,17 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """As transformers', but a missing, unexpected, misshapen or not finite weight is a WeightsError, every buffer is
         right, and what the constructor froze is frozen.
 
-        Raises CheckpointError for a directory that holds no complete checkpoint.
+        Raises CheckpointError for a directory that holds no complete checkpoint, or, unless `verify=False`, files other
+        than those that its manifest lists.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        verify = kwargs.pop("verify", True)
         kwargs["ignore_mismatched_sizes"] = True  # they are reported below, with the other complaints
-        saving.check_directory(pretrained_model_name_or_path, kwargs.get("subfolder"))
-        try:
-            load: Callable[..., Any] = super().from_pretrained
-            policy, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{pretrained_model_name_or_path}: the weights are damaged ({error}); use another checkpoint of the run"
-            ) from error
+        load: Callable[..., Any] = super().from_pretrained
+        with loading.found(pretrained_model_name_or_path) as source:
+            saving.check_directory(source, kwargs.get("subfolder"), digests=verify)
+            with loading.guarded(source, composed=cls.builds_on_meta):
+                policy, info = load(source, *args, output_loading_info=True, **kwargs)
         loading.refuse_misfits(pretrained_model_name_or_path, policy, info)
         loading.refuse_not_finite(pretrained_model_name_or_path, policy)
         policy.repair_buffers()
@@ -408,6 +406,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
             super().save_pretrained(directory, *args, **kwargs)
             self.save_assets(directory)
             saving.verify(directory)
+            manifest.write(directory)
         if push_to_hub:
             self.push_to_hub(**{"repo_id": Path(save_directory).name, **upload})
 

@@ -26,7 +26,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
 from ..parts import Parts, Site
 from ..wiring import Wiring, demanded, traced, wire, with_statistics
-from . import loading, saving
+from . import loading, manifest, saving
 from .base import BasePolicyModel
 from .observations import Observed
 from .ranges import finite
@@ -37,6 +37,7 @@ CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "signals", "prove
 """Fields of the config."""
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; necks and heads get them beside their features."""
+_AUTO_MAP = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
 _SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
 
 try:
@@ -75,12 +76,20 @@ class RecipeConfig(PretrainedConfig):
         return None, list(range(1 - data["observation_steps"], 1)), list(range(-past, data["horizon"] - past))
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers'. Raises CheckpointError for values that no config can have."""
+        try:
+            return super().from_dict({**config_dict, "auto_map": _AUTO_MAP}, **kwargs)
+        except loading.FOREIGN as error:
+            source = config_dict.get("_name_or_path") if isinstance(config_dict, dict) else None
+            raise loading.misread(source or "config.json", error) from error
+
+    @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing: a checkpoint holds an import shim, never a copy of the source."""
 
     def to_dict(self) -> dict[str, Any]:
-        auto_map = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
-        static = {"model_type": MODEL_TYPE, "architectures": ["RecipePolicy"], "auto_map": auto_map}
+        static = {"model_type": MODEL_TYPE, "architectures": ["RecipePolicy"], "auto_map": _AUTO_MAP}
         held = super().to_dict()
         held.pop("content", None)  # checkpoints of version 0.1 hold everything twice
         return {**held, **static}
@@ -363,13 +372,19 @@ class RecipePolicy(BasePolicyModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        verify = kwargs.get("verify", True)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         policy = loaded[0] if isinstance(loaded, tuple) else loaded
         policy._rest()
         commit = getattr(policy.config, "_commit_hash", None)
         home = loading.home(
-            pretrained_model_name_or_path, kwargs, commit, [saving.RECIPE, f"{saving.ASSETS}/*"]
+            pretrained_model_name_or_path,
+            kwargs,
+            commit,
+            [saving.RECIPE, f"{saving.ASSETS}/*", manifest.NAME],
         )
+        if verify and not Path(str(pretrained_model_name_or_path)).is_dir():
+            manifest.verify(home, partial=True)
         text, assets = home / saving.RECIPE, home / saving.ASSETS
         policy.recipe_text = text.read_text() if text.is_file() else None
         policy._assets = assets if assets.is_dir() else None

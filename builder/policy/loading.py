@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ...schemas.errors import WeightsError
+from ...schemas.errors import CheckpointError, PolicysmithError, WeightsError
+from . import runs
 
 _HUB = ("cache_dir", "local_files_only", "revision", "token")
 
@@ -23,13 +28,101 @@ def home(source: Any, options: Mapping[str, Any], commit: str | None, patterns: 
     """
     subfolder = options.get("subfolder") or ""
     if Path(str(source)).is_dir():
-        return Path(str(source), subfolder).resolve()
+        return Path(runs.newest(Path(str(source))), subfolder).resolve()
     known = {key: options[key] for key in _HUB if options.get(key) is not None}
     known["local_files_only"] = bool(known.get("local_files_only")) or HF_HUB_OFFLINE
     if commit is not None:
         known["revision"] = commit
     wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
     return Path(snapshot_download(str(source), allow_patterns=wanted, **known), subfolder)
+
+
+@contextlib.contextmanager
+def found(source: Any) -> Iterator[Any]:
+    """The directory to load for a local one, kept from being pruned meanwhile; the newest for a run's link to its policy.
+
+    A hub id is given back as it is.
+    """
+    path = Path(str(source))
+    if not path.is_dir():
+        yield source
+        return
+    directory = runs.newest(path)
+    while (pin := runs.pin(directory)) is None and directory != path:
+        directory = runs.newest(path)
+    with pin or contextlib.nullcontext():
+        yield source if directory == path else directory
+
+
+FOREIGN = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NameError, OSError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What code raises on values that it was not made for."""
+
+
+@contextlib.contextmanager
+def guarded(source: Any, *, composed: bool) -> Iterator[None]:
+    """Turns errors of damaged weights into CheckpointError; for a policy that is `composed`, any but the project's own."""
+    try:
+        with _bounded(source) if composed else contextlib.nullcontext():
+            yield
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{source}: the weights are damaged ({error}); use another checkpoint of the run"
+        ) from error
+    except FOREIGN as error:
+        if not composed or isinstance(error, PolicysmithError):
+            raise
+        raise misread(source, error) from error
+
+
+def misread(source: Any, error: Exception) -> CheckpointError:
+    """The error for a policy that cannot be built from what its directory holds."""
+    reason = str(error).strip().partition("\n")[0][:300]
+    return CheckpointError(
+        f"{source} cannot be loaded ({type(error).__name__}: {reason}); where its config.json is damaged, use another "
+        "checkpoint of the run, or save the policy again"
+    )
+
+
+@contextlib.contextmanager
+def _bounded(source: Any) -> Iterator[None]:
+    """Stops a policy in the making with CheckpointError once it is much larger than the weights in a local directory.
+
+    A damaged number in a config could otherwise take all memory, or hours.
+    """
+    sizes = _weights_in(Path(str(source)))
+    if not sizes:
+        yield
+        return
+    count, numbers = 4 * len(sizes) + 1000, 4 * sum(sizes) + (1 << 20)
+    made = [0, 0]
+
+    def check(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None:
+            return
+        made[0], made[1] = made[0] + 1, made[1] + parameter.numel()
+        if made[0] > count or made[1] > numbers:
+            raise CheckpointError(
+                f"{source}: its config.json describes a policy that is larger than its weights; use another checkpoint "
+                "of the run, or save the policy again"
+            )
+
+    handle = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _weights_in(directory: Path) -> list[int]:
+    """Numbers in every tensor of the weights files in a directory. Raises SafetensorError for one that is damaged."""
+    sizes = []
+    for path in directory.glob("model*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            sizes += [math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()]  # noqa: SIM118
+    return sizes
 
 
 def refuse_misfits(source: Any, policy: nn.Module, info: Mapping[str, Any]) -> None:

@@ -23,12 +23,16 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ...schemas.errors import CheckpointError
+from . import manifest
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _CURE = "the checkpoint is not whole; use another one of the run, or save the policy again"
 CONFIG, RECIPE, ASSETS = "config.json", "recipe.yaml", "collator"
+STATE = "training.pt"
+"""The state of training, which only `--resume` needs."""
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
-_OTHERS = {CONFIG, RECIPE, "recipe.lock.yaml", "policy_shim.py", ASSETS}
+_OTHERS = {CONFIG, RECIPE, "recipe.lock.yaml", "policy_shim.py", ASSETS, manifest.NAME}
+_STAGING = ".staging-"
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +44,28 @@ def staged(target: Path) -> Iterator[Path]:
     In one step where `target` is new, empty, or holds nothing but a former checkpoint. Otherwise, and where it is a
     volume, the working directory, or in a directory that cannot be written to, file by file: what else it holds is
     not touched, and as long as files are mixed there is no config.json.
+
+    Raises CheckpointError where that cannot be written, whatever the block was doing.
     """
     if target.is_file():
         raise CheckpointError(f"{target} is a file; name a directory")
+    if _STAGING in target.name:  # a save within a save, whose errors are told by the outer one
+        with _staged(target) as directory:
+            yield directory
+        return
+    try:
+        with _staged(target) as directory:
+            yield directory
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{target} cannot be written ({reason}); what was saved before is as it was. Make room or set its "
+            "permissions right, and save again, or go on with `--resume`"
+        ) from error
+
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Iterator[Path]:
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     replaced = not target.exists() or _replaceable(target)
@@ -99,7 +122,7 @@ def _files(directory: Path) -> list[Path]:
 
 def _staging(target: Path) -> Path:
     """A free directory name beside `target`; removes what processes of this machine that are gone have left."""
-    stem = f".{target.name}.staging-{platform.node()}-"
+    stem = f".{target.name}{_STAGING}{platform.node()}-"
     for left in target.parent.glob(f"{glob.escape(stem)}*"):
         owner = left.name.removeprefix(stem)
         if owner.isdigit() and (int(owner) == os.getpid() or not _alive(int(owner))):
@@ -155,8 +178,11 @@ def verify(directory: Path) -> None:
             raise CheckpointError(f"{path} is damaged ({error}); {_CURE}") from error
 
 
-def check_directory(path: Any, subfolder: str | None = None) -> None:
-    """Refuse a local directory that holds no whole checkpoint; a hub id passes. Raises CheckpointError."""
+def check_directory(path: Any, subfolder: str | None = None, *, digests: bool = False) -> None:
+    """Refuse a local directory that holds no whole checkpoint; a hub id passes. Raises CheckpointError.
+
+    With `digests`, files that a policy is loaded from must be those that its manifest lists, where it has one.
+    """
     directory = Path(str(path))
     if directory.is_dir():
         directory /= subfolder or ""
@@ -166,6 +192,8 @@ def check_directory(path: Any, subfolder: str | None = None) -> None:
                 "was interrupted"
             )
         verify(directory)
+        if digests:
+            manifest.verify(directory, without=[STATE])
     elif _former(directory).is_dir():
         raise CheckpointError(
             f"{directory} was being replaced when its process ended; rename {_former(directory)} to {directory.name}"

@@ -3,6 +3,7 @@
     checkpoints/step-00002000/
         config.json, model.safetensors, recipe.lock.yaml, policy_shim.py     the policy (averaged weights, if any)
         training.pt                                                          what only `--resume` needs
+        manifest.json                                                        SHA-256 of all of them, and the step
 
 A checkpoint appears whole, by one rename, after it was read back. Killing the process at any moment leaves the
 former ones as they were.
@@ -11,10 +12,9 @@ former ones as they were.
 from __future__ import annotations
 
 import contextlib
-import os
-import pickle
-import re
-import shutil
+import hashlib
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,14 @@ from typing import Any
 import torch
 
 from ...schemas.errors import CheckpointError
-from ..policy import BasePolicyModel, saving
+from ..policy import BasePolicyModel, manifest, saving
+from ..policy.runs import checkpoints, latest, place, point
+from ..policy.saving import STATE
+from . import state as states
 from .ema import WeightAverage
 from .sharding import put, unsharded, whole
 
-STATE = "training.pt"
-_STEP = re.compile(r"step-(\d{8})")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,22 @@ class Identity:
     """Fingerprint of the dataset as it is used."""
     world_size: int
     """Processes."""
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """The same for the manifest of the checkpoint after `step` updates."""
+        text = json.dumps(self.recipe, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return {"step": step, "recipe": digest, "data": self.data, "world_size": self.world_size}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Where a run goes on."""
+
+    step: int
+    """Updates made so far."""
+    notes: list[str]
+    """Changes that the run goes on with, and their consequences."""
 
 
 def save(
@@ -55,7 +73,8 @@ def save(
 ) -> Path:
     """Write the checkpoint after `step` updates and point `<run>/policy` at it.
 
-    All processes of a run call it, so that what is spread over them comes together; one of them `writes`.
+    All processes of a run call it, so that what is spread over them comes together; one of them `writes`. Raises
+    CheckpointError where the checkpoint cannot be written, which leaves those before it as they are.
     """
     target = place(run, step)
     state: dict[str, Any] = whole(
@@ -71,34 +90,30 @@ def save(
         weights = whole(policy.state_dict())
         if not writes:
             return target
+        if not run.is_dir():
+            log.warning("%s was removed while the run went on; it is made again for the checkpoint", run)
         with saving.staged(target) as directory:
             policy.save_pretrained(directory, state_dict=weights)
-            torch.save(state, directory / STATE)
-            load_state(directory)
-    link = run / f".policy-{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.relative_to(run))
-    link.replace(run / "policy")
+            _write(state, directory / STATE)
+            states.load(directory)
+            manifest.write(directory, **identity.facts(step))
+    try:
+        point(run)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} is saved, but {run / 'policy'} cannot be pointed at it ({error.strerror or error}); "
+            "set the permissions right and go on with `--resume`"
+        ) from error
     return target
 
 
-def place(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` updates lies."""
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
-def load_state(checkpoint: Path) -> dict[str, Any]:
-    """The state of training in a checkpoint. Raises CheckpointError where it is missing or damaged."""
-    path = checkpoint / STATE
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing: {checkpoint} can be used, but not resumed from")
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    """Raises OSError, also where torch has another error for a disk that is full."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}); remove {checkpoint} to resume from the one before"
-        ) from error
-    return state
+        torch.save(state, path)
+    except RuntimeError as error:
+        path.write_bytes(b"")  # raises what the reason is, where it still holds
+        raise OSError(f"{STATE}: {str(error).splitlines()[0]}") from error
 
 
 def restore(
@@ -107,43 +122,39 @@ def restore(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
     identity: Identity,
-) -> int:
-    """Continue where a checkpoint left off; gives the number of updates made. Raises CheckpointError."""
-    state = load_state(checkpoint)
+    *,
+    verify: bool = True,
+) -> Restored:
+    """Continue where a checkpoint left off. Nothing is changed before everything in it was checked.
+
+    Raises CheckpointError for a checkpoint that is damaged, of files that do not belong together, or of another run.
+    """
+    facts = manifest.verify(checkpoint) if verify else None
+    state = states.load(checkpoint)
     _compare(checkpoint, state["identity"], identity)
-    weights = unsharded(policy).from_pretrained(checkpoint).state_dict()
+    states.check(checkpoint, state, policy, optimizer, average)
+    if facts is not None and facts.get("step") != state["step"]:
+        raise states.damaged(
+            checkpoint, f"its step is {state['step']}, and the manifest has {facts.get('step')}"
+        )
+    found = unsharded(policy).from_pretrained(checkpoint, verify=False).state_dict()
+    states.check_weights(checkpoint, found, policy)
     if average is not None:
         average.load_state_dict(state["average"])
-        weights |= state["weights"]
+        found |= state["weights"]
     for name, value in policy.state_dict().items():
-        put(value, weights[name])
+        put(value, found[name])
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    return Restored(state["step"], _notes(state, identity))
 
 
-def latest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run, if there is one."""
-    found = checkpoints(run)
-    return found[-1] if found else None
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    folder = run / "checkpoints"
-    return sorted(p for p in folder.iterdir() if _STEP.fullmatch(p.name)) if folder.is_dir() else []
-
-
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for path in checkpoints(run)[:-keep]:
-        shutil.rmtree(path)
-
-
-_FREE = {
-    "output", "evaluation", "meta", "imports",
-    "training.log_every", "training.save_every", "training.keep", "training.workers", "training.cache", "training.compile", "training.cuda_graph",
-    "training.sharding", "training.float8", "training.optimizer.states",
-}  # fmt: skip
+FREE = (
+    "output", "evaluation", "meta", "imports", "data.path", "data.sources.*.path",
+    "training.steps", "training.log_every", "training.save_every", "training.keep", "training.workers",
+    "training.cache", "training.compile", "training.cuda_graph", "training.sharding", "training.float8",
+    "training.optimizer.states",
+)  # fmt: skip
+"""Keys of the recipe that a resumed run may change. The data itself is compared by its content."""
 
 
 def _compare(checkpoint: Path, saved: Mapping[str, Any], identity: Identity) -> None:
@@ -158,19 +169,43 @@ def _compare(checkpoint: Path, saved: Mapping[str, Any], identity: Identity) -> 
             "resume with as many"
         )
     before, now = _flatten(saved["recipe"]), _flatten(identity.recipe)
-    free = set(_FREE)
-    if now.get("training.schedule.type") == "constant":
-        free.add("training.steps")
     changed = [
         f"`{key}` was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == f or key.startswith(f"{f}.") for f in free)
+        if before.get(key) != now.get(key) and not _is_free(key)
     ]
     if changed:
         raise CheckpointError(
             f"{checkpoint} belongs to another recipe: {'; '.join(changed[:5])}. "
             "Undo the change, or start a new run with another `output`"
         )
+
+
+def _is_free(key: str) -> bool:
+    steps = key.split(".")
+    return any(
+        all(a in ("*", b) for a, b in zip(free.split("."), steps, strict=False))
+        and len(free.split(".")) <= len(steps)
+        for free in FREE
+    )
+
+
+def _notes(state: Mapping[str, Any], identity: Identity) -> list[str]:
+    """A note where the course of the learning rate changes. Raises CheckpointError where no step is left by far."""
+    before, now = state["identity"]["recipe"]["training"]["steps"], identity.recipe["training"]["steps"]
+    if now == before:
+        return []
+    if now < state["step"]:
+        raise CheckpointError(
+            f"`training.steps` is {now}, and the run has taken {state['step']} already; set it to more, or take an "
+            "earlier checkpoint"
+        )
+    schedule = identity.recipe["training"]["schedule"]["type"]
+    told = f"`training.steps` was {before} and is {now}"
+    if schedule == "constant":
+        return [f"{told}: the rate stays"]
+    course = f"the rate follows the {schedule} schedule of {now} steps, while those before followed that of {before}"
+    return [f"{told}: from step {state['step']} on {course}"]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -181,3 +216,6 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     else:
         return {prefix: value}
     return {k: v for key, item in pairs for k, v in _flatten(item, key).items()}
+
+
+__all__ = ["FREE", "STATE", "Identity", "Restored", "checkpoints", "latest", "place", "restore", "save"]

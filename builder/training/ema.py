@@ -25,6 +25,11 @@ class WeightAverage:
         self._average = [weight.detach().float().clone() for weight in self._weights]
         self._of = dict(zip(self._weights, self._average, strict=True))
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the weights that are averaged."""
+        return list(self._names)
+
     def of(self, weight: Tensor) -> Tensor:
         """The average of a weight, for those that take in the weights themselves."""
         return self._of[weight]

@@ -304,7 +304,7 @@ def _damage(directory: Path) -> str | None:
 
 def _work(root: Path, key: str, stack: ExitStack) -> Path:
     """A new directory for a table in the making, for as long as the stack: this process alone makes this table."""
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if stack.enter_context(locked(root / f"{key}.lock")):
         for abandoned in root.glob(f"{key}.*.tmp"):
             shutil.rmtree(abandoned, ignore_errors=True)

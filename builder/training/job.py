@@ -34,6 +34,8 @@ class Job:
     """Whether to look where the time of the first steps goes."""
     notes: Sequence[str] = ()
     """What a person should know before the first step."""
+    verify: bool = True
+    """Whether a checkpoint to resume from is held against its manifest."""
     shares: Sequence[tuple[int, float]] | None = None
     """Size and weight of each of several datasets that are drawn from by weight; the dataset has them end to end."""
 

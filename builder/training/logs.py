@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
+
+from ...schemas.errors import TrainingError
+
+_logger = logging.getLogger(__name__)
+_told_before = threading.excepthook
+
+
+def _told(failed: threading.ExceptHookArgs) -> None:
+    """Tell of a failure of TensorBoard's thread in one line."""
+    if isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread":
+        reason = failed.exc_value.strerror or failed.exc_value
+        _logger.warning("points for TensorBoard cannot be written (%s)", reason)
+    else:
+        _told_before(failed)
+
+
+threading.excepthook = _told
 
 
 class Reporter(Protocol):
@@ -27,38 +47,54 @@ class Reporter(Protocol):
 class FileLog:
     """Writes what a run is (`run.json`, `recipe.yaml`) and how it goes (`log.jsonl`, `tensorboard/`).
 
-    Nothing is written before the run starts, so that a refused `--resume` leaves the directory as it was.
+    Nothing is written before the run starts, so that a refused `--resume` leaves the directory as it was. What cannot
+    be written is a TrainingError.
     """
 
-    def __init__(self, run: Path, description: Mapping[str, Any], recipe_text: str | None) -> None:
+    def __init__(self, run: Path, description: Mapping[str, Any], recipe_text: str) -> None:
         self._run, self._description, self._recipe_text = run, description, recipe_text
         self._lines: TextIO | None = None
         self._board: SummaryWriter | None = None
 
     def start(self, step: int, steps: int) -> None:
-        self._run.mkdir(parents=True, exist_ok=True)
-        (self._run / "run.json").write_text(json.dumps(self._description, indent=2) + "\n")
-        if self._recipe_text is not None:
+        with self._explained():
+            self._run.mkdir(parents=True, exist_ok=True)
+            (self._run / "run.json").write_text(json.dumps(self._description, indent=2) + "\n")
             (self._run / "recipe.yaml").write_text(self._recipe_text)
-        self._lines = (self._run / "log.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(self._run / "tensorboard"))
+            self._lines = (self._run / "log.jsonl").open("a", buffering=1)
+            self._board = SummaryWriter(str(self._run / "tensorboard"))
 
     def advance(self, step: int) -> None:
         """Nothing to write."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         assert self._board is not None
-        self._write({"step": step, **values})
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        with self._explained():
+            self._write({"step": step, **values})
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def note(self, message: str) -> None:
-        self._write({"note": message})
+        with self._explained():
+            self._write({"note": message})
 
     def close(self) -> None:
         if self._lines is not None and self._board is not None:
-            self._lines.close()
-            self._board.close()
+            try:
+                self._lines.close()
+                self._board.close()
+            except OSError as error:  # the run is over, and may have ended for the same reason
+                _logger.warning("the log in %s is not whole (%s)", self._run, error.strerror or error)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"the log in {self._run} cannot be written ({error.strerror or error}); make room or set its permissions "
+                "right, and go on with `--resume`"
+            ) from error
 
     def _write(self, line: dict[str, Any]) -> None:
         assert self._lines is not None

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from ...schemas.errors import TrainingError
 from ..data.rows import Rows
 from ..data.sampler import MixtureSampler, ResumableSampler
-from ..policy import RecipePolicy
+from ..policy import RecipePolicy, runs
 from . import batches, checkpoint
 from .captured import Update, capturable
 from .checkpoint import Identity
@@ -89,11 +89,15 @@ class _Run:
         self.intervals: deque[Interval] = deque()
         self.profile: Profile | None = None
         self.saved = job.directory / "policy"
+        self.changes: list[str] = []
+        """What a resumed run does otherwise than before."""
 
     def restore(self, found: Path) -> None:
         """Take up where a checkpoint left off."""
-        self.step = checkpoint.restore(found, self.policy, self.optimizer, self.average, self.identity)
-        self.saved = found
+        restored = checkpoint.restore(
+            found, self.policy, self.optimizer, self.average, self.identity, verify=self.job.verify
+        )
+        self.step, self.saved, self.changes = restored.step, found, restored.notes
 
     def take_steps(self, *, beginning: bool) -> None:
         """Take all steps that are left. `beginning` says that there was nothing to resume, which is worth a note."""
@@ -104,6 +108,8 @@ class _Run:
                 reporter.note(line)
             if beginning:
                 reporter.note(f"no checkpoint in {self.job.directory} to resume from: beginning at step 0")
+            for change in self.changes:
+                reporter.note(change)
         self._prepare()
         try:
             while self.step < self.section.steps:
@@ -376,6 +382,12 @@ class _Run:
         """Buffers that hold something which is not finite, as masks may from the start."""
         return [name for name, buffer in self.policy.named_buffers() if not buffer.isfinite().all()]
 
+    def _prune(self) -> None:
+        try:
+            runs.prune(self.job.directory, self.section.keep)
+        except OSError as error:  # the run loses nothing by it
+            self._note(f"former checkpoints cannot be removed ({error.strerror or error}); the run goes on")
+
     def _save(self, step: int) -> None:
         self.accelerator.wait_for_everyone()
         writes = self.accelerator.is_main_process
@@ -391,5 +403,5 @@ class _Run:
                     writes=writes,
                 )
         if writes:
-            checkpoint.prune(self.job.directory, self.section.keep)
+            self._prune()
         self.accelerator.wait_for_everyone()

@@ -228,3 +228,23 @@ def test_the_readme_names_parts_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
     for kind, name in re.findall(r"explain (\w+)\.(\w+)", text):
         assert name in REGISTRIES[kind].names()
+
+
+def test_the_commands_of_the_page_about_runs_work(clone: Path) -> None:
+    page = ROOT / "docs" / "runs.md"
+    for block in blocks(page, "bash"):
+        for line in block.splitlines():
+            run(clone, *shlex.split(line))
+    assert (clone / "runs" / "first" / "policy").readlink().name == "step-00000003"
+
+
+def test_what_may_change_on_resume_is_what_the_page_says() -> None:
+    from policysmith.builder.training.checkpoint import FREE
+
+    section = (ROOT / "docs" / "runs.md").read_text().partition("## Resume")[2]
+    keys = [
+        key
+        for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+        for key in re.findall(r"`(.*?)`", row)
+    ]
+    assert sorted(keys) == sorted(FREE)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import pickle
 import shutil
 import time
 from collections import namedtuple
@@ -21,6 +24,7 @@ from policysmith.builder.data.decoding import FrameSource, decode
 from policysmith.builder.data.digests import file_digest
 from policysmith.schemas.errors import DatasetError
 
+from ..faults import failing
 from .synthetic import picture, read_code, write_dataset
 
 
@@ -67,6 +71,28 @@ def zero_the_frames(entry: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
+def blacken_one_frame(entry: Path) -> None:
+    path = entry / "frames.u8"
+    before, content = path.stat(), bytearray(path.read_bytes())
+    frame = len(content) // json.loads((entry / "index.json").read_text())["frames"]
+    content[frame : 2 * frame] = bytes(frame)
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def shift_the_times(entry: Path) -> None:
+    times = np.load(entry / "timestamps.npy")
+    np.save(entry / "timestamps.npy", times + 0.001)
+
+
+def forget_the_digests(entry: Path) -> None:
+    """As versions wrote it that knew of no digests."""
+    path = entry / "index.json"
+    index = json.loads(path.read_text())
+    del index["sha256"]
+    path.write_text(json.dumps(index))
+
+
 def remove_the_frames(entry: Path) -> None:
     (entry / "frames.u8").unlink()
 
@@ -98,6 +124,9 @@ def empty_the_times(entry: Path) -> None:
     [
         drop_a_byte,
         zero_the_frames,
+        blacken_one_frame,
+        shift_the_times,
+        forget_the_digests,
         remove_the_frames,
         empty_the_index,
         change_the_index,
@@ -190,6 +219,56 @@ def test_a_cache_that_vanishes_while_in_use(tmp_path: Path, frame_cache: Path) -
     shutil.rmtree(frame_cache)
     with pytest.raises(DatasetError, match=r"are gone or damaged"):
         dataset[0]
+
+
+def test_a_file_that_is_cut_while_in_use_is_an_error_and_no_signal(tmp_path: Path, frame_cache: Path) -> None:
+    dataset = LeRobotDataset(write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root)
+    for number in (0, len(dataset) - 1):
+        dataset[number]
+    for entry in entries(frame_cache):
+        os.truncate(entry / "frames.u8", 1)
+    with pytest.raises(DatasetError, match=r"are gone or damaged \(it ends before frame 3\)"):
+        dataset[len(dataset) - 1]
+    copied = pickle.loads(pickle.dumps(dataset))
+    with pytest.raises(DatasetError, match=r"are gone or damaged \(1 bytes instead of \d+\)"):
+        copied[0]
+
+
+def test_whole_files_are_read_once_and_then_remembered(
+    tmp_path: Path, frame_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root
+    codes(root)
+    monkeypatch.setattr(digests, "_SETTLED_SECONDS", -1.0)
+    codes(root)
+    monkeypatch.setattr(digests, "plain_digest", lambda path: pytest.fail(f"{path} is read again"))
+    assert codes(root) == list(range(4))
+
+
+def test_the_cache_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLICYSMITH_CACHE", str(tmp_path / "cache"))
+    codes(write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root)
+    for directory in (tmp_path / "cache", *entries(tmp_path / "cache")):
+        assert directory.stat().st_mode & 0o077 == 0, directory
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO])
+def test_an_error_at_any_change_of_a_file_is_one_message(
+    number: int, tmp_path: Path, frame_cache: Path
+) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root
+    told = []
+    for at in range(60):
+        shutil.rmtree(frame_cache, ignore_errors=True)
+        with failing(at, number, frame_cache) as what:
+            try:
+                assert codes(root) == list(range(4))  # what is only remembered may be lost
+            except DatasetError as error:
+                told.append(str(error))
+        if what["hit"] is None:
+            break
+    assert len(told) > 3
+    assert all(os.strerror(number) in message and "POLICYSMITH_CACHE" in message for message in told)
 
 
 def test_those_who_start_together_decode_once(

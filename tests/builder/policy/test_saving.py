@@ -256,6 +256,7 @@ def test_damage_names_file_and_cure(
 def test_a_config_without_a_recipe_is_refused(policy: RecipePolicy, tmp_path: Path) -> None:
     policy.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "policysmith_policy"}')
+    (tmp_path / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="holds no recipe"):
         AutoModel.from_pretrained(tmp_path)
 
@@ -289,5 +290,6 @@ def test_weights_that_do_not_fit_are_an_error(
     state = load_file(tmp_path / "model.safetensors")
     change(state)
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "manifest.json").unlink()
     with pytest.raises(WeightsError, match=complaint):
         AutoModel.from_pretrained(tmp_path, **({"ignore_mismatched_sizes": True} if forgiving else {}))

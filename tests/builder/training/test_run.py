@@ -170,7 +170,7 @@ def test_a_resumed_run_names_the_step_that_is_not_finite(
     ("change", "message"),
     [
         ({"training.optimizer.lr": 0.5}, r"`training\.optimizer\.lr` was 0\.0003 and is 0\.5"),
-        ({"training.steps": 40}, r"`training\.steps` was 4 and is 40"),
+        ({"training.steps": 3}, r"`training\.steps` is 3, and the run has taken 4 already"),
         ({"policy.head.hidden": [8]}, r"policy\.head\.hidden"),
         ({"data.episodes": [0, 1, 2]}, "other data"),
     ],
@@ -206,13 +206,14 @@ def test_damaged_training_state_is_named(tiny: dict[str, Any], tmp_path: Path) -
     builder = Builder.from_recipe(tiny)
     path = builder.train(output=tmp_path / "run", device="cpu").checkpoint / "training.pt"
     whole = path.read_bytes()
-    for damaged in (whole[:1000], b"garbage", b""):
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"training\.pt is damaged"):
-            builder.train(output=tmp_path / "run", resume=True, device="cpu")
-    path.unlink()
-    with pytest.raises(CheckpointError, match=r"training\.pt is missing"):
-        builder.train(output=tmp_path / "run", resume=True, device="cpu")
+    for verify in (True, False):
+        for damaged in (whole[:1000], b"garbage", b""):
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=r"training\.pt is damaged"):
+                builder.train(output=tmp_path / "run", resume=True, device="cpu", verify=verify)
+        path.unlink()
+        with pytest.raises(CheckpointError, match=r"training\.pt is missing"):
+            builder.train(output=tmp_path / "run", resume=True, device="cpu", verify=verify)
 
 
 def test_no_cuda_device_is_said(tiny: dict[str, Any], tmp_path: Path) -> None:
