@@ -9,7 +9,6 @@ No parquet data and no video is opened here: whether those agree with the metada
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -126,7 +125,7 @@ def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
             f"{info_path} has the codebase_version {str(version)[:40]!r}; known are {', '.join(_READERS)}. "
             "Convert the dataset with LeRobot's own conversion script"
         )
-    if type(fps) not in (int, float) or not 0 < fps <= _MOST_FPS or not math.isfinite(fps):
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= _MOST_FPS:
         raise DatasetError(
             f"{info_path} has the fps {str(fps)[:40]}; it must be a number above 0 and at most {_MOST_FPS:,}"
         )

@@ -117,7 +117,8 @@ def _rows(table: EpisodeTable, episodes: Sequence[int] | None) -> npt.NDArray[np
 
 def _unusable(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
-        return ~(np.abs(values) <= _LARGEST)
+        bad: npt.NDArray[np.bool_] = ~(np.abs(values) <= _LARGEST)
+    return bad
 
 
 def _fault(table: EpisodeTable, key: str, rows: npt.NDArray[np.int64], bad: npt.NDArray[np.bool_]) -> str:

@@ -182,7 +182,8 @@ def _shape_error(path: Path, feature: Feature, found: str) -> DatasetError:
 
 def _frames(table: EpisodeTable) -> npt.NDArray[np.int64]:
     """The number of each row within its episode."""
-    return np.arange(table.rows) - np.repeat(table.first_rows, table.lengths)
+    frames: npt.NDArray[np.int64] = np.arange(table.rows) - np.repeat(table.first_rows, table.lengths)
+    return frames
 
 
 def _episode_of(table: EpisodeTable, row: int) -> int:
