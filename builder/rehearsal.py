@@ -60,6 +60,7 @@ def rehearse(
     parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
     parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
     parts["head"] = policy.head
+    warned = tuple(_random_and_frozen(policy, plan, taken))
     freeze(policy, list(idle))
     count = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
     trains = {
@@ -91,7 +92,7 @@ def rehearse(
             [p for p in policy.parameters() if p.requires_grad],
             eight_bit=loaded.recipe.training.optimizer.states == "8bit",
         ),
-        warnings=(*_random_and_frozen(policy, plan, taken), *_remarks(plan)),
+        warnings=(*warned, *_remarks(plan)),
     )
 
 

@@ -222,3 +222,18 @@ def test_adapters_come_beside_the_weights_of_a_policy_without_them(
     plain["policy"]["init"] = str(tmp_path / "adapted")
     (finding,) = refused(Builder.from_recipe(plain).check)
     assert "policysmith export" in finding.message
+
+
+def test_random_weights_that_are_frozen_are_warned_of(
+    tiny: dict[str, Any], tuned: dict[str, Any], trained: Path, tmp_path: Path
+) -> None:
+    plain = {**copy.deepcopy(tiny), "policy": {**tiny["policy"], "init": None}}
+    assert Builder.from_recipe(plain).notes == ()
+    plain["policy"]["freeze"] = ["backbones.vision.*"]
+    builder = Builder.from_recipe(plain)
+    (warning,) = builder.notes
+    assert "weights of `backbones.vision` are random and frozen" in warning
+    builder.override({"training.steps": 1}).train(output=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0]) == {"note": warning}
+    plain["policy"]["init"] = str(trained)
+    assert not [line for line in Builder.from_recipe(plain).notes if "frozen" in line]
