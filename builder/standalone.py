@@ -32,7 +32,7 @@ def standalone(document: Document, *, located: bool) -> str:
     if before == wanted:
         return text
     yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 4096  # type: ignore[assignment]
+    yaml.preserve_quotes, yaml.width = True, 4096
     stream = io.StringIO()
     try:
         yaml.dump(_changed(yaml.load(text), before, wanted), stream)

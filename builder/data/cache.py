@@ -88,7 +88,7 @@ class FrameReader:
             DatasetError: it cannot be read, or is not there any more.
         """
         with self._explained():
-            left = memoryview(out).cast("B")
+            left = out.data.cast("B")
             while left:
                 done = os.preadv(self._file.fileno(), [left], (frame + 1) * self._frame - len(left))
                 if done == 0:

@@ -17,7 +17,7 @@ from transformers import AutoModel
 from ...schemas.document import from_mapping
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError, TrainingError
 from ...schemas.paths import expanded
-from ...schemas.recipe import Recipe
+from ...schemas.recipe import DataSection, EvaluationSection
 from ...schemas.specs import Spec
 from ..data.robots import Robot, Robots
 from ..imports import run_imports
@@ -80,10 +80,10 @@ class SavedPolicy:
                 "what it observes; train it with `build-and-train`"
             )
         try:
-            Recipe.model_validate(content["recipe"])
+            _check_sections(content["recipe"])
             specs = {key: Spec.from_json(spec) for key, spec in content["specs"].items()}
             Robots.from_json(content.get("robots"), specs)
-            json.dumps(content["statistics"], allow_nan=False)
+            json.dumps(content.get("statistics"), allow_nan=False)
             dict(content.get("provenance") or {})
         except FOREIGN as error:
             raise misread(directory, error) from error
@@ -134,7 +134,7 @@ class SavedPolicy:
 
     def data_section(self, embodiment: str | None) -> dict[str, Any]:
         """What the recipe says of the dataset, or of that of one of several robots."""
-        section: dict[str, Any] = self.recipe["data"]
+        section: dict[str, Any] = {"validation": 0.0, "split_seed": 0, **self.recipe["data"]}
         return section if embodiment is None else {**section, **section["sources"][embodiment]}
 
     def dataset_path(self, embodiment: str | None = None) -> Path:
@@ -195,6 +195,18 @@ class SavedPolicy:
             raise misread(self.directory, error) from error
         loaded: BasePolicyModel = policy.to(device).eval()
         return loaded
+
+
+def _check_sections(recipe: Mapping[str, Any]) -> None:
+    """Raises ValueError or TypeError for a recipe that does not say what an evaluation looks up, in its form."""
+    DataSection.model_validate(recipe["data"])
+    if recipe.get("evaluation") is not None:
+        EvaluationSection.model_validate(recipe["evaluation"])
+    for key, kind in (("policy", dict), ("training", dict), ("imports", list), ("name", str)):
+        if not isinstance(recipe.get(key, kind()), kind):
+            raise TypeError(f"`{key}` is no {kind.__name__}")
+    if not all(isinstance(entry, str) for entry in recipe.get("imports", ())):
+        raise TypeError("`imports` must name files or modules")
 
 
 def _directory(path: Path) -> Path:
