@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 from transformers import PretrainedConfig
 
 from ..schemas.document import Document, parse
-from ..schemas.errors import CheckpointError
 from . import assembly, handwritten, plan, rehearsal
 from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
@@ -33,7 +32,8 @@ from .policy.pipeline import SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document
 from .sources import DataPlan, Source, Windows
-from .training import batches, checkpoint, loop
+from .training import batches, loop
+from .training.agreement import refuse_existing
 from .training.job import Job, Result
 from .training.logs import FileLog, Reporter
 from .training.placement import make_accelerator
@@ -115,20 +115,18 @@ class Builder:
         reporters: Sequence[Reporter] = (),
         profile: bool = False,
     ) -> Result:
-        """Build, train and save. Raises RecipeError, TrainingError, CheckpointError.
+        """Build, train and save. Raises RecipeError, TrainingError, CheckpointError, and Interrupted for a signal.
 
         `output` is the run's directory, by default the recipe's `output`, by default `runs/<name>`. `resume`
         continues from its newest checkpoint. `device` is `cpu`, `cuda`, or None for the best there is.
         `profile` leaves a table of where the time of a step goes, and a trace, in `<output>/profile`.
         """
         directory = self.run_directory(output)
-        if not resume and checkpoint.latest(directory) is not None:
-            raise CheckpointError(
-                f"{directory} already holds a run; continue it with `--resume`, choose another `--output`, or remove it"
-            )
         self.check()
         section = self.recipe.recipe.training
         accelerator = make_accelerator(section, device)
+        if not resume:
+            refuse_existing(directory, accelerator)
         with accelerator.main_process_first():
             training, validation = self.datasets()
         policy = self.build()

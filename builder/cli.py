@@ -23,6 +23,7 @@ from ..schemas.part import PartConfig
 from ..schemas.recipe import Recipe
 from .builder import Builder
 from .display import TerminalProgress, show_robots, show_summary, shown
+from .training.optimization import shortfall
 
 console = Console(highlight=False, soft_wrap=True)
 is_main_process = os.environ.get("RANK", "0") == "0"
@@ -60,7 +61,8 @@ def train(args: Namespace) -> int:
         progress.close()
     if is_main_process:
         run = builder.run_directory(args.output)
-        speed = f" at {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else " before"
+        speed = f" at {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else ""
+        speed = speed if result.taken else " before"
         console.print(f"trained {result.steps} steps{speed}")
         console.print(f"policy  {shown(run)}/policy  ->  AutoModel.from_pretrained")
         if builder.recipe.recipe.evaluation is not None:
@@ -77,6 +79,8 @@ def check(args: Namespace) -> int:
     show_robots(console, builder.sources)
     if builder.summary is not None:
         show_summary(console, builder.summary)
+    if short := shortfall(builder.recipe.recipe.training):
+        console.print(short, markup=False)
     console.print(f"{args.recipe} is good")
     return 0
 

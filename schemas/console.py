@@ -5,7 +5,7 @@ a fraction of a second. Only then is `policysmith.builder.cli` imported, by name
 `builder -> components -> schemas` for everything else. This module is the composition root.
 
 Exit codes: 0 done, 2 wrong usage, 3 invalid recipe, 4 the policy or its data cannot be built, 5 training failed,
-130 interrupted.
+129, 130, 143 stopped by SIGHUP, Ctrl-C, SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from . import arguments
 from .diagnostics import Diagnostic
-from .errors import PolicysmithError, RecipeError, SimulatorError, TrainingError
+from .errors import Interrupted, PolicysmithError, RecipeError, SimulatorError, TrainingError
+from .signals import Signals
 
 OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, INTERRUPTED = 0, 2, 3, 4, 5, 130
 
@@ -38,18 +39,23 @@ def policysmith(argv: Sequence[str] | None = None) -> int:
 def _run(parser: ArgumentParser, argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
     try:
-        if "recipe" in args:
-            _judge(args)
-        function: Callable[[Namespace], int] = getattr(
-            importlib.import_module("policysmith.builder.cli"), args.function
-        )
-        return function(args)
+        with Signals():
+            if "recipe" in args:
+                _judge(args)
+            function: Callable[[Namespace], int] = getattr(
+                importlib.import_module("policysmith.builder.cli"), args.function
+            )
+            return function(args)
     except RecipeError as error:
         report(error.diagnostics, as_json=getattr(args, "format", "text") == "json")
         return INVALID_RECIPE
     except PolicysmithError as error:
         sys.stderr.write(f"{_paint('error')}: {error}\n")
         return TRAINING_FAILED if isinstance(error, (TrainingError, SimulatorError)) else BUILD_FAILED
+    except Interrupted as stop:
+        if str(stop):  # of several processes one speaks
+            sys.stderr.write(f"{stop}\n")
+        return stop.code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
