@@ -141,7 +141,7 @@ def prune(run: Path, keep: int) -> None:
 
 _FREE = {
     "output", "evaluation", "meta", "imports",
-    "training.log_every", "training.save_every", "training.save_minutes", "training.keep", "training.workers", "training.cache", "training.compile", "training.cuda_graph",
+    "training.log_every", "training.save_every", "training.save_minutes", "training.timeout_minutes", "training.keep", "training.workers", "training.cache", "training.compile", "training.cuda_graph",
     "training.sharding", "training.float8", "training.optimizer.states",
 }  # fmt: skip
 

@@ -45,6 +45,7 @@ from .speedups import Speedups
 from .step_graph import StepGraph
 from .validation import Validation
 from .watch import Health, Interval, Meter
+from .watchdog import Watchdog
 
 LAG = 2
 """Steps after which a log line of a GPU is read, so that the GPU does not run out of work meanwhile."""
@@ -96,6 +97,8 @@ class _Run:
         self.meter = Meter(self.section.batch_size * batches * world, accelerator.device, world)
         self.weighing = Weighing(self.policy, batches, world, self._note)
         self.peers = Peers(world, accelerator.device)
+        self.watchdog = Watchdog(self.section.timeout_minutes, accelerator.process_index, world)
+        undo.callback(self.watchdog.end)
         self.requests = Requests(signals, self.health, self.section, accelerator)
         self.step, self.rate, self.loss = 0, 0.0, float("nan")
         self.lag = 0 if accelerator.device.type == "cpu" else LAG
@@ -123,7 +126,8 @@ class _Run:
             with self.signals.deferred():
                 while self.step < self.section.steps:
                     self.requests.tell()
-                    self._update()
+                    with self.watchdog.watching(self.step):
+                        self._update()
                     self._after_step()
         except Exception:
             with suppress(Exception):  # the device may be what failed
@@ -205,7 +209,7 @@ class _Run:
             return output
 
         update = Update(
-            loss=lambda batch: self._checked(self.policy(batch)),
+            loss=lambda batch: self._passed(self.policy, batch),
             gradients=lambda batch: self._gradients(self.policy, batch, share=1.0 / count),
             together=together,
             exchange=exchange,
@@ -276,7 +280,7 @@ class _Run:
     def _passed(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """What a forward pass gives."""
         with self.accelerator.autocast() if self.sharded else nullcontext():
-            return self._checked(model(batch))
+            return checked(type(self.policy).__name__, model(batch))
 
     def _step(self) -> Tensor:
         """The optimiser's step, which leaves the gradients; gives their norm."""
@@ -304,9 +308,6 @@ class _Run:
         self.meter.works(total * self.section.accumulate, limit)
         each = total / self.section.batch_size / 1e9
         self._note(f"{each:,.3g} GFLOP a sample, forward and backward, in matrix products and attention")
-
-    def _checked(self, output: Any) -> dict[str, Tensor]:
-        return checked(type(self.policy).__name__, output)
 
     def _after_step(self) -> None:
         """Check, average, log and save, as far as they are due; raises Interrupted where a signal asked for it."""
@@ -347,7 +348,8 @@ class _Run:
             self._stop_if_not_finite()
         self.loss = values["loss"]
         if saves:
-            self._save(interval.step)
+            with self.watchdog.watching(self.step):
+                self._save(interval.step)
         if validates and self.validation is not None:
             with self.speedups.paused():
                 values |= self.validation.losses(self.policy, self.average)

@@ -269,7 +269,7 @@ def test_statistics_that_nan_destroyed_are_not_saved(
     tiny["policy"]["backbones"]["vision"] = {"type": "timm", "name": "test_efficientnet"}
     builder = Builder.from_recipe(tiny).override({"training.save_every": 1, "training.keep": 9})
     builder.check()
-    normalised, calls = NormalizeImage.forward, {"count": 0}
+    normalised, calls = NormalizeImage.forward, {"count": -1}  # the first is counted for its operations
 
     def spoil(self: NormalizeImage, batch: Any) -> dict[str, Any]:
         calls["count"] += 1
@@ -294,9 +294,16 @@ def test_a_forward_without_a_loss_is_named(
 
     builder = Builder.from_recipe(tiny)
     builder.check()
-    for given in ({"prediction": torch.zeros(1)}, {"loss": torch.zeros(2)}, 3.0):
+    for given, problem in (
+        ({"prediction": torch.zeros(1)}, "it gives `prediction` and no `loss`"),
+        ({"loss": torch.zeros(2)}, r"its `loss` has the shape \(2,\): take the mean"),
+        ({"loss": 3.0}, "its `loss` is of type float"),
+        (3.0, "it gives float"),
+    ):
         monkeypatch.setattr(RecipePolicy, "forward", lambda self, batch, given=given: given)
-        with pytest.raises(TrainingError, match="must give a dict with a scalar tensor `loss`"):
+        with pytest.raises(
+            TrainingError, match=rf"Policy.forward must give a dict with a scalar tensor `loss`; {problem}"
+        ):
             builder.train(output=tmp_path, device="cpu")
 
 
@@ -338,10 +345,10 @@ def test_a_forward_that_its_author_decorated_stays_decorated(
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-    """The `at`-th loss from now on is NaN."""
+    """The `at`-th loss that is learned from is NaN; a first one is only counted for its operations."""
     from policysmith.components.heads.mlp import MlpHead
 
-    good, calls = MlpHead.loss, {"count": 0}
+    good, calls = MlpHead.loss, {"count": -1}
 
     def broken(self: MlpHead, *args: Any) -> dict[str, Tensor]:
         if not args[1].is_meta:
