@@ -41,8 +41,10 @@ from .standalone import standalone
 from .starting import Kept, Start
 from .taking import Taken
 from .training import batches, loop
+from .training.agreement import refuse_existing
 from .training.job import Job, Result
 from .training.logs import FileLog, Reporter
+from .training.optimization import shortfall
 from .training.placement import make_accelerator, require_device
 
 
@@ -131,7 +133,9 @@ class Builder:
             if self.summary is not None
             else handwritten.warnings(self.recipe, self._data)
         )
-        return (*lines, *(f"warning: {text}" for text in (*warnings, *self._data.warnings)))
+        short = shortfall(self.recipe.recipe.training)
+        warnings = (*warnings, *self._data.warnings, *([short] if short else []))
+        return (*lines, *(f"warning: {text}" for text in warnings))
 
     @cached_property
     def summary(self) -> assembly.Summary | None:
@@ -207,7 +211,7 @@ class Builder:
         profile: bool = False,
         verify: bool = True,
     ) -> Result:
-        """Build, train and save. Raises RecipeError, TrainingError, CheckpointError.
+        """Build, train and save. Raises RecipeError, TrainingError, CheckpointError, and Interrupted for a signal.
 
         `output` is the run's directory, by default the recipe's `output`, by default `runs/<name>`. `resume`
         continues from its newest checkpoint, whose files must be those that were saved, unless `verify` is off. No
@@ -234,7 +238,8 @@ class Builder:
         """The run's directory. Raises CheckpointError where no run can be kept there, or another is already."""
         directory = self.run_directory(output)
         runs.usable(directory)
-        if not resume and runs.latest(directory) is not None:
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"  # several processes agree once they can talk
+        if not resume and alone and runs.latest(directory) is not None:
             raise CheckpointError(
                 f"{directory} already holds a run; continue it with `--resume`, choose another `--output`, or remove it"
             )
@@ -252,6 +257,8 @@ class Builder:
         notes = self.notes
         section = self.recipe.recipe.training
         accelerator = make_accelerator(section, device)
+        if not resume:
+            refuse_existing(directory, accelerator)
         with accelerator.main_process_first():
             training, validation = self.datasets()
         policy = self.build()

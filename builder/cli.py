@@ -65,7 +65,8 @@ def train(args: Namespace) -> int:
         progress.close()
     if is_main_process:
         run = builder.run_directory(args.output)
-        speed = f" at {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else " before"
+        speed = f" at {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else ""
+        speed = speed if result.taken else " before"
         console.print(f"trained {result.steps} steps{speed}")
         console.print(f"policy  {shown(run)}/policy  ->  AutoModel.from_pretrained")
         if builder.recipe.recipe.evaluation is not None:
@@ -83,7 +84,7 @@ def check(args: Namespace) -> int:
     if builder.summary is not None:
         show_summary(console, builder.summary)
     for line in builder.notes:
-        console.print(line, markup=False)
+        console.print(line)
     console.print(f"{args.recipe} is good")
     return 0
 

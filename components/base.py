@@ -35,6 +35,7 @@ from ..schemas.part import BackboneConfig, HeadConfig, NeckConfig, NetworkConfig
 from ..schemas.specs import Kind, Spec, Specs
 from .layers import repeated
 from .sample_draws import Draws
+from .shares import WHOLE, Shares
 
 Batch = Mapping[str, Any]
 Facts = Mapping[str, Any]
@@ -200,12 +201,27 @@ class ActionHead(Learner):
         return {}
 
     @abstractmethod
-    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def loss(
+        self,
+        features: Mapping[str, Feature],
+        actions: Tensor,
+        is_pad: Tensor,
+        shares: Shares = WHOLE,
+    ) -> dict[str, Tensor]:
         """`{"loss": scalar, "<term>": scalar, ...}` for actions (B, H, A); values where is_pad (B, H, A) do not count.
 
         Padded are steps after the end of an episode, and dimensions that a robot does not have. `features` also holds
-        `embodiment` (B,) and `action_dim_is_pad` (B, A) where the batch does.
+        `embodiment` (B,) and `action_dim_is_pad` (B, A) where the batch does. Each mean is multiplied by the share of its
+        kind of value, where there are `shares`: that of a batch in a step that several make.
         """
+
+    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """How many values the means of `loss` are over, as scalars by kind of value, for actions and is_pad (B, H, A).
+
+        Shares are computed from them. With none, which is the default, all batches of a step weigh alike, and `loss` is
+        called without shares.
+        """
+        return {}
 
     @abstractmethod
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:

@@ -90,7 +90,8 @@ def padded_steps(is_pad: Tensor) -> Tensor:
     return is_pad.all(-1)
 
 
-def masked_mean(errors: Tensor, is_pad: Tensor) -> Tensor:
-    """Mean of errors (B, H, A) over the values where is_pad (B, H, A) is False; 0 where everything is padding."""
+def masked_mean(errors: Tensor, is_pad: Tensor, share: Tensor | None = None) -> Tensor:
+    """Mean of errors (B, H, A) over the values where is_pad (B, H, A) is False, times `share`; 0 where all is padding."""
     total = errors.masked_fill(is_pad, 0.0).sum()
-    return total / (~is_pad).sum().clamp_min(1)
+    mean = total / (~is_pad).sum().clamp_min(1)
+    return mean if share is None else mean * share

@@ -5,7 +5,8 @@ a fraction of a second. Only then is `policysmith.builder.cli` imported, by name
 `builder -> components -> schemas` for everything else. This module is the composition root.
 
 Exit codes: 0 done, 2 wrong usage, 3 invalid recipe, 4 the policy or its data cannot be built, 5 training failed,
-6 the operating system refused a file, 130 interrupted, 141 the reader of the output has gone.
+6 the operating system refused a file, 141 the reader of the output has gone, 129, 130 or 143 stopped by SIGHUP, Ctrl-C or
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 
 from . import arguments
 from .diagnostics import MOST, Diagnostic
-from .errors import PolicysmithError, RecipeError, SimulatorError, TrainingError
+from .errors import Interrupted, PolicysmithError, RecipeError, SimulatorError, TrainingError
+from .signals import Signals
 from .terminal import forgiving_streams, printable
 
 OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, REFUSED = 0, 2, 3, 4, 5, 6
@@ -41,14 +43,15 @@ def _run(parser: ArgumentParser, argv: Sequence[str] | None) -> int:
     forgiving_streams()
     try:
         args = parser.parse_args(argv)
-        if "recipe" in args:
-            _judge(args)
-        function: Callable[[Namespace], int] = getattr(
-            importlib.import_module("policysmith.builder.cli"), args.function
-        )
-        code = function(args)
-        sys.stdout.flush()
-        return code
+        with Signals():
+            if "recipe" in args:
+                _judge(args)
+            function: Callable[[Namespace], int] = getattr(
+                importlib.import_module("policysmith.builder.cli"), args.function
+            )
+            code = function(args)
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return NO_READER
@@ -61,6 +64,10 @@ def _run(parser: ArgumentParser, argv: Sequence[str] | None) -> int:
     except OSError as error:
         _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         return REFUSED
+    except Interrupted as stop:
+        if str(stop):  # of several processes one speaks
+            sys.stderr.write(f"{stop}\n")
+        return stop.code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED

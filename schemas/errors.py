@@ -10,11 +10,14 @@
     ├── TrainingError (RuntimeError)   training cannot go on: a NaN loss, an empty split
     └── SimulatorError (RuntimeError)  the simulator or its graphics library is missing or failed
 
+    Interrupted (KeyboardInterrupt)    a signal stopped the program, which is no error and passes `except Exception`
+
 Each says what is wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -84,3 +87,12 @@ class TrainingError(PolicysmithError, RuntimeError):
 
 class SimulatorError(PolicysmithError, RuntimeError):
     """The simulator or its graphics library is missing or failed."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT, SIGTERM or SIGHUP stopped the program. `code` is the exit code that says so, 128 and the signal's number."""
+
+    def __init__(self, number: int, message: str | None = None) -> None:
+        self.number, self.code = number, 128 + number
+        default = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        super().__init__(default if message is None else message)

@@ -203,7 +203,11 @@ class TrainingSection(Section):
     log_every: int = Field(default=50, ge=1)
     """Steps between log lines."""
     save_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; by default only the last step."""
+    """Steps between checkpoints; by default one is written every `save_minutes`, and after the last step."""
+    save_minutes: float | None = Field(default=10.0, gt=0.0, allow_inf_nan=False)
+    """Minutes between checkpoints where there is no `save_every`; null for none but the last."""
+    timeout_minutes: float | None = Field(default=30.0, gt=0.0, allow_inf_nan=False)
+    """Minutes after which a run of several processes ends where one of them hangs; null to wait for ever."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept, newest first."""
 

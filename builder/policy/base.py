@@ -112,6 +112,15 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
     def inference(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must implement inference(batch) -> (B, H, A)")
 
+    def loss_counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """How many values of a training batch the means in its loss are over, as scalars by kind of value.
+
+        Where several batches make one step, of several processes or of `training.accumulate`, each is told its shares
+        by these, and `forward` multiplies every mean by `share_of(batch, kind)`. With none, which is the default, all
+        batches of a step weigh alike.
+        """
+        return {}
+
     def observation_steps(self) -> list[int]:
         """Time steps of the observations, relative to now; the latest is 0."""
         return way_of_samples(self.config)[1]

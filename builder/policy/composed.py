@@ -21,6 +21,7 @@ from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Fea
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of
 from ...components.image_chain import chains, fused, fuses
 from ...components.recomputation import recompute
+from ...components.shares import shares_in, without_shares
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
@@ -215,15 +216,23 @@ class RecipePolicy(BasePolicyModel):
         In evaluation mode a batch without actions gives the prediction alone. `transformers.Trainer` passes the
         batch as keyword arguments, which mean the same; it learns from `return_loss` that a loss is given.
         """
-        transformed = self.transform(kwargs if batch is None else batch)
+        given = kwargs if batch is None else batch
+        shares = shares_in(given)
+        transformed = self.transform(without_shares(given))
         features = self.features(transformed)
         output: dict[str, Tensor] = {}
         if "action" in transformed:
-            actions = transformed["action"]
-            output |= self.head.loss(features, actions, padding(transformed))
+            told = {"shares": shares} if shares else {}
+            output |= self.head.loss(features, transformed["action"], padding(transformed), **told)
         if not self.training:
             output["prediction"] = self._actions(features, transformed, None)
         return output
+
+    @torch.no_grad()
+    def loss_counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Those of the head."""
+        transformed = self.transform({key: value for key, value in batch.items() if key not in self.images})
+        return self.head.counts(transformed["action"], padding(transformed))
 
     @torch.no_grad()
     def inference(self, batch: Batch, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:

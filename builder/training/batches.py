@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -41,10 +42,22 @@ def loaded(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
+        worker_init_fn=_outlive_signals,
     )
     return on_device(
         loader if keyed else (_with(drawn.keys.popleft(), batch, device) for batch in loader), device
     )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Go on under signals to the whole process group, so that the run can take its last step and save.
+
+    A worker ends with the run. Where it cannot, and is told to, it still ends after a minute.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(60) and None)
 
 
 def stored(rows: Rows, order: Order, device: torch.device, *, accumulate: int) -> Iterator[dict[str, Any]]:

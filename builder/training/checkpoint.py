@@ -150,7 +150,8 @@ def restore(
 
 FREE = (
     "output", "evaluation", "meta", "imports", "data.path", "data.sources.*.path",
-    "training.steps", "training.log_every", "training.save_every", "training.keep", "training.workers",
+    "training.steps", "training.log_every", "training.save_every", "training.save_minutes",
+    "training.timeout_minutes", "training.keep", "training.workers",
     "training.cache", "training.compile", "training.cuda_graph", "training.sharding", "training.float8",
     "training.optimizer.states",
 )  # fmt: skip

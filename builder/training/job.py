@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from ...schemas.recipe import TrainingSection
+from ..data.sampler import MixtureSampler, ResumableSampler
 from ..policy import BasePolicyModel
-from .batches import Collate
+from .batches import Collate, Order
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,24 @@ class Result:
     policy: BasePolicyModel
     checkpoint: Path
     steps: int
+    taken: int
+    """Of these, the ones that this call took."""
     loss: float
     """Mean over the last log interval; NaN where no step was left to take."""
-    samples_per_second: float
+    samples_per_second: float | None
+    """Of training alone, after the first step; None where no other was taken."""
+
+
+def order_of(job: Job, accelerator: Accelerator, step: int) -> Order:
+    """The samples of this process, batch by batch, from a step on."""
+    section = job.section
+    place: dict[str, int] = {
+        "batch_size": section.batch_size,
+        "seed": section.seed,
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "start_step": step * section.accumulate,
+    }
+    if job.shares is not None:
+        return MixtureSampler(job.shares, **place)
+    return ResumableSampler(len(job.dataset), **place)  # type: ignore[arg-type]

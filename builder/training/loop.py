@@ -7,8 +7,8 @@ batch and the rank, dropout and noise. So a resumed run takes the very steps tha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,31 +17,35 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from ...schemas.errors import TrainingError
+from ...schemas.errors import Interrupted, TrainingError
+from ...schemas.signals import Signals
 from ..data.rows import Rows
-from ..data.sampler import MixtureSampler, ResumableSampler
 from ..policy import RecipePolicy, runs
 from . import batches, checkpoint
+from .agreement import starting_point
 from .captured import Update, capturable
 from .checkpoint import Identity
 from .ema import WeightAverage
+from .failures import checked, explained
 from .feature_cache import Samples, stored_rows
-from .flops import ModelFlops
+from .flops import counted
 from .fused_adamw import FusedAdamW
-from .job import Job, Result
+from .job import Job, Result, order_of
 from .logs import Reporter
 from .optimization import adamw, clip, learning_rate, set_rate
 from .peers import Peers
 from .placement import own_stream, peak, setting
 from .profile import NEEDED, Profile
+from .requests import Requests, farewell
 from .seeds import mix
 from .sharding import unsharded
+from .shares import Weighing
 from .speedups import Speedups
 from .step_graph import StepGraph
-from .validation import validate
+from .validation import Validation
 from .watch import Health, Interval, Meter
+from .watchdog import Watchdog
 
 LAG = 2
 """Steps after which a log line of a GPU is read, so that the GPU does not run out of work meanwhile."""
@@ -52,14 +56,16 @@ def train(
 ) -> Result:
     """Run the job to its last step, from its newest checkpoint where `resume` asks for that.
 
-    Raises TrainingError for a loss that is not finite, after saving the weights before it, and CheckpointError for a
-    checkpoint of another run.
+    Raises TrainingError for a loss that is not finite, after saving the weights before it, CheckpointError for a
+    checkpoint of another run, and Interrupted for a signal, after saving the weights of the step in which it came.
     """
     with ExitStack() as undo:  # what is done to the policy for speed
+        undo.enter_context(explained(job.directory, job.section, accelerator.num_processes))
+        signals = undo.enter_context(Signals())
         if accelerator.num_processes > 1 and job.section.sharding == "off":
             undo.enter_context(own_stream(accelerator.device))
-        run = _Run(job, accelerator, reporters, undo)
-        found = checkpoint.latest(job.directory) if resume else None
+        found = starting_point(job.directory, accelerator) if resume else None
+        run = _Run(job, accelerator, reporters, signals, undo)
         if found is not None:
             run.restore(found)
         run.take_steps(beginning=resume and found is None)
@@ -70,9 +76,14 @@ class _Run:
     """The state of a run, and what happens to it step by step."""
 
     def __init__(
-        self, job: Job, accelerator: Accelerator, reporters: Sequence[Reporter], undo: ExitStack
+        self,
+        job: Job,
+        accelerator: Accelerator,
+        reporters: Sequence[Reporter],
+        signals: Signals,
+        undo: ExitStack,
     ) -> None:
-        self.job, self.accelerator, self.reporters = job, accelerator, reporters
+        self.job, self.accelerator, self.reporters, self.signals = job, accelerator, reporters, signals
         self.section, self.policy = job.section, job.policy
         self.policy.to(accelerator.device)
         self.sharded = self.section.sharding != "off"
@@ -82,8 +93,13 @@ class _Run:
         self.optimizer = adamw(self.policy, self.section.optimizer, self.average, bf16=self.speedups.bf16)
         self.identity = Identity(job.recipe, job.fingerprint, accelerator.num_processes)
         self.health = Health(self.optimizer, accelerator.device)
-        samples = self.section.batch_size * self.section.accumulate * accelerator.num_processes
-        self.meter = Meter(samples, accelerator.device)
+        world, batches = accelerator.num_processes, self.section.accumulate
+        self.meter = Meter(self.section.batch_size * batches * world, accelerator.device, world)
+        self.weighing = Weighing(self.policy, batches, world, self._note)
+        self.peers = Peers(world, accelerator.device)
+        self.watchdog = Watchdog(self.section.timeout_minutes, accelerator.process_index, world)
+        undo.callback(self.watchdog.end)
+        self.requests = Requests(signals, self.health, self.section, accelerator)
         self.step, self.rate, self.loss = 0, 0.0, float("nan")
         self.lag = 0 if accelerator.device.type == "cpu" else LAG
         self.intervals: deque[Interval] = deque()
@@ -91,6 +107,7 @@ class _Run:
         self.saved = job.directory / "policy"
         self.changes: list[str] = []
         """What a resumed run does otherwise than before."""
+        self.validation = Validation(job, accelerator) if job.validation is not None else None
 
     def restore(self, found: Path) -> None:
         """Take up where a checkpoint left off."""
@@ -101,7 +118,7 @@ class _Run:
 
     def take_steps(self, *, beginning: bool) -> None:
         """Take all steps that are left. `beginning` says that there was nothing to resume, which is worth a note."""
-        self.sampler = self._sampler()
+        self.sampler = order_of(self.job, self.accelerator, self.step)
         for reporter in self.reporters:
             reporter.start(self.step, self.section.steps)
             for line in self.job.notes:
@@ -112,9 +129,12 @@ class _Run:
                 reporter.note(change)
         self._prepare()
         try:
-            while self.step < self.section.steps:
-                self._update()
-                self._after_step()
+            with self.signals.deferred():
+                while self.step < self.section.steps:
+                    self.requests.tell()
+                    with self.watchdog.watching(self.step):
+                        self._update()
+                    self._after_step()
         except Exception:
             with suppress(Exception):  # the device may be what failed
                 for interval in self.intervals:
@@ -131,7 +151,7 @@ class _Run:
         policy.eval()
         if self.accelerator.num_processes > 1:
             self.accelerator.end_training()
-        return Result(policy, self.saved, self.step, self.loss, self.meter.overall)
+        return Result(policy, self.saved, self.step, self.meter.taken, self.loss, self.meter.overall)
 
     def _prepare(self) -> None:
         """Ready batches, model and optimiser for the first step."""
@@ -166,6 +186,7 @@ class _Run:
         self._note(setting(self.accelerator, self.model))
         if isinstance(self.optimizer, FusedAdamW) and (saved := self.optimizer.saving):
             self._note(saved)
+        self._count_operations(first)
         self.graph = self._graph()
         if isinstance(self.policy, RecipePolicy):
             for together in self.policy.fused(first):
@@ -182,8 +203,7 @@ class _Run:
         if self.section.cuda_graph == "off" or not whole or not capturable(self.accelerator.device):
             return None
         assert isinstance(self.optimizer, FusedAdamW)
-        count = self.accelerator.num_processes
-        peers = Peers(count, self.accelerator.device)
+        count, peers = self.accelerator.num_processes, self.peers
 
         def exchange(gradients: Sequence[Tensor]) -> None:
             peers.add(gradients)
@@ -195,7 +215,7 @@ class _Run:
             return output
 
         update = Update(
-            loss=lambda batch: self._checked(self.policy(batch)),
+            loss=lambda batch: self._passed(self.policy, batch),
             gradients=lambda batch: self._gradients(self.policy, batch, share=1.0 / count),
             together=together,
             exchange=exchange,
@@ -230,26 +250,16 @@ class _Run:
         for reporter in self.reporters:
             reporter.note(message)
 
-    def _sampler(self) -> ResumableSampler | MixtureSampler:
-        place: dict[str, int] = {
-            "batch_size": self.section.batch_size,
-            "seed": self.section.seed,
-            "rank": self.accelerator.process_index,
-            "world_size": self.accelerator.num_processes,
-            "start_step": self.step * self.section.accumulate,
-        }
-        if self.job.shares is not None:
-            return MixtureSampler(self.job.shares, **place)
-        return ResumableSampler(len(self.job.dataset), **place)  # type: ignore[arg-type]
-
     def _update(self) -> None:
         """One update of the weights, from `accumulate` batches."""
         section, accelerator = self.section, self.accelerator
         self.rate = learning_rate(self.step, section.steps, section.optimizer.lr, section.schedule)
         set_rate(self.optimizer, self.rate)
-        for micro in range(section.accumulate):
-            with self._phase("data wait"):
-                batch = self.meter.waiting(lambda: next(self.batches))
+        with self._phase("data wait"):
+            coming = self.meter.waiting(lambda: [next(self.batches) for _ in range(section.accumulate)])
+        if self.sharded:  # FSDP2 leaves statistics of each process apart
+            self.peers.share(self.policy.buffers())
+        for micro, batch in enumerate(self.weighing(coming)):
             seed = mix(section.seed, self.step, micro, accelerator.process_index)
             if self.graph is not None:
                 output, norm = self.graph(batch, seed)
@@ -266,13 +276,17 @@ class _Run:
 
     def _gradients(self, model: nn.Module, batch: Mapping[str, Any], share: float = 1.0) -> dict[str, Tensor]:
         """Forward and backward pass over a batch, which counts for `share`; gives its losses."""
-        with self._counting():
-            with self._phase("forward"), self.accelerator.autocast() if self.sharded else nullcontext():
-                output = self._checked(model(batch))
-            with self._phase("backward"):
-                self.accelerator.backward(output["loss"] * share if share != 1.0 else output["loss"])
+        with self._phase("forward"):
+            output = self._passed(model, batch)
+        with self._phase("backward"):
+            self.accelerator.backward(output["loss"] * share if share != 1.0 else output["loss"])
         self.health.see(output["loss"])
         return {name: value.detach() for name, value in output.items()}
+
+    def _passed(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What a forward pass gives."""
+        with self.accelerator.autocast() if self.sharded else nullcontext():
+            return checked(type(self.policy).__name__, model(batch))
 
     def _step(self) -> Tensor:
         """The optimiser's step, which leaves the gradients; gives their norm."""
@@ -286,40 +300,28 @@ class _Run:
     def _phase(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self.profile is None else self.profile.phase(name)
 
-    @contextmanager
-    def _counting(self) -> Iterator[None]:
-        """Count the operations of the first pass, which is neither compiled nor in float8 for that: eagerly, float8 also
-        computes gradients of inputs that need none.
+    def _count_operations(self, batch: Mapping[str, Any]) -> None:
+        """Count the operations of a pass over a batch, from which nothing is learned.
 
-        A run that goes on with such layers does not count: its first pass was theirs before.
+        Its layers are neither compiled nor in float8: eagerly, float8 also computes gradients of inputs that need none.
         """
-        changed = self.speedups.compiled or self.speedups.wide
-        if self.meter.flops is not None or (changed and self.step > 0):
-            yield
-            return
-        with self.speedups.as_written(), ModelFlops() as count:
-            yield
-        limit = peak(self.accelerator.device) if self.accelerator.mixed_precision == "bf16" else None
-        total = count.get_total_flops()
+        torch.manual_seed(mix(self.section.seed, self.step, 0, self.accelerator.process_index))
+        device = self.accelerator.device
+        with self.speedups.as_written():
+            total = counted(self.policy, lambda: self._passed(self.policy, batch)["loss"], device)
+        self.optimizer.zero_grad(set_to_none=True)
+        limit = peak(device) if self.accelerator.mixed_precision == "bf16" else None
         self.meter.works(total * self.section.accumulate, limit)
         each = total / self.section.batch_size / 1e9
         self._note(f"{each:,.3g} GFLOP a sample, forward and backward, in matrix products and attention")
 
-    def _checked(self, output: Any) -> dict[str, Tensor]:
-        """A forward pass's result. Raises TrainingError where a hand-written policy breaks the contract."""
-        loss = output.get("loss") if isinstance(output, Mapping) else None
-        if not isinstance(loss, Tensor) or loss.ndim != 0:
-            given = sorted(map(str, output)) if isinstance(output, Mapping) else type(output).__name__
-            raise TrainingError(
-                f"{type(self.policy).__name__}.forward must give a dict with a scalar tensor `loss`; it gives {given}"
-            )
-        return {name: value for name, value in output.items() if isinstance(value, Tensor)}
-
     def _after_step(self) -> None:
-        """Check, average, log and save, as far as they are due."""
+        """Check, average, log and save, as far as they are due; raises Interrupted where a signal asked for it."""
         done = self.step + 1
         last = done == self.section.steps
-        saves = last or (self.section.save_every is not None and done % self.section.save_every == 0)
+        planned = last or (self.section.save_every is not None and done % self.section.save_every == 0)
+        stop, due = self.requests.after(done)
+        saves = planned or due or stop != 0
         logs = saves or done % self.section.log_every == 0
         if self.lag == 0:
             self._stop_if_not_finite()
@@ -333,32 +335,35 @@ class _Run:
         for reporter in self.reporters:
             reporter.advance(done)
         while self.intervals and (saves or self.intervals[0].step + self.lag <= done):
-            self._tell(self.intervals.popleft(), saves=saves and not self.intervals)
+            due_here = saves and len(self.intervals) == 1
+            self._tell(self.intervals.popleft(), saves=due_here, validates=due_here and planned)
         if saves:
             self._note(f"checkpoint {self.saved}")
+            self.requests.saved()
             self.meter.rest()
+        if stop and not last:
+            if self.accelerator.num_processes > 1:
+                self.accelerator.end_training()
+            speaks = self.accelerator.is_main_process
+            raise Interrupted(stop, farewell(stop, done, self.section.steps, self.saved) if speaks else "")
 
-    def _tell(self, interval: Interval, *, saves: bool) -> None:
-        """Log what happened up to a step, and save before if that is due."""
+    def _tell(self, interval: Interval, *, saves: bool, validates: bool) -> None:
+        """Log what happened up to a step, and before save and validate if that is due."""
         values, finite = self.meter.read(interval)
         if not finite:
             self._stop_if_not_finite()
         self.loss = values["loss"]
         if saves:
-            self._save(interval.step)
-            if self.job.validation is not None:
-                values |= self._validate(self.job.validation)
+            with self.watchdog.watching(self.step):
+                self._save(interval.step)
+        if validates and self.validation is not None:
+            with self.speedups.paused():
+                values |= self.validation.losses(self.policy, self.average)
         self._log(interval.step, values)
 
     def _log(self, step: int, values: dict[str, float]) -> None:
         for reporter in self.reporters:
             reporter.log(step, values)
-
-    def _validate(self, dataset: Dataset[Any]) -> dict[str, float]:
-        with self.speedups.paused():
-            return validate(
-                self.policy, dataset, self.job.collate, self.section, self.accelerator, self.average
-            )
 
     def _stop_if_not_finite(self) -> None:
         step = self.health.first_bad_step()

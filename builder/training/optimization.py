@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...schemas.errors import TrainingError
-from ...schemas.recipe import OptimizerSection, ScheduleSection
+from ...schemas.recipe import OptimizerSection, ScheduleSection, TrainingSection
 from .ema import WeightAverage
 from .fused_adamw import FusedAdamW
 from .sharding import local
@@ -146,6 +146,17 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection)
     progress = min((step - schedule.warmup) / max(steps - 1 - schedule.warmup, 1), 1.0)
     falling = 1.0 - progress if schedule.type == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return peak * (schedule.final + (1.0 - schedule.final) * falling)
+
+
+def shortfall(section: TrainingSection) -> str | None:
+    """Warning of a run that ends before its learning rate is at the peak; None for others."""
+    warmup, steps = section.schedule.warmup, section.steps
+    if warmup <= steps:
+        return None
+    return (
+        f"`training.schedule.warmup` is {warmup} steps and the run has {steps}: the learning rate ends at "
+        f"{steps / warmup:.0%} of `training.optimizer.lr`; shorten the warm-up or take more steps"
+    )
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

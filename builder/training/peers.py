@@ -35,6 +35,12 @@ class Peers:
         dist.all_reduce(together)
         return (together / self._count).tolist()
 
+    def total(self, numbers: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.several:
+            dist.all_reduce(numbers)
+        return numbers
+
     def add(self, gradients: Sequence[Tensor]) -> None:
         """Each gradient becomes the sum of that of all processes, in place.
 

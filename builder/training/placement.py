@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from ...schemas.errors import TrainingError
@@ -62,7 +64,10 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         # accelerate keeps device and precision of the process's first run otherwise
         AcceleratorState._reset_state(reset_partial_state=True)
+    minutes = section.timeout_minutes
+    longest = timedelta(days=365) if minutes is None else timedelta(minutes=minutes + 5.0)
     return Accelerator(
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=longest)],
         cpu=not on_gpu,
         mixed_precision="bf16" if bf16 else "no",
         gradient_accumulation_steps=section.accumulate,

@@ -2,44 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from ...schemas.recipe import TrainingSection
+from ...components.shares import tabled, with_shares
 from ..policy import BasePolicyModel
-from .batches import Collate, to_device
+from .batches import to_device
 from .ema import WeightAverage
+from .job import Job
+from .peers import Peers
 from .seeds import mix
 from .sharding import apart
 
 
-@torch.no_grad()
-def validate(
-    policy: BasePolicyModel,
-    dataset: Dataset[Any],
-    collate: Collate,
-    section: TrainingSection,
-    accelerator: Accelerator,
-    average: WeightAverage | None,
-) -> dict[str, float]:
-    """Mean losses over all samples, with the weights that are saved, as `validation/<loss>`."""
-    loader = DataLoader(dataset, batch_size=section.batch_size, collate_fn=collate)
-    total: int = len(dataset)  # type: ignore[arg-type]
-    policy.eval()
-    sums: dict[str, float] = {}
-    count = 0
-    with average.applied() if average is not None else torch.no_grad(), accelerator.autocast():
-        for index, batch in enumerate(loader):
-            torch.manual_seed(mix(section.seed, 0, index, 0))
-            size = min(section.batch_size, total - count)
-            output = policy(to_device(batch, accelerator.device))
-            for name, value in output.items():
-                if value.ndim == 0:
-                    sums[name] = sums.get(name, 0.0) + float(value) * size
-            count += size
-        apart(policy)
-    policy.train()
-    return {f"validation/{name}": value / count for name, value in sums.items()}
+class Validation:
+    """All held-out samples, of which each process takes every n-th batch."""
+
+    def __init__(self, job: Job, accelerator: Accelerator) -> None:
+        assert job.validation is not None
+        self._dataset, self._collate = job.validation, job.collate
+        self._section, self._accelerator = job.section, accelerator
+        self._peers = Peers(accelerator.num_processes, accelerator.device)
+        self._size: int = len(job.validation)  # type: ignore[arg-type]
+        self._kinds: list[str] = []
+        self._total: Tensor | None = None
+        """Values that count in all samples, by kind, once they are counted; they stay the same."""
+
+    @torch.no_grad()
+    def losses(self, policy: BasePolicyModel, average: WeightAverage | None) -> dict[str, float]:
+        """Means over all values that count, with the weights that are saved, as `validation/<loss>`; all processes call it.
+
+        A policy that does not count them has means over samples.
+        """
+        device = self._accelerator.device
+        self._peers.share(policy.buffers())
+        policy.eval()
+        if self._total is None:
+            self._count(policy)
+        assert self._total is not None
+        sums: dict[str, Tensor] = {}
+        with average.applied() if average is not None else nullcontext(), self._accelerator.autocast():
+            for index, size, batch in self._batches():
+                torch.manual_seed(mix(self._section.seed, 0, index, 0))
+                weight = size / self._size
+                if self._kinds:
+                    counts = tabled([policy.loss_counts(batch)])[0]
+                    shares = (counts / self._total.clamp_min(1.0)).float() * (size > 0)
+                    batch, weight = with_shares(batch, dict(zip(self._kinds, shares, strict=True))), 1.0
+                for name, value in policy(batch).items():
+                    if value.ndim == 0:
+                        sums[name] = sums.get(name, torch.zeros((), device=device)) + value.double() * weight
+            apart(policy)
+        policy.train()
+        if not sums:
+            return {}
+        total = self._peers.total(torch.stack(list(sums.values()))).tolist()
+        return {f"validation/{name}": value for name, value in zip(sums, total, strict=True)}
+
+    def _count(self, policy: BasePolicyModel) -> None:
+        tables = []
+        for _, size, batch in self._batches():
+            counts: Mapping[str, Tensor] = policy.loss_counts(batch)
+            self._kinds = list(counts)
+            if not counts:
+                break
+            tables.append(tabled([counts])[0] * (size > 0))
+        self._total = self._peers.total(torch.stack(tables).sum(0)) if tables else torch.zeros(0)
+
+    def _batches(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Place, size and content of the batches of this process, as many for each, so that the last may have no size."""
+        step, world = self._section.batch_size, self._accelerator.num_processes
+        all_of_them = [
+            list(range(first, min(first + step, self._size))) for first in range(0, self._size, step)
+        ]
+        own = list(enumerate(all_of_them))[self._accelerator.process_index :: world]
+        lacking = len(own) < -(-len(all_of_them) // world)
+        own += [(0, all_of_them[0])] * lacking
+        loader = DataLoader(
+            self._dataset, batch_sampler=[indices for _, indices in own], collate_fn=self._collate
+        )
+        for position, ((place, indices), batch) in enumerate(zip(own, loader, strict=True)):
+            size = 0 if lacking and position == len(own) - 1 else len(indices)
+            yield place, size, to_device(batch, self._accelerator.device)

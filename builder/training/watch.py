@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
+
+_WAIT, _BAD = "wait.seconds", "bad"
+"""Names of numbers that are no losses."""
 
 
 class Moment:
@@ -58,17 +62,23 @@ class Interval:
     rate: float
     """Learning rate of the last."""
     steps: int
-    wait: float
-    """Seconds without a batch."""
+    """Those that are timed."""
+    since: Moment | None
+    """When these began, where that is not when the last interval ended."""
+    first: bool
+    """Whether that is the first step of a process, alone."""
     numbers: Arriving
-    """Means of losses and norms, and under an empty name whether one was not finite."""
+    """Means of losses and norms and seconds without a batch, over all processes, and whether one was not finite."""
 
 
 class Health:
     """Notices the first loss or gradient that is not finite, on the device, and stops all updates from there on."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        self._bad = torch.zeros((), device=device)
+        self._flags = torch.zeros(3, device=device)
+        self._bad, self.asked = self._flags[0], self._flags[1:]
+        """`asked` is the signal that a process was sent, and whether a checkpoint is due, on the device."""
+        self._told = (0, False)
         self._good = torch.zeros((), dtype=torch.int64, device=device)
         self._start = 0
         optimizer.found_inf = self._bad  # type: ignore[attr-defined]
@@ -82,10 +92,22 @@ class Health:
         """A loss, or the norm of the gradients, before the update that follows from it."""
         self._bad.copy_(torch.maximum(self._bad, (~torch.isfinite(value.detach())).float()))
 
+    def ask(self, *, stop: int, save: bool) -> None:
+        """Let all processes know, when they next agree, that this one was sent a signal or that a checkpoint is due."""
+        if (stop, save) != self._told:
+            self._told = stop, save
+            self.asked[0].fill_(stop)
+            self.asked[1].fill_(float(save))
+
+    def answered(self) -> None:
+        """The checkpoint that was due is written."""
+        self._told = self._told[0], False
+        self.asked[1].zero_()
+
     def agree(self) -> None:
-        """What one process saw stops all."""
+        """What one process saw, or is asked for, all know."""
         if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self._bad, torch.distributed.ReduceOp.MAX)
+            torch.distributed.all_reduce(self._flags, torch.distributed.ReduceOp.MAX)
 
     def updated(self) -> None:
         """An update was made, or not, of what was seen."""
@@ -102,30 +124,40 @@ class Health:
 
 
 class Meter:
-    """Means of the losses and the speed since the last reading; nothing is read from the device in between."""
+    """Means of the losses and the speed since the last reading; nothing is read from the device in between.
 
-    def __init__(self, samples_per_step: int, device: torch.device) -> None:
-        self._samples_per_step, self._device = samples_per_step, device
-        self._begin, self._since = time.perf_counter(), Moment(device)
+    The first step of a process compiles, tunes and allocates: it is left out of the speed, unless it is logged alone.
+    """
+
+    def __init__(self, samples_per_step: int, device: torch.device, processes: int = 1) -> None:
+        self._samples_per_step, self._device, self._processes = samples_per_step, device, processes
+        self._since = Moment(device)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._wait, self._steps, self._total = 0.0, 0, 0
+        self._names: list[str] | None = None
+        """What all processes take means of."""
+        self._wait, self._steps = 0.0, 0
+        self._first: Moment | None = None
+        """When the first step was done, until that is logged."""
+        self.taken = 0
+        """Steps of this process."""
+        self._timed, self._seconds = 0, 0.0
         self.flops: int | None = None
         """Floating-point operations of a step of one process, where they are counted."""
         self._peak: float | None = None
 
     def begin(self) -> None:
         """What happened so far was no training."""
-        self._begin, self._since = time.perf_counter(), Moment(self._device)
+        self._since = Moment(self._device)
 
     def works(self, flops: int, peak: float | None) -> None:
         """A step of one process takes so many operations, of which its device can do `peak` a second."""
         self.flops, self._peak = flops, peak
 
     @property
-    def overall(self) -> float:
-        """Samples per second from the first step on."""
-        return self._total * self._samples_per_step / max(time.perf_counter() - self._begin, 1e-9)
+    def overall(self) -> float | None:
+        """Samples per second of training after the first step, as logged; None where there was no other step."""
+        return self._timed * self._samples_per_step / self._seconds if self._timed else None
 
     def waiting(self, fetch: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -141,23 +173,32 @@ class Meter:
         """An update was made, from gradients of this norm."""
         self._take({"grad_norm": norm})
         self._steps += 1
-        self._total += 1
+        self.taken += 1
+        if self.taken == 1:
+            self._first = Moment(self._device)
 
     def interval(self, step: int, rate: float, bad: Tensor) -> Interval:
         """What happened since the last one, and whether something was not finite; nothing is waited for."""
         means = {name: value / self._counts[name] for name, value in self._sums.items()}
-        found = Interval(step, rate, self._steps, self._wait, Arriving({**means, "": bad}, self._device))
+        means[_WAIT] = torch.full((), self._wait, dtype=torch.float64, device=self._device)
+        numbers = Arriving({**self._of_all(means), _BAD: bad}, self._device)
+        alone = self._first is not None and self._steps == 1
+        since, self._first = None if alone else self._first, None
+        found = Interval(step, rate, self._steps - (since is not None), since, alone, numbers)
         self._sums, self._counts, self._wait, self._steps = {}, {}, 0.0, 0
         return found
 
     def read(self, interval: Interval) -> tuple[dict[str, float], bool]:
         """An interval's means and speed, and whether all was finite; intervals are read in order."""
-        values = interval.numbers.read()
-        finite = values.pop("") == 0.0
-        elapsed = max(interval.numbers.moment.since(self._since), 1e-9)
-        self._since = interval.numbers.moment
+        values, end = interval.numbers.read(), interval.numbers.moment
+        finite, wait = values.pop(_BAD) == 0.0, values.pop(_WAIT)
+        begin = interval.since or self._since
+        elapsed, whole = max(end.since(begin), 1e-9), max(end.since(self._since), 1e-9)
+        self._since = end
+        if not interval.first:
+            self._timed, self._seconds = self._timed + interval.steps, self._seconds + elapsed
         values["samples_per_second"] = interval.steps * self._samples_per_step / elapsed
-        values["data_wait"] = interval.wait / elapsed
+        values["data_wait"] = wait / whole
         if self.flops:
             rate = self.flops * interval.steps / elapsed
             values["tflops"] = rate / 1e12
@@ -175,3 +216,16 @@ class Meter:
             known = self._sums.get(name)
             self._sums[name] = value.detach().clone() if known is None else known + value.detach()
             self._counts[name] = self._counts.get(name, 0) + 1
+
+    def _of_all(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over all processes, of what each of them has from the first interval on."""
+        if self._processes == 1:
+            return means
+        if self._names is None:
+            found = [set(names) for names in gather_object([sorted(means)])]
+            self._names = sorted(set.intersection(*found))
+        lacking = torch.full((), torch.nan, device=self._device)
+        held = [means.get(name, lacking).to(self._device, torch.float64) for name in self._names]
+        together = torch.stack(held)
+        torch.distributed.all_reduce(together)
+        return dict(zip(self._names, together / self._processes, strict=True))

@@ -18,6 +18,7 @@ from ..base import ActionHead, Facts, Feature
 from ..detr import Activation, Decoder, Encoder, Order, Sizes, map_positions, step_positions, xavier
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps, select
 from ..layers import joined_mask
+from ..shares import WHOLE, Shares
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
@@ -129,16 +130,28 @@ class Act(ActionHead):
         sizes: dict[str, Any] = {"width": 16, "heads": 2, "feedforward": 32, "latent": 4, **layers}
         return cls.Config(type="act", dropout=0.0, **sizes)
 
-    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """`values` that are no padding, and `samples` that have any."""
+        return {"values": (~is_pad).sum(), "samples": (~is_pad).flatten(1).any(-1).sum()}
+
+    def loss(
+        self,
+        features: Mapping[str, Feature],
+        actions: Tensor,
+        is_pad: Tensor,
+        shares: Shares = WHOLE,
+    ) -> dict[str, Tensor]:
         """Mean absolute error over the values that are no padding, `l1`, and in training the divergence, `kl`."""
         actions = actions.float().masked_fill(is_pad, 0.0)
         if self.posterior is None or not self.training:
-            return {"loss": masked_mean((self._decode(features) - actions).abs(), is_pad)}
+            errors = (self._decode(features) - actions).abs()
+            return {"loss": masked_mean(errors, is_pad, shares.get("values"))}
         mean, log_variance = self.posterior(features, actions, padded_steps(is_pad))
         latent = mean + (log_variance / 2.0).exp() * torch.randn_like(mean)
-        error = masked_mean((self._decode(features, latent) - actions).abs(), is_pad)
+        error = masked_mean((self._decode(features, latent) - actions).abs(), is_pad, shares.get("values"))
         divergence = -0.5 * (1.0 + log_variance - mean**2 - log_variance.exp()).sum(-1, keepdim=True)
-        divergence = masked_mean(divergence, is_pad.flatten(1).all(-1, keepdim=True))
+        empty = is_pad.flatten(1).all(-1, keepdim=True)
+        divergence = masked_mean(divergence, empty, shares.get("samples"))
         return {
             "loss": error + self.config.kl_weight * divergence,
             "l1": error.detach(),

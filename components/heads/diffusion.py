@@ -20,6 +20,7 @@ from ..features import chunk_size, largest, masked_mean, padded_steps, require_b
 from ..nested import nested
 from ..noise_schedules import Cosine, NoiseSchedule, kept
 from ..registry import NETWORKS
+from ..shares import WHOLE, Shares
 
 Count = Annotated[int, Field(ge=1)]
 Share = TypeVar("Share", float, Tensor)
@@ -100,7 +101,17 @@ class Diffusion(ActionHead):
             clip_sample=None,
         )
 
-    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """`values` that are no padding."""
+        return {"values": (~is_pad).sum()}
+
+    def loss(
+        self,
+        features: Mapping[str, Feature],
+        actions: Tensor,
+        is_pad: Tensor,
+        shares: Shares = WHOLE,
+    ) -> dict[str, Tensor]:
         """Mean squared error of the prediction over the values that are no padding."""
         config, context = self.config, self.network.encode(features)
         actions = actions.float().masked_fill(is_pad, 0.0)
@@ -112,7 +123,7 @@ class Diffusion(ActionHead):
         noisy = zero_padded(_mix(actions, noise, left), features, repeats)
         predicted = self.network(noisy, step.float(), context, padded_steps(is_pad))
         target = {"epsilon": noise, "sample": actions, "v": _mix(noise, -actions, left)}[config.predicts]
-        return {"loss": masked_mean((predicted - target) ** 2, is_pad)}
+        return {"loss": masked_mean((predicted - target) ** 2, is_pad, shares.get("values"))}
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:

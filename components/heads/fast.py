@@ -16,7 +16,8 @@ from ...schemas.part import Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Chunks, Facts, Feature
 from ..fast_tokens import FastTokens
-from ..features import action_spec, chunk_size, features_of, padded_steps
+from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps
+from ..shares import WHOLE, Shares
 from ..token_writer import TokenWriter
 from ..transformer_layers import check_heads
 
@@ -118,7 +119,17 @@ class Fast(ActionHead):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="fast", width=32, depth=2, heads=2, max_tokens=24, scale=20.0, vocabulary=512)
 
-    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """`tokens` to be predicted."""
+        return {"tokens": self._ids(actions, is_pad)[1].sum()}
+
+    def loss(
+        self,
+        features: Mapping[str, Feature],
+        actions: Tensor,
+        is_pad: Tensor,
+        shares: Shares = WHOLE,
+    ) -> dict[str, Tensor]:
         """Cross-entropy of the next token, over the tokens of all chunks of which any value counts."""
         ids, counts = self._ids(actions, is_pad)
         past = self._past(features)
@@ -126,9 +137,7 @@ class Fast(ActionHead):
         hidden, _ = past.decoder.extend(past, past.decoder.embed(self._theirs(ids[:, :-1])))
         scores = past.decoder.logits(hidden).float().flatten(0, 1)
         errors = F.cross_entropy(scores, self._theirs(ids[:, 1:]).flatten(), reduction="none")
-        counts = counts & ~is_pad.flatten(1).all(1, keepdim=True)
-        total = errors.masked_fill(~counts.flatten(), 0.0).sum()
-        return {"loss": total / counts.sum().clamp_min(1)}
+        return {"loss": masked_mean(errors, ~counts.flatten(), shares.get("tokens"))}
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
@@ -186,7 +195,8 @@ class Fast(ActionHead):
         longest = max(map(len, rows))
         ids = torch.tensor([row + [end] * (longest - len(row)) for row in rows], device=actions.device)
         lengths = torch.tensor([len(row) for row in rows], device=actions.device)
-        return ids, torch.arange(longest - 1, device=actions.device) < lengths[:, None] - 1
+        counts = torch.arange(longest - 1, device=actions.device) < lengths[:, None] - 1
+        return ids, counts & ~is_pad.flatten(1).all(1, keepdim=True)
 
     def _theirs(self, ids: Tensor) -> Tensor:
         """Ids as the writer numbers them: a language model's last ones, backwards."""

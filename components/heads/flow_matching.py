@@ -18,6 +18,7 @@ from ..features import chunk_size, masked_mean, padded_steps
 from ..nested import nested
 from ..noise_levels import BetaLevels, NoiseLevels
 from ..registry import NETWORKS
+from ..shares import WHOLE, Shares
 
 Count = Annotated[int, Field(ge=1)]
 Level = TypeVar("Level", float, Tensor)
@@ -78,7 +79,17 @@ class FlowMatching(ActionHead):
         network = NETWORKS.get("dit").tiny(directory)
         return cls.Config(type="flow_matching", network=network, steps=4)
 
-    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """`values` that are no padding."""
+        return {"values": (~is_pad).sum()}
+
+    def loss(
+        self,
+        features: Mapping[str, Feature],
+        actions: Tensor,
+        is_pad: Tensor,
+        shares: Shares = WHOLE,
+    ) -> dict[str, Tensor]:
         """Mean squared error of the prediction over the values that are no padding."""
         context = self.network.encode(features)
         actions = actions.float().masked_fill(is_pad, 0.0)
@@ -91,7 +102,7 @@ class FlowMatching(ActionHead):
         predicted = self.network(noisy, self._time(level), context, padded_steps(is_pad))
         forward = noise - actions if self.config.noise_at == 1 else actions - noise
         target = forward if self.config.predicts == "velocity" else actions
-        return {"loss": masked_mean((predicted - target) ** 2, is_pad)}
+        return {"loss": masked_mean((predicted - target) ** 2, is_pad, shares.get("values"))}
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from ..draws import categorical, normal
 from ..features import action_spec, chunk_size, masked_mean, padded_steps, require_bound
 from ..flattening import Tokens, joined, sizes_of
 from ..layers import Activation, mlp
+from ..shares import WHOLE, Shares
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -94,7 +95,17 @@ class Gmm(ActionHead):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="gmm", modes=2, hidden=[32])
 
-    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """`mixtures` of a step, or of a chunk, with a value that is no padding."""
+        return {"mixtures": (~self._padded(is_pad)).sum()}
+
+    def loss(
+        self,
+        features: Mapping[str, Feature],
+        actions: Tensor,
+        is_pad: Tensor,
+        shares: Shares = WHOLE,
+    ) -> dict[str, Tensor]:
         """Mean negative log-likelihood of a step, or of a chunk, over those with a value that is no padding."""
         weights, means, deviations = self.predict(features)
         actions = actions.float().masked_fill(is_pad, 0.0)[:, None]
@@ -102,11 +113,9 @@ class Gmm(ActionHead):
         densities = -0.5 * distances**2 - deviations.log() - 0.5 * math.log(2.0 * math.pi)
         densities = densities.masked_fill(is_pad[:, None], 0.0).sum(-1)  # (B, M, H)
         if self.config.mixture == "chunk":
-            densities, padded = densities.sum(-1, keepdim=True), padded_steps(is_pad).all(-1, keepdim=True)
-        else:
-            padded = padded_steps(is_pad)
+            densities = densities.sum(-1, keepdim=True)
         likelihoods = torch.logsumexp(weights + densities, dim=1)  # (B, H or 1)
-        return {"loss": masked_mean(-likelihoods, padded)}
+        return {"loss": masked_mean(-likelihoods, self._padded(is_pad), shares.get("mixtures"))}
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
@@ -124,6 +133,11 @@ class Gmm(ActionHead):
         else:
             spread = deviations.gather(1, chosen)[:, 0]
         return actions + spread * normal(actions, generator)
+
+    def _padded(self, is_pad: Tensor) -> Tensor:
+        """Mixtures (B, H or 1) of which no value counts."""
+        steps = padded_steps(is_pad)
+        return steps.all(-1, keepdim=True) if self.config.mixture == "chunk" else steps
 
     def predict(self, features: Mapping[str, Feature]) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights (B, M, H or 1), means and standard deviations (B, M, H, A) of the modes, float32."""

@@ -19,6 +19,7 @@ from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, masked_mean
 from ..flattening import Tokens, joined, sizes_of
 from ..layers import Activation, CategoryMlp, mlp
+from ..shares import WHOLE, Shares
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -84,7 +85,17 @@ class MlpHead(ActionHead):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="mlp", hidden=[32])
 
-    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """`values` that are no padding."""
+        return {"values": (~is_pad).sum()}
+
+    def loss(
+        self,
+        features: Mapping[str, Feature],
+        actions: Tensor,
+        is_pad: Tensor,
+        shares: Shares = WHOLE,
+    ) -> dict[str, Tensor]:
         """Mean error over the values that are no padding."""
         predicted, target = self.sample(features).float(), actions.float()
         if self.config.loss == "l1":
@@ -93,7 +104,7 @@ class MlpHead(ActionHead):
             errors = F.mse_loss(predicted, target, reduction="none")
         else:
             errors = F.huber_loss(predicted, target, reduction="none", delta=self.config.delta)
-        return {"loss": masked_mean(errors, is_pad)}
+        return {"loss": masked_mean(errors, is_pad, shares.get("values"))}
 
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """The predicted chunk (B, H, A); it is the same for every generator."""

@@ -16,6 +16,7 @@ from ...schemas.part import MOST_LAYERS, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean
+from ..shares import WHOLE, Shares
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -65,11 +66,22 @@ class Oft(ActionHead):
     def tiny(cls, directory: Path) -> Config:
         return cls.Config(type="oft", reads=["model.queries"], width=16)
 
-    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """`values` that are no padding."""
+        return {"values": (~is_pad).sum()}
+
+    def loss(
+        self,
+        features: Mapping[str, Feature],
+        actions: Tensor,
+        is_pad: Tensor,
+        shares: Shares = WHOLE,
+    ) -> dict[str, Tensor]:
         """Mean error over the values that are no padding."""
         predicted, target = self.sample(features).float(), actions.float()
         error = F.l1_loss if self.config.loss == "l1" else F.mse_loss
-        return {"loss": masked_mean(error(predicted, target, reduction="none"), is_pad)}
+        errors = error(predicted, target, reduction="none")
+        return {"loss": masked_mean(errors, is_pad, shares.get("values"))}
 
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """The predicted chunk (B, H, A); it is the same for every generator."""

@@ -20,6 +20,7 @@ from ..draws import categorical
 from ..features import action_spec, chunk_size, features_of, masked_mean
 from ..gpt import Gpt
 from ..residual_vq import ChunkVae, Settled
+from ..shares import WHOLE, Shares
 from ..transformer_layers import check_heads
 
 Count = Annotated[int, Field(ge=1)]
@@ -144,11 +145,22 @@ class Vqbet(ActionHead):
         }
         return cls.Config(type="vqbet", vae_steps=1, windows=2, offset_weight=1.0, dropout=0.0, **small)
 
-    def loss(self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """`values` of all windows that are no padding, and `windows` that have any."""
+        padded = self._windows(is_pad)
+        return {"values": (~padded).sum(), "windows": (~padded).any(-1).sum()}
+
+    def loss(
+        self,
+        features: Mapping[str, Feature],
+        actions: Tensor,
+        is_pad: Tensor,
+        shares: Shares = WHOLE,
+    ) -> dict[str, Tensor]:
         """The loss of the phase, and its terms; those of the other phase say nothing."""
         chunks, padded = self._windows(actions.float().masked_fill(is_pad, 0.0)), self._windows(is_pad)
-        first = self._code_loss(chunks, padded)
-        second = self._prediction_loss(features, chunks, padded)
+        first = self._code_loss(chunks, padded, shares)
+        second = self._prediction_loss(features, chunks, padded, shares)
         total = torch.where(self.trained < self.config.vae_steps, first["loss"], second["loss"])
         if self.training:
             self.trained += (~padded).any()
@@ -163,7 +175,7 @@ class Vqbet(ActionHead):
         windows = windows.unflatten(0, (-1, self.config.windows))  # (B, W, c, A)
         return torch.cat([windows[:, 0], windows[:, 1:, -1]], dim=1)
 
-    def _code_loss(self, chunks: Tensor, padded: Tensor) -> dict[str, Tensor]:
+    def _code_loss(self, chunks: Tensor, padded: Tensor, shares: Shares) -> dict[str, Tensor]:
         """Of the first phase; in training the codes move, and the settled ones follow, as long as it lasts."""
         valid = ~padded.all(-1)
         if self.training:
@@ -173,13 +185,13 @@ class Vqbet(ActionHead):
         vectors, indices, decoded, errors = self.vae(chunks)
         if self.training:
             self.vae.quantizer.update(vectors, indices, valid, now)
-        error = masked_mean((decoded - chunks).abs(), padded)
-        distance = masked_mean(errors.sum(-1), ~valid)
+        error = masked_mean((decoded - chunks).abs(), padded, shares.get("values"))
+        distance = masked_mean(errors.sum(-1), ~valid, shares.get("windows"))
         total = error + self.config.commitment * distance
         return {"loss": total, "reconstruction": error, "commitment": distance}
 
     def _prediction_loss(
-        self, features: Mapping[str, Feature], chunks: Tensor, padded: Tensor
+        self, features: Mapping[str, Feature], chunks: Tensor, padded: Tensor, shares: Shares = WHOLE
     ) -> dict[str, Tensor]:
         """Of the second phase."""
         hidden = self._hidden(features)
@@ -189,8 +201,8 @@ class Vqbet(ActionHead):
         chances = scores.log_softmax(-1).gather(-1, right[..., None])[..., 0]  # (N, L), of the right codes
         focal = (1.0 - chances.exp()) ** 2 * -chances
         weighted = sum(weight * focal[:, book] for book, weight in enumerate(self.config.code_weights))
-        code = masked_mean(cast(Tensor, weighted), padded.all(-1))
-        offset = masked_mean((self._predicted(hidden, drawn) - chunks).abs(), padded)
+        code = masked_mean(cast(Tensor, weighted), padded.all(-1), shares.get("windows"))
+        offset = masked_mean((self._predicted(hidden, drawn) - chunks).abs(), padded, shares.get("values"))
         return {"loss": code + self.config.offset_weight * offset, "code": code, "offset": offset}
 
     def _windows(self, values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -215,6 +216,36 @@ def test_it_takes_steps(name: str, tmp_path: Path, request: pytest.FixtureReques
         Builder.from_recipe(RECIPES / f"{name}.yaml").override(changes).train(output=tmp_path, device="cpu")
     )
     assert 0.0 < result.loss < 5.0
+
+
+CUTS = [
+    *(pytest.param(path, cut, workers, marks=pytest.mark.slow)
+      for path in TINY for cut, workers in ((1, 1), (2, 0), (3, 2))),
+    *(pytest.param(RECIPES / "tiny" / f"{name}.yaml", 1, 0)
+      for name in ("diffusion_policy", "dit_flow", "gr00t_n1", "smolvla", "vqbet")),
+]  # fmt: skip
+"""Steps after which a run is resumed, and its loaders. Those that are not slow have silu or mish, or count batches."""
+
+
+@pytest.mark.parametrize(("path", "cut", "workers"), CUTS)
+def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
+    path: Path, cut: int, workers: int, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"batch_size": 2, "accumulate": 2, "ema": 0.9, "save_every": 1, "keep": 9}
+    changes |= {"steps": cut + 1, "workers": workers, "schedule": {"type": "cosine", "warmup": 1}}
+    builder = Builder.from_recipe(path).override(
+        {f"training.{option}": value for option, value in changes.items()}
+    )
+    whole = builder.train(output=tmp_path / "whole", device="cpu").checkpoint
+    name = f"checkpoints/step-{cut:08d}"
+    shutil.copytree(tmp_path / "whole" / name, tmp_path / "cut" / name)
+    resumed = builder.train(output=tmp_path / "cut", device="cpu", resume=True)
+    assert (resumed.taken, resumed.checkpoint.name) == (1, whole.name)
+    ours, theirs = ((path / "model.safetensors").read_bytes() for path in (resumed.checkpoint, whole))
+    assert ours == theirs
+    states = [torch.load(path / "training.pt", weights_only=True) for path in (resumed.checkpoint, whole)]
+    held = [(state["optimizer"]["state"], state["average"], state["weights"]) for state in states]
+    torch.testing.assert_close(*held, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("path", TINY, ids=named)

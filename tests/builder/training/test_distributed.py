@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from policysmith.builder import Builder
+from policysmith.builder.training import checkpoint
 from policysmith.builder.training.step_graph import CHECKED, TRIED
 
 DOCUMENTED = Path(__file__).parents[3] / "docs/performance.md"
@@ -23,10 +24,8 @@ DOCUMENTED = Path(__file__).parents[3] / "docs/performance.md"
 
 def test_two_processes_equal_one_with_twice_the_batch(tiny: dict[str, Any], tmp_path: Path) -> None:
     recipe = {**tiny, "transforms": [{"type": "color_jitter"}, *tiny["transforms"]]}
-    recipe["data"]["horizon"], recipe["policy"]["execute"] = (
-        1,
-        1,
-    )  # no padding: each process takes its own mean
+    recipe["data"] |= {"horizon": 24, "validation": 0.25}  # of which much is padding
+    recipe["training"]["workers"] = 1
     said = in_two_processes(recipe, tmp_path)
     builder = Builder.from_recipe(recipe).override({"training.batch_size": 8})
     initial = flat(builder.build().state_dict())
@@ -38,7 +37,10 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny: dict[str, Any], tmp_
     # AdamW turns rounding of vanishing gradients into whole steps, so single weights may differ.
     assert torch.cosine_similarity(alone, together, dim=0) > 0.999
     for ours, theirs in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+        for name in ("loss", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+    last = [losses(tmp_path / run)[-1]["validation/loss"] for run in ("one", "two")]
+    assert last[0] == pytest.approx(last[1], rel=1e-3)
     assert "2 processes" in said
 
 
@@ -68,8 +70,8 @@ from policysmith.components.heads.mlp import MlpHead
 good, calls = MlpHead.loss, []
 
 
-def loss(self, features, actions, is_pad):
-    found = good(self, features, actions, is_pad)
+def loss(self, features, actions, *others):
+    found = good(self, features, actions, *others)
     if self.training and not actions.is_meta:
         calls.append(1)
     if len(calls) == 3 and os.environ.get("RANK") == "1":
@@ -141,6 +143,80 @@ def test_what_is_not_finite_in_one_replay_stops_both(tiny: dict[str, Any], tmp_p
     with pytest.raises(AssertionError, match="not finite at step 2") as failed:
         in_two_processes(recipe, tmp_path / "run", "--allow-imports")
     assert "Timeout" not in str(failed.value)
+
+
+STOPPED = """
+import os
+import signal
+
+from policysmith.builder.training import loop
+
+taken = loop._Run._update
+
+
+def update(self):
+    taken(self)
+    if self.step == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+loop._Run._update = update
+"""
+ELSEWHERE = """
+import os
+
+from policysmith.builder.training import agreement
+
+if os.environ["RANK"] == "1":
+    agreement.checkpoint.checkpoints = lambda run: []
+"""
+"""The output of the second process lies on its own machine."""
+
+
+def test_a_signal_to_one_process_stops_both_which_resume_together(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = {**tiny, "training": {**tiny["training"], "steps": 1000, "schedule": {"type": "constant"}}}
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    with pytest.raises(AssertionError, match=r"stopped by SIGTERM after step 4 of 1000"):
+        in_two_processes({**recipe, "imports": ["stopped.py"]}, tmp_path, "--allow-imports")
+    (kept,) = checkpoint.checkpoints(tmp_path / "two")
+    assert kept.name == "step-00000004"
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    recipe["training"]["steps"] = 5
+    with pytest.raises(
+        AssertionError, match=r"process 0 on .* has step-00000004, and process 1 on .* has none"
+    ):
+        in_two_processes({**recipe, "imports": ["elsewhere.py"]}, tmp_path, "--allow-imports", "--resume")
+    in_two_processes(recipe, tmp_path, "--resume")
+    assert checkpoint.checkpoints(tmp_path / "two")[-1].name == "step-00000005"
+
+
+HANGING = """
+import os
+import time
+
+from policysmith.builder.training import loop
+
+taken = loop._Run._update
+
+
+def update(self):
+    if self.step == 2 and os.environ["RANK"] == "1":
+        time.sleep(1000)
+    taken(self)
+
+
+loop._Run._update = update
+"""
+
+
+def test_a_process_that_hangs_is_named_within_the_time_set(tiny: dict[str, Any], tmp_path: Path) -> None:
+    tiny["training"]["timeout_minutes"] = 0.2
+    (tmp_path / "hanging.py").write_text(HANGING)
+    with pytest.raises(AssertionError, match=r"process 0 has waited 0.2 minutes in step \d") as failed:
+        in_two_processes({**tiny, "imports": ["hanging.py"]}, tmp_path, "--allow-imports")
+    assert "exitcode: 5" in str(failed.value)
 
 
 def in_two_processes(recipe: dict[str, Any], folder: Path, *options: str) -> str:

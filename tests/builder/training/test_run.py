@@ -130,15 +130,10 @@ def test_validation_loss_is_that_of_the_held_out_episodes(tiny: dict[str, Any], 
     _, held_out = builder.datasets()
     assert held_out is not None
     collate = builder.collate(result.policy)
-    size = 5
-    batches = [
-        collate([held_out[i] for i in range(start, min(start + size, len(held_out)))])
-        for start in range(0, len(held_out), size)
-    ]
-    total = sum(float(result.policy(batch)["loss"].detach()) * len(batch["action"]) for batch in batches)
-    expected = total / len(held_out)
-    assert len(held_out) % size
-    assert logged == pytest.approx(expected, rel=1e-5)
+    whole = collate([held_out[i] for i in range(len(held_out))])
+    assert len(held_out) % 5
+    assert whole["action_is_pad"].any()
+    assert logged == pytest.approx(result.policy(whole)["loss"].item(), rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_weights(
@@ -275,7 +270,7 @@ def test_statistics_that_nan_destroyed_are_not_saved(
     tiny["policy"]["backbones"]["vision"] = {"type": "timm", "name": "test_efficientnet"}
     builder = Builder.from_recipe(tiny).override({"training.save_every": 1, "training.keep": 9})
     builder.check()
-    normalised, calls = NormalizeImage.forward, {"count": 0}
+    normalised, calls = NormalizeImage.forward, {"count": -1}  # the first is counted for its operations
 
     def spoil(self: NormalizeImage, batch: Any) -> dict[str, Any]:
         calls["count"] += 1
@@ -300,9 +295,16 @@ def test_a_forward_without_a_loss_is_named(
 
     builder = Builder.from_recipe(tiny)
     builder.check()
-    for given in ({"prediction": torch.zeros(1)}, {"loss": torch.zeros(2)}, 3.0):
+    for given, problem in (
+        ({"prediction": torch.zeros(1)}, "it gives `prediction` and no `loss`"),
+        ({"loss": torch.zeros(2)}, r"its `loss` has the shape \(2,\): take the mean"),
+        ({"loss": 3.0}, "its `loss` is of type float"),
+        (3.0, "it gives float"),
+    ):
         monkeypatch.setattr(RecipePolicy, "forward", lambda self, batch, given=given: given)
-        with pytest.raises(TrainingError, match="must give a dict with a scalar tensor `loss`"):
+        with pytest.raises(
+            TrainingError, match=rf"Policy.forward must give a dict with a scalar tensor `loss`; {problem}"
+        ):
             builder.train(output=tmp_path, device="cpu")
 
 
@@ -344,10 +346,10 @@ def test_a_forward_that_its_author_decorated_stays_decorated(
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-    """The `at`-th loss from now on is NaN."""
+    """The `at`-th loss that is learned from is NaN; a first one is only counted for its operations."""
     from policysmith.components.heads.mlp import MlpHead
 
-    good, calls = MlpHead.loss, {"count": 0}
+    good, calls = MlpHead.loss, {"count": -1}
 
     def broken(self: MlpHead, *args: Any) -> dict[str, Tensor]:
         if not args[1].is_meta:

@@ -8,6 +8,9 @@ import dataclasses
 import pytest
 import torch
 
+from policysmith.components.heads import vqbet
+from policysmith.components.heads.diffusion import Diffusion
+from policysmith.components.heads.flow_matching import FlowMatching
 from policysmith.components.registry import (
     HEADS,
     NETWORKS,
@@ -15,7 +18,7 @@ from policysmith.components.registry import (
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import FEATURES
 
-from .built import Built, masked_where, of, randomise
+from .built import Built, masked_where, of, randomise, rows
 
 
 @of(HEADS, NETWORKS)
@@ -143,3 +146,49 @@ def test_one_batch_is_learned_by_heart(built: Built) -> None:
             (part.eval().sample(features, torch.Generator().manual_seed(0)) - batch["action"]).abs().mean()
         )
     assert error < 0.2  # about 1 before
+
+
+@of(HEADS, NETWORKS)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_batches_that_are_told_their_shares_lose_what_all_samples_lose_together(
+    built: Built, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, terms and gradients, for batches of other sizes and with other numbers of values that count."""
+    monkeypatch.setattr(torch, "randn_like", lambda values, **options: torch.full_like(values, 0.3))
+    monkeypatch.setattr(vqbet, "categorical", lambda scores, generator=None: scores.argmax(-1))
+    for head, drawn in ((FlowMatching, 0.4), (Diffusion, 3)):
+        monkeypatch.setattr(
+            head,
+            "draw",
+            lambda self, actions, drawn=drawn: (
+                torch.full((len(actions),), drawn),
+                torch.full_like(actions, 0.3),
+            ),
+        )
+    whole = built.make().train(training)
+    randomise(whole)
+    if training and hasattr(whole, "trained"):  # the codes follow batches, as statistics of batch norms do
+        whole.trained.fill_(100)
+    cut = copy.deepcopy(whole)
+    features, batch = built.features(5), built.world.batch(5)
+    actions, is_pad = batch["action"], built.world.is_pad(batch)
+    is_pad[:2, 1:] = True
+    expected = whole.loss(features, actions, is_pad)
+    expected["loss"].backward()
+
+    parts = [slice(0, 2), slice(2, 5)]
+    counts = [cut.counts(actions[part], is_pad[part]) for part in parts]
+    total = cut.counts(actions, is_pad)
+    found: dict[str, torch.Tensor] = {}
+    for part, count in zip(parts, counts, strict=True):
+        shares = {kind: 2 * count[kind] / total[kind] for kind in total}
+        shown = {key: rows(feature, part) for key, feature in features.items()}
+        terms = cut.loss(shown, actions[part], is_pad[part], shares)
+        (terms["loss"] / 2).backward()
+        found = {name: found.get(name, torch.zeros(())) + value.detach() / 2 for name, value in terms.items()}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value.detach(), rtol=1e-5, atol=1e-6, msg=name)
+    for ours, theirs in zip(cut.parameters(), whole.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        if ours.grad is not None:
+            assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-7

@@ -1,0 +1,81 @@
+"""Ends a run of several processes in which one hangs, and says which."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.distributed import distributed_c10d
+
+_CODE = 5
+"""Exit code of a run that failed; see `schemas/console.py`."""
+_GRACE = 5.0
+"""Seconds that processes have to tell each other where they are."""
+
+
+class Watchdog:
+    """Watches what all processes must do together. Where it takes too long the process ends, as it cannot go on alone."""
+
+    def __init__(self, minutes: float | None, rank: int, processes: int) -> None:
+        """`minutes` are the longest that anything watched may take; None for ever."""
+        self._minutes, self._rank, self._processes = minutes, rank, processes
+        self._deadline = float("inf")
+        self._step = 0
+        self._watches = minutes is not None and processes > 1
+        if self._watches:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @contextmanager
+    def watching(self, step: int) -> Iterator[None]:
+        """What happens inside, at a step, is watched."""
+        self._step = step
+        if self._minutes is not None:
+            self._deadline = time.monotonic() + 60.0 * self._minutes
+        try:
+            yield
+        finally:
+            self._deadline = float("inf")
+
+    def end(self) -> None:
+        """Nothing is left to watch."""
+        self._watches = False
+
+    def _watch(self) -> None:
+        while self._watches:
+            time.sleep(0.5)
+            if time.monotonic() > self._deadline:
+                self._report()
+
+    def _report(self) -> None:
+        sys.stderr.write(f"error: {self._diagnosis()}\n" + "\x1b[?25h" * sys.stderr.isatty())
+        sys.stderr.flush()
+        os._exit(_CODE)
+
+    def _diagnosis(self) -> str:
+        waited = f"process {self._rank} has waited {self._minutes:g} minutes in step {self._step}"
+        cure = (
+            "see its output; `training.timeout_minutes` is how long a step may take, and `--resume` goes on"
+        )
+        try:
+            steps = self._others()
+        except (RuntimeError, OSError) as error:
+            return f"{waited}, and other processes cannot be asked where they are ({error}); {cure}"
+        silent = [rank for rank in range(self._processes) if rank not in steps]
+        behind = [rank for rank, step in steps.items() if step < max(steps.values())]
+        if silent:
+            return f"{waited}: process {', '.join(map(str, silent))} does not answer; {cure}"
+        if behind:
+            return f"{waited}: process {', '.join(map(str, behind))} is behind, in step {min(steps.values())}; {cure}"
+        return f"{waited}, and so have all others; {cure}"
+
+    def _others(self) -> dict[int, int]:
+        """Steps of the processes that answer."""
+        store = distributed_c10d._get_default_store()
+        keys = {rank: f"policysmith/hung/{rank}" for rank in range(self._processes)}
+        store.set(keys[self._rank], str(self._step))
+        time.sleep(_GRACE)
+        return {rank: int(store.get(key)) for rank, key in keys.items() if store.check([key])}
