@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...schemas.errors import DatasetError
 from .features import Storage
-from .files import open_parquet, read_json_lines, read_parquet
+from .files import open_parquet, read_json_lines, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,7 @@ V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4
 _V2_FIELDS, _V3_FIELDS = ("episode_chunk", "episode_index"), ("chunk_index", "file_index")
 _MOST = 2**31 - 1
 """Largest index, number or length: LeRobot keeps them in far smaller numbers."""
+_LONGEST = 1_000
 _WIDTH = re.compile(r"(0?[1-9])?d?")
 
 
@@ -121,7 +122,7 @@ def read_tables_v3(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
     rows: list[dict[str, Any]] = []
     for path in paths:
         optional = ["tasks"] if "tasks" in open_parquet(path).schema_arrow.names else []
-        rows += (_row(entry, path) for entry in read_parquet(path, columns=[*columns, *optional]).to_pylist())
+        rows += (_row(entry, path) for entry in read_rows(path, columns=[*columns, *optional]))
     rows.sort(key=lambda row: row["episode_index"])
 
     data_path = _Template(root, info.get("data_path") or V3_DATA, _V3_FIELDS)
@@ -156,9 +157,8 @@ def _read_tasks_v3(path: Path) -> dict[int, str]:
     text = next(iter([*known, *(name for name in names if name != "task_index")]), None)
     if text is None:
         raise DatasetError(f"{path} has no column with the task texts. Download or convert the dataset again")
-    table = read_parquet(path, columns=["task_index", text])
     texts: dict[int, str] = {}
-    for row in table.to_pylist():
+    for row in read_rows(path, columns=["task_index", text]):
         _add_task(texts, row["task_index"], row[text], path)
     return texts
 
@@ -262,4 +262,6 @@ def _template_fault(template: str, fields: tuple[str, ...]) -> str:
     fixed = PurePosixPath("".join(text + ("" if name is None else "0") for text, name, _, _ in pieces))
     if fixed.is_absolute() or ".." in fixed.parts:
         return "leaves the dataset's directory"
+    if len(template) > _LONGEST:
+        return f"is longer than {_LONGEST:,} characters"
     return "" if template.isprintable() else "holds control characters"

@@ -7,7 +7,6 @@ import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...schemas.errors import DatasetError
@@ -101,14 +100,15 @@ def open_parquet(path: Path, *, columns: Sequence[str] = ()) -> pq.ParquetFile:
     return file
 
 
-def read_parquet(path: Path, *, columns: Sequence[str]) -> pa.Table:
-    """Read `columns` of a parquet file.
+def read_rows(path: Path, *, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Read `columns` of a parquet file as one dict a row.
 
     Raises:
-        DatasetError: as `open_parquet`.
+        DatasetError: as `open_parquet`, also for texts that are not UTF-8.
     """
     with open_parquet(path, columns=columns) as file, reading(path):
-        return file.read(columns=list(columns))
+        rows: list[dict[str, Any]] = file.read(columns=list(columns)).to_pylist()
+    return rows
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from policysmith.schemas.errors import PolicysmithError
 from .synthetic import write_dataset
 
 SECONDS = 5.0
-ROUNDS = [60, pytest.param(2_000, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])]
+ROUNDS = [25, pytest.param(2_000, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])]
 VALUES: list[Any] = [
     *(
         None,

@@ -100,6 +100,7 @@ INFO_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda info: info.update(data_path="{episode_index.__class__}"),
         r"it names `episode_index.__class__`",
     ),
+    "long": (lambda info: info.update(data_path="a" * 5_000), r"is longer than 1,000 characters"),
     "no text": (lambda info: info.update(data_path=5), r"path template must be a text, found 5"),
     "feature NUL": (
         lambda info: info["features"].update({"observation.a\0b": info["features"]["action"]}),
@@ -243,6 +244,14 @@ def test_pipes_and_devices_are_not_opened(tmp_path: Path, name: str) -> None:
         make(root / name)
         with pytest.raises(DatasetError, match=rf"{name} is {what}"):
             read_layout(root)
+
+
+def test_texts_of_parquet_tables_that_are_not_utf8(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "set", "v3.0").root
+    texts = pa.array([b"\xf8\xff", b"open"]).cast(pa.binary()).view(pa.string())
+    rewrite_parquet(root / "meta/tasks.parquet", lambda _: pa.table({"task_index": [0, 1], "task": texts}))
+    with pytest.raises(DatasetError, match=r"tasks.parquet is not a readable parquet file"):
+        read_layout(root)
 
 
 def test_tasks_that_are_numbers(tmp_path: Path) -> None:
