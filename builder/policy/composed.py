@@ -37,15 +37,6 @@ CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "provenance")
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; necks and heads get them beside their features."""
 _AUTO_MAP = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
-_SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
-
-try:
-    from policysmith.builder.policy import RecipeConfig, RecipePolicy
-except ImportError as error:
-    raise ImportError("this policy needs policysmith: run `pip install policysmith`") from error
-
-__all__ = ["RecipeConfig", "RecipePolicy"]
-'''
 
 
 class RecipeConfig(PretrainedConfig):
@@ -341,7 +332,7 @@ class RecipePolicy(BasePolicyModel):
 
     def save_assets(self, directory: Path) -> None:
         super().save_assets(directory)
-        (directory / "policy_shim.py").write_text(_SHIM)
+        (directory / "policy_shim.py").write_text(saving.SHIM)
         if self.recipe_text is not None:
             (directory / saving.RECIPE).write_text(self.recipe_text)
         assets = directory / saving.ASSETS

@@ -393,7 +393,6 @@ class _Run:
                     self.identity,
                     writes=writes,
                 )
-        if writes:
-            if left := runs.prune(self.job.directory, self.section.keep):
-                self._note(left)
+        if writes and (left := runs.prune(self.job.directory, self.section.keep)):
+            self._note(left)
         self.accelerator.wait_for_everyone()
