@@ -27,7 +27,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
 from ..parts import Parts, Site
 from ..wiring import Wiring, demanded, traced, wire, with_statistics
-from . import loading, manifest, saving
+from . import loading, saving
 from .base import BasePolicyModel
 from .observations import Observed
 from .ranges import finite
@@ -39,15 +39,6 @@ CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "signals", "prove
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; necks and heads get them beside their features."""
 _AUTO_MAP = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
-_SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
-
-try:
-    from policysmith.builder.policy import RecipeConfig, RecipePolicy
-except ImportError as error:
-    raise ImportError("this policy needs policysmith: run `pip install policysmith`") from error
-
-__all__ = ["RecipeConfig", "RecipePolicy"]
-'''
 
 
 class RecipeConfig(PretrainedConfig):
@@ -79,11 +70,8 @@ class RecipeConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As transformers'. Raises CheckpointError for values that no config can have."""
-        try:
+        with loading.readable(config_dict):
             return super().from_dict({**config_dict, "auto_map": _AUTO_MAP}, **kwargs)
-        except loading.FOREIGN as error:
-            source = config_dict.get("_name_or_path") if isinstance(config_dict, dict) else None
-            raise loading.misread(source or "config.json", error) from error
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
@@ -370,7 +358,7 @@ class RecipePolicy(BasePolicyModel):
 
     def save_assets(self, directory: Path) -> None:
         super().save_assets(directory)
-        (directory / "policy_shim.py").write_text(_SHIM)
+        (directory / "policy_shim.py").write_text(saving.SHIM)
         if self.recipe_text is not None:
             (directory / saving.RECIPE).write_text(self.recipe_text)
         assets = directory / saving.ASSETS
@@ -381,19 +369,13 @@ class RecipePolicy(BasePolicyModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        verify = kwargs.get("verify", True)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         policy = loaded[0] if isinstance(loaded, tuple) else loaded
         policy._rest()
         commit = getattr(policy.config, "_commit_hash", None)
         home = loading.home(
-            pretrained_model_name_or_path,
-            kwargs,
-            commit,
-            [saving.RECIPE, f"{saving.ASSETS}/*", manifest.NAME],
+            pretrained_model_name_or_path, kwargs, commit, [saving.RECIPE, f"{saving.ASSETS}/*"]
         )
-        if verify and not Path(str(pretrained_model_name_or_path)).is_dir():
-            manifest.verify(home, partial=True)
         text, assets = home / saving.RECIPE, home / saving.ASSETS
         policy.recipe_text = text.read_text() if text.is_file() else None
         policy._assets = assets if assets.is_dir() else None

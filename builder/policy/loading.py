@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ...schemas.errors import CheckpointError, PolicysmithError, WeightsError
-from . import runs
+from . import manifest, runs
 
 _HUB = ("cache_dir", "local_files_only", "revision", "token")
 
@@ -24,7 +24,8 @@ _HUB = ("cache_dir", "local_files_only", "revision", "token")
 def home(source: Any, options: Mapping[str, Any], commit: str | None, patterns: Iterable[str]) -> Path:
     """The directory of a policy that was loaded with these options of `from_pretrained`.
 
-    For a policy of a hub it is the snapshot, of the same commit, with the files that match the patterns.
+    For a policy of a hub it is the snapshot, of the same commit, with the files that match the patterns; raises
+    CheckpointError where its manifest lists other files.
     """
     subfolder = options.get("subfolder") or ""
     if Path(str(source)).is_dir():
@@ -33,8 +34,11 @@ def home(source: Any, options: Mapping[str, Any], commit: str | None, patterns: 
     known["local_files_only"] = bool(known.get("local_files_only")) or HF_HUB_OFFLINE
     if commit is not None:
         known["revision"] = commit
-    wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-    return Path(snapshot_download(str(source), allow_patterns=wanted, **known), subfolder)
+    wanted = [f"{subfolder}/{name}" if subfolder else name for name in (*patterns, manifest.NAME)]
+    directory = Path(snapshot_download(str(source), allow_patterns=wanted, **known), subfolder)
+    if options.get("verify", True):
+        manifest.verify(directory, partial=True)
+    return directory
 
 
 @contextlib.contextmanager
@@ -75,6 +79,16 @@ def guarded(source: Any, *, composed: bool) -> Iterator[None]:
         if not composed or isinstance(error, PolicysmithError):
             raise
         raise misread(source, error) from error
+
+
+@contextlib.contextmanager
+def readable(config: Any) -> Iterator[None]:
+    """Turns errors of values that no config can have into CheckpointError."""
+    try:
+        yield
+    except FOREIGN as error:
+        source = config.get("_name_or_path") if isinstance(config, dict) else None
+        raise misread(source or "config.json", error) from error
 
 
 def misread(source: Any, error: Exception) -> CheckpointError:

@@ -123,11 +123,19 @@ def newest(path: Path) -> Path:
     return found
 
 
-def prune(run: Path, keep: int) -> None:
+def prune(run: Path, keep: int) -> str:
     """Remove all but the newest `keep` checkpoints, and leave those that somebody reads for the next time.
 
-    Raises OSError. A checkpoint loses its name in one step.
+    A checkpoint loses its name in one step. Gives the reason where one cannot be removed, by which nothing is lost.
     """
+    try:
+        _prune(run, keep)
+    except OSError as error:
+        return f"former checkpoints cannot be removed ({error.strerror or error}); the run goes on"
+    return ""
+
+
+def _prune(run: Path, keep: int) -> None:
     for path in checkpoints(run)[:-keep]:
         with Handle(path, os.O_RDONLY | os.O_DIRECTORY) as file:
             try:

@@ -34,6 +34,17 @@ _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.ind
 _OTHERS = {CONFIG, RECIPE, "recipe.lock.yaml", "policy_shim.py", ASSETS, manifest.NAME}
 _STAGING = ".staging-"
 
+SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
+
+try:
+    from policysmith.builder.policy import RecipeConfig, RecipePolicy
+except ImportError as error:
+    raise ImportError("this policy needs policysmith: run `pip install policysmith`") from error
+
+__all__ = ["RecipeConfig", "RecipePolicy"]
+'''
+"""The `policy_shim.py` of a composed policy."""
+
 log = logging.getLogger(__name__)
 
 

@@ -51,16 +51,6 @@ class Identity:
         return {"step": step, "recipe": digest, "data": self.data, "world_size": self.world_size}
 
 
-@dataclass(frozen=True)
-class Restored:
-    """Where a run goes on."""
-
-    step: int
-    """Updates made so far."""
-    notes: list[str]
-    """Changes that the run goes on with, and their consequences."""
-
-
 def save(
     run: Path,
     step: int,
@@ -124,14 +114,17 @@ def restore(
     identity: Identity,
     *,
     verify: bool = True,
-) -> Restored:
-    """Continue where a checkpoint left off. Nothing is changed before everything in it was checked.
+) -> tuple[int, list[str]]:
+    """Continue where a checkpoint left off; gives the number of updates made, and notes on what goes on otherwise.
+
+    Nothing is changed before everything in the checkpoint was checked.
 
     Raises CheckpointError for a checkpoint that is damaged, of files that do not belong together, or of another run.
     """
     facts = manifest.verify(checkpoint) if verify else None
     state = states.load(checkpoint)
     _compare(checkpoint, state["identity"], identity)
+    notes = _notes(state, identity)
     states.check(checkpoint, state, policy, optimizer, average)
     if facts is not None and facts.get("step") != state["step"]:
         raise states.damaged(
@@ -145,7 +138,7 @@ def restore(
     for name, value in policy.state_dict().items():
         put(value, found[name])
     optimizer.load_state_dict(state["optimizer"])
-    return Restored(state["step"], _notes(state, identity))
+    return state["step"], notes
 
 
 FREE = (
@@ -219,4 +212,4 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, item in pairs for k, v in _flatten(item, key).items()}
 
 
-__all__ = ["FREE", "STATE", "Identity", "Restored", "checkpoints", "latest", "place", "restore", "save"]
+__all__ = ["FREE", "STATE", "Identity", "checkpoints", "latest", "place", "restore", "save"]

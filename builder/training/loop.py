@@ -111,10 +111,9 @@ class _Run:
 
     def restore(self, found: Path) -> None:
         """Take up where a checkpoint left off."""
-        restored = checkpoint.restore(
-            found, self.policy, self.optimizer, self.average, self.identity, verify=self.job.verify
-        )
-        self.step, self.saved, self.changes = restored.step, found, restored.notes
+        run = self.policy, self.optimizer, self.average, self.identity
+        self.step, self.changes = checkpoint.restore(found, *run, verify=self.job.verify)
+        self.saved = found
 
     def take_steps(self, *, beginning: bool) -> None:
         """Take all steps that are left. `beginning` says that there was nothing to resume, which is worth a note."""
@@ -387,12 +386,6 @@ class _Run:
         """Buffers that hold something which is not finite, as masks may from the start."""
         return [name for name, buffer in self.policy.named_buffers() if not buffer.isfinite().all()]
 
-    def _prune(self) -> None:
-        try:
-            runs.prune(self.job.directory, self.section.keep)
-        except OSError as error:  # the run loses nothing by it
-            self._note(f"former checkpoints cannot be removed ({error.strerror or error}); the run goes on")
-
     def _save(self, step: int) -> None:
         self.accelerator.wait_for_everyone()
         writes = self.accelerator.is_main_process
@@ -407,6 +400,6 @@ class _Run:
                     self.identity,
                     writes=writes,
                 )
-        if writes:
-            self._prune()
+        if writes and (left := runs.prune(self.job.directory, self.section.keep)):
+            self._note(left)
         self.accelerator.wait_for_everyone()

@@ -80,6 +80,7 @@ def test_train(called: list[tuple[str, Namespace]], recipe: str) -> None:
         "override": ["training.steps=1", "name=x"],
         "output": "d",
         "resume": True,
+        "verify": True,
         "allow_imports": False,
         "profile": False,
         "device": "cpu",

@@ -126,6 +126,7 @@ def test_with_nothing_to_judge_on_the_cure_is_told(run: Path) -> None:
     config = json.loads((run.parent / "alone" / "config.json").read_text())
     config["recipe"]["data"]["path"] = "gone"
     (run.parent / "alone" / "config.json").write_text(json.dumps(config))
+    (run.parent / "alone" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"nothing to judge .*--env metaworld/drawer-open-v3"):
         evaluate(run.parent / "alone", device="cpu")
 
