@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 
 from ..components.base import ActionHead, Batch, Chunks
+from ..components.embodiments import padding
 from ..schemas.errors import PolicysmithError, SpecError
 from .measure import Placed
 from .parts import Parts, Problem, WiringError
-from .policy.composed import padding
 from .sources import DataPlan
 from .wiring import Wiring
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..components import lora
 from ..components.base import Feature
-from ..components.embodiments import ACTION_PADDING, EMBODIMENT
+from ..components.embodiments import ACTION_PADDING, EMBODIMENT, padding
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.document import KeyPath
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
@@ -22,7 +22,7 @@ from .assembly import Summary, content
 from .parts import Site
 from .plan import PolicyPlan
 from .policy import RecipeConfig, RecipePolicy
-from .policy.composed import ROBOTS, freeze, make, padding
+from .policy.composed import ROBOTS, freeze, make
 from .policy.dynamic import refusal
 from .policy.sharing import undeclared
 from .recipe import LoadedRecipe

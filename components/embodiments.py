@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..schemas.errors import SpecError
 from ..schemas.specs import Kind, Specs
-from .base import Facts
+from .base import Batch, Facts
 
 EMBODIMENT = "embodiment"
 ACTION_PADDING = "action_dim_is_pad"
@@ -54,6 +54,13 @@ def facts_by_robot(inputs: Specs, facts: Facts) -> list[Facts]:
 
 
 _BY_ROBOT = ("statistics", "measured")
+
+
+def padding(batch: Batch) -> Tensor:
+    """Which values of the actions do not count (B, H, A): steps after the end, and dimensions a robot does not have."""
+    steps: Tensor = batch["action_is_pad"][..., None]
+    dims = batch.get(ACTION_PADDING)
+    return steps.expand_as(batch["action"]) if dims is None else steps | dims[:, None]
 
 
 def padded(values: Tensor, width: int) -> Tensor:

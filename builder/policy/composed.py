@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from ...components import lora
 from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Transform
-from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padding
 from ...components.image_chain import chains, fused, fuses
 from ...components.recomputation import recompute
 from ...components.shares import shares_in, without_shares
@@ -391,13 +391,6 @@ def make(site: Site, inputs: Specs, facts: Facts) -> nn.Module:
         if module.config.gradient_checkpointing:
             recompute(module)
     return module
-
-
-def padding(batch: Batch) -> Tensor:
-    """Which values of the actions do not count (B, H, A): steps after the end, and dimensions a robot does not have."""
-    steps: Tensor = batch["action_is_pad"][..., None]
-    dims = batch.get(ACTION_PADDING)
-    return steps.expand_as(batch["action"]) if dims is None else steps | dims[:, None]
 
 
 def rest(module: nn.Module) -> tuple[bool, bool]:

@@ -51,8 +51,8 @@ class Watchdog:
                 self._report()
 
     def _report(self) -> None:
-        sys.stderr.write(f"error: {self._diagnosis()}\n" + "\x1b[?25h" * sys.stderr.isatty())
-        sys.stderr.flush()
+        cursor = "\x1b[?25h" * sys.stderr.isatty()
+        os.write(2, f"{cursor}error: {self._diagnosis()}\n".encode())
         os._exit(_CODE)
 
     def _diagnosis(self) -> str:

@@ -137,6 +137,7 @@ def test_a_step_sees_the_same_images_in_one_batch_or_in_two(
         monkeypatch.setattr(Vit, "forward", watched)
         builder.train(output=tmp_path / str(accumulate), device="cpu")
         monkeypatch.setattr(Vit, "forward", forward)
+        del images[: 8 // accumulate]  # of the pass that is counted for its operations
         return [{*images[first : first + 8]} for first in range(0, len(images), 8)]
 
     tiny["transforms"][:1] = [{"type": "random_shift", "pixels": 9}, {"type": "color_jitter"}]
