@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -60,7 +61,7 @@ def found(source: Any) -> Iterator[Any]:
 
 FOREIGN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NameError, OSError,
-    RuntimeError, TypeError, ValueError,
+    RuntimeError, StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
 """What code raises on values that it was not made for."""
 

@@ -29,7 +29,7 @@ def test_what_is_explained(topic: str, words: list[str], capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("topic", "cure"),
     [
-        ("policy.nonsense", "`policy` has: type, backbones, necks, head, freeze, execute"),
+        ("policy.nonsense", "`policy` has: type, backbones, necks, head, init, freeze, execute"),
         ("data.path.foo.bar", "`data.path` has: no options"),
         ("nonsense", "here are: recipe, name"),
         ("backbones.vit.nonsense", "`backbones.vit` has: type, reads"),

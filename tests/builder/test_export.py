@@ -136,7 +136,7 @@ def test_nothing_is_overwritten(adapted: Any, tmp_path: Path) -> None:
 def test_adapters_that_are_not_finite_leave_nothing(adapted: Any, tmp_path: Path) -> None:
     adapted.backbones["proprio"].layers[0].lora_B["default"].weight.data.fill_(float("inf"))
     adapted.save_pretrained(tmp_path / "broken")
-    with pytest.raises(WeightsError, match="adapter of `0` cannot be merged"):
+    with pytest.raises(WeightsError, match=r"weights that are not finite: .*lora_B"):
         export(tmp_path / "broken", tmp_path / "whole", merge=True)
     assert not (tmp_path / "whole").exists()
 

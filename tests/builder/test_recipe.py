@@ -96,7 +96,13 @@ def test_a_hand_written_policy() -> None:
     assert loaded.recipe.policy.model_extra == {"hidden_dim": 256}
     assert (loaded.head, loaded.backbones) == (None, {})
     resolved = loaded.resolved()
-    assert resolved["policy"] == {"type": "mine", "execute": None, "ensemble": None, "hidden_dim": 256}
+    assert resolved["policy"] == {
+        "type": "mine",
+        "init": None,
+        "execute": None,
+        "ensemble": None,
+        "hidden_dim": 256,
+    }
     assert load_recipe(resolved).resolved() == resolved
 
 

@@ -55,6 +55,7 @@ def test_training_goes_on_from_the_loaded_policy(
     assert policy.config.statistics == before.config.statistics
     assert builder.notes[0].endswith("30 of 30 tensors taken, 16,496 of 16,496 values")
     fives = shutil.copytree(trained / "policy", tmp_path / "fives", symlinks=False)
+    (fives / "manifest.json").unlink()
     weights = load_file(fives / "model.safetensors")
     save_file(
         {name: torch.full_like(value, 5.0) for name, value in weights.items()},
@@ -118,6 +119,7 @@ def test_other_names_of_dimensions_have_statistics_of_their_own_and_another_orde
     tuned: dict[str, Any], trained: Path, tmp_path: Path, refused: Refused
 ) -> None:
     held = shutil.copytree(trained / "policy", tmp_path / "held", symlinks=False)
+    (held / "manifest.json").unlink()
     tuned["policy"]["init"] = str(held)
 
     def rename(names: list[str]) -> Builder:
@@ -184,6 +186,7 @@ def test_weights_that_are_not_finite_are_no_start(
     tuned: dict[str, Any], trained: Path, tmp_path: Path, refused: Refused
 ) -> None:
     broken = shutil.copytree(trained / "policy", tmp_path / "broken", symlinks=False)
+    (broken / "manifest.json").unlink()
     weights = load_file(broken / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})

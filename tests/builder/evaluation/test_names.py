@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -168,6 +170,10 @@ def test_check_finds_an_environment_that_does_not_fit(
     data = shutil.copytree(tiny["data"]["path"], tmp_path / "data")
     info = json.loads((data / "meta" / "info.json").read_text())
     (data / "meta" / "info.json").write_text(json.dumps({**info, "fps": 10}))
+    for path in (data / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        times = pa.array(table["frame_index"].to_numpy() / 10, pa.float32())
+        pq.write_table(table.set_column(table.schema.get_field_index("timestamp"), "timestamp", times), path)
     tiny["data"]["path"] = str(data)
     del tiny["policy"]["backbones"]["vision"]
     tiny["transforms"] = [{"type": "normalize"}]

@@ -214,7 +214,7 @@ def test_damaged_training_state_is_named(tiny: dict[str, Any], tmp_path: Path) -
 def test_no_cuda_device_is_said(tiny: dict[str, Any], tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    with pytest.raises(TrainingError, match="--device cpu"):
+    with pytest.raises(TrainingError, match="shows no CUDA device; use `cpu`"):
         Builder.from_recipe(tiny).train(output=tmp_path / "run", device="cuda")
 
 
