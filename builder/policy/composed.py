@@ -210,8 +210,8 @@ class RecipePolicy(BasePolicyModel):
         features = self.features(transformed)
         output: dict[str, Tensor] = {}
         if "action" in transformed:
-            told = {"shares": shares} if shares else {}
-            output |= self.head.loss(features, transformed["action"], padding(transformed), **told)
+            told = [shares] if shares else []
+            output |= self.head.loss(features, transformed["action"], padding(transformed), *told)
         if not self.training:
             output["prediction"] = self._actions(features, transformed, None)
         return output
