@@ -32,7 +32,7 @@ from .data.mixture import Mixture
 from .plan import PolicyPlan
 from .plan_data import plan_data
 from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy, runs
-from .policy.composed import freeze
+from .policy.freezing import freeze
 from .policy.pipeline import KEY, SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe import LoadedRecipe, load_recipe, open_document

@@ -22,8 +22,9 @@ from .assembly import Summary, content
 from .parts import Site
 from .plan import PolicyPlan
 from .policy import RecipeConfig, RecipePolicy
-from .policy.composed import ROBOTS, freeze, make
+from .policy.composed import ROBOTS, make
 from .policy.dynamic import refusal
+from .policy.freezing import freeze
 from .policy.sharing import undeclared
 from .recipe import LoadedRecipe
 from .sources import DataPlan

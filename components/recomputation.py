@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -26,6 +26,18 @@ _ATTENTION = {
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     attention.OPERATOR,
 }
+
+
+def recompute_all(parts: Iterable[nn.Module]) -> list[str] | None:
+    """Let every part that can compute its layers again do so. Return why none can, or None where one does."""
+    reasons, done = [], False
+    for part in parts:
+        try:
+            recompute(part)
+            done = True
+        except SpecError as error:
+            reasons.append(f"{type(part).__name__}: {error.message}")
+    return None if done else reasons
 
 
 def recompute(backbone: nn.Module) -> None:

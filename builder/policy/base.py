@@ -14,9 +14,8 @@ weight of the checkpoint and every buffer, and a save is complete or not there.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
@@ -28,7 +27,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...components.embodiments import EMBODIMENT
 from ...components.features import chunk_size
-from ...components.recomputation import recompute
+from ...components.recomputation import recompute_all
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..data.robots import Robots
@@ -41,15 +40,8 @@ from .ranges import Ranges, finite
 P = TypeVar("P", bound="type[BasePolicyModel]")
 _BROKEN = "the weights of the policy or the statistics of its dataset may be broken; do not run it"
 _UPLOAD = (
-    "repo_id",
-    "token",
-    "private",
-    "commit_message",
-    "commit_description",
-    "revision",
-    "create_pr",
-    "tags",
-)
+    "repo_id", "token", "private", "commit_message", "commit_description", "revision", "create_pr", "tags",
+)  # fmt: skip
 
 
 class PolicyMeta(type):
@@ -202,7 +194,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
                 help=f"given: {', '.join(f'`{key}`' for key in observation)}",
             ) from error
         on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        actions = self._infer(on_device, generator)
+        actions = keywords.seeded(self.inference, self.device, generator)(on_device)
         if not isinstance(actions, Tensor):
             raise SpecError(
                 f"{type(self).__name__}.inference gives {type(actions).__name__}; it must give a tensor, "
@@ -222,18 +214,6 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
                 f"it must be ({horizon}, {dim})"
             )
         return chunk
-
-    def _infer(self, batch: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
-        """`inference`, in which all that is drawn from torch follows from the generator, where there is one."""
-        if generator is None:
-            return self.inference(batch)
-        parameters = inspect.signature(self.inference).parameters
-        asked = {"generator": generator} if "generator" in parameters else {}
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            return self.inference(batch, **asked)
 
     @property
     def pipeline(self) -> SamplePipeline:
@@ -319,24 +299,18 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Compute layers again in the backward pass, in all parts that can. Raises SpecError where none can."""
-        self._recompute(list(self.children()))
+        reasons = recompute_all(self.recomputable())
+        if reasons is not None:
+            message = f"no part of {type(self).__name__} can compute its layers again: {'; '.join(reasons)}"
+            raise SpecError(message, help="leave `gradient_checkpointing` out")
+
+    def recomputable(self) -> list[torch.nn.Module]:
+        """Return the parts whose layers may be computed again."""
+        return list(self.children())
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """As `activation_checkpointing_enable`, which is its name since transformers 5.24."""
         self.activation_checkpointing_enable()
-
-    def _recompute(self, parts: Sequence[torch.nn.Module]) -> None:
-        reasons = []
-        for part in parts:
-            try:
-                recompute(part)
-            except SpecError as error:
-                reasons.append(f"{type(part).__name__}: {error.message}")
-        if len(reasons) == len(parts):
-            raise SpecError(
-                f"no part of {type(self).__name__} can compute its layers again: {'; '.join(reasons)}",
-                help="leave `gradient_checkpointing` out",
-            )
 
     def initialize_weights(self) -> None:
         """Nothing: every part has initialised its own weights, and pretrained ones must survive `post_init`.

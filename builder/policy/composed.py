@@ -6,7 +6,6 @@ statistics, and what the parts looked up, so a checkpoint rebuilds itself withou
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +28,7 @@ from ..parts import Parts, Site
 from ..wiring import Wiring, demanded, traced, wire, with_statistics
 from . import loading, saving
 from .base import BasePolicyModel
+from .freezing import freeze, rest
 from .observations import Observed
 from .ranges import finite
 from .stored import STORED, features_in
@@ -193,8 +193,8 @@ class RecipePolicy(BasePolicyModel):
         finally:
             backbone.config = self._parts.backbones[name].config
 
-    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        self._recompute(list(self.backbones.values()))
+    def recomputable(self) -> list[nn.Module]:
+        return list(self.backbones.values())
 
     def forward(
         self, batch: Batch | None = None, *, return_loss: bool = True, **kwargs: Any
@@ -391,24 +391,3 @@ def make(site: Site, inputs: Specs, facts: Facts) -> nn.Module:
         if module.config.gradient_checkpointing:
             recompute(module)
     return module
-
-
-def rest(module: nn.Module) -> tuple[bool, bool]:
-    """Set every module that has weights none of which trains to evaluation mode; whether this one has, and trains, some."""
-    found = [(True, parameter.requires_grad) for parameter in module.parameters(recurse=False)]
-    found += [rest(child) for child in module.children()]
-    has, trains = any(has for has, _ in found), any(trains for _, trains in found)
-    if has and not trains:
-        module.train(False)
-    return has, trains
-
-
-def freeze(policy: nn.Module, patterns: list[str]) -> dict[str, int]:
-    """Stop the gradient of every parameter that matches a glob pattern; gives the values frozen by each pattern."""
-    frozen = {}
-    for pattern in patterns:
-        matched = [p for name, p in policy.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
-        for parameter in matched:
-            parameter.requires_grad_(False)
-        frozen[pattern] = sum(parameter.numel() for parameter in matched)
-    return frozen

@@ -1,4 +1,4 @@
-"""Batches as keyword arguments, which is how `transformers.Trainer` calls a model."""
+"""How the methods of a hand-written policy are called: batches as keywords, draws that follow from a generator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 
 def accepted(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,4 +38,23 @@ def accepted(forward: Callable[..., Any]) -> Callable[..., Any]:
     return taking_keywords
 
 
-__all__ = ["accepted"]
+def seeded(
+    inference: Callable[..., Any], device: torch.device, generator: torch.Generator | None
+) -> Callable[[Any], Any]:
+    """Return `inference` of one batch, in which all that is drawn from torch follows from the generator, where there is
+    one. torch's own generators are left as they were.
+    """
+    if generator is None:
+        return inference
+    asked = {"generator": generator} if "generator" in inspect.signature(inference).parameters else {}
+
+    def drawn(batch: Any) -> Any:
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            return inference(batch, **asked)
+
+    return drawn
+
+
+__all__ = ["accepted", "seeded"]

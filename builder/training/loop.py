@@ -44,7 +44,7 @@ from .shares import Weighing
 from .speedups import Speedups
 from .step_graph import StepGraph
 from .validation import Validation
-from .watch import Health, Interval, Meter
+from .watch import Health, Interval, Meter, not_finite
 from .watchdog import Watchdog
 
 LAG = 2
@@ -375,12 +375,7 @@ class _Run:
             if not checkpoint.place(self.job.directory, step).exists():
                 self._save(step)
             kept = f"the weights before it are in {self.saved}"
-        samples = self.sampler.batch(step * self.section.accumulate)
-        raise TrainingError(
-            f"the loss or its gradient is not finite at step {step} (samples {samples[:8]}"
-            f"{', ...' if len(samples) > 8 else ''}); {kept}. Look at these samples, or start a new run with a lower "
-            "`training.optimizer.lr`, with `training.schedule.warmup`, or with `training.precision: fp32`"
-        )
+        raise not_finite(step, self.sampler.batch(step * self.section.accumulate), kept)
 
     def _not_finite(self) -> list[str]:
         """Buffers that hold something which is not finite, as masks may from the start."""

@@ -11,6 +11,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ...schemas.errors import TrainingError
+
 _WAIT, _BAD = "wait.seconds", "bad"
 """Names of numbers that are no losses."""
 
@@ -121,6 +123,16 @@ class Health:
     def first_bad_step(self) -> int | None:
         """The step that was not finite, if there was one; waits for the device."""
         return self._start + int(self._good) if int(self._bad) else None
+
+
+def not_finite(step: int, samples: list[int], kept: str) -> TrainingError:
+    """Return the error for a loss or a gradient that is not finite; `kept` says what is left of the run."""
+    some = f"{samples[:8]}{', ...' if len(samples) > 8 else ''}"
+    return TrainingError(
+        f"the loss or its gradient is not finite at step {step} (samples {some}); {kept}. Look at these samples, or "
+        "start a new run with a lower `training.optimizer.lr`, with `training.schedule.warmup`, or with "
+        "`training.precision: fp32`"
+    )
 
 
 class Meter:

@@ -220,7 +220,6 @@ def test_a_config_holds_its_content_once(tiny: dict[str, Any], tmp_path: Path) -
     assert path.read_text().count('"statistics"') == 1
     path.write_text(json.dumps({**held, "content": {"statistics": held["statistics"]}}))
     (tmp_path / "policy" / "manifest.json").unlink()  # which version 0.1 did not write
-    (tmp_path / "policy" / "manifest.json").unlink()  # which version 0.1 did not write
     AutoModel.from_pretrained(tmp_path / "policy").save_pretrained(tmp_path / "again")
     assert "content" not in json.loads((tmp_path / "again" / "config.json").read_text())
 

@@ -1,0 +1,31 @@
+"""Parameters that do not train, and modules that stay in evaluation mode because of them."""
+
+from __future__ import annotations
+
+import fnmatch
+
+from torch import nn
+
+
+def rest(module: nn.Module) -> tuple[bool, bool]:
+    """Set modules whose weights are all frozen to evaluation mode. Return whether this one has weights, and trains some."""
+    found = [(True, parameter.requires_grad) for parameter in module.parameters(recurse=False)]
+    found += [rest(child) for child in module.children()]
+    has, trains = any(has for has, _ in found), any(trains for _, trains in found)
+    if has and not trains:
+        module.train(False)
+    return has, trains
+
+
+def freeze(policy: nn.Module, patterns: list[str]) -> dict[str, int]:
+    """Stop the gradient of every parameter that matches a glob pattern. Return the number of values frozen by each."""
+    frozen = {}
+    for pattern in patterns:
+        matched = [p for name, p in policy.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
+        for parameter in matched:
+            parameter.requires_grad_(False)
+        frozen[pattern] = sum(parameter.numel() for parameter in matched)
+    return frozen
+
+
+__all__ = ["freeze", "rest"]
