@@ -15,7 +15,7 @@ from torch import Tensor
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Dim, Kind, Spec, Specs
-from ..data.features import IMAGES
+from ..data.features import STATE
 from ..data.robots import Robots
 from .ranges import finite
 
@@ -46,7 +46,8 @@ class Observed:
             if key in observation:
                 admitted[key] = _admit(key, spec, observation[key], windowed)
             elif key in self.required:
-                alike = [given for given in observation if given.startswith(IMAGES) == key.startswith(IMAGES)]
+                known = {*wanted, STATE, "task"}  # what is named rightly is no other key misspelt
+                alike = [given for given in observation if given not in known]
                 near = difflib.get_close_matches(key, alike, n=1)
                 raise SpecError(
                     f"the observation lacks `{key}`, which the policy reads: {_wanted(spec, windowed)}",

@@ -145,7 +145,7 @@ def test_another_dataset_is_told_and_one_that_does_not_fit_is_refused(run: Path)
         check_dataset(saved, other, "kitchen")
     for part in ("sees camera `corner2`, the dataset has `wrist`", "actions of 4", "has 7", "has 9 values"):
         assert part in caught.value.message
-    with pytest.raises(SpecError, match="at 96 x 96 pixels, the dataset has 64 x 48"):
+    with pytest.raises(SpecError, match=r"at 96 x 96 pixels \(height x width\), the dataset has 48 x 64"):
         check_dataset(saved, replace(info, cameras={"corner2": (48, 64)}), "small")
 
 
