@@ -174,7 +174,7 @@ def test_check_finds_an_environment_that_does_not_fit(
         table = pq.read_table(path)
         times = pa.array(table["frame_index"].to_numpy() / 10, pa.float32())
         pq.write_table(table.set_column(table.schema.get_field_index("timestamp"), "timestamp", times), path)
-    tiny["data"]["path"] = str(data)
+    tiny["data"] |= {"path": str(data), "columns": {"observation.images.corner2": None}}
     del tiny["policy"]["backbones"]["vision"]
     tiny["transforms"] = [{"type": "normalize"}]
     tiny["evaluation"] = {"env": "metaworld/reach-v3"}
