@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..components.images import height_width
-from ..schemas.diagnostics import Diagnostic, in_order
+from ..schemas.diagnostics import MOST, Diagnostic, in_order
 from ..schemas.document import Key, KeyPath
 from ..schemas.errors import DatasetError, RecipeError, SpecError
 from ..schemas.paths import expanded
@@ -166,12 +166,13 @@ class _Reader:
 
     def _check_episodes(self, info: DatasetInfo) -> None:
         lengths = dict(zip(info.episodes, info.episode_lengths, strict=True))
-        for position, episode in enumerate(self.given.episodes or ()):
-            if episode not in lengths:
-                fault = SpecError(
-                    f"the dataset has no episode {episode}", help=f"it has {len(lengths)} episodes"
-                )
-                self._report((*self.place, "episodes", position), fault)
+        given = list(self.given.episodes or ())
+        unknown = [position for position, episode in enumerate(given) if episode not in lengths]
+        for position in unknown[:MOST]:
+            fault = SpecError(
+                f"the dataset has no episode {given[position]}", help=f"it has {len(lengths)} episodes"
+            )
+            self._report((*self.place, "episodes", position), fault)
         longest = max((lengths[episode] for episode in self._chosen(info)), default=0)
         horizon = len(self.windows.actions)
         if longest and horizon > longest:

@@ -173,7 +173,9 @@ def _cached(root: Path, key: str, source: FrameSource) -> FrameFile:
                 return _validated(root, directory, source)
             except _DamagedError as damage:
                 _logger.warning(
-                    "the cached frames of %s are damaged (%s): decoding again", source.path, damage
+                    "the cached frames of %s are damaged or of another version (%s): decoding again",
+                    source.path,
+                    damage,
                 )
                 shutil.rmtree(directory, ignore_errors=True)
         if alone:
