@@ -184,7 +184,7 @@ class Builder:
             provenance["init"] |= taken.to_json()
 
     def _take(self, policy: BasePolicyModel, *, fill: bool = False) -> Taken | None:
-        """What a policy takes of the one it starts from; filled in where asked."""
+        """Return what a policy takes of the one it starts from, filled in where asked."""
         if self._start is None or self.checkpoint is not None:
             return None
         taken = self._start.take(self.recipe, policy, fill=fill)

@@ -43,7 +43,7 @@ class Signals:
         return self.fps is not None or bool(self.names)
 
     def other_rate(self, other: Signals) -> bool:
-        """Whether both rates are known and differ."""
+        """Return True where both rates are known and differ."""
         if self.fps is None or other.fps is None:
             return False
         return abs(self.fps - other.fps) > _SAME_RATE * max(self.fps, other.fps)
@@ -70,7 +70,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _numbered(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether names are only numbers of dimensions, such as `motor_0, motor_1`, that say nothing beside other names."""
+    """Return True for names that only number the dimensions, such as `motor_0, motor_1`."""
     found = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
     if not all(found) or set(names) & set(others):
         return False

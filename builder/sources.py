@@ -67,7 +67,7 @@ class Source:
     statistics: Mapping[str, Any] | None = None
     """Of the training episodes, by key."""
     columns: Columns | None = None
-    """How the dataset's columns are renamed and joined."""
+    """Columns of the dataset to rename and join."""
     layout: Layout | None = None
     """The metadata, where they were read."""
     instructions: tuple[str, ...] = ()

@@ -46,7 +46,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a policy starts: a saved policy, and whether its statistics stay."""
+    """The saved policy that a new one starts from, and the fate of its statistics."""
 
     given: str
     """As the recipe names it."""
@@ -55,7 +55,7 @@ class Start:
     statistics: Statistics
     allow_imports: bool = False
     hub: bool = False
-    """Whether it is on a hub, so that its weights may not be here yet."""
+    """True for a policy on a hub, whose weights may not be here yet."""
 
     @classmethod
     def find(cls, loaded: LoadedRecipe, *, allow_imports: bool) -> Start | None:
@@ -85,7 +85,7 @@ class Start:
 
     @property
     def provenance(self) -> dict[str, Any] | None:
-        """What the saved policy itself says of its start."""
+        """Record that the saved policy keeps of its own start."""
         held: dict[str, Any] | None = (self.saved.content.get("provenance") or {}).get("init")
         return held
 
@@ -159,7 +159,7 @@ class Start:
                     raise RecipeError([loaded.diagnostic(self.place, error, code="E024 bad-weights")])
 
     def take(self, loaded: LoadedRecipe, policy: BasePolicyModel, *, fill: bool) -> Taken:
-        """What a policy takes, filled in where asked. Raises RecipeError for weights that are damaged or do not fit."""
+        """Return what a policy takes, filled in where asked. Raise RecipeError for weights that are damaged or do not fit."""
         try:
             source = self._source(weights=fill)
             taken = match(source, policy, self.given)
@@ -217,7 +217,7 @@ class Start:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What is recorded of the saved policy."""
+        """Record of the saved policy for provenance."""
         return {
             "from": self.given,
             "recipe_sha256": (self.saved.content.get("provenance") or {}).get("recipe_sha256"),
@@ -261,7 +261,7 @@ def _same_sizes(own: Mapping[str, Any], held: Mapping[str, Any] | None) -> bool:
 
 
 def _far(own: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
-    """Whether values of the data are many deviations away from those that statistics were taken of, or spread otherwise."""
+    """Return True for data many deviations away from those that statistics were taken of, or spread otherwise."""
     if not {"mean", "std"} <= own.keys() & held.keys():
         return False
     spread = np.asarray(held["std"], dtype=float)

@@ -23,7 +23,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Taken:
-    """What a policy takes of another: names in both, tensors of another shape, tensors that only one of them has."""
+    """The weights that a policy takes of another: names in both, tensors of another shape, tensors of only one of them."""
 
     names: Mapping[str, str]
     """Names in the saved policy, by names in this one."""
@@ -48,7 +48,7 @@ class Taken:
 
     @property
     def lines(self) -> list[str]:
-        """What is not taken, in lines for a person."""
+        """Return lines that list the weights left behind."""
         lines = []
         if self.new:
             lines.append(f"  new, with no counterpart there: {_some(grouped(self.new, self._own))}")
@@ -76,7 +76,7 @@ class Taken:
 
 
 def match(source: nn.Module, policy: BasePolicyModel, given: str) -> Taken:
-    """What of a source's weights a policy can take. Raises WeightsError where none fits, and where adapters would be lost."""
+    """Return the weights of a source that a policy can take. Raise WeightsError where none fits, and where adapters would be lost."""
     theirs = {name: tuple(value.shape) for name, value in source.state_dict().items()}
     taken = _match(theirs, policy)
     lost = [name for name in taken.left if any(mark in name for mark in _ADAPTER)]

@@ -63,7 +63,7 @@ class Feature:
 
     @property
     def is_policy_input_or_target(self) -> bool:
-        """Whether a policy may read it (`observation.*`) or must predict it (`action`), as a vector of numbers.
+        """True for numbers that a policy may read (`observation.*`) or must predict (`action`), as a vector.
 
         Images kept as arrays of numbers, such as depth under `observation.images.*`, are none.
         """
@@ -73,7 +73,7 @@ class Feature:
 
     @property
     def is_camera(self) -> bool:
-        """Whether its values are images."""
+        """True for a column of images."""
         return self.dtype in (Storage.VIDEO, Storage.IMAGE)
 
 
@@ -159,7 +159,7 @@ def parse_cameras(features: Mapping[str, Feature], *, path: Path) -> dict[str, C
 
 
 def _is_depth(entry: Mapping[str, Any]) -> bool:
-    """Whether LeRobot marks a feature as depth."""
+    """Return True for a feature that LeRobot marks as depth."""
     info = entry.get("info") or entry.get("video_info")
     flags = {**entry, **(info if isinstance(info, dict) else {})}
     return any(flags.get(name) is True for name in ("is_depth_map", "video.is_depth_map"))

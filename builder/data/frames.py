@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 _SURPLUS = 5
 """Frames that a video may hold after its last row."""
 _OFFSET, _DRIFT = 0.25, 0.1
-"""Of a frame: by how much an episode's first frame, and any later one relative to it, may be shown off its time."""
+"""Tolerance, in frames, of the time at which an episode's first frame, and any later one relative to it, is shown."""
 
 
 class FrameStore:

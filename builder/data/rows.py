@@ -129,7 +129,7 @@ class RowsWriter:
 
 
 def digests_of(directory: Path) -> Path:
-    """Where the digests of a table's files are remembered."""
+    """Return the file that remembers the digests of a table's files."""
     return directory.parent / "digests"
 
 

@@ -27,7 +27,7 @@ _BOOKKEEPING = ("episode_index", "frame_index", "task_index")
 _TIME = "timestamp"
 _TIME_FEATURE = Feature(_TIME, "float32", (1,), None)
 _TOLERANCE = 0.1
-"""Of a frame: by how much a time may differ from the frame's place at the dataset's fps."""
+"""Tolerance, in frames, of a time against the frame's place at the dataset's fps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class ClosedLoopResult:
     filmed: int = 0
     """Rollouts in the video; 0 where the policy sees no image."""
     notes: tuple[str, ...] = ()
-    """How the numbers of policy and environment were brought together."""
+    """Notes on the mapping between the numbers of policy and environment."""
 
     @property
     def successes(self) -> int:

@@ -105,7 +105,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         raise NotImplementedError(f"{type(self).__name__} must implement inference(batch) -> (B, H, A)")
 
     def loss_counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """How many values of a training batch the means in its loss are over, as scalars by kind of value.
+        """Return the number of values of a training batch that the means in its loss are over, as scalars by kind of value.
 
         Where several batches make one step, of several processes or of `training.accumulate`, each is told its shares
         by these, and `forward` multiplies every mean by `share_of(batch, kind)`. With none, which is the default, all

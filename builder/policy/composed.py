@@ -218,7 +218,7 @@ class RecipePolicy(BasePolicyModel):
 
     @torch.no_grad()
     def loss_counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Those of the head."""
+        """Return the counts of the head."""
         transformed = self.transform({key: value for key, value in batch.items() if key not in self.images})
         return self.head.counts(transformed["action"], padding(transformed))
 

@@ -1,4 +1,4 @@
-"""How the methods of a hand-written policy are called: batches as keywords, draws that follow from a generator."""
+"""Calls of the methods of a hand-written policy: batches as keywords, draws that follow from a generator."""
 
 from __future__ import annotations
 

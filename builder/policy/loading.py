@@ -63,7 +63,7 @@ FOREIGN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NameError, OSError,
     RuntimeError, StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
-"""What code raises on values that it was not made for."""
+"""Errors of code that meets values it was not made for."""
 
 
 @contextlib.contextmanager

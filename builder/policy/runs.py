@@ -68,7 +68,7 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 
 def place(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` updates lies."""
+    """Return the directory of the checkpoint after `step` updates."""
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
@@ -243,7 +243,7 @@ def _exclusive(lock: Path) -> Handle:
 
 
 def _is(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one of this name."""
+    """Return True as long as an open file is the one of this name."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

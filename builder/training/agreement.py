@@ -57,7 +57,7 @@ def _compare(run: Path, told: list[tuple[Any, str]]) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Of names, sizes and content of the files in a checkpoint; of large files, their first and last part."""
+    """Return a digest of names, sizes and content of a checkpoint's files; of large ones, of their first and last part."""
     found = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         size = path.stat().st_size

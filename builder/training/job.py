@@ -35,9 +35,9 @@ class Job:
     profile: bool = False
     """Whether to look where the time of the first steps goes."""
     notes: Sequence[str] = ()
-    """What a person should know before the first step."""
+    """Notes for a person before the first step."""
     verify: bool = True
-    """Whether a checkpoint to resume from is held against its manifest."""
+    """True to hold a checkpoint to resume from against its manifest."""
     shares: Sequence[tuple[int, float]] | None = None
     """Size and weight of each of several datasets that are drawn from by weight; the dataset has them end to end."""
 
@@ -50,11 +50,11 @@ class Result:
     checkpoint: Path
     steps: int
     taken: int
-    """Of these, the ones that this call took."""
+    """Steps that this call took."""
     loss: float
     """Mean over the last log interval; NaN where no step was left to take."""
     samples_per_second: float | None
-    """Of training alone, after the first step; None where no other was taken."""
+    """Speed of training alone, after the first step; None where no other was taken."""
 
 
 def order_of(job: Job, accelerator: Accelerator, step: int) -> Order:

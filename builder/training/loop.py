@@ -106,7 +106,7 @@ class _Run:
         self.profile: Profile | None = None
         self.saved = job.directory / "policy"
         self.changes: list[str] = []
-        """What a resumed run does otherwise than before."""
+        """Differences of a resumed run from the one before."""
         self.validation = Validation(job, accelerator) if job.validation is not None else None
 
     def restore(self, found: Path) -> None:
@@ -283,7 +283,7 @@ class _Run:
         return {name: value.detach() for name, value in output.items()}
 
     def _passed(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What a forward pass gives."""
+        """Return the output of a forward pass."""
         with self.accelerator.autocast() if self.sharded else nullcontext():
             return checked(type(self.policy).__name__, model(batch))
 

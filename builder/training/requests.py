@@ -1,4 +1,4 @@
-"""What a run is asked for while it trains: to stop, by a signal, and to save, by the clock."""
+"""Requests to a run while it trains: to stop, by a signal, and to save, by the clock."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ class Requests:
 
 
 def farewell(number: int, step: int, steps: int, saved: Path) -> str:
-    """What is said of a run that a signal stops."""
+    """Return the message of a run that a signal stops."""
     name = signal.Signals(number).name
     return f"stopped by {name} after step {step} of {steps}; `--resume` goes on from {saved}"

@@ -22,7 +22,7 @@ class Weighing:
         self._policy, self._processes, self._note = policy, processes, note
         self._parts = accumulate * processes
         self._alike = self._parts == 1
-        """Whether all batches weigh alike."""
+        """True where all batches weigh alike."""
 
     def __call__(self, batches: Batches) -> Batches:
         """The batches of the next step, told their shares. All processes call it; nothing waits for the device."""

@@ -23,7 +23,7 @@ _UNREADABLE = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, MemoryError,
     NameError, OSError, RuntimeError, TypeError, ValueError, pickle.PickleError, zipfile.BadZipFile,
 )  # fmt: skip
-"""What torch raises for bytes that are no state."""
+"""Errors of torch for bytes that hold no state."""
 
 
 def damaged(checkpoint: Path, how: str) -> CheckpointError:
@@ -89,7 +89,7 @@ def check_weights(checkpoint: Path, weights: Mapping[str, Tensor], policy: nn.Mo
 
 
 class _MisfitError(Exception):
-    """How a state does not fit."""
+    """A misfit between a state and the policy or optimizer it is for."""
 
 
 def _check_groups(held: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -183,7 +183,7 @@ def _check_tensor(what: str, value: Any, shape: Sequence[int], dtype: torch.dtyp
 
 
 def _is_recipe(value: Any) -> bool:
-    """Whether it holds what is looked up in it."""
+    """Return True for a recipe that holds everything looked up in it."""
     training = value.get("training") if isinstance(value, dict) else None
     return isinstance(training, dict) and type(training.get("steps")) is int
 

@@ -64,7 +64,7 @@ class Interval:
     rate: float
     """Learning rate of the last."""
     steps: int
-    """Those that are timed."""
+    """Steps that are timed."""
     since: Moment | None
     """When these began, where that is not when the last interval ended."""
     first: bool
