@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ...components.base import Backbone
+from ...components.heads.diffusion import Diffusion
 from ...schemas.errors import WeightsError
 from ...schemas.paths import expanded
 from ...schemas.specs import Kind, Spec
@@ -111,11 +112,14 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
 
 
 def _with_reads(policy: RecipePolicy) -> dict[str, Any]:
-    """The content of its config, with the observations spelled out that each backbone reads."""
+    """Return the content of its config, with the observations that each backbone reads and a diffusion head's bound."""
     recipe = policy.content["recipe"]
     read = {name: list(cast(Backbone, backbone).keys) for name, backbone in policy.backbones.items()}
     backbones = {name: {**raw, "reads": read[name]} for name, raw in recipe["policy"]["backbones"].items()}
-    section = {**recipe["policy"], "backbones": backbones}
+    head = recipe["policy"]["head"]
+    if isinstance(policy.head, Diffusion):
+        head = {**head, "clip_sample": policy.head.bound}
+    section = {**recipe["policy"], "backbones": backbones, "head": head}
     return {**policy.content, "recipe": {**recipe, "policy": section}}
 
 

@@ -65,7 +65,8 @@ class Diffusion(ActionHead):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, self._action_dim = chunk_size(inputs)
-        self._bound = _bound(config, inputs)
+        self.bound = _bound(config, inputs)
+        """Bound of the actions that each step predicts; None for none."""
         self.network = build(config.network, inputs, "steps")
 
     @classmethod
@@ -178,7 +179,7 @@ class Diffusion(ActionHead):
             action, noise = found, (chunk - left**0.5 * found) / (1.0 - left) ** 0.5
         else:
             action, noise = _mix(chunk, -found, left), _mix(found, chunk, left)
-        bound = self._bound
+        bound = self.bound
         return action if bound is None else action.clamp(-bound, bound), noise
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from policysmith.builder import Builder
@@ -45,6 +46,7 @@ def test_a_policy_comes_back_as_it_went(
     config = export_policy(tmp_path / "ours", output=tmp_path / "theirs")
     assert config == json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert config["crop_shape"] == [64, 80]
+    assert config["clip_sample_range"] == pytest.approx(1.0)
     assert config["normalization_mapping"] == {
         "STATE": "MIN_MAX",
         "VISUAL": "MEAN_STD",
