@@ -89,7 +89,9 @@ def test_a_disk_that_is_full_when_bytes_are_written(saver: Saver, monkeypatch: p
     try:
         for limit in (0, 1000, 30_000, 60_000, 120_000):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-            with pytest.raises(CheckpointError, match=r"step-00000002 cannot be written .*File too large.*--resume"):
+            with pytest.raises(
+                CheckpointError, match=r"step-00000002 cannot be written .*File too large.*--resume"
+            ):
                 saver.save(2)
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             assert [path.name for path in runs.checkpoints(saver.run)] == ["step-00000001"]
