@@ -90,7 +90,9 @@ def evaluate(
     if plan.env is not None and plan.control == "blind":
         home = saved.run or output
         blind = BlindControl.plan(saved, names, home / "control", allow_imports=allow_imports)
-    notes: list[str] = []
+    rollouts = {"env": env, "episodes": episodes, "seed": seed, "control": control} if open_loop else {}
+    unused = ", ".join(f"`{name}`" for name, value in rollouts.items() if value is not None)
+    notes = [f"Without rollouts, nothing uses {unused}; leave out `open_loop` to simulate."] if unused else []
     judged = _open_loop(saved, policy, plan.embodiment, notes, tell, required=plan.env is None)
     del policy
     closed = unseeing = None

@@ -211,10 +211,11 @@ def _check_sections(recipe: Mapping[str, Any]) -> None:
 
 def _directory(path: Path) -> Path:
     """The directory of a checkpoint, or of the newest one of a run, whose link to it is repaired. Raises CheckpointError."""
+    path = runs.newest(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} is no directory; name a run or a checkpoint")
     if (path / "config.json").exists():
-        return runs.newest(path).resolve()
+        return path.resolve()
     if (found := runs.latest(path)) is None:
         raise CheckpointError(
             f"{path} holds neither a run (checkpoints/) nor a policy (config.json); "

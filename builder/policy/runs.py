@@ -85,6 +85,8 @@ def checkpoints(run: Path) -> list[Path]:
         found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except ValueError as error:
+        raise CheckpointError(f"{str(run)!r} is no path ({error}); choose another `output`") from error
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror}); check its permissions") from error
     return [path for _, path in sorted(found)]

@@ -102,7 +102,8 @@ def _write(state: Mapping[str, Any], path: Path) -> None:
     try:
         torch.save(state, path)
     except RuntimeError as error:
-        path.write_bytes(b"")  # raises what the reason is, where it still holds
+        with path.open("ab") as file:  # raises what the reason is, as long as nothing is freed
+            file.write(bytes(1 << 20))
         raise OSError(f"{STATE}: {str(error).splitlines()[0]}") from error
 
 

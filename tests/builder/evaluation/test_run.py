@@ -64,6 +64,11 @@ def test_open_loop_alone_needs_no_simulator(run: Path) -> None:
     assert result.lines[-1] == f"checkpoint     {result.checkpoint}"
 
 
+def test_options_of_rollouts_beside_open_loop_are_told_to_be_unused(run: Path) -> None:
+    result = evaluate(run, open_loop=True, episodes=3, seed=0, device="cpu")
+    assert any("nothing uses `episodes`, `seed`" in line for line in result.lines)
+
+
 def test_an_older_checkpoint_has_a_report_of_its_own(run: Path) -> None:
     result = evaluate(run / "checkpoints" / "step-00000001", open_loop=True, device="cpu")
     assert result.output == run / "evaluation" / "step-00000001"

@@ -214,6 +214,14 @@ def test_the_link_is_repaired_by_whoever_finds_it(run: Path, builder: Builder, t
     assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)
 
 
+def test_a_link_to_a_checkpoint_that_is_gone_is_repaired(run: Path, tmp_path: Path) -> None:
+    for find in (SavedPolicy.find, lambda policy: export(policy, tmp_path / "exported")):
+        (run / "policy").unlink()
+        (run / "policy").symlink_to("checkpoints/step-00000099")
+        find(run / "policy")
+        assert (run / "policy").readlink().name == "step-00000003"
+
+
 def test_a_run_that_cannot_be_written_to_is_read_by_its_newest_checkpoint(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

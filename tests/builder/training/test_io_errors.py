@@ -89,7 +89,9 @@ def test_a_disk_that_is_full_when_bytes_are_written(saver: Saver, monkeypatch: p
     try:
         for limit in (0, 1000, 30_000, 60_000, 120_000):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-            with pytest.raises(CheckpointError, match=r"step-00000002 cannot be written .*--resume"):
+            with pytest.raises(
+                CheckpointError, match=r"step-00000002 cannot be written .*File too large.*--resume"
+            ):
                 saver.save(2)
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             assert [path.name for path in runs.checkpoints(saver.run)] == ["step-00000001"]
@@ -97,6 +99,11 @@ def test_a_disk_that_is_full_when_bytes_are_written(saver: Saver, monkeypatch: p
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert [path.name for path in (saver.run / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_an_output_that_is_no_path_is_told(tiny: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="choose another `output`"):
+        Builder.from_recipe(tiny).claim("a\0b")
 
 
 @pytest.mark.parametrize("call", ["fsync", "open"])

@@ -83,7 +83,7 @@ def attempt(setting: str, run: Path) -> list[int]:
 
 
 def wait(children: list[int], until: float | None) -> bool | None:
-    """Whether all ended well; None, and all are killed, where the time came first."""
+    """Whether all ended well; None, and all are killed, where the time came before any failed."""
     codes: dict[int, int] = {}
     while len(codes) < len(children):
         for child in set(children) - codes.keys():
@@ -94,7 +94,7 @@ def wait(children: list[int], until: float | None) -> bool | None:
             for child in set(children) - codes.keys():
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-            return None
+            return False if any(codes.values()) else None
         time.sleep(0.005)
     return not any(codes.values())
 
@@ -136,9 +136,19 @@ def differs(whole: Path, run: Path) -> str:
     if one.keys() != two.keys() or not all(torch.equal(one[name], two[name]) for name in one):
         return "other weights"
     states = [torch.load(where / "policy" / "training.pt", weights_only=True) for where in (whole, run)]
-    moments = [state["optimizer"]["state"] for state in states]
-    same = all(torch.equal(moments[0][i][k], moments[1][i][k]) for i in moments[0] for k in moments[0][i])
-    return "" if same else "other moments"
+    for part in ("optimizer", "average", "weights"):
+        one, two = (_tensors(state[part]) for state in states)
+        if one.keys() != two.keys() or not all(torch.equal(one[name], two[name]) for name in one):
+            return f"other tensors in `{part}`"
+    return ""
+
+
+def _tensors(value: Any, name: str = "") -> dict[str, torch.Tensor]:
+    """Every tensor of nested dictionaries, by its path."""
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else ()
+    return {path: leaf for key, item in items for path, leaf in _tensors(item, f"{name}/{key}").items()}
 
 
 def logs(run: Path) -> str:
