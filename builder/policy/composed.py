@@ -251,7 +251,7 @@ class RecipePolicy(BasePolicyModel):
         if not self.robots:
             return self._ranges_of({}).check("action", actions, BROKEN)
         for number, name in enumerate(self.robots.names):
-            own = actions[batch[EMBODIMENT] == number, :, : self.robots.find(name).action_dim]
+            own = actions[ids_of(batch) == number, :, : self.robots.find(name).action_dim]
             if len(own):
                 self._ranges_of({EMBODIMENT: name}).check("action", own, BROKEN)
 
