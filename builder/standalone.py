@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from ..schemas.document import Document, parse
 from ..schemas.errors import RecipeError
+from ..schemas.paths import exists, expanded
 from .parts import LOCATIONS
 
 _PATHS = (*LOCATIONS, "init", "from")
@@ -68,7 +69,7 @@ def _located(recipe: dict[str, Any], directory: Path) -> dict[str, Any]:
 
     def spell(holder: Any, key: Any) -> None:
         value = holder.get(key) if isinstance(holder, dict) else holder[key]
-        if isinstance(value, str) and (place := directory / Path(value).expanduser()).exists():
+        if isinstance(value, str) and exists(place := directory / expanded(value)):
             holder[key] = str(place.resolve())
 
     data = found.get("data")

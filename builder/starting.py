@@ -22,6 +22,7 @@ from torch import nn
 
 from ..schemas.document import KeyPath
 from ..schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
+from ..schemas.paths import exists, expanded
 from .policy import BasePolicyModel, RecipeConfig, RecipePolicy, saving
 from .recipe import LoadedRecipe
 from .signals import Signals, listed, order
@@ -66,8 +67,8 @@ class Start:
         statistics: Statistics
         given, statistics = (init, "keep") if isinstance(init, str) else (init.source, init.statistics)
         place: KeyPath = ("policy", "init") if isinstance(init, str) else ("policy", "init", "from")
-        path = loaded.directory / Path(given).expanduser()
-        hub = not path.exists() and _HUB.fullmatch(given) is not None
+        path = loaded.directory / expanded(given)
+        hub = not exists(path) and _HUB.fullmatch(given) is not None
         try:
             saved = _saved(_snapshot(given, [saving.CONFIG]) if hub else path)
         except PolicysmithError as error:
@@ -228,7 +229,7 @@ class Start:
 def _saved(path: Path) -> SavedPolicy:
     from .evaluation.saved import SavedPolicy
 
-    if not path.exists():
+    if not exists(path):
         raise CheckpointError(
             f"there is no policy at {path}; name a checkpoint or a run relative to the recipe's directory, or a policy "
             "on the hub as `<owner>/<name>`"

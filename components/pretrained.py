@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..schemas.errors import SpecError, WeightsError
+from ..schemas.paths import exists, expanded
 
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 _TOKENIZERS = Path(__file__).parent / "tokenizers"
@@ -62,8 +63,8 @@ def location(source: str) -> str:
 
     Raise WeightsError for a path at which there is nothing.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = expanded(source)
+    if exists(path):
         return str(path)
     if source.count("/") > 1 or source.startswith(("/", ".", "~")) or "\\" in source:
         raise WeightsError(

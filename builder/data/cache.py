@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...schemas.errors import DatasetError
+from ...schemas.paths import expanded
 from .decoding import decode
 from .digests import digest, file_digest, plain_digest, remember
 
@@ -114,9 +115,9 @@ def cache_root() -> Path:
     """The directory of the frame cache, which need not exist yet."""
     chosen = os.environ.get("POLICYSMITH_CACHE")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen).absolute()
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser().absolute() / "policysmith" / "frames"
+    return expanded(home).absolute() / "policysmith" / "frames"
 
 
 def cache_frames(sources: Sequence[FrameSource]) -> list[FrameFile]:

@@ -38,7 +38,7 @@ from .pipeline import KEY, SamplePipeline, way_of_samples
 from .ranges import Ranges, finite
 
 P = TypeVar("P", bound="type[BasePolicyModel]")
-_BROKEN = "the weights of the policy or the statistics of its dataset may be broken; do not run it"
+BROKEN = "the weights of the policy or the statistics of its dataset may be broken; do not run it"
 _UPLOAD = (
     "repo_id", "token", "private", "commit_message", "commit_description", "revision", "create_pr", "tags",
 )  # fmt: skip
@@ -158,8 +158,8 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         else:
             robot = self.robots.find(observation[EMBODIMENT])
             chunk = self._predict(robot.unified(observation), generator)[:, : robot.action_dim]
-        finite("action", chunk, _BROKEN)
-        self._ranges_of(observation).check("action", chunk, _BROKEN)
+        finite("action", chunk, BROKEN)
+        self._ranges_of(observation).check("action", chunk, BROKEN)
         return chunk
 
     def _ranges_of(self, observation: Mapping[str, Any]) -> Ranges:

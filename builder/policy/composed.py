@@ -27,7 +27,7 @@ from ..data.robots import Robots
 from ..parts import Parts, Site
 from ..wiring import Wiring, demanded, traced, wire, with_statistics
 from . import loading, saving
-from .base import BasePolicyModel
+from .base import BROKEN, BasePolicyModel
 from .freezing import freeze, rest
 from .observations import Observed
 from .ranges import finite
@@ -38,6 +38,7 @@ CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "signals", "prove
 """Fields of the config."""
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; necks and heads get them beside their features."""
+_SENSOR = "look at the sensor that gave it"
 _AUTO_MAP = {"AutoConfig": "policy_shim.RecipeConfig", "AutoModel": "policy_shim.RecipePolicy"}
 
 
@@ -226,7 +227,7 @@ class RecipePolicy(BasePolicyModel):
     def inference(self, batch: Batch, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
         """Action chunk (B, H, A), float32, in the robot's units. Runs in evaluation mode.
 
-        Raises SpecError for observations, and for actions, that are not finite.
+        Raises SpecError for observations, and for actions, that are not finite or absurd beside those of training.
         """
         was_training = self.training
         self.eval()
@@ -234,13 +235,25 @@ class RecipePolicy(BasePolicyModel):
             observed = {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
             for key, value in observed.items():
                 if isinstance(value, Tensor) and value.is_floating_point():
-                    finite(key, value, "look at the sensor that gave it")
+                    finite(key, value, _SENSOR)
+                    if not self.robots:
+                        self._ranges_of({}).check(key, value, _SENSOR)
             transformed = self.transform(observed)
             actions = self._actions(self.features(transformed), transformed, generator)
-            finite("action", actions, "the weights of the policy or the statistics of its dataset are broken")
+            finite("action", actions, BROKEN)
+            self._refuse_absurd(batch, actions)
             return actions
         finally:
             self.train(was_training)
+
+    def _refuse_absurd(self, batch: Batch, actions: Tensor) -> None:
+        """Raise SpecError for actions (B, H, A) that are absurd beside those of the row's own robot in training."""
+        if not self.robots:
+            return self._ranges_of({}).check("action", actions, BROKEN)
+        for number, name in enumerate(self.robots.names):
+            own = actions[ids_of(batch) == number, :, : self.robots.find(name).action_dim]
+            if len(own):
+                self._ranges_of({EMBODIMENT: name}).check("action", own, BROKEN)
 
     def fused(self, batch: Batch) -> list[list[str]]:
         """Transforms, by type, that run as one kernel on batches like this one."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Self
 
 from ...schemas.errors import CheckpointError
+from ...schemas.paths import exists
 
 CHECKPOINTS, POLICY, LOCK = "checkpoints", "policy", ".lock"
 _STEP = re.compile(r"step-(\d{8,})")
@@ -187,7 +188,7 @@ def pin(checkpoint: Path) -> Handle | None:
 
 def usable(run: Path) -> None:
     """Raises CheckpointError where a run's directory is a file, or can be neither made nor written to."""
-    there = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    there = next(path for path in (run.absolute(), *run.absolute().parents) if exists(path))
     if not there.is_dir():
         raise CheckpointError(f"{there} is a file, so no run can be kept there; choose another `--output`")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -203,7 +204,7 @@ def held(run: Path) -> Iterator[None]:
     Raises CheckpointError where one does, or where the directory cannot be written to.
     """
     usable(run)
-    made = not run.exists()
+    made = not exists(run)
     lock = run / LOCK
     try:
         run.mkdir(parents=True, exist_ok=True)

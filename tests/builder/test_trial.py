@@ -136,6 +136,10 @@ def always_random(sample: Any) -> Any:
     return {**sample, STATE: sample[STATE] + torch.rand(4)}
 
 
+def seldom_random(sample: Any) -> Any:
+    return always_random(sample) if torch.rand(()) < 0.1 else sample
+
+
 def clipped(sample: Any) -> Any:
     return {**sample, "action": sample["action"].clamp(-0.01, 0.01)}
 
@@ -202,6 +206,7 @@ def test_a_checked_policy_is_as_it_was_built(builder: Callable[..., Builder], se
     ("transform", "complaint"),
     [
         (always_random, "`always_random`, is random in evaluation"),
+        (seldom_random, "`seldom_random`, is random in evaluation"),
         (Compose(Jitter(), always_random), "is random in evaluation"),
         (clipped, "`clipped`, changes the action and has no `inverse`"),
         (in_place, "`in_place`, changes the action and has no `inverse`"),

@@ -61,6 +61,9 @@ def test_a_batch_for_inference_is_held_to_it_too(policy: BasePolicyModel, state:
     batch[1, 0, 2] = float("nan")
     with pytest.raises(SpecError, match=f"`{STATE}` is not finite in dimension 2"):
         policy.inference({STATE: batch})
+    batch[1, 0, 2] = 1e28
+    with pytest.raises(SpecError, match=rf"`{STATE}` is 1e\+28 in dimension 2"):
+        policy.inference({STATE: batch})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e28])
@@ -68,8 +71,12 @@ def test_broken_weights_give_no_action(value: float, policy: BasePolicyModel, st
     with torch.no_grad():
         for parameter in policy.head.parameters():
             parameter.fill_(value)
-    with pytest.raises(SpecError, match=r"`action` is"):
-        policy.select_action({STATE: state})
+    for act in (
+        lambda: policy.select_action({STATE: state}),
+        lambda: policy.inference({STATE: state[None, None]}),
+    ):
+        with pytest.raises(SpecError, match=r"`action` is"):
+            act()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
