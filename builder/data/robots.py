@@ -8,14 +8,14 @@ which dimensions of the action are not its own.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padded
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padded
 from ...components.features import chunk_size
 from ...components.images import scaled
 from ...schemas.errors import SpecError
@@ -126,6 +126,15 @@ class Robots:
         raise SpecError(
             f"the policy knows no robot {name!r}", field=EMBODIMENT, help=f"{meant}it knows {listed}"
         )
+
+    def split(self, batch: Mapping[str, Any], actions: Tensor) -> Iterator[tuple[str | None, Tensor]]:
+        """Yield each robot of a batch with the actions (N, H, A) that are its own; all without a name where there are none."""
+        if not self:
+            yield None, actions
+        for number, (name, robot) in enumerate(self._robots.items()):
+            own = actions[ids_of(batch) == number, :, : robot.action_dim]
+            if len(own):
+                yield name, own
 
     def action_padding(self, ids: Tensor) -> Tensor:
         """Which dimensions of the action the robots ids (B,) do not have, bool (B, A)."""

@@ -241,19 +241,11 @@ class RecipePolicy(BasePolicyModel):
             transformed = self.transform(observed)
             actions = self._actions(self.features(transformed), transformed, generator)
             finite("action", actions, BROKEN)
-            self._refuse_absurd(batch, actions)
+            for robot, own in self.robots.split(batch, actions):
+                self._ranges_of({EMBODIMENT: robot}).check("action", own, BROKEN)
             return actions
         finally:
             self.train(was_training)
-
-    def _refuse_absurd(self, batch: Batch, actions: Tensor) -> None:
-        """Raise SpecError for actions (B, H, A) that are absurd beside those of the row's own robot in training."""
-        if not self.robots:
-            return self._ranges_of({}).check("action", actions, BROKEN)
-        for number, name in enumerate(self.robots.names):
-            own = actions[ids_of(batch) == number, :, : self.robots.find(name).action_dim]
-            if len(own):
-                self._ranges_of({EMBODIMENT: name}).check("action", own, BROKEN)
 
     def fused(self, batch: Batch) -> list[list[str]]:
         """Transforms, by type, that run as one kernel on batches like this one."""
