@@ -23,6 +23,7 @@ from .sources import IMAGES, DataPlan
 
 LARGE = 1_000_000_000
 """Parameters beyond which a policy is not run on the CPU for a check."""
+_TRAINED = 3  # calls in training mode: noise tells them apart
 _CALLS = 64  # finds what one call in ten changes, but for one time in 800
 
 
@@ -80,7 +81,27 @@ def try_transforms(pipeline: SamplePipeline, sample: Mapping[str, Any], owner: s
             )
         if not _equal(given.get("action"), current.get("action")):
             _check_inverse(transform, called, current, given)
+        _check_training(transform, called, current, given)
         current = given
+
+
+def _check_training(transform: Any, called: str, before: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise SpecError for a transform that maps actions otherwise in training than in evaluation, noise aside."""
+    switch(transform, training=True)
+    try:
+        trained = []
+        for call in range(_TRAINED):
+            _seed(call)
+            trained.append(transform(_copied(before)).get("action"))
+    finally:
+        switch(transform, training=False)
+    first = trained[0]
+    if all(_equal(first, other) for other in trained[1:]) and not _equal(first, given.get("action")):
+        raise SpecError(
+            f"{called} maps the action otherwise in training than in evaluation, so the robot would get other actions "
+            "than the policy learns",
+            help="let it do the same in both modes, with an `inverse`, or leave the action alone",
+        )
 
 
 def _check_inverse(transform: Any, called: str, before: Mapping[str, Any], given: Mapping[str, Any]) -> None:

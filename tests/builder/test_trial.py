@@ -140,6 +140,11 @@ def seldom_random(sample: Any) -> Any:
     return always_random(sample) if torch.rand(()) < 0.1 else sample
 
 
+class TwofoldInTraining(torch.nn.Module):
+    def forward(self, sample: Any) -> Any:
+        return {**sample, "action": sample["action"] * (2 if self.training else 1)}
+
+
 def clipped(sample: Any) -> Any:
     return {**sample, "action": sample["action"].clamp(-0.01, 0.01)}
 
@@ -211,6 +216,7 @@ def test_a_checked_policy_is_as_it_was_built(builder: Callable[..., Builder], se
         (clipped, "`clipped`, changes the action and has no `inverse`"),
         (in_place, "`in_place`, changes the action and has no `inverse`"),
         (Forgetful(), "does not bring the action back"),
+        (TwofoldInTraining(), "maps the action otherwise in training"),
         (lambda sample: None, "must give a sample"),
     ],
 )
