@@ -113,7 +113,7 @@ def show_robots(console: Console, sources: Sequence[Source]) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for column in ("robot", "action", "state", "cameras", "training frames", "share of samples"):
-        heading = "cameras (height x width)" if column == "cameras" else column
+        heading = "cameras (H x W)" if column == "cameras" else column
         table.add_column(heading, justify="left" if column in ("robot", "cameras") else "right")
     total = sum(source.weight for source in sources)
     for source in sources:

@@ -78,7 +78,7 @@ def test_what_fits_passes_and_other_observations_do_not() -> None:
 def test_simulators_draw_squares() -> None:
     assert Needs({"top": (32, 32)}, {}, 2).image_size == 32
     assert Needs({}, {}, 2).image_size is None
-    with pytest.raises(SpecError, match="square images of one size, but the policy sees `top` 64 x 48"):
+    with pytest.raises(SpecError, match="square images of one size, but the policy sees `top` 48 x 64"):
         _ = Needs({"top": (48, 64)}, {}, 2).image_size
 
 
