@@ -165,10 +165,10 @@ loop._Run._update = update
 ELSEWHERE = """
 import os
 
-from policysmith.builder.training import agreement
+from policysmith.builder.policy import runs
 
 if os.environ["RANK"] == "1":
-    agreement.checkpoint.checkpoints = lambda run: []
+    runs.checkpoints = lambda run: []
 """
 """The output of the second process lies on its own machine."""
 
