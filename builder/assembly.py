@@ -16,9 +16,9 @@ from .data.mixture import Mixture
 from .plan import PolicyPlan, specs_to_json
 from .policy import BasePolicyModel, RecipePolicy
 from .policy.dynamic import pair
-from .recipe import LoadedRecipe
+from .recipe.load import LoadedRecipe
+from .recipe.standalone import standalone
 from .sources import DataPlan
-from .standalone import standalone
 
 Covered = Callable[[RecipePolicy], Collection[str]]
 _PACKAGES = ("policysmith", "torch", "transformers", "timm", "peft", "accelerate")

@@ -35,9 +35,9 @@ from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy, runs
 from .policy.freezing import freeze
 from .policy.pipeline import KEY, SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
-from .recipe import LoadedRecipe, load_recipe, open_document
+from .recipe.load import LoadedRecipe, load_recipe, open_document
+from .recipe.standalone import standalone
 from .sources import DataPlan, Source, Windows
-from .standalone import standalone
 from .starting import Kept, Start
 from .taking import Taken
 from .training import batches, loop

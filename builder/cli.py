@@ -173,8 +173,8 @@ def _plain(value: object) -> object:
 
 def schema(args: Namespace) -> int:
     """`policysmith schema`."""
-    from ..schemas.tree import SCHEMA_FILE
-    from .schema import schema_text, write_schema
+    from ..schemas.json_schema import SCHEMA_FILE
+    from .recipe.json_schema import schema_text, write_schema
 
     if args.write:
         console.print(f"{shown(SCHEMA_FILE)}: {'written' if write_schema() else 'was up to date'}")

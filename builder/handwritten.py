@@ -26,7 +26,7 @@ from .plan import check_execute, locate, specs_to_json, transform_sites
 from .policy import BasePolicyModel
 from .policy.pipeline import KEY, way_of_samples
 from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, policies
-from .recipe import LoadedRecipe
+from .recipe.load import LoadedRecipe
 from .rehearsal import shared, unmatched
 from .sources import DataPlan, Windows
 from .trial import try_out

@@ -13,7 +13,7 @@ from ..schemas.specs import Spec, Specs
 from .fitting import fit
 from .measure import measure
 from .parts import Parts, Problem, Site, WiringError
-from .recipe import LoadedRecipe
+from .recipe.load import LoadedRecipe
 from .sources import DataPlan
 from .wiring import Wiring, look_up, wire, with_statistics
 

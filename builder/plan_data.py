@@ -22,7 +22,7 @@ from .data.layout import read_layout
 from .data.probing import probe_cameras
 from .data.splits import split_episodes
 from .data.statistics import compute_statistics, unusable
-from .recipe import LoadedRecipe
+from .recipe.load import LoadedRecipe
 from .signals import Signals, listed, order
 from .sources import IMAGES, DataPlan, Source, Windows, common_specs
 from .unusable import without_unusable

@@ -26,7 +26,7 @@ from .policy.composed import ROBOTS, make
 from .policy.dynamic import refusal
 from .policy.freezing import freeze
 from .policy.sharing import undeclared
-from .recipe import LoadedRecipe
+from .recipe.load import LoadedRecipe
 from .sources import DataPlan
 from .taking import Taken
 from .training.fused_adamw import moment_bytes

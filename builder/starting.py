@@ -24,7 +24,7 @@ from ..schemas.document import KeyPath
 from ..schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
 from ..schemas.paths import exists, expanded
 from .policy import BasePolicyModel, RecipeConfig, RecipePolicy, saving
-from .recipe import LoadedRecipe
+from .recipe.load import LoadedRecipe
 from .signals import Signals, listed, order
 from .sources import DataPlan
 from .taking import Taken, copy, differences, match

@@ -10,7 +10,7 @@ from ..schemas.document import KeyPath
 from ..schemas.errors import RecipeError, SpecError
 from .parts import Parts
 from .plan import plan_policy
-from .recipe import LoadedRecipe
+from .recipe.load import LoadedRecipe
 from .sources import DataPlan
 from .wiring import demanded
 

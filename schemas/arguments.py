@@ -6,7 +6,7 @@ import math
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
-from .known import KINDS
+from .kinds import KINDS
 
 
 def build_and_train() -> ArgumentParser:

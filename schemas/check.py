@@ -17,12 +17,12 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
-from . import phrases
+from . import wording
 from .diagnostics import MOST, Diagnostic, ErrorCode, in_order
 from .document import Document, KeyPath
-from .known import KINDS, unlisted_types
-from .phrases import near, quoted, shortened, where
-from .tree import SchemaTree, shipped_schema
+from .json_schema import SchemaTree, shipped_schema
+from .kinds import KINDS, unlisted_types
+from .wording import near, quoted, shortened, where
 
 
 def check(
@@ -139,7 +139,7 @@ class _Checker:
         if meant is not None:
             label = f"did you mean `{meant}`?"
         elif places:
-            label = f"`{shortened(key)}` exists at {phrases.either(map(where, places))}"
+            label = f"`{shortened(key)}` exists at {wording.either(map(where, places))}"
         else:
             label = "unknown key"
         part = self._part(path)
@@ -156,15 +156,15 @@ class _Checker:
     def _missing_key(self, path: KeyPath, key: str) -> Diagnostic:
         wanted = self._schema(path).get("properties", {}).get(key, {})
         kind = next((kind for kind in self.tree.kinds() if wanted.get("enum") == self.tree.types(kind)), None)
-        notes = (f"{kind}: {', '.join(self._types(kind))}",) if kind else phrases.about(key, wanted)
+        notes = (f"{kind}: {', '.join(self._types(kind))}",) if kind else wording.about(key, wanted)
         message = f"{where(path)} needs the key `{key}`"
         return self._at("E004 missing-key", message, path, f"`{key}` is missing", key=True, notes=notes)
 
     def _wrong_type(self, path: KeyPath, value: object, types: Any) -> Diagnostic:
         text = "" if isinstance(value, (dict, list)) else self.document.span(path).text
-        message = f"{where(path)} must be {phrases.expected(types)}, found {phrases.found(value)}"
+        message = f"{where(path)} must be {wording.expected(types)}, found {wording.found(value)}"
         return self._at(
-            "E005 wrong-type", message, path, phrases.cure(value, types, text), notes=self._about(path)
+            "E005 wrong-type", message, path, wording.cure(value, types, text), notes=self._about(path)
         )
 
     def _not_among(self, path: KeyPath, value: object, choices: list[Any]) -> Iterator[Diagnostic]:
@@ -174,12 +174,12 @@ class _Checker:
         if kinds:
             yield from self._unknown_type(path, str(value), kinds[0])
             return
-        words = phrases.either(
+        words = wording.either(
             f"`{choice}`" if isinstance(choice, str) else quoted(choice) for choice in choices
         )
         meant = near(str(value), [choice for choice in choices if isinstance(choice, str)])
         label = f"did you mean `{meant}`?" if meant else f"expected {words}"
-        message = f"{where(path)} must be {words}, found {phrases.found(value)}"
+        message = f"{where(path)} must be {words}, found {wording.found(value)}"
         yield self._at("E007 invalid-value", message, path, label, notes=self._about(path))
 
     def _unknown_type(self, path: KeyPath, name: str, kind: str) -> Iterator[Diagnostic]:
@@ -198,7 +198,7 @@ class _Checker:
 
     def _no_alternative(self, path: KeyPath, value: object, error: Any) -> Iterator[Diagnostic]:
         if all(inner.validator == "required" for inner in error.context):
-            keys = phrases.either(f"`{key}`" for inner in error.context for key in inner.validator_value)
+            keys = wording.either(f"`{key}`" for inner in error.context for key in inner.validator_value)
             message = f"{where(path)} needs the key {keys}"
             yield self._at("E004 missing-key", message, path, f"{keys} is missing", key=True)
             return
@@ -214,19 +214,19 @@ class _Checker:
             for inner in fitting[0]:
                 yield from self._explain(inner)
             return
-        words = phrases.either(phrases.alternatives(error.validator_value))
-        message = f"{where(path)} must be {words}, found {phrases.found(value)}"
+        words = wording.either(wording.alternatives(error.validator_value))
+        message = f"{where(path)} must be {words}, found {wording.found(value)}"
         yield self._at("E005 wrong-type", message, path, f"expected {words}", notes=self._about(path))
 
     def _invalid(self, path: KeyPath, value: Any, error: Any) -> Diagnostic:
-        must, label = phrases.limit(str(error.validator), error.validator_value, value)
+        must, label = wording.limit(str(error.validator), error.validator_value, value)
         message = f"{where(path)} must {must or f'be valid: {error.message}'}"
         return self._at("E007 invalid-value", message, path, label, notes=self._about(path))
 
     def _about(self, path: KeyPath) -> tuple[str, ...]:
         """What the schema says about the last key of a path."""
         length = next((i + 1 for i in reversed(range(len(path))) if isinstance(path[i], str)), 0)
-        return phrases.about(str(path[length - 1]), self._schema(path[:length])) if length else ()
+        return wording.about(str(path[length - 1]), self._schema(path[:length])) if length else ()
 
     def _schema(self, path: KeyPath) -> dict[str, Any]:
         return self.tree.at(self.value, path[len(self.base) :])

@@ -22,7 +22,7 @@ from pathlib import Path
 from . import arguments
 from .diagnostics import MOST, Diagnostic
 from .errors import Interrupted, PolicysmithError, RecipeError, SimulatorError, TrainingError
-from .signals import Signals
+from .interrupts import Signals
 from .terminal import forgiving_streams, printable
 
 OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, REFUSED = 0, 2, 3, 4, 5, 6

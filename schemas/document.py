@@ -20,7 +20,7 @@ from typing import Any, Literal
 from .diagnostics import Diagnostic, Source, Span
 from .errors import RecipeError
 from .paths import expanded
-from .scalars import Scalar
+from .yaml_scalars import Scalar
 
 Key = str | int
 KeyPath = tuple[Key, ...]
@@ -157,7 +157,7 @@ def _unreadable(source: Source, message: str) -> RecipeError:
 
 def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -> Document:
     """Parse a recipe's text. Raise RecipeError with every finding."""
-    from .parser import Parser
+    from .yaml_parser import Parser
 
     if len(text) > MAX_BYTES:
         raise _unreadable(Source(name), _TOO_LARGE)

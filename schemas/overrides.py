@@ -52,7 +52,7 @@ def apply_mapping(document: Document, overrides: Mapping[str, Any]) -> Document:
 
 
 def _apply(document: Document, source: Source) -> Document:
-    from .parser import Parser
+    from .yaml_parser import Parser
 
     text = source.text or ""
     steps = _steps(text[len(_FLAG) :], source, len(_FLAG))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...schemas.diagnostics import Diagnostic
 from ...schemas.errors import SimulatorError, SpecError
-from ..recipe import LoadedRecipe
+from ..recipe.load import LoadedRecipe
 from ..simulation.base import describe
 from .needs import Scene, check_scene, needs_of
 from .saved import SavedPolicy

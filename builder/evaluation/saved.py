@@ -20,7 +20,6 @@ from ...schemas.paths import expanded
 from ...schemas.recipe import DataSection, EvaluationSection
 from ...schemas.specs import Spec
 from ..data.robots import Robot, Robots
-from ..imports import run_imports
 from ..policy import BasePolicyModel, manifest, runs
 from ..policy.composed import MODEL_TYPE
 from ..policy.loading import FOREIGN, misread
@@ -28,6 +27,7 @@ from ..policy.pipeline import KEY
 from ..policy.registry import policies
 from ..policy.runs import latest
 from ..policy.saving import STATE, read_json
+from ..recipe.imports import run_imports
 from ..training.state import load as load_state
 
 

@@ -22,7 +22,7 @@ from ..evaluation.saved import SavedPolicy
 from ..plan import plan_policy
 from ..plan_data import plan_data
 from ..policy import RecipePolicy
-from ..recipe import load_recipe
+from ..recipe.load import load_recipe
 from ..rehearsal import rehearse
 from ..sources import Windows
 from . import lerobot_files, normalization

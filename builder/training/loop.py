@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ...schemas.errors import Interrupted, TrainingError
-from ...schemas.signals import Signals
+from ...schemas.interrupts import Signals
 from ..data.rows import Rows
 from ..policy import RecipePolicy, runs
 from . import batches, checkpoint

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ...schemas.interrupts import Signals
 from ...schemas.recipe import TrainingSection
-from ...schemas.signals import Signals
 from .watch import Arriving, Health
 
 EVERY, LATER = 4, 2

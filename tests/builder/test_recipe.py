@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from policysmith.builder.recipe import LoadedRecipe, load_recipe
+from policysmith.builder.recipe.load import LoadedRecipe, load_recipe
 from policysmith.components import registry
 from policysmith.components.base import ActionHead
 from policysmith.components.registry import REGISTRIES

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from policysmith.builder.recipe import load_recipe
-from policysmith.builder.validation import contradictions, part_sites
+from policysmith.builder.recipe.load import load_recipe
+from policysmith.builder.recipe.validate import contradictions, part_sites
 from policysmith.components.registry import REGISTRIES
 from policysmith.schemas.check import check, check_against
 from policysmith.schemas.document import from_mapping
 from policysmith.schemas.errors import RecipeError, RegistryError
+from policysmith.schemas.json_schema import SchemaTree, shipped_schema
 from policysmith.schemas.recipe import Recipe
-from policysmith.schemas.tree import SchemaTree, shipped_schema
 
 GOOD: dict[str, Any] = {
     "recipe": 1,

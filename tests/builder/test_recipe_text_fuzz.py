@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from policysmith.builder.recipe import load_recipe
+from policysmith.builder.recipe.load import load_recipe
 from policysmith.schemas.document import parse
 from policysmith.schemas.errors import RecipeError
 from policysmith.schemas.terminal import printable

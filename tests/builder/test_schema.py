@@ -8,10 +8,10 @@ from typing import Any, Literal
 from jsonschema import Draft202012Validator
 from pydantic import Field
 
-from policysmith.builder.schema import model_schema, recipe_schema, schema_text, write_schema
+from policysmith.builder.recipe.json_schema import model_schema, recipe_schema, schema_text, write_schema
 from policysmith.components.registry import REGISTRIES
+from policysmith.schemas.json_schema import SCHEMA_FILE
 from policysmith.schemas.part import Section
-from policysmith.schemas.tree import SCHEMA_FILE
 
 
 def test_the_shipped_schema_is_up_to_date() -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from policysmith.builder import Builder
-from policysmith.builder.standalone import standalone
+from policysmith.builder.recipe.standalone import standalone
 from policysmith.schemas import overrides
 from policysmith.schemas.document import parse
 

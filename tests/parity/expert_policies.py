@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from policysmith.builder.recipe import load_recipe
+from policysmith.builder.recipe.load import load_recipe
 from policysmith.components.base import Feature
 from policysmith.components.heads.flow_matching import FlowMatching
 from policysmith.components.registry import BACKBONES

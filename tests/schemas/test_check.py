@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from policysmith.schemas import known
+from policysmith.schemas import kinds
 from policysmith.schemas.check import check, check_against
 from policysmith.schemas.document import Document, from_mapping, parse
-from policysmith.schemas.tree import SchemaTree, shipped_schema
+from policysmith.schemas.json_schema import SchemaTree, shipped_schema
 
 GOOD = """
 recipe: 1
@@ -52,7 +52,7 @@ def test_types_in_new_files_are_left_to_the_next_stage(
     (tmp_path / "heads" / "brand_new.py").write_text("raise RuntimeError('not to be imported')")
     document = changed(policy={"backbones": {"p": {"type": "mlp"}}, "head": {"type": "brand_new", "x": 1}})
     assert [found.code for found in check(document)] == ["E006 unknown-type"]
-    monkeypatch.setattr(known, "_COMPONENTS", tmp_path)
+    monkeypatch.setattr(kinds, "_COMPONENTS", tmp_path)
     assert check(document) == []
 
 
@@ -156,7 +156,7 @@ def test_the_schema_is_followed_along_the_recipe() -> None:
     assert ("policy", "backbones", "proprio", "hidden") in tree.places(value, "hidden")
     assert tree.at(value, ("policy", "head"))["x-part"] == ("heads", "mlp")
     assert tree.at(value, ("nowhere", "at", "all")) == {}
-    assert set(tree.kinds()) == set(known.KINDS)
+    assert set(tree.kinds()) == set(kinds.KINDS)
 
 
 PROBE = """

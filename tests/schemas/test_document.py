@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from policysmith.schemas.diagnostics import Diagnostic
 from policysmith.schemas.document import Document, Key, dotted, from_mapping, parse, read
 from policysmith.schemas.errors import RecipeError
-from policysmith.schemas.scalars import resolve
+from policysmith.schemas.yaml_scalars import resolve
 
 TEXTS = st.text(st.characters(max_codepoint=0x2FF, exclude_categories=["C"]), max_size=8)
 SCALARS = (

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from policysmith.builder.imports import run_imports
 from policysmith.builder.policy.pipeline import KEY
 from policysmith.builder.policy.registry import policies
+from policysmith.builder.recipe.imports import run_imports
 from policysmith.schemas.document import from_mapping
 
 SCRIPTED = Path(__file__).with_name("scripted.py")

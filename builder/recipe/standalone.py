@@ -11,10 +11,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ..schemas.document import Document, parse
-from ..schemas.errors import RecipeError
-from ..schemas.paths import exists, expanded
-from .parts import LOCATIONS
+from ...schemas.document import Document, parse
+from ...schemas.errors import RecipeError
+from ...schemas.paths import exists, expanded
+from ..parts import LOCATIONS
 
 _PATHS = (*LOCATIONS, "init", "from")
 

@@ -26,8 +26,8 @@ from ruamel.yaml.reader import ReaderError
 from .diagnostics import Diagnostic, ErrorCode, Source, Span, in_order
 from .document import MAX_DEPTH, MAX_NODES, Entry, Node
 from .errors import RecipeError
-from .scalars import resolve
-from .syntax import explain
+from .yaml_errors import explain
+from .yaml_scalars import resolve
 
 _PROPERTIES = re.compile(r"(?:[&!]\S*|\s+|#[^\n]*)*")
 

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
-from ..components.registry import REGISTRIES
-from ..schemas.recipe import Recipe
-from ..schemas.tree import SCHEMA_FILE
+from ...components.registry import REGISTRIES
+from ...schemas.json_schema import SCHEMA_FILE
+from ...schemas.recipe import Recipe
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -18,17 +18,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..components.registry import REGISTRIES
-from ..schemas import overrides as override
-from ..schemas.check import check
-from ..schemas.diagnostics import Diagnostic, ErrorCode, in_order
-from ..schemas.document import Document, KeyPath, from_mapping, read
-from ..schemas.errors import RecipeError, SpecError
-from ..schemas.part import PartConfig
-from ..schemas.recipe import Recipe
+from ...components.registry import REGISTRIES
+from ...schemas import overrides as override
+from ...schemas.check import check
+from ...schemas.diagnostics import Diagnostic, ErrorCode, in_order
+from ...schemas.document import Document, KeyPath, from_mapping, read
+from ...schemas.errors import RecipeError, SpecError
+from ...schemas.part import PartConfig
+from ...schemas.recipe import Recipe
+from ..policy.registry import policies
 from .imports import run_imports
-from .policy.registry import policies
-from .validation import Pair, contradictions, located, part_sites, validate_part, validate_recipe
+from .validate import Pair, contradictions, located, part_sites, validate_part, validate_recipe
 
 Source = str | PathLike[str] | Mapping[str, Any] | Document
 

@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..components.registry import REGISTRIES
-from ..schemas.check import check_against
-from ..schemas.diagnostics import Diagnostic, ErrorCode, Span
-from ..schemas.document import Document, Key, KeyPath
-from ..schemas.errors import RegistryError, SpecError
-from ..schemas.part import PartConfig
-from ..schemas.phrases import where
-from ..schemas.recipe import Recipe
-from ..schemas.tree import SchemaTree, shipped_schema
-from .schema import model_schema
+from ...components.registry import REGISTRIES
+from ...schemas.check import check_against
+from ...schemas.diagnostics import Diagnostic, ErrorCode, Span
+from ...schemas.document import Document, Key, KeyPath
+from ...schemas.errors import RegistryError, SpecError
+from ...schemas.json_schema import SchemaTree, shipped_schema
+from ...schemas.part import PartConfig
+from ...schemas.recipe import Recipe
+from ...schemas.wording import where
+from .json_schema import model_schema
 
 Pair = tuple[type[Any], PartConfig]
 M = TypeVar("M", bound=BaseModel)

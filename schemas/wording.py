@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .document import KeyPath, dotted
-from .scalars import resolve
+from .yaml_scalars import resolve
 
 _RANGE = re.compile(r"(\d{0,9}):(\d{1,9})")
 
