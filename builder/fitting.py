@@ -12,9 +12,9 @@ from ..components.base import ActionHead, Batch, Chunks
 from ..components.embodiments import padding
 from ..schemas.errors import PolicysmithError, SpecError
 from .measure import Placed
-from .parts import Parts, Problem, WiringError
 from .sources import DataPlan
-from .wiring import Wiring
+from .wiring.parts import Parts, Problem, WiringError
+from .wiring.solve import Wiring
 
 _MOST = 200_000  # chunks: more change no vocabulary, but take memory
 

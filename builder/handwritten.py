@@ -21,7 +21,6 @@ from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
 from .assembly import provenance
 from .measure import measure
-from .parts import WiringError
 from .plan import check_execute, locate, specs_to_json, transform_sites
 from .policy import BasePolicyModel
 from .policy.pipeline import KEY, way_of_samples
@@ -30,7 +29,8 @@ from .recipe.load import LoadedRecipe
 from .rehearsal import shared, unmatched
 from .sources import DataPlan, Windows
 from .trial import try_out
-from .wiring import look_up, remarks, wire_samples, with_statistics
+from .wiring.parts import WiringError
+from .wiring.solve import look_up, remarks, wire_samples, with_statistics
 
 
 def configure(loaded: LoadedRecipe) -> PretrainedConfig:

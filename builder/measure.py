@@ -19,7 +19,7 @@ from ..components.embodiments import EMBODIMENT, embodiments
 from ..schemas.errors import PolicysmithError, SpecError
 from ..schemas.specs import Specs
 from .data.statistics import RunningStatistics
-from .parts import Problem, Site, WiringError
+from .wiring.parts import Problem, Site, WiringError
 
 Batches = Callable[[], Iterable[Batch]]
 

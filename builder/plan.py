@@ -12,10 +12,10 @@ from ..schemas.recipe import ComposedPolicySection
 from ..schemas.specs import Spec, Specs
 from .fitting import fit
 from .measure import measure
-from .parts import Parts, Problem, Site, WiringError
 from .recipe.load import LoadedRecipe
 from .sources import DataPlan
-from .wiring import Wiring, look_up, wire, with_statistics
+from .wiring.parts import Parts, Problem, Site, WiringError
+from .wiring.solve import Wiring, look_up, wire, with_statistics
 
 
 @dataclass(frozen=True)

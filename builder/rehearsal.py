@@ -19,7 +19,6 @@ from ..schemas.document import KeyPath
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.specs import Kind, Spec
 from .assembly import Summary, content
-from .parts import Site
 from .plan import PolicyPlan
 from .policy import RecipeConfig, RecipePolicy
 from .policy.composed import ROBOTS, make
@@ -31,7 +30,8 @@ from .sources import DataPlan
 from .taking import Taken
 from .training.fused_adamw import moment_bytes
 from .unused import unused
-from .wiring import Wiring, remarks
+from .wiring.parts import Site
+from .wiring.solve import Wiring, remarks
 
 _SIZES = {"B": 2, "L": 5}
 

@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.document import KeyPath
 from ..schemas.errors import RecipeError, SpecError
-from .parts import Parts
 from .plan import plan_policy
 from .recipe.load import LoadedRecipe
 from .sources import DataPlan
-from .wiring import demanded
+from .wiring.parts import Parts
+from .wiring.solve import demanded
 
 _logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
 from ..data.features import ACTION
 from ..data.info import DatasetInfo
-from ..parts import Parts
 from ..signals import Signals, listed, order
 from ..simulation.base import Environment
-from ..wiring import Wiring, demanded, wire, with_statistics
+from ..wiring.parts import Parts
+from ..wiring.solve import Wiring, demanded, wire, with_statistics
 from .saved import SavedPolicy
 
 IMAGES = "observation.images."

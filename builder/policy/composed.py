@@ -24,8 +24,8 @@ from ...components.shares import shares_in, without_shares
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
-from ..parts import Parts, Site
-from ..wiring import Wiring, demanded, traced, wire, with_statistics
+from ..wiring.parts import Parts, Site
+from ..wiring.solve import Wiring, demanded, traced, wire, with_statistics
 from . import loading, saving
 from .base import BROKEN, BasePolicyModel
 from .freezing import freeze, rest

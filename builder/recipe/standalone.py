@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from ...schemas.document import Document, parse
 from ...schemas.errors import RecipeError
 from ...schemas.paths import exists, expanded
-from ..parts import LOCATIONS
+from ..wiring.parts import LOCATIONS
 
 _PATHS = (*LOCATIONS, "init", "from")
 

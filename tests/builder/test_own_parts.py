@@ -79,7 +79,7 @@ def test_a_checkpoint_is_loaded_once_its_file_is_imported(recipe: Path, batch: A
 
 
 def test_in_python_the_same_error(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from policysmith.builder.parts import Parts
+    from policysmith.builder.wiring.parts import Parts
 
     resolved = Builder.from_recipe(recipe, allow_imports=True).recipe.resolved()
     monkeypatch.setattr(BACKBONES, "_registered", {})

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policysmith.builder import Builder
-from policysmith.builder.parts import Parts, WiringError
-from policysmith.builder.wiring import wire
+from policysmith.builder.wiring.parts import Parts, WiringError
+from policysmith.builder.wiring.solve import wire
 from policysmith.components.backbones.mlp import MlpBackbone
 from policysmith.components.base import Feature
 from policysmith.components.heads.mlp import MlpHead

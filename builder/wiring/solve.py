@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from ..components.base import Backbone, Facts, Transform
-from ..components.vectors import with_bounds
-from ..schemas.diagnostics import ErrorCode
-from ..schemas.document import KeyPath, dotted
-from ..schemas.errors import PolicysmithError, WeightsError
-from ..schemas.part import BackboneConfig
-from ..schemas.specs import Kind, Spec, Specs
-from .joints import check_names, head_inputs, origins, wire_necks
+from ...components.base import Backbone, Facts, Transform
+from ...components.vectors import with_bounds
+from ...schemas.diagnostics import ErrorCode
+from ...schemas.document import KeyPath, dotted
+from ...schemas.errors import PolicysmithError, WeightsError
+from ...schemas.part import BackboneConfig
+from ...schemas.specs import Kind, Spec, Specs
+from .features import check_names, head_inputs, origins, wire_necks
 from .parts import Parts, Problem, Site, WiringError, as_spec_error, because
 
 

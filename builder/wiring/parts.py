@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..components.base import Part
-from ..components.registry import BACKBONES, COLLATORS, HEADS, NECKS, TRANSFORMS
-from ..schemas.diagnostics import ErrorCode
-from ..schemas.document import KeyPath, dotted
-from ..schemas.errors import PolicysmithError, RegistryError, SpecError
-from ..schemas.part import PartConfig
-from ..schemas.paths import expanded
-from ..schemas.specs import Spec
+from ...components.base import Part
+from ...components.registry import BACKBONES, COLLATORS, HEADS, NECKS, TRANSFORMS
+from ...schemas.diagnostics import ErrorCode
+from ...schemas.document import KeyPath, dotted
+from ...schemas.errors import PolicysmithError, RegistryError, SpecError
+from ...schemas.part import PartConfig
+from ...schemas.paths import expanded
+from ...schemas.specs import Spec
 
 LOCATIONS = ("pretrained", "architecture", "tokenizer")
 """Options of any part that name a model on the hub, a file or a directory; relative ones start at the recipe."""
