@@ -13,12 +13,12 @@ from ..schemas.errors import PolicysmithError, RecipeError
 from ..schemas.specs import Spec, Specs
 from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
-from .plan import PolicyPlan, specs_to_json
+from .planning.policy import PolicyPlan, specs_to_json
+from .planning.sources import DataPlan
 from .policy import BasePolicyModel, RecipePolicy
 from .policy.dynamic import pair
 from .recipe.load import LoadedRecipe
 from .recipe.standalone import standalone
-from .sources import DataPlan
 
 Covered = Callable[[RecipePolicy], Collection[str]]
 _PACKAGES = ("policysmith", "torch", "transformers", "timm", "peft", "accelerate")

@@ -26,18 +26,19 @@ from ..schemas.diagnostics import Diagnostic
 from ..schemas.document import Document, parse
 from ..schemas.errors import CheckpointError, RecipeError
 from ..schemas.paths import expanded
-from . import assembly, handwritten, plan, rehearsal
+from . import assembly, handwritten
 from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
-from .plan import PolicyPlan
-from .plan_data import plan_data
+from .planning import dry_run, policy
+from .planning.data import plan_data
+from .planning.policy import PolicyPlan
+from .planning.sources import DataPlan, Source, Windows
 from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy, runs
 from .policy.freezing import freeze
 from .policy.pipeline import KEY, SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
 from .recipe.load import LoadedRecipe, load_recipe, open_document
 from .recipe.standalone import standalone
-from .sources import DataPlan, Source, Windows
 from .starting import Kept, Start
 from .taking import Taken
 from .training import batches, loop
@@ -142,7 +143,7 @@ class Builder:
         """Sizes of a composed policy; None for a hand-written one, which only its constructor knows."""
         if self._composed is None:
             return None
-        return rehearsal.rehearse(self.recipe, self._data, self._composed, self._take)
+        return dry_run.rehearse(self.recipe, self._data, self._composed, self._take)
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -349,7 +350,7 @@ class Builder:
         if self._config is not None:
             return None
         held = self._start.facts(self.recipe.resolved(), self._data) if self._start is not None else None
-        return plan.plan_policy(self.recipe, self._data, held)
+        return policy.plan_policy(self.recipe, self._data, held)
 
     def _description(self) -> dict[str, Any]:
         return {

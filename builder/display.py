@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..schemas.terminal import printable
 from .assembly import Summary
-from .sources import Source
+from .planning.sources import Source
 
 
 class PlainConsole(Console):

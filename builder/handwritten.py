@@ -20,15 +20,15 @@ from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
 from .assembly import provenance
-from .measure import measure
-from .plan import check_execute, locate, specs_to_json, transform_sites
+from .planning.dry_run import shared, unmatched
+from .planning.policy import check_execute, locate, specs_to_json, transform_sites
+from .planning.sources import DataPlan, Windows
+from .planning.statistics import measure
+from .planning.trial import try_out
 from .policy import BasePolicyModel
 from .policy.pipeline import KEY, way_of_samples
 from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, policies
 from .recipe.load import LoadedRecipe
-from .rehearsal import shared, unmatched
-from .sources import DataPlan, Windows
-from .trial import try_out
 from .wiring.parts import WiringError
 from .wiring.solve import look_up, remarks, wire_samples, with_statistics
 

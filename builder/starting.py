@@ -23,10 +23,10 @@ from torch import nn
 from ..schemas.document import KeyPath
 from ..schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
 from ..schemas.paths import exists, expanded
+from .planning.sources import DataPlan
 from .policy import BasePolicyModel, RecipeConfig, RecipePolicy, saving
 from .recipe.load import LoadedRecipe
 from .signals import Signals, listed, order
-from .sources import DataPlan
 from .taking import Taken, copy, differences, match
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from policysmith.builder import Builder
-from policysmith.builder.sources import DataPlan, Windows
+from policysmith.builder.planning.sources import DataPlan, Windows
 from policysmith.schemas.specs import Kind, Range, Spec
 
 from .works import Inputs, Work

@@ -19,12 +19,12 @@ from ...schemas.paths import expanded
 from ...schemas.specs import Kind, Spec
 from ..assembly import assemble
 from ..evaluation.saved import SavedPolicy
-from ..plan import plan_policy
-from ..plan_data import plan_data
+from ..planning.data import plan_data
+from ..planning.dry_run import rehearse
+from ..planning.policy import plan_policy
+from ..planning.sources import Windows
 from ..policy import RecipePolicy
 from ..recipe.load import load_recipe
-from ..rehearsal import rehearse
-from ..sources import Windows
 from . import lerobot_files, normalization
 from .lerobot_files import Checkpoint
 

@@ -101,7 +101,8 @@ def test_each_normalisation_sees_what_reaches_it(make: Make) -> None:
 
 def test_what_changes_no_value_costs_no_pass(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "policysmith.builder.measure.RunningStatistics.__init__", lambda self: pytest.fail("measured")
+        "policysmith.builder.planning.statistics.RunningStatistics.__init__",
+        lambda self: pytest.fail("measured"),
     )
     noise, shift = {"type": "state_noise", "std": 0.1}, {"type": "random_shift"}
     policy = make(shift, noise, {"type": "normalize"}).build()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 
-from ..schemas.diagnostics import Diagnostic, in_order
-from ..schemas.document import KeyPath
-from ..schemas.errors import RecipeError, SpecError
-from .plan import plan_policy
-from .recipe.load import LoadedRecipe
+from ...schemas.diagnostics import Diagnostic, in_order
+from ...schemas.document import KeyPath
+from ...schemas.errors import RecipeError, SpecError
+from ..recipe.load import LoadedRecipe
+from ..wiring.parts import Parts
+from ..wiring.solve import demanded
+from .policy import plan_policy
 from .sources import DataPlan
-from .wiring.parts import Parts
-from .wiring.solve import demanded
 
 _logger = logging.getLogger(__name__)
 

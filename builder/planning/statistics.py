@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import torch
 
-from ..components.base import Batch, Facts, Transform
-from ..components.embodiments import EMBODIMENT, embodiments
-from ..schemas.errors import PolicysmithError, SpecError
-from ..schemas.specs import Specs
-from .data.statistics import RunningStatistics
-from .wiring.parts import Problem, Site, WiringError
+from ...components.base import Batch, Facts, Transform
+from ...components.embodiments import EMBODIMENT, embodiments
+from ...schemas.errors import PolicysmithError, SpecError
+from ...schemas.specs import Specs
+from ..data.statistics import RunningStatistics
+from ..wiring.parts import Problem, Site, WiringError
 
 Batches = Callable[[], Iterable[Batch]]
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..schemas.diagnostics import Diagnostic, in_order
-from ..schemas.errors import RecipeError, SpecError
-from ..schemas.recipe import ComposedPolicySection
-from ..schemas.specs import Spec, Specs
-from .fitting import fit
-from .measure import measure
-from .recipe.load import LoadedRecipe
+from ...schemas.diagnostics import Diagnostic, in_order
+from ...schemas.errors import RecipeError, SpecError
+from ...schemas.recipe import ComposedPolicySection
+from ...schemas.specs import Spec, Specs
+from ..recipe.load import LoadedRecipe
+from ..wiring.parts import Parts, Problem, Site, WiringError
+from ..wiring.solve import Wiring, look_up, wire, with_statistics
+from .fit import fit
 from .sources import DataPlan
-from .wiring.parts import Parts, Problem, Site, WiringError
-from .wiring.solve import Wiring, look_up, wire, with_statistics
+from .statistics import measure
 
 
 @dataclass(frozen=True)

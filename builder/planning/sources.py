@@ -12,19 +12,19 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..components.embodiments import EMBODIMENT
-from ..schemas.document import KeyPath
-from ..schemas.recipe import DataSection
-from ..schemas.specs import Kind, Spec, Specs
-from .data.columns import Columns
-from .data.dataset import LeRobotDataset
-from .data.info import DatasetInfo
-from .data.layout import Layout, read_layout
-from .data.mixture import Mixture, RobotDataset
-from .data.robots import Robots
-from .data.table import EpisodeTable, read_table
-from .data.windows import windows as numeric_windows
-from .signals import Signals
+from ...components.embodiments import EMBODIMENT
+from ...schemas.document import KeyPath
+from ...schemas.recipe import DataSection
+from ...schemas.specs import Kind, Spec, Specs
+from ..data.columns import Columns
+from ..data.dataset import LeRobotDataset
+from ..data.info import DatasetInfo
+from ..data.layout import Layout, read_layout
+from ..data.mixture import Mixture, RobotDataset
+from ..data.robots import Robots
+from ..data.table import EpisodeTable, read_table
+from ..data.windows import windows as numeric_windows
+from ..signals import Signals
 
 IMAGES = "observation.images."
 

@@ -11,27 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..components import lora
-from ..components.base import Feature
-from ..components.embodiments import ACTION_PADDING, EMBODIMENT, padding
-from ..schemas.diagnostics import Diagnostic, in_order
-from ..schemas.document import KeyPath
-from ..schemas.errors import PolicysmithError, RecipeError, SpecError
-from ..schemas.specs import Kind, Spec
-from .assembly import Summary, content
-from .plan import PolicyPlan
-from .policy import RecipeConfig, RecipePolicy
-from .policy.composed import ROBOTS, make
-from .policy.dynamic import refusal
-from .policy.freezing import freeze
-from .policy.sharing import undeclared
-from .recipe.load import LoadedRecipe
+from ...components import lora
+from ...components.base import Feature
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding
+from ...schemas.diagnostics import Diagnostic, in_order
+from ...schemas.document import KeyPath
+from ...schemas.errors import PolicysmithError, RecipeError, SpecError
+from ...schemas.specs import Kind, Spec
+from ..assembly import Summary, content
+from ..policy import RecipeConfig, RecipePolicy
+from ..policy.composed import ROBOTS, make
+from ..policy.dynamic import refusal
+from ..policy.freezing import freeze
+from ..policy.sharing import undeclared
+from ..recipe.load import LoadedRecipe
+from ..taking import Taken
+from ..training.fused_adamw import moment_bytes
+from ..wiring.parts import Site
+from ..wiring.solve import Wiring, remarks
+from .policy import PolicyPlan
 from .sources import DataPlan
-from .taking import Taken
-from .training.fused_adamw import moment_bytes
 from .unused import unused
-from .wiring.parts import Site
-from .wiring.solve import Wiring, remarks
 
 _SIZES = {"B": 2, "L": 5}
 

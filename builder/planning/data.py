@@ -7,25 +7,25 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..components.images import height_width
-from ..schemas.diagnostics import MOST, Diagnostic, in_order
-from ..schemas.document import Key, KeyPath
-from ..schemas.errors import DatasetError, RecipeError, SpecError
-from ..schemas.paths import expanded
-from ..schemas.recipe import DataSection, SourceSection
-from ..schemas.specs import Kind, Range, Spec
-from .data.columns import column_faults, cure
-from .data.dataset import task_texts
-from .data.features import ACTION, RGB_ONLY
-from .data.info import DatasetInfo, summarize
-from .data.layout import read_layout
-from .data.probing import probe_cameras
-from .data.splits import split_episodes
-from .data.statistics import compute_statistics, unusable
-from .recipe.load import LoadedRecipe
-from .signals import Signals, listed, order
+from ...components.images import height_width
+from ...schemas.diagnostics import MOST, Diagnostic, in_order
+from ...schemas.document import Key, KeyPath
+from ...schemas.errors import DatasetError, RecipeError, SpecError
+from ...schemas.paths import expanded
+from ...schemas.recipe import DataSection, SourceSection
+from ...schemas.specs import Kind, Range, Spec
+from ..data.columns import column_faults, cure
+from ..data.dataset import task_texts
+from ..data.features import ACTION, RGB_ONLY
+from ..data.info import DatasetInfo, summarize
+from ..data.layout import read_layout
+from ..data.probing import probe_cameras
+from ..data.splits import split_episodes
+from ..data.statistics import compute_statistics, unusable
+from ..recipe.load import LoadedRecipe
+from ..signals import Signals, listed, order
+from .non_finite import without_unusable
 from .sources import IMAGES, DataPlan, Source, Windows, common_specs
-from .unusable import without_unusable
 
 _logger = logging.getLogger(__name__)
 

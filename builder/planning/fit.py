@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import torch
 
-from ..components.base import ActionHead, Batch, Chunks
-from ..components.embodiments import padding
-from ..schemas.errors import PolicysmithError, SpecError
-from .measure import Placed
+from ...components.base import ActionHead, Batch, Chunks
+from ...components.embodiments import padding
+from ...schemas.errors import PolicysmithError, SpecError
+from ..wiring.parts import Parts, Problem, WiringError
+from ..wiring.solve import Wiring
 from .sources import DataPlan
-from .wiring.parts import Parts, Problem, WiringError
-from .wiring.solve import Wiring
+from .statistics import Placed
 
 _MOST = 200_000  # chunks: more change no vocabulary, but take memory
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..components.embodiments import EMBODIMENT
-from ..schemas.errors import SpecError
-from .data.dataset import LeRobotDataset
-from .policy import BasePolicyModel, DataCollatorRegistry
-from .policy.pipeline import SamplePipeline, switch
+from ...components.embodiments import EMBODIMENT
+from ...schemas.errors import SpecError
+from ..data.dataset import LeRobotDataset
+from ..policy import BasePolicyModel, DataCollatorRegistry
+from ..policy.pipeline import SamplePipeline, switch
 from .sources import IMAGES, DataPlan
 
 LARGE = 1_000_000_000
