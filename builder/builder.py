@@ -26,21 +26,21 @@ from ..schemas.diagnostics import Diagnostic
 from ..schemas.document import Document, parse
 from ..schemas.errors import CheckpointError, RecipeError
 from ..schemas.paths import expanded
-from . import assembly, handwritten
+from . import composed, handwritten, runs
 from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
+from .fine_tuning.base_policy import Kept, Start
+from .fine_tuning.transfer import Taken
 from .planning import dry_run, policy
 from .planning.data import plan_data
 from .planning.policy import PolicyPlan
 from .planning.sources import DataPlan, Source, Windows
-from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy, runs
+from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy
 from .policy.freezing import freeze
-from .policy.pipeline import KEY, SamplePipeline, TransformedDataset
 from .policy.registry import DataCollatorRegistry
+from .policy.sample_pipeline import KEY, SamplePipeline, TransformedDataset
 from .recipe.load import LoadedRecipe, load_recipe, open_document
 from .recipe.standalone import standalone
-from .starting import Kept, Start
-from .taking import Taken
 from .training import batches, loop
 from .training.agreement import refuse_existing
 from .training.job import Job, Result
@@ -116,7 +116,7 @@ class Builder:
 
         if self._composed is not None:
             return environment_findings(
-                self.recipe, MODEL_TYPE, assembly.content(self.recipe, self._data, self._composed)
+                self.recipe, MODEL_TYPE, composed.content(self.recipe, self._data, self._composed)
             )
         assert self._config is not None
         config = handwritten.attach(self.recipe, copy.deepcopy(self._config), self._data)
@@ -139,7 +139,7 @@ class Builder:
         return (*lines, *(f"warning: {text}" for text in warnings))
 
     @cached_property
-    def summary(self) -> assembly.Summary | None:
+    def summary(self) -> composed.Summary | None:
         """Sizes of a composed policy; None for a hand-written one, which only its constructor knows."""
         if self._composed is None:
             return None
@@ -158,7 +158,7 @@ class Builder:
         require_device(device)
         self.check()
         if self._composed is not None:
-            policy = assembly.assemble(self.recipe, self._data, self._composed, device, self._covered)
+            policy = composed.assemble(self.recipe, self._data, self._composed, device, self._covered)
             self._begin(policy, fill=device != "meta")
             freeze(policy, list(self.summary.unused if self.summary is not None else ()))
             return policy
@@ -264,7 +264,7 @@ class Builder:
             training, validation = self.datasets()
         policy = self.build()
         source = _source(training)
-        assembly.record_data(policy, source)
+        composed.record_data(policy, source)
         job = Job(
             policy=policy,
             dataset=training,
@@ -357,7 +357,7 @@ class Builder:
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.directory.resolve()),
             "data": self._data.paths,
-            **assembly.provenance(self.recipe),
+            **composed.provenance(self.recipe),
         }
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..schemas.terminal import printable
-from .assembly import Summary
+from .composed import Summary
 from .planning.sources import Source
 
 

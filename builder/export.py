@@ -11,8 +11,8 @@ from pathlib import Path
 from ..components import lora
 from ..schemas.errors import CheckpointError
 from ..schemas.paths import expanded
-from .evaluation.saved import SavedPolicy
 from .policy import RecipePolicy
+from .saved_policy import SavedPolicy
 
 
 def export(

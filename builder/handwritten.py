@@ -19,15 +19,15 @@ from transformers import PretrainedConfig
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
-from .assembly import provenance
+from .composed import provenance
 from .planning.dry_run import shared, unmatched
 from .planning.policy import check_execute, locate, specs_to_json, transform_sites
 from .planning.sources import DataPlan, Windows
 from .planning.statistics import measure
 from .planning.trial import try_out
 from .policy import BasePolicyModel
-from .policy.pipeline import KEY, way_of_samples
 from .policy.registry import DataCollatorRegistry, model_of, obstacle, options, policies
+from .policy.sample_pipeline import KEY, way_of_samples
 from .recipe.load import LoadedRecipe
 from .wiring.parts import WiringError
 from .wiring.solve import look_up, remarks, wire_samples, with_statistics

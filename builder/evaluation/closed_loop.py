@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...schemas.errors import SimulatorError
+from ..saved_policy import SavedPolicy, choose_device
 from ..simulation.base import environments, make
 from ..simulation.seeds import evaluation_seed
 from . import rollout
@@ -26,7 +27,6 @@ from .film import FILM_RATE, save_strip, save_video
 from .interval import wilson
 from .needs import Mapped, Scene, check_scene, needs_of
 from .rollout import EnvironmentFactory, Episode, Job, Rollout
-from .saved import SavedPolicy, choose_device
 
 FILMED = 6
 Watch = Callable[[Episode], None]

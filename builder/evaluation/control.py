@@ -20,9 +20,9 @@ from ...schemas.document import from_mapping
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..builder import Builder
+from ..saved_policy import SavedPolicy
 from ..training.checkpoint import checkpoints, latest
 from .needs import IMAGES
-from .saved import SavedPolicy
 
 SUFFIX = "_blind"
 

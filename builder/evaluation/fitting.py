@@ -9,9 +9,9 @@ from typing import Any
 from ...schemas.diagnostics import Diagnostic
 from ...schemas.errors import SimulatorError, SpecError
 from ..recipe.load import LoadedRecipe
+from ..saved_policy import SavedPolicy
 from ..simulation.base import describe
 from .needs import Scene, check_scene, needs_of
-from .saved import SavedPolicy
 
 
 def environment_findings(

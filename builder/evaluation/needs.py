@@ -14,11 +14,11 @@ from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
 from ..data.features import ACTION
 from ..data.info import DatasetInfo
+from ..saved_policy import SavedPolicy
 from ..signals import Signals, listed, order
 from ..simulation.base import Environment
 from ..wiring.parts import Parts
 from ..wiring.solve import Wiring, demanded, wire, with_statistics
-from .saved import SavedPolicy
 
 IMAGES = "observation.images."
 STATE = "observation.state"

@@ -18,9 +18,9 @@ from ...schemas.errors import DatasetError
 from ..data.dataset import LeRobotDataset
 from ..data.mixture import RobotDataset
 from ..policy import BasePolicyModel, RecipePolicy
-from ..policy.pipeline import SamplePipeline
 from ..policy.ranges import finite
 from ..policy.registry import DataCollatorRegistry
+from ..policy.sample_pipeline import SamplePipeline
 
 Array = NDArray[np.float64]
 

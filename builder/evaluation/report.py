@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..saved_policy import SavedPolicy
 from . import machine
 from .closed_loop import ClosedLoopResult
 from .figures import loss_figure, save_png, steps_figure, to_svg, trace_figure
@@ -17,7 +18,6 @@ from .open_loop import OpenLoopResult
 from .page import embedded, facts, note, page, section, table
 from .result import EvaluationResult
 from .rollout import Episode
-from .saved import SavedPolicy
 
 
 def write_report(result: EvaluationResult, saved: SavedPolicy) -> None:

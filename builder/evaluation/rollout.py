@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError, SpecError
 from ..policy import BasePolicyModel
+from ..saved_policy import SavedPolicy
 from ..simulation.base import Environment, Image, Observation, make
 from .needs import IMAGES, Mapped, Needs, Scene
-from .saved import SavedPolicy
 
 EnvironmentFactory = Callable[[int, bool], Environment]
 """Makes an environment from the side of its images in pixels and whether it renders; a module-level function."""

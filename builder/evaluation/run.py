@@ -23,6 +23,7 @@ from ..data.files import read_json
 from ..data.mixture import RobotDataset
 from ..data.splits import split_episodes
 from ..policy import BasePolicyModel
+from ..saved_policy import SavedPolicy, choose_device
 from .closed_loop import ClosedLoopResult, evaluate_closed_loop
 from .control import BlindControl
 from .needs import check_dataset
@@ -30,7 +31,6 @@ from .open_loop import OpenLoopResult, evaluate_open_loop
 from .report import write_report
 from .result import EvaluationResult, summary_lines
 from .rollout import Episode
-from .saved import SavedPolicy, choose_device
 
 Progress = Callable[[str], None]
 Control = Literal["none", "blind"]

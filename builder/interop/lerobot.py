@@ -17,14 +17,14 @@ from ...components.heads.diffusion import Diffusion
 from ...schemas.errors import WeightsError
 from ...schemas.paths import expanded
 from ...schemas.specs import Kind, Spec
-from ..assembly import assemble
-from ..evaluation.saved import SavedPolicy
+from ..composed import assemble
 from ..planning.data import plan_data
 from ..planning.dry_run import rehearse
 from ..planning.policy import plan_policy
 from ..planning.sources import Windows
 from ..policy import RecipePolicy
 from ..recipe.load import load_recipe
+from ..saved_policy import SavedPolicy
 from . import lerobot_files, normalization
 from .lerobot_files import Checkpoint
 

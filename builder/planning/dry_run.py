@@ -18,14 +18,14 @@ from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.document import KeyPath
 from ...schemas.errors import PolicysmithError, RecipeError, SpecError
 from ...schemas.specs import Kind, Spec
-from ..assembly import Summary, content
+from ..composed import Summary, content
+from ..fine_tuning.transfer import Taken
 from ..policy import RecipeConfig, RecipePolicy
-from ..policy.composed import ROBOTS, make
-from ..policy.dynamic import refusal
 from ..policy.freezing import freeze
-from ..policy.sharing import undeclared
+from ..policy.named_classes import refusal
+from ..policy.recipe_policy import ROBOTS, make
+from ..policy.tied_weights import undeclared
 from ..recipe.load import LoadedRecipe
-from ..taking import Taken
 from ..training.fused_adamw import moment_bytes
 from ..wiring.parts import Site
 from ..wiring.solve import Wiring, remarks

@@ -18,7 +18,7 @@ from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ..data.dataset import LeRobotDataset
 from ..policy import BasePolicyModel, DataCollatorRegistry
-from ..policy.pipeline import SamplePipeline, switch
+from ..policy.sample_pipeline import SamplePipeline, switch
 from .sources import IMAGES, DataPlan
 
 LARGE = 1_000_000_000

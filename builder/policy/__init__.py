@@ -1,7 +1,7 @@
 """Policies as transformers models."""
 
 from .base import BasePolicyModel
-from .composed import MODEL_TYPE, RecipeConfig, RecipePolicy
+from .recipe_policy import MODEL_TYPE, RecipeConfig, RecipePolicy
 from .registry import DataCollatorRegistry, register_pair
 
 register_pair(MODEL_TYPE, RecipeConfig, RecipePolicy)

@@ -31,11 +31,11 @@ from ...components.recomputation import recompute_all
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..data.robots import Robots
-from . import keywords, loading, manifest, registry, saving, sharing
+from . import keywords, loading, manifest, registry, saving, tied_weights
 from .ensemble import Ensemble
 from .observations import History, Observed
-from .pipeline import KEY, SamplePipeline, way_of_samples
 from .ranges import Ranges, finite
+from .sample_pipeline import KEY, SamplePipeline, way_of_samples
 
 P = TypeVar("P", bound="type[BasePolicyModel]")
 BROKEN = "the weights of the policy or the statistics of its dataset may be broken; do not run it"
@@ -372,7 +372,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """`{target: source}` of all weights declared as tied, by the policy and by any module in it."""
         tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
-        return {**tied, **sharing.declared(self)}
+        return {**tied, **tied_weights.declared(self)}
 
     def save_pretrained(
         self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any

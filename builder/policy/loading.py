@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ...schemas.errors import CheckpointError, PolicysmithError, WeightsError
-from . import manifest, runs
+from .. import runs
+from . import manifest
 
 _HUB = ("cache_dir", "local_files_only", "revision", "token")
 

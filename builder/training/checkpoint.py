@@ -24,8 +24,8 @@ import torch
 
 from ...schemas.errors import CheckpointError
 from ..policy import BasePolicyModel, manifest, saving
-from ..policy.runs import checkpoints, latest, place, point
 from ..policy.saving import STATE
+from ..runs import checkpoints, latest, place, point
 from . import state as states
 from .ema import WeightAverage
 from .sharding import put, unsharded, whole

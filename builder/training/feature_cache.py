@@ -30,8 +30,8 @@ from ...schemas.errors import DatasetError
 from ..data.cache import cache_root, locked
 from ..data.rows import DamagedTableError, Rows, RowsWriter, UnlikeRowsError, open_rows
 from ..policy import RecipePolicy
-from ..policy.composed import ROBOTS
-from ..policy.stored import as_entries
+from ..policy.cached_features import as_entries
+from ..policy.recipe_policy import ROBOTS
 from .batches import on_device, to_device
 from .chance import is_random, mode
 from .feature_key import feature_key

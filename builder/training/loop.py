@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ...schemas.errors import Interrupted, TrainingError
 from ...schemas.interrupts import Signals
+from .. import runs
 from ..data.rows import Rows
-from ..policy import RecipePolicy, runs
+from ..policy import RecipePolicy
 from . import batches, checkpoint
 from .agreement import starting_point
 from .captured import Update, capturable

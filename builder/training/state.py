@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...schemas.errors import CheckpointError
-from ..policy.runs import step_of
 from ..policy.saving import STATE
+from ..runs import step_of
 from .ema import WeightAverage
 
 _KEYS = {"step", "optimizer", "average", "weights", "identity"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from policysmith.builder import Builder, RecipePolicy, assembly
+from policysmith.builder import Builder, RecipePolicy, composed
 from policysmith.schemas.errors import CheckpointError, RecipeError
 
 Refused = Callable[[Callable[[], Any]], Any]
@@ -142,8 +142,8 @@ def test_the_versions_of_plugins_that_own_parts_are_noted(
         return found.get(group, [])
 
     loaded = Builder.from_recipe(tiny).recipe
-    monkeypatch.setattr(assembly, "entry_points", points)
-    versions = assembly.provenance(loaded)["versions"]
+    monkeypatch.setattr(composed, "entry_points", points)
+    versions = composed.provenance(loaded)["versions"]
     assert torch.__version__.startswith(versions["torch"])
     assert versions["someones-heads"] == "1.5"
     assert versions["sizes"] == "0.1"

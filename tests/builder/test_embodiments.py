@@ -19,8 +19,8 @@ from policysmith.builder import Builder
 from policysmith.builder.evaluation import evaluate
 from policysmith.builder.evaluation.needs import needs_of
 from policysmith.builder.evaluation.rollout import roll_out
-from policysmith.builder.evaluation.saved import SavedPolicy
 from policysmith.builder.interop.lerobot import export_policy
+from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas import console
 from policysmith.schemas.errors import SpecError, WeightsError
 
@@ -178,7 +178,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(recipe: dict[str, Any
 def test_batches_hold_the_shares_of_the_recipe(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from policysmith.builder.policy.composed import RecipePolicy
+    from policysmith.builder.policy.recipe_policy import RecipePolicy
 
     seen: list[Tensor] = []
     forward = RecipePolicy.forward

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModel
 
 from policysmith.builder import Builder
-from policysmith.builder.evaluation.saved import SavedPolicy
 from policysmith.builder.export import export, merge_adapters
+from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas.console import policysmith
 from policysmith.schemas.errors import CheckpointError, WeightsError
 

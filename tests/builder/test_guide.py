@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
 from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
-from policysmith.builder.assembly import record_data
+from policysmith.builder.composed import record_data
 from policysmith.builder.policy import registry
 from policysmith.schemas.errors import SpecError
 

@@ -14,9 +14,9 @@ from transformers import PretrainedConfig
 
 from policysmith.builder import Builder
 from policysmith.builder.evaluation.needs import needs_of
-from policysmith.builder.evaluation.saved import SavedPolicy
 from policysmith.builder.policy import BasePolicyModel
-from policysmith.builder.policy.pipeline import KEY, SamplePipeline
+from policysmith.builder.policy.sample_pipeline import KEY, SamplePipeline
+from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.components.registry import TRANSFORMS
 from policysmith.schemas.errors import SpecError
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, Trainer, TrainingArguments
 
 from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
-from policysmith.builder.policy.pipeline import KEY
 from policysmith.builder.policy.registry import register_policy
+from policysmith.builder.policy.sample_pipeline import KEY
 from policysmith.schemas.errors import RegistryError, SpecError
 
 Refused = Callable[[Callable[[], Any]], Any]

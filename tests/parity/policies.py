@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from policysmith.builder.policy.composed import RecipeConfig, RecipePolicy
+from policysmith.builder.policy.recipe_policy import RecipeConfig, RecipePolicy
 from policysmith.builder.wiring.parts import Parts
 from policysmith.schemas.recipe import Recipe
 from policysmith.schemas.specs import Spec

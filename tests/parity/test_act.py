@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from policysmith.builder.interop import lerobot_act
-from policysmith.builder.policy.composed import RecipePolicy
 from policysmith.builder.policy.ensemble import Ensemble
+from policysmith.builder.policy.recipe_policy import RecipePolicy
 from policysmith.components.detr import map_positions, step_positions
 from policysmith.schemas.errors import WeightsError
 from policysmith.schemas.specs import Kind, Spec

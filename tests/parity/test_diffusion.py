@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from policysmith.builder.interop import lerobot_diffusion, rgb_encoder
-from policysmith.builder.policy.composed import RecipePolicy
+from policysmith.builder.policy.recipe_policy import RecipePolicy
 from policysmith.components.features import masked_mean
 from policysmith.components.heads import diffusion
 from policysmith.components.noise_schedules import kept

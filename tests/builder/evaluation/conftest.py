@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from policysmith.builder.policy.pipeline import KEY
 from policysmith.builder.policy.registry import policies
+from policysmith.builder.policy.sample_pipeline import KEY
 from policysmith.builder.recipe.imports import run_imports
 from policysmith.schemas.document import from_mapping
 

@@ -12,7 +12,7 @@ from policysmith.builder.evaluation import evaluate_closed_loop
 from policysmith.builder.evaluation.film import HOLD
 from policysmith.builder.evaluation.needs import Needs, Scene, check_scene, needs_of
 from policysmith.builder.evaluation.rollout import Episode
-from policysmith.builder.evaluation.saved import SavedPolicy
+from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.builder.simulation.seeds import evaluation_seed
 from policysmith.schemas.errors import CheckpointError, SimulatorError, SpecError
 

@@ -15,7 +15,7 @@ from policysmith.builder.evaluation import blind
 from policysmith.builder.evaluation import run as evaluation
 from policysmith.builder.evaluation.control import BlindControl
 from policysmith.builder.evaluation.needs import needs_of
-from policysmith.builder.evaluation.saved import SavedPolicy
+from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.components.registry import BACKBONES, COLLATORS
 from policysmith.schemas.errors import CheckpointError, RecipeError, SpecError
 

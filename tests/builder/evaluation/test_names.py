@@ -18,7 +18,7 @@ import torch
 from policysmith.builder import Builder
 from policysmith.builder.evaluation.needs import Mapped, Needs, Scene, check_dataset, check_scene
 from policysmith.builder.evaluation.rollout import roll_out
-from policysmith.builder.evaluation.saved import SavedPolicy
+from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.builder.signals import Signals, order
 from policysmith.builder.simulation.base import describe, environments, make
 from policysmith.schemas.errors import SpecError

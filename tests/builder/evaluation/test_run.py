@@ -20,7 +20,7 @@ from policysmith.builder.evaluation.needs import check_dataset
 from policysmith.builder.evaluation.report import write_report
 from policysmith.builder.evaluation.result import summary_lines
 from policysmith.builder.evaluation.rollout import Episode
-from policysmith.builder.evaluation.saved import SavedPolicy
+from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas.errors import CheckpointError, SpecError
 
 DRAWER = "metaworld/drawer-open-v3"

@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoConfig, AutoModel
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.builder.evaluation.saved import SavedPolicy
 from policysmith.builder.policy import RecipeConfig
+from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas.errors import PolicysmithError
 
 from .mutations import at_most, bytes_changed, changed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from policysmith.builder.policy.composed import RecipeConfig, RecipePolicy
+from policysmith.builder.policy.recipe_policy import RecipeConfig, RecipePolicy
 from policysmith.builder.wiring.parts import Parts
 from policysmith.schemas.recipe import Recipe
 from policysmith.schemas.specs import Kind, Spec

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, T5Config, T5EncoderModel, ViTConfig, ViTModel
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.builder.policy import sharing
+from policysmith.builder.policy import tied_weights
 from policysmith.components.backbones.mlp import MlpBackbone
 from policysmith.components.registry import COLLATORS
 
@@ -176,10 +176,10 @@ def test_shared_weights_that_nobody_declared_are_refused_by_both_names(
 
 def test_views_of_one_tensor_are_refused(tiny: dict[str, Any]) -> None:
     policy = Builder.from_recipe(tiny).build()
-    assert sharing.undeclared(policy) == []
+    assert tied_weights.undeclared(policy) == []
     layer = policy.head.layers[0]
     layer.bias = torch.nn.Parameter(layer.weight.data.view(-1)[:16])
-    assert sharing.undeclared(policy) == [("head.layers.0.weight", "head.layers.0.bias")]
+    assert tied_weights.undeclared(policy) == [("head.layers.0.weight", "head.layers.0.bias")]
 
 
 def test_declared_weights_are_saved_once_and_shared_again(

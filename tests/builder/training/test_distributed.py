@@ -165,7 +165,7 @@ loop._Run._update = update
 ELSEWHERE = """
 import os
 
-from policysmith.builder.policy import runs
+from policysmith.builder import runs
 
 if os.environ["RANK"] == "1":
     runs.checkpoints = lambda run: []

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from policysmith.builder import Builder
-from policysmith.builder.evaluation.saved import SavedPolicy
+from policysmith.builder import Builder, runs
 from policysmith.builder.export import export
-from policysmith.builder.policy import manifest, runs
+from policysmith.builder.policy import manifest
+from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas.errors import CheckpointError
 
 Damage = Callable[[Path], object]
@@ -256,7 +256,7 @@ def test_what_killed_processes_left_is_swept_at_the_next_start(run: Path, builde
 HOLD = """
 import sys
 from pathlib import Path
-from policysmith.builder.policy import runs
+from policysmith.builder import runs
 
 with runs.held(Path(sys.argv[1])):
     print("held", flush=True)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from policysmith.builder import Builder
-from policysmith.builder.policy import manifest, runs
+from policysmith.builder import Builder, runs
+from policysmith.builder.policy import manifest
 from policysmith.builder.training import checkpoint
 from policysmith.builder.training.checkpoint import Identity
 from policysmith.builder.training.logs import FileLog

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from policysmith.builder.policy.runs import held
+from policysmith.builder.runs import held
 from policysmith.schemas.errors import CheckpointError
 
 

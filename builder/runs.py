@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from ...schemas.errors import CheckpointError
-from ...schemas.paths import exists
+from ..schemas.errors import CheckpointError
+from ..schemas.paths import exists
 
 CHECKPOINTS, POLICY, LOCK = "checkpoints", "policy", ".lock"
 _STEP = re.compile(r"step-(\d{8,})")

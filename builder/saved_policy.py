@@ -14,21 +14,22 @@ from typing import Any, cast
 import torch
 from transformers import AutoModel
 
-from ...schemas.document import from_mapping
-from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError, TrainingError
-from ...schemas.paths import expanded
-from ...schemas.recipe import DataSection, EvaluationSection
-from ...schemas.specs import Spec
-from ..data.robots import Robot, Robots
-from ..policy import BasePolicyModel, manifest, runs
-from ..policy.composed import MODEL_TYPE
-from ..policy.loading import FOREIGN, misread
-from ..policy.pipeline import KEY
-from ..policy.registry import policies
-from ..policy.runs import latest
-from ..policy.saving import STATE, read_json
-from ..recipe.imports import run_imports
-from ..training.state import load as load_state
+from ..schemas.document import from_mapping
+from ..schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError, TrainingError
+from ..schemas.paths import expanded
+from ..schemas.recipe import DataSection, EvaluationSection
+from ..schemas.specs import Spec
+from . import runs
+from .data.robots import Robot, Robots
+from .policy import BasePolicyModel, manifest
+from .policy.loading import FOREIGN, misread
+from .policy.recipe_policy import MODEL_TYPE
+from .policy.registry import policies
+from .policy.sample_pipeline import KEY
+from .policy.saving import STATE, read_json
+from .recipe.imports import run_imports
+from .runs import latest
+from .training.state import load as load_state
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .data.mixture import Mixture
 from .planning.policy import PolicyPlan, specs_to_json
 from .planning.sources import DataPlan
 from .policy import BasePolicyModel, RecipePolicy
-from .policy.dynamic import pair
+from .policy.named_classes import pair
 from .recipe.load import LoadedRecipe
 from .recipe.standalone import standalone
 

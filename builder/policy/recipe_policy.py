@@ -28,10 +28,10 @@ from ..wiring.parts import Parts, Site
 from ..wiring.solve import Wiring, demanded, traced, wire, with_statistics
 from . import loading, saving
 from .base import BROKEN, BasePolicyModel
+from .cached_features import STORED, features_in
 from .freezing import freeze, rest
 from .observations import Observed
 from .ranges import finite
-from .stored import STORED, features_in
 
 MODEL_TYPE = "policysmith_policy"
 CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "signals", "provenance")

@@ -20,17 +20,17 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 
-from ..schemas.document import KeyPath
-from ..schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
-from ..schemas.paths import exists, expanded
-from .planning.sources import DataPlan
-from .policy import BasePolicyModel, RecipeConfig, RecipePolicy, saving
-from .recipe.load import LoadedRecipe
-from .signals import Signals, listed, order
-from .taking import Taken, copy, differences, match
+from ...schemas.document import KeyPath
+from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
+from ...schemas.paths import exists, expanded
+from ..planning.sources import DataPlan
+from ..policy import BasePolicyModel, RecipeConfig, RecipePolicy, saving
+from ..recipe.load import LoadedRecipe
+from ..signals import Signals, listed, order
+from .transfer import Taken, copy, differences, match
 
 if TYPE_CHECKING:
-    from .evaluation.saved import SavedPolicy
+    from ..saved_policy import SavedPolicy
 
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 Statistics = Literal["keep", "recompute"]
@@ -227,7 +227,7 @@ class Start:
 
 
 def _saved(path: Path) -> SavedPolicy:
-    from .evaluation.saved import SavedPolicy
+    from ..saved_policy import SavedPolicy
 
     if not exists(path):
         raise CheckpointError(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..schemas.errors import WeightsError
-from .policy import BasePolicyModel
+from ...schemas.errors import WeightsError
+from ..policy import BasePolicyModel
 
 _ADAPTER = (".lora_A.", ".lora_B.", ".lora_embedding_A.", ".lora_embedding_B.")
 _SETTINGS = {

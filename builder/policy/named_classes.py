@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ...schemas.specs import Spec
 from .base import PolicyMeta
-from .composed import MODEL_TYPE, RecipeConfig, RecipePolicy
+from .recipe_policy import MODEL_TYPE, RecipeConfig, RecipePolicy
 from .registry import obstacle, register_pair
 
 log = logging.getLogger(__name__)
