@@ -185,7 +185,7 @@ def schema(args: Namespace) -> int:
 
 def data_record(args: Namespace) -> int:
     """`policysmith data record`."""
-    from .data.record import record
+    from .data.writing.record import record
 
     _quiet()
     with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -207,8 +207,8 @@ def data_record(args: Namespace) -> int:
 def data_info(args: Namespace) -> int:
     """`policysmith data info`."""
     from .data.columns import cure
-    from .data.features import ACTION, STATE
-    from .data.info import inspect as describe
+    from .data.lerobot.features import ACTION, STATE
+    from .data.lerobot.info import inspect as describe
 
     info = describe(args.path)
     lengths = info.episode_lengths

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .data.info import DatasetInfo
+from .data.lerobot.info import DatasetInfo
 
 _SAME_RATE = 0.01  # 29.97 and 30 frames per second are one rate
 

@@ -20,21 +20,21 @@ import torch
 from torch.utils.data import Dataset
 
 from ...schemas.errors import DatasetError
-from .cache import cache_root
-from .digests import file_digest
-from .features import ACTION, IMAGES, Storage
-from .frames import open_cameras
-from .info import DatasetInfo, inspect
-from .layout import read_layout
-from .table import read_table
+from .frames.cache import cache_root
+from .frames.digests import file_digest
+from .frames.store import open_cameras
+from .lerobot.features import ACTION, IMAGES, Storage
+from .lerobot.info import DatasetInfo, inspect
+from .lerobot.layout import read_layout
+from .lerobot.table import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from .columns import Columns
-    from .layout import Feature, Layout
-    from .table import EpisodeTable
+    from .lerobot.layout import Feature, Layout
+    from .lerobot.table import EpisodeTable
 
 __all__ = ["DatasetInfo", "LeRobotDataset", "inspect"]
 

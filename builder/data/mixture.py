@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .dataset import LeRobotDataset
-from .features import ACTION, IMAGES
+from .lerobot.features import ACTION, IMAGES
 from .robots import Robot
 
 

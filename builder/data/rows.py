@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...schemas.errors import DatasetError
-from .digests import digest, plain_digest, remember
+from .frames.digests import digest, plain_digest, remember
 
 
 class DamagedTableError(Exception):

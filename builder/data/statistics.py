@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from .table import EpisodeTable
+    from .lerobot.table import EpisodeTable
 
 _LARGEST = 1e18
 Statistics = dict[str, dict[str, list[float]]]

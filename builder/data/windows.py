@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .features import ACTION
+from .lerobot.features import ACTION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from .table import EpisodeTable
+    from .lerobot.table import EpisodeTable
 
 
 def windows(

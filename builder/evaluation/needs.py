@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
-from ..data.features import ACTION
-from ..data.info import DatasetInfo
+from ..data.lerobot.features import ACTION
+from ..data.lerobot.info import DatasetInfo
 from ..saved_policy import SavedPolicy
 from ..signals import Signals, listed, order
 from ..simulation.base import Environment

@@ -19,7 +19,7 @@ from ...schemas.errors import CheckpointError, DatasetError, SpecError
 from ...schemas.paths import expanded
 from ...schemas.specs import Kind
 from ..data.dataset import LeRobotDataset, inspect
-from ..data.files import read_json
+from ..data.lerobot.files import read_json
 from ..data.mixture import RobotDataset
 from ..data.splits import split_episodes
 from ..policy import BasePolicyModel

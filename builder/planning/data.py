@@ -16,10 +16,10 @@ from ...schemas.recipe import DataSection, SourceSection
 from ...schemas.specs import Kind, Range, Spec
 from ..data.columns import column_faults, cure
 from ..data.dataset import task_texts
-from ..data.features import ACTION, RGB_ONLY
-from ..data.info import DatasetInfo, summarize
-from ..data.layout import read_layout
-from ..data.probing import probe_cameras
+from ..data.frames.probing import probe_cameras
+from ..data.lerobot.features import ACTION, RGB_ONLY
+from ..data.lerobot.info import DatasetInfo, summarize
+from ..data.lerobot.layout import read_layout
 from ..data.splits import split_episodes
 from ..data.statistics import compute_statistics, unusable
 from ..recipe.load import LoadedRecipe

@@ -18,11 +18,11 @@ from ...schemas.recipe import DataSection
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.columns import Columns
 from ..data.dataset import LeRobotDataset
-from ..data.info import DatasetInfo
-from ..data.layout import Layout, read_layout
+from ..data.lerobot.info import DatasetInfo
+from ..data.lerobot.layout import Layout, read_layout
+from ..data.lerobot.table import EpisodeTable, read_table
 from ..data.mixture import Mixture, RobotDataset
 from ..data.robots import Robots
-from ..data.table import EpisodeTable, read_table
 from ..data.windows import windows as numeric_windows
 from ..signals import Signals
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ...schemas.errors import CheckpointError
-from ..data.cache import cache_root
-from ..data.digests import digest, plain_digest
+from ..data.frames.cache import cache_root
+from ..data.frames.digests import digest, plain_digest
 
 NAME = "manifest.json"
 _FORMAT = 1

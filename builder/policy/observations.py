@@ -15,7 +15,7 @@ from torch import Tensor
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Dim, Kind, Spec, Specs
-from ..data.features import STATE
+from ..data.lerobot.features import STATE
 from ..data.robots import Robots
 from .ranges import finite
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...schemas.errors import DatasetError
-from ..data.cache import cache_root, locked
+from ..data.frames.cache import cache_root, locked
 from ..data.rows import DamagedTableError, Rows, RowsWriter, UnlikeRowsError, open_rows
 from ..policy import RecipePolicy
 from ..policy.cached_features import as_entries

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from policysmith.builder import Builder
-from policysmith.builder.data.info import inspect
+from policysmith.builder.data.lerobot.info import inspect
 from policysmith.builder.evaluation.run import evaluate
 from policysmith.schemas import console
 from policysmith.schemas.diagnostics import Diagnostic

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from transformers import AutoModel
 
 from policysmith.builder import Builder
-from policysmith.builder.data.record import record
+from policysmith.builder.data.writing.record import record
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAGE = RECIPES.parent / "docs" / "policies.md"

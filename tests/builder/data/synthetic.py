@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from policysmith.builder.data.writer import LeRobotWriter
+from policysmith.builder.data.writing.writer import LeRobotWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policysmith.builder.data import cache, digests
-from policysmith.builder.data.cache import cache_root
 from policysmith.builder.data.dataset import LeRobotDataset
-from policysmith.builder.data.decoding import FrameSource, decode
-from policysmith.builder.data.digests import file_digest
+from policysmith.builder.data.frames import cache, digests
+from policysmith.builder.data.frames.cache import cache_root
+from policysmith.builder.data.frames.decoding import FrameSource, decode
+from policysmith.builder.data.frames.digests import file_digest
 from policysmith.schemas.errors import DatasetError
 
 from ..faults import failing

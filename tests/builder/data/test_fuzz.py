@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from policysmith.builder.data.dataset import LeRobotDataset
-from policysmith.builder.data.info import inspect
-from policysmith.builder.data.probing import probe_cameras
+from policysmith.builder.data.frames.probing import probe_cameras
+from policysmith.builder.data.lerobot.info import inspect
 from policysmith.builder.data.statistics import compute_statistics
 from policysmith.schemas.errors import PolicysmithError
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from policysmith.builder.data.dataset import LeRobotDataset
-from policysmith.builder.data.info import inspect
+from policysmith.builder.data.lerobot.info import inspect
 from policysmith.schemas.errors import DatasetError
 
 from .synthetic import HEIGHT, WIDTH, edit_json, rewrite_parquet, write_dataset

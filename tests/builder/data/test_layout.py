@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from policysmith.builder.data.layout import Storage, read_layout
+from policysmith.builder.data.lerobot.layout import Storage, read_layout
 from policysmith.schemas.errors import DatasetError
 
 from .synthetic import FPS, TASKS, VERSIONS, edit_json, rewrite_parquet, write_dataset, write_lines

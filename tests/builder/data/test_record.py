@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from policysmith.builder.data import record as recording
-from policysmith.builder.data.record import TAIL, attempt, record
+from policysmith.builder.data.writing import record as recording
+from policysmith.builder.data.writing.record import TAIL, attempt, record
 from policysmith.builder.simulation.base import Demonstrator, StepResult, make
 from policysmith.schemas.arguments import policysmith
 from policysmith.schemas.errors import DatasetError, SimulatorError

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from policysmith.builder.data.dataset import LeRobotDataset
+from policysmith.builder.data.lerobot.table import EpisodeTable
 from policysmith.builder.data.statistics import compute_statistics
-from policysmith.builder.data.table import EpisodeTable
 from policysmith.schemas.errors import DatasetError
 
 from .synthetic import rewrite_parquet, write_dataset

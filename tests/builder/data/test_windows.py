@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policysmith.builder.data.dataset import LeRobotDataset
-from policysmith.builder.data.layout import read_layout
+from policysmith.builder.data.lerobot.layout import read_layout
+from policysmith.builder.data.lerobot.table import EpisodeTable, read_table
 from policysmith.builder.data.statistics import RunningStatistics, compute_statistics
-from policysmith.builder.data.table import EpisodeTable, read_table
 from policysmith.builder.data.windows import windows
 
 from .synthetic import write_dataset

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from policysmith.builder.data.summary import STATISTICS, ImageSummary, VectorSummary
-from policysmith.builder.data.writer import LeRobotWriter
+from policysmith.builder.data.writing.statistics import STATISTICS, ImageSummary, VectorSummary
+from policysmith.builder.data.writing.writer import LeRobotWriter
 from policysmith.schemas.errors import DatasetError
 
 CAMERA = "observation.images.front"

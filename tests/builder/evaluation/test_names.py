@@ -136,7 +136,7 @@ def test_a_checkpoint_holds_names_and_rate_of_its_data(saved: Path) -> None:
 
 
 def test_a_dataset_of_another_rate_or_order_is_not_judged_on(saved: Path, tmp_path: Path) -> None:
-    from policysmith.builder.data.info import inspect
+    from policysmith.builder.data.lerobot.info import inspect
 
     found = SavedPolicy.find(saved)
     info = inspect(found.dataset_path())

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from policysmith.builder import Builder
-from policysmith.builder.data.info import inspect
+from policysmith.builder.data.lerobot.info import inspect
 from policysmith.builder.evaluation import ClosedLoopResult, EvaluationResult, evaluate
 from policysmith.builder.evaluation.film import save_strip, save_video
 from policysmith.builder.evaluation.needs import check_dataset

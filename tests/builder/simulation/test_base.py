@@ -55,7 +55,7 @@ def test_seeds_out_of_range_are_refused(seed: int, index: int) -> None:
 def test_nothing_heavy_is_imported_before_an_environment_is_opened() -> None:
     code = """
 import sys
-import policysmith.builder.simulation.metaworld, policysmith.builder.data.record
+import policysmith.builder.simulation.metaworld, policysmith.builder.data.writing.record
 print(sorted({"torch", "mujoco", "metaworld", "gymnasium", "OpenGL"} & set(sys.modules)))
 """
     assert run_alone(code).stdout.strip() == "[]"

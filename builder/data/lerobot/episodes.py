@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from ...schemas.errors import DatasetError
+from ....schemas.errors import DatasetError
 from .features import Storage
 from .files import open_parquet, read_json_lines, read_rows
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from ...schemas.errors import DatasetError
+from ....schemas.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,8 +14,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schemas.errors import DatasetError
-from .parquet_writer import FileNumbers
+from ....schemas.errors import DatasetError
+from .parquet import FileNumbers
 
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CODEC = "h264"

@@ -11,12 +11,12 @@ import heapq
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...schemas.errors import DatasetError
+from ....schemas.errors import DatasetError
+from ..lerobot.features import Camera, Storage
+from ..lerobot.files import require_file
+from ..lerobot.layout import EpisodeInfo, Layout
 from .decoding import FrameSource, decode_image, image_cells, image_sized, open_video
-from .features import Camera, Storage
-from .files import require_file
-from .frames import frame_sources
-from .layout import EpisodeInfo, Layout
+from .store import frame_sources
 
 FILES = 48
 PIXELS = 50_000_000

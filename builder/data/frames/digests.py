@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .files import require_file
+from ..lerobot.files import require_file
 
 _SETTLED_SECONDS = 3.0
 """Age at which a file's times of last change tell one change from the next, on any file system."""

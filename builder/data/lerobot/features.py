@@ -8,7 +8,7 @@ from enum import StrEnum
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from ...schemas.errors import DatasetError
+from ....schemas.errors import DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -23,10 +23,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schemas.errors import DatasetError
-from .encoder import CODEC, PIXEL_FORMAT, VIDEO_PATH, VideoFiles
-from .parquet_writer import COUNTERS, DATA_PATH, FILES_PER_CHUNK, DataFiles, write_episodes, write_tasks
-from .summary import ImageSummary, VectorSummary
+from ....schemas.errors import DatasetError
+from .parquet import COUNTERS, DATA_PATH, FILES_PER_CHUNK, DataFiles, write_episodes, write_tasks
+from .statistics import ImageSummary, VectorSummary
+from .video import CODEC, PIXEL_FORMAT, VIDEO_PATH, VideoFiles
 
 MEGABYTE = 2**20
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...schemas.errors import DatasetError
+from ....schemas.errors import DatasetError
+from ..lerobot.features import Storage
 from .cache import cache_frames
 from .decoding import FrameSource
-from .features import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from ..lerobot.features import Camera
+    from ..lerobot.layout import EpisodeInfo, Layout
     from .cache import FrameFile, FrameReader
-    from .features import Camera
-    from .layout import EpisodeInfo, Layout
 
 
 _logger = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...schemas.errors import DatasetError, SimulatorError
-from ..simulation.base import Demonstrator, make
-from ..simulation.seeds import demonstration_seed
+from ....schemas.errors import DatasetError, SimulatorError
+from ...simulation.base import Demonstrator, make
+from ...simulation.seeds import demonstration_seed
 from .writer import LeRobotWriter, require_empty
 
 TAIL = 5

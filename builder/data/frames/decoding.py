@@ -13,9 +13,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from ...schemas.errors import DatasetError
-from .features import RGB_ONLY, Storage
-from .files import open_parquet, reading, require_file
+from ....schemas.errors import DatasetError
+from ..lerobot.features import RGB_ONLY, Storage
+from ..lerobot.files import open_parquet, reading, require_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...schemas.errors import DatasetError
-from .columns import cure, unread_columns
+from ....schemas.errors import DatasetError
+from ..columns import cure, unread_columns
 from .features import ACTION, Feature
 from .files import open_parquet, reading
 

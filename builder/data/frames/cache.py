@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...schemas.errors import DatasetError
-from ...schemas.paths import expanded
+from ....schemas.errors import DatasetError
+from ....schemas.paths import expanded
 from .decoding import decode
 from .digests import digest, file_digest, plain_digest, remember
 
