@@ -29,9 +29,9 @@ from step.variants import Indices, Resident
 from step.works import choose
 
 from policysmith.builder.evaluation.machine import hardware, versions
-from policysmith.builder.training import frozen_pass
-from policysmith.builder.training.feature_cache import Samples, stored_rows
-from policysmith.builder.training.placement import make_accelerator
+from policysmith.builder.training.distributed.accelerator import make_accelerator
+from policysmith.builder.training.frozen import fill
+from policysmith.builder.training.frozen.cache import Samples, stored_rows
 
 
 def main() -> None:
@@ -95,7 +95,7 @@ def eager(bench: Bench) -> float:
 
 def filling(bench: Bench, *, compiles: bool) -> float:
     """Seconds of the pass that leaves a table; compiled from its sixth batch on, if that `compiles`."""
-    frozen_pass.COMPILES = 0.0
+    fill.COMPILES = 0.0
     policy: Any = bench.policy
     accelerator = make_accelerator(bench.section, bench.device.type)
     with tempfile.TemporaryDirectory() as folder:

@@ -101,8 +101,8 @@ def take_steps(arguments: argparse.Namespace) -> None:
 
     from policysmith.builder.evaluation.machine import hardware, versions
     from policysmith.builder.training import loop
+    from policysmith.builder.training.distributed.accelerator import make_accelerator
     from policysmith.builder.training.job import Job
-    from policysmith.builder.training.placement import make_accelerator
 
     several = int(os.environ["WORLD_SIZE"]) > 1
     [work] = choose([arguments.work], arguments.tiny)

@@ -42,11 +42,11 @@ from .policy.sample_pipeline import KEY, SamplePipeline, TransformedDataset
 from .recipe.load import LoadedRecipe, load_recipe, open_document
 from .recipe.standalone import standalone
 from .training import batches, loop
-from .training.agreement import refuse_existing
+from .training.distributed.accelerator import make_accelerator, require_device
+from .training.distributed.agreement import refuse_existing
 from .training.job import Job, Result
-from .training.logs import FileLog, Reporter
-from .training.optimization import shortfall
-from .training.placement import make_accelerator, require_device
+from .training.monitoring.logs import FileLog, Reporter
+from .training.optim.adamw import shortfall
 
 
 @dataclass(frozen=True)

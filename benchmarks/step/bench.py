@@ -11,7 +11,7 @@ import torch
 from policysmith.builder.data.sampler import ResumableSampler
 from policysmith.builder.policy import BasePolicyModel
 from policysmith.builder.training.batches import with_keys
-from policysmith.builder.training.optimization import learning_rate, parameter_groups
+from policysmith.builder.training.optim.adamw import learning_rate, parameter_groups
 from policysmith.builder.training.seeds import mix
 from policysmith.components.sample_draws import SAMPLE_KEY
 from policysmith.schemas.recipe import TrainingSection

@@ -141,7 +141,7 @@ def _train(
 
 
 def _peak(place: Any) -> float | None:
-    from policysmith.builder.training.placement import peak
+    from policysmith.builder.training.distributed.accelerator import peak
 
     rate = peak(place)
     return None if rate is None else rate / 1e12

@@ -87,7 +87,7 @@ class _Stream(IterableDataset[dict[str, Any]]):
 def _paced(bench: Bench, pace: Pace, *, liger: bool) -> Any:
     from transformers import TrainerCallback
 
-    from policysmith.builder.training.ema import WeightAverage
+    from policysmith.builder.training.optim.ema import WeightAverage
 
     class Paced(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -169,9 +169,9 @@ class TensorwiseAverage:
 def ours(bench: Bench, pace: Pace, *, float8: bool = False) -> None:
     """This project's trainer, with its defaults, or with large products in float8 too."""
     from policysmith.builder.training import loop
-    from policysmith.builder.training.float8 import wide_layers
+    from policysmith.builder.training.distributed.accelerator import make_accelerator
     from policysmith.builder.training.job import Job
-    from policysmith.builder.training.placement import make_accelerator
+    from policysmith.builder.training.speed.float8 import wide_layers
 
     section = bench.section
     if float8:

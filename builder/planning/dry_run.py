@@ -26,7 +26,7 @@ from ..policy.named_classes import refusal
 from ..policy.recipe_policy import ROBOTS, make
 from ..policy.tied_weights import undeclared
 from ..recipe.load import LoadedRecipe
-from ..training.fused_adamw import moment_bytes
+from ..training.optim.fused_adamw import moment_bytes
 from ..wiring.parts import Site
 from ..wiring.solve import Wiring, remarks
 from .policy import PolicyPlan

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...components.sample_draws import SAMPLE_KEY
-from ..data.rows import Rows
 from ..data.sampler import MixtureSampler, ResumableSampler
+from .frozen.table import Rows
 from .seeds import sample_keys
 
 Collate = Callable[[Sequence[Any]], Any]

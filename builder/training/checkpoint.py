@@ -27,8 +27,8 @@ from ..policy import BasePolicyModel, manifest, saving
 from ..policy.saving import STATE
 from ..runs import checkpoints, latest, place, point
 from . import state as states
-from .ema import WeightAverage
-from .sharding import put, unsharded, whole
+from .distributed.sharding import put, unsharded, whole
+from .optim.ema import WeightAverage
 
 log = logging.getLogger(__name__)
 

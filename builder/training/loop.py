@@ -21,32 +21,32 @@ from torch import Tensor, nn
 from ...schemas.errors import Interrupted, TrainingError
 from ...schemas.interrupts import Signals
 from .. import runs
-from ..data.rows import Rows
 from ..policy import RecipePolicy
 from . import batches, checkpoint
-from .agreement import starting_point
-from .captured import Update, capturable
 from .checkpoint import Identity
-from .ema import WeightAverage
+from .distributed.accelerator import own_stream, peak, setting
+from .distributed.agreement import starting_point
+from .distributed.collectives import Peers
+from .distributed.sharding import unsharded
+from .distributed.watchdog import Watchdog
 from .failures import checked, explained
-from .feature_cache import Samples, stored_rows
-from .flops import counted
-from .fused_adamw import FusedAdamW
+from .frozen.cache import Samples, stored_rows
+from .frozen.table import Rows
 from .job import Job, Result, order_of
-from .logs import Reporter
-from .optimization import adamw, clip, learning_rate, set_rate
-from .peers import Peers
-from .placement import own_stream, peak, setting
-from .profile import NEEDED, Profile
+from .monitoring.flops import counted
+from .monitoring.logs import Reporter
+from .monitoring.meter import Health, Interval, Meter, not_finite
+from .monitoring.profile import NEEDED, Profile
+from .optim.adamw import adamw, clip, learning_rate, set_rate
+from .optim.ema import WeightAverage
+from .optim.fused_adamw import FusedAdamW
 from .requests import Requests, farewell
 from .seeds import mix
-from .sharding import unsharded
-from .shares import Weighing
-from .speedups import Speedups
-from .step_graph import StepGraph
+from .speed.cuda_graph import Update, capturable
+from .speed.speedups import Speedups
+from .speed.step_graph import StepGraph
 from .validation import Validation
-from .watch import Health, Interval, Meter, not_finite
-from .watchdog import Watchdog
+from .weighing import Weighing
 
 LAG = 2
 """Steps after which a log line of a GPU is read, so that the GPU does not run out of work meanwhile."""

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ...schemas.interrupts import Signals
 from ...schemas.recipe import TrainingSection
-from .watch import Arriving, Health
+from .monitoring.meter import Arriving, Health
 
 EVERY, LATER = 4, 2
 """Steps of several GPUs between looks at what processes asked for, and steps after which a look is read."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...schemas.errors import CheckpointError
 from ..policy.saving import STATE
 from ..runs import step_of
-from .ema import WeightAverage
+from .optim.ema import WeightAverage
 
 _KEYS = {"step", "optimizer", "average", "weights", "identity"}
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from ...components.shares import tabled, with_shares
 from ..policy import BasePolicyModel
 from .batches import to_device
-from .ema import WeightAverage
+from .distributed.collectives import Peers
+from .distributed.sharding import apart
 from .job import Job
-from .peers import Peers
+from .optim.ema import WeightAverage
 from .seeds import mix
-from .sharding import apart
 
 
 class Validation:

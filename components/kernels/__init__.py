@@ -11,7 +11,7 @@
 Every operator is a `torch.library` operator: it composes with `torch.compile(fullgraph=True)`, runs its Triton program
 on CUDA devices, and its torch reference everywhere else, also where triton is missing. Sums are taken in float32 and
 in a fixed order, so the same inputs give the same bits. Parts call them where `dispatch.fused` says so, and torch
-elsewhere; `gelu` and `attention` are also put into layers that are compiled, by `builder/training/rewriting.py`. Each is
+elsewhere; `gelu` and `attention` are also put into layers that are compiled, by `builder/training/speed/fx/passes.py`. Each is
 here because it is faster than `torch.compile` of its reference, by `benchmarks/kernels.py` and `benchmarks/attention.py`;
 what is not does not stay. `philox` stands for some hundred launches where nothing is compiled.
 """

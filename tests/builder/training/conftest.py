@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from policysmith.builder.training import rewriting
+from policysmith.builder.training.speed.fx import passes
 from policysmith.components.kernels import attention
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Operators are put in on a CPU too, where they run as plain torch."""
-    for module in (rewriting, attention):
+    for module in (passes, attention):
         monkeypatch.setattr(module, "fused", lambda values: True)
     return str(request.param)

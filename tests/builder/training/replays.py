@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from policysmith.builder.training import step_graph
-from policysmith.builder.training.captured import Update, alike
-from policysmith.builder.training.optimization import adamw
-from policysmith.builder.training.peers import Peers
-from policysmith.builder.training.step_graph import StepGraph
+from policysmith.builder.training.distributed.collectives import Peers
+from policysmith.builder.training.optim.adamw import adamw
+from policysmith.builder.training.speed import step_graph
+from policysmith.builder.training.speed.cuda_graph import Update, alike
+from policysmith.builder.training.speed.step_graph import StepGraph
 from policysmith.schemas.recipe import OptimizerSection
 
 

@@ -17,12 +17,12 @@ from torch.nn.utils import prune
 from transformers import AutoModel
 
 from policysmith.builder import Builder
-from policysmith.builder.training import shadows as module
-from policysmith.builder.training.compilation import channels_last
-from policysmith.builder.training.ema import WeightAverage
-from policysmith.builder.training.fused_adamw import FusedAdamW
-from policysmith.builder.training.optimization import adamw, clip, parameter_groups, set_rate
-from policysmith.builder.training.shadows import Shadows, casting
+from policysmith.builder.training.optim.adamw import adamw, clip, parameter_groups, set_rate
+from policysmith.builder.training.optim.ema import WeightAverage
+from policysmith.builder.training.optim.fused_adamw import FusedAdamW
+from policysmith.builder.training.speed import bf16_weights as module
+from policysmith.builder.training.speed.bf16_weights import Shadows, casting
+from policysmith.builder.training.speed.compilation import channels_last
 from policysmith.components.kernels.adamw import order
 from policysmith.schemas.errors import TrainingError
 from policysmith.schemas.recipe import OptimizerSection
@@ -342,7 +342,7 @@ def test_weights_are_copied_where_all_processes_found_them_cast(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DDP sends weights from one process to the others, so their types must agree."""
-    from policysmith.builder.training import speedups
+    from policysmith.builder.training.speed import speedups
 
     monkeypatch.setattr(
         speedups, "gather_object", lambda ours: [*ours, ["head.layers.0"], ["head.layers.0", "x"]]

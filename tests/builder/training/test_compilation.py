@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from policysmith.builder.training.compilation import channels_last, compiled_blocks, patch_products
+from policysmith.builder.training.speed.compilation import channels_last, compiled_blocks, patch_products
 
 
 @pytest.mark.parametrize("size", [(12, 16), (14, 19)], ids=str)

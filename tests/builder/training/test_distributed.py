@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder
 from policysmith.builder.training import checkpoint
-from policysmith.builder.training.step_graph import CHECKED, TRIED
+from policysmith.builder.training.speed.step_graph import CHECKED, TRIED
 
 DOCUMENTED = Path(__file__).parents[3] / "docs/performance.md"
 
@@ -103,7 +103,8 @@ from contextlib import nullcontext
 
 import torch
 
-from policysmith.builder.training import loop, step_graph
+from policysmith.builder.training import loop
+from policysmith.builder.training.speed import step_graph
 
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from replays import Replayed, never_slower

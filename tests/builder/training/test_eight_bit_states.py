@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from policysmith.builder import Builder
-from policysmith.builder.training.compilation import channels_last
-from policysmith.builder.training.ema import WeightAverage
-from policysmith.builder.training.fused_adamw import FusedAdamW, moment_bytes
-from policysmith.builder.training.optimization import adamw, clip, learning_rate, set_rate
+from policysmith.builder.training.optim.adamw import adamw, clip, learning_rate, set_rate
+from policysmith.builder.training.optim.ema import WeightAverage
+from policysmith.builder.training.optim.fused_adamw import FusedAdamW, moment_bytes
+from policysmith.builder.training.speed.compilation import channels_last
 from policysmith.components.kernels import adamw as kernel
 from policysmith.components.kernels.adamw import flat, order
 from policysmith.schemas.recipe import OptimizerSection, ScheduleSection

@@ -266,7 +266,7 @@ def test_other_code_makes_other_features(
     frozen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(frozen, tmp_path / "one")
-    monkeypatch.setattr("policysmith.builder.training.feature_key._code", lambda policy: "other")
+    monkeypatch.setattr("policysmith.builder.training.frozen.key._code", lambda policy: "other")
     _, told = run(frozen, tmp_path / "two")
     assert any("once over" in note for note in told.notes)
 

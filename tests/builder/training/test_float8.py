@@ -16,9 +16,9 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModel
 
 from policysmith.builder import Builder
-from policysmith.builder.training import float8
-from policysmith.builder.training.float8 import require, to_float8, told, wide_layers, without
-from policysmith.builder.training.shadows import Shadows
+from policysmith.builder.training.speed import float8
+from policysmith.builder.training.speed.bf16_weights import Shadows
+from policysmith.builder.training.speed.float8 import require, to_float8, told, wide_layers, without
 from policysmith.schemas.errors import RecipeError, TrainingError
 
 SCALES: list[Literal["tensorwise", "rowwise"]] = ["tensorwise", "rowwise"]
@@ -327,7 +327,7 @@ def test_shards_are_what_is_rounded(tmp_path: Path) -> None:
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
 
-    from policysmith.builder.training.sharding import shard
+    from policysmith.builder.training.distributed.sharding import shard
 
     with ExitStack() as undo:
         plain, model = small(), small(undo=undo)
@@ -395,7 +395,8 @@ def test_a_gpu_computes_in_float8(
     pytest.importorskip("torchao")
     from torch.profiler import ProfilerActivity, profile
 
-    from policysmith.builder.training import loop, step_graph
+    from policysmith.builder.training import loop
+    from policysmith.builder.training.speed import step_graph
 
     monkeypatch.setattr(float8, "LARGE", dict.fromkeys(SCALES, 100))
     monkeypatch.setattr(step_graph, "BUSY", 0.0)  # a graph is tried in any case

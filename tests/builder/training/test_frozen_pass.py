@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from policysmith.builder import Builder
-from policysmith.builder.training import frozen_pass
-from policysmith.builder.training.frozen_pass import TIMED, WARM, FrozenPass
-from policysmith.builder.training.placement import make_accelerator
+from policysmith.builder.training.distributed.accelerator import make_accelerator
+from policysmith.builder.training.frozen import fill
+from policysmith.builder.training.frozen.fill import TIMED, WARM, FrozenPass
 from policysmith.schemas.recipe import TrainingSection
 
 
@@ -46,7 +46,7 @@ def features(policy: Any, accelerator: Any, size: int) -> Callable[[], dict[str,
 def test_features_are_the_same(
     policy: Any, precision: Any, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frozen_pass, "COMPILES", 0.0)
+    monkeypatch.setattr(fill, "COMPILES", 0.0)
     section = TrainingSection(steps=1, precision=precision)
     accelerator = make_accelerator(section, "cpu")
     compiled = []

@@ -15,8 +15,9 @@ from ruamel.yaml import YAML
 from transformers import AutoModel
 
 from policysmith.builder import Builder
-from policysmith.builder.training import checkpoint, step_graph
-from policysmith.builder.training.step_graph import StepGraph
+from policysmith.builder.training import checkpoint
+from policysmith.builder.training.speed import step_graph
+from policysmith.builder.training.speed.step_graph import StepGraph
 from policysmith.schemas.errors import TrainingError
 
 pytestmark = [

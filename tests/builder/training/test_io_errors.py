@@ -17,8 +17,8 @@ from policysmith.builder import Builder, runs
 from policysmith.builder.policy import manifest
 from policysmith.builder.training import checkpoint
 from policysmith.builder.training.checkpoint import Identity
-from policysmith.builder.training.logs import FileLog
-from policysmith.builder.training.optimization import adamw
+from policysmith.builder.training.monitoring.logs import FileLog
+from policysmith.builder.training.optim.adamw import adamw
 from policysmith.schemas.errors import CheckpointError, TrainingError
 
 from ..faults import failing

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from policysmith.builder import Builder
-from policysmith.builder.training.ema import WeightAverage
-from policysmith.builder.training.optimization import adamw, clip, learning_rate, parameter_groups
-from policysmith.builder.training.watch import Health
+from policysmith.builder.training.monitoring.meter import Health
+from policysmith.builder.training.optim.adamw import adamw, clip, learning_rate, parameter_groups
+from policysmith.builder.training.optim.ema import WeightAverage
 from policysmith.schemas.recipe import GroupSection, OptimizerSection, ScheduleSection
 
 

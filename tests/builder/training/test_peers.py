@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from policysmith.builder.training import step_graph
-from policysmith.builder.training.captured import CaptureFailed
-from policysmith.builder.training.peers import Peers
-from policysmith.builder.training.step_graph import CHECKED, OTHERS, TIMED, TRIED
+from policysmith.builder.training.distributed.collectives import Peers
+from policysmith.builder.training.speed import step_graph
+from policysmith.builder.training.speed.cuda_graph import CaptureFailed
+from policysmith.builder.training.speed.step_graph import CHECKED, OTHERS, TIMED, TRIED
 from policysmith.schemas.errors import TrainingError
 
 from .replays import Trial

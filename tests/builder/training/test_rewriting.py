@@ -16,8 +16,8 @@ from torch._dynamo import lookup_backend
 from torch.profiler import ProfilerActivity, profile
 from transformers import ViTConfig, ViTModel
 
-from policysmith.builder.training import rewriting
-from policysmith.builder.training.compilation import compiled_blocks
+from policysmith.builder.training.speed.compilation import compiled_blocks
+from policysmith.builder.training.speed.fx import passes
 from policysmith.components.recomputation import recompute
 
 from .traced_layers import LAYERS, TOKENS, WIDTH, Traced, vit_layer
@@ -117,7 +117,7 @@ def test_only_activations_between_linear_layers_are_replaced(kind: str, device: 
 def test_other_halves_have_them_and_parts_decide(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, b = (torch.randn(*shape, device=device).half() for shape in ((5, 8), (8, 8), (8,)))
     assert found(ACTIVATIONS["gelu"][1], x, w, b) == 1
-    monkeypatch.setattr(rewriting, "fused", lambda values: False)
+    monkeypatch.setattr(passes, "fused", lambda values: False)
     assert found(ACTIVATIONS["gelu"][1], x, w, b) == 0
 
 
@@ -325,9 +325,9 @@ def test_layers_of_a_policy_are_compiled_with_them(device: str, monkeypatch: pyt
     def counted(graph: fx.GraphModule) -> None:
         counts.append(rewrite(graph))
 
-    rewrite = rewriting.rewrite
-    monkeypatch.setattr(rewriting, "rewrite", counted)
-    monkeypatch.setattr(rewriting, "lookup_backend", lambda name: lookup_backend("aot_eager"))
+    rewrite = passes.rewrite
+    monkeypatch.setattr(passes, "rewrite", counted)
+    monkeypatch.setattr(passes, "lookup_backend", lambda name: lookup_backend("aot_eager"))
     model = nn.Sequential(*(vit_layer() for _ in range(2))).to(device)
     tokens = torch.randn(2, TOKENS, WIDTH, device=device).requires_grad_()
     with ExitStack() as undo, torch.autocast(device, torch.bfloat16):

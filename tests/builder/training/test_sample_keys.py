@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from policysmith.builder import Builder
-from policysmith.builder.data.rows import Rows
 from policysmith.builder.data.sampler import MixtureSampler, ResumableSampler
 from policysmith.builder.policy.sample_pipeline import KEY, SamplePipeline, TransformedDataset
 from policysmith.builder.training.batches import loaded, stored
+from policysmith.builder.training.frozen.table import Rows
 from policysmith.builder.training.seeds import sample_keys
 from policysmith.components.backbones.vit import Vit
 from policysmith.components.sample_draws import SAMPLE_KEY

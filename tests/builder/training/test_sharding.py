@@ -18,7 +18,7 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder
 from policysmith.builder.training import checkpoint
-from policysmith.builder.training.sharding import shard
+from policysmith.builder.training.distributed.sharding import shard
 from policysmith.schemas.errors import TrainingError
 
 

@@ -14,9 +14,9 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from policysmith.builder import Builder
-from policysmith.builder.training.flops import ModelFlops
-from policysmith.builder.training.placement import peak
-from policysmith.builder.training.profile import NEEDED, PHASES
+from policysmith.builder.training.distributed.accelerator import peak
+from policysmith.builder.training.monitoring.flops import ModelFlops
+from policysmith.builder.training.monitoring.profile import NEEDED, PHASES
 from policysmith.schemas.errors import TrainingError
 
 

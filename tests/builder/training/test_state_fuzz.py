@@ -16,8 +16,8 @@ from torch import Tensor
 from policysmith.builder import Builder
 from policysmith.builder.training import checkpoint
 from policysmith.builder.training.checkpoint import Identity
-from policysmith.builder.training.ema import WeightAverage
-from policysmith.builder.training.optimization import adamw
+from policysmith.builder.training.optim.adamw import adamw
+from policysmith.builder.training.optim.ema import WeightAverage
 from policysmith.schemas.errors import PolicysmithError
 
 from ..policy.mutations import at_most, bytes_changed, changed

@@ -12,15 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from policysmith.builder.training import step_graph
-from policysmith.builder.training.captured import CaptureFailed, alike
-from policysmith.builder.training.step_graph import (
-    CHECKED,
-    OTHERS,
-    TIMED,
-    TRIED,
-    differs,
-)
+from policysmith.builder.training.speed import step_graph
+from policysmith.builder.training.speed.cuda_graph import CaptureFailed, alike
+from policysmith.builder.training.speed.step_graph import CHECKED, OTHERS, TIMED, TRIED, differs
 
 from .replays import Trial
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from policysmith.builder.training.undo import Statistics, remember
+from policysmith.builder.training.speed.module_patches import Statistics, remember
 
 
 class Counting(nn.Module):

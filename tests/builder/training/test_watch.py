@@ -12,8 +12,8 @@ import torch
 
 from policysmith.builder import Builder, RecipePolicy
 from policysmith.builder.training import loop
-from policysmith.builder.training.optimization import shortfall
-from policysmith.builder.training.watch import Meter
+from policysmith.builder.training.monitoring.meter import Meter
+from policysmith.builder.training.optim.adamw import shortfall
 from policysmith.schemas.recipe import TrainingSection
 
 CPU = torch.device("cpu")

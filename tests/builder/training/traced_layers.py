@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo import lookup_backend
 from transformers import ViTConfig, ViTModel
 
-from policysmith.builder.training import rewriting
+from policysmith.builder.training.speed.fx import passes
 from policysmith.components.networks.groot_dit import Block
 
 WIDTH, TOKENS = 32, 7
@@ -24,7 +24,7 @@ class Traced:
         self.found, self.code, self._then = 0, "", then
 
     def __call__(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        self.found += rewriting.rewrite(graph)
+        self.found += passes.rewrite(graph)
         self.code += "".join(module.code for module in graph.modules() if isinstance(module, fx.GraphModule))
         return lookup_backend(self._then)(graph, inputs)
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._dynamo import lookup_backend
 
-from ...components.kernels import attention, gelu
-from ...components.kernels.dispatch import fused
+from .....components.kernels import attention, gelu
+from .....components.kernels.dispatch import fused
+from .nodes import argument, example, is_linear
 from .one_product import give_bias, joined
-from .traced import argument, example, is_linear
 
 
 def rewritten(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:

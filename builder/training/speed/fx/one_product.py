@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from .traced import argument, example, follow, is_linear
+from .nodes import argument, example, follow, is_linear
 
 
 def joined(attention: Any, inputs: list[Any]) -> tuple[Any, list[Any]] | None:

@@ -27,10 +27,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .captured import Batch, CapturedUpdate, CaptureFailed, Output, Update, without_waiting
-from .fused_adamw import FusedAdamW
-from .peers import Peers
-from .undo import Statistics
+from ..distributed.collectives import Peers
+from ..optim.fused_adamw import FusedAdamW
+from .cuda_graph import Batch, CapturedUpdate, CaptureFailed, Output, Update, without_waiting
+from .module_patches import Statistics
 
 WARM, TIMED, CHECKED, AGAIN = 10, 5, 2, 1000
 TRIED = WARM + TIMED + 1

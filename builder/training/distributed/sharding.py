@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ...schemas.errors import TrainingError
+from ....schemas.errors import TrainingError
 
 
 def mesh_of(kind: Literal["full", "hybrid"], accelerator: Accelerator) -> DeviceMesh:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...schemas.errors import DatasetError
-from .frames.digests import digest, plain_digest, remember
+from ....schemas.errors import DatasetError
+from ...data.frames.digests import digest, plain_digest, remember
 
 
 class DamagedTableError(Exception):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from .sharding import put
+from ..distributed.sharding import put
 
 
 class WeightAverage:

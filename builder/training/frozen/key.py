@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..policy import RecipePolicy
+from ...policy import RecipePolicy
 
 _FORMAT = 1
 

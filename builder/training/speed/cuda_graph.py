@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import import_utils
 
-from .fused_adamw import FusedAdamW
+from ..optim.fused_adamw import FusedAdamW
 
 Batch = Mapping[str, Any]
 Output = dict[str, Tensor]

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...schemas.errors import TrainingError
+from ....schemas.errors import TrainingError
+from ..distributed.sharding import unsharded
 from .compilation import layers_of
-from .sharding import unsharded
-from .undo import remember
+from .module_patches import remember
 
 Scales = Literal["tensorwise", "rowwise"]
 

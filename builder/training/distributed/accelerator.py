@@ -13,9 +13,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from ...schemas.errors import TrainingError
-from ...schemas.recipe import TrainingSection
-from .float8 import require
+from ....schemas.errors import TrainingError
+from ....schemas.recipe import TrainingSection
+from ..speed.float8 import require
 from .sharding import wrapper
 
 _PEAKS = {

@@ -11,14 +11,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from ...schemas.recipe import TrainingSection
-from ..policy import BasePolicyModel, RecipePolicy
+from ....schemas.recipe import TrainingSection
+from ...policy import BasePolicyModel, RecipePolicy
+from ..distributed.sharding import mesh_of, shard, unsharded
+from ..optim.fused_adamw import FusedAdamW
+from .bf16_weights import Shadows, casting
 from .compilation import channels_last, compiled_blocks, eagerly, layers_of, patch_products
 from .float8 import float8_layers, without
-from .fused_adamw import FusedAdamW
-from .shadows import Shadows, casting
-from .sharding import mesh_of, shard, unsharded
-from .undo import Statistics, remember
+from .module_patches import Statistics, remember
 
 
 class Speedups:

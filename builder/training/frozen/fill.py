@@ -11,9 +11,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..policy import RecipePolicy
-from .compilation import compiled_blocks, eagerly, patch_products
-from .shadows import Shadows, casting
+from ...policy import RecipePolicy
+from ..speed.bf16_weights import Shadows, casting
+from ..speed.compilation import compiled_blocks, eagerly, patch_products
 
 WARM, TIMED = 2, 3
 COMPILES = 60.0

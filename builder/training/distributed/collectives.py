@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...schemas.errors import TrainingError
+from ....schemas.errors import TrainingError
 
 
 class Peers:

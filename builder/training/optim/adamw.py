@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...schemas.errors import TrainingError
-from ...schemas.recipe import OptimizerSection, ScheduleSection, TrainingSection
+from ....schemas.errors import TrainingError
+from ....schemas.recipe import OptimizerSection, ScheduleSection, TrainingSection
+from ..distributed.sharding import local
 from .ema import WeightAverage
 from .fused_adamw import FusedAdamW
-from .sharding import local
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _BatchNorm)
 _VECTORS = ("pos_embed", "position", "cls_token", "reg_token", "mask_token")

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
-from ...schemas.errors import TrainingError
+from ....schemas.errors import TrainingError
 
 _logger = logging.getLogger(__name__)
 _told_before = threading.excepthook

@@ -11,8 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ...schemas.errors import CheckpointError
-from .. import runs
+from ....schemas.errors import CheckpointError
+from ... import runs
 
 _SMALL = 1 << 20
 """Bytes of a file that is hashed whole; of a larger one its ends and its size."""

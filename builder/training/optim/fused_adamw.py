@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...components.kernels.adamw import adamw_step, alike, flat
-from ...components.kernels.eight_bit import BLOCK, decode, encode
+from ....components.kernels.adamw import adamw_step, alike, flat
+from ....components.kernels.eight_bit import BLOCK, decode, encode
+from ..distributed.sharding import local, put, spread_as, whole
 from .ema import WeightAverage
-from .sharding import local, put, spread_as, whole
 
 _MOMENTS = {"exp_avg": False, "exp_avg_sq": True}
 """Names of the moments, and whether they are of squares."""

@@ -26,16 +26,16 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ...schemas.errors import DatasetError
-from ..data.frames.cache import cache_root, locked
-from ..data.rows import DamagedTableError, Rows, RowsWriter, UnlikeRowsError, open_rows
-from ..policy import RecipePolicy
-from ..policy.cached_features import as_entries
-from ..policy.recipe_policy import ROBOTS
-from .batches import on_device, to_device
-from .chance import is_random, mode
-from .feature_key import feature_key
-from .frozen_pass import FrozenPass
+from ....schemas.errors import DatasetError
+from ...data.frames.cache import cache_root, locked
+from ...policy import RecipePolicy
+from ...policy.cached_features import as_entries
+from ...policy.recipe_policy import ROBOTS
+from ..batches import on_device, to_device
+from ..chance import is_random, mode
+from .fill import FrozenPass
+from .key import feature_key
+from .table import DamagedTableError, Rows, RowsWriter, UnlikeRowsError, open_rows
 
 T = TypeVar("T")
 _SPARE = 1 << 30

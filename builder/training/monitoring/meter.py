@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ...schemas.errors import TrainingError
+from ....schemas.errors import TrainingError
 
 _WAIT, _BAD = "wait.seconds", "bad"
 """Names of numbers that are no losses."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .undo import Statistics
+from ..speed.module_patches import Statistics
 
 
 class ModelFlops(FlopCounterMode):

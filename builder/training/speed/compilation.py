@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ...components.base import Learner
-from ...components.layers import repeated
-from .undo import remember
+from ....components.base import Learner
+from ....components.layers import repeated
+from .module_patches import remember
 
 _SHAPES = 64
 """Kinds of inputs that one class of layers may meet, in layers of several sizes, before it is compiled no more."""
@@ -33,7 +33,7 @@ def compiled_blocks(policy: nn.Module, undo: ExitStack, *, trained: bool) -> lis
     """Compile the layers that the parts of a policy repeat, or the `trained` ones, until `undo` closes; gives them."""
     import torch._dynamo  # takes seconds
 
-    from .rewriting import rewritten
+    from .fx.passes import rewritten
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
     torch._dynamo.config.accumulated_recompile_limit = max(
