@@ -112,7 +112,7 @@ class Builder:
     @cached_property
     def _judged(self) -> list[Diagnostic]:
         """Findings where the policy does not fit the environment that it is to be evaluated in."""
-        from .evaluation.fitting import environment_findings
+        from .evaluation.environment import environment_findings
 
         if self._composed is not None:
             return environment_findings(

@@ -235,7 +235,7 @@ def data_info(args: Namespace) -> int:
 
 def evaluate(args: Namespace) -> int:
     """`policysmith evaluate`."""
-    from .evaluation.run import evaluate as judge
+    from .evaluation.evaluate import evaluate as judge
 
     _quiet()
     result = judge(

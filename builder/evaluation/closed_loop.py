@@ -23,9 +23,9 @@ from ..saved_policy import SavedPolicy, choose_device
 from ..simulation.base import environments, make
 from ..simulation.seeds import evaluation_seed
 from . import rollout
-from .film import FILM_RATE, save_strip, save_video
+from .compatibility import Mapped, Scene, check_scene, needs_of
 from .interval import wilson
-from .needs import Mapped, Scene, check_scene, needs_of
+from .report.video import FILM_RATE, save_strip, save_video
 from .rollout import EnvironmentFactory, Episode, Job, Rollout
 
 FILMED = 6

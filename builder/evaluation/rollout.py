@@ -17,7 +17,7 @@ from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, Si
 from ..policy import BasePolicyModel
 from ..saved_policy import SavedPolicy
 from ..simulation.base import Environment, Image, Observation, make
-from .needs import IMAGES, Mapped, Needs, Scene
+from .compatibility import IMAGES, Mapped, Needs, Scene
 
 EnvironmentFactory = Callable[[int, bool], Environment]
 """Makes an environment from the side of its images in pixels and whether it renders; a module-level function."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from policysmith.builder import Builder
 from policysmith.builder.data.lerobot.info import inspect
-from policysmith.builder.evaluation.run import evaluate
+from policysmith.builder.evaluation.evaluate import evaluate
 from policysmith.schemas import console
 from policysmith.schemas.diagnostics import Diagnostic
 

@@ -17,7 +17,7 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder
 from policysmith.builder.evaluation import evaluate
-from policysmith.builder.evaluation.needs import needs_of
+from policysmith.builder.evaluation.compatibility import needs_of
 from policysmith.builder.evaluation.rollout import roll_out
 from policysmith.builder.interop.lerobot import export_policy
 from policysmith.builder.saved_policy import SavedPolicy

@@ -12,9 +12,9 @@ import pytest
 
 from policysmith.builder import Builder
 from policysmith.builder.evaluation import blind
-from policysmith.builder.evaluation import run as evaluation
-from policysmith.builder.evaluation.control import BlindControl
-from policysmith.builder.evaluation.needs import needs_of
+from policysmith.builder.evaluation import evaluate as evaluation
+from policysmith.builder.evaluation.blind_control import BlindControl
+from policysmith.builder.evaluation.compatibility import needs_of
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.components.registry import BACKBONES, COLLATORS
 from policysmith.schemas.errors import CheckpointError, RecipeError, SpecError

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from policysmith.builder import Builder
-from policysmith.builder.evaluation.needs import Mapped, Needs, Scene, check_dataset, check_scene
+from policysmith.builder.evaluation.compatibility import Mapped, Needs, Scene, check_dataset, check_scene
 from policysmith.builder.evaluation.rollout import roll_out
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.builder.signals import Signals, order

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policysmith.builder.evaluation.needs import Needs
+from policysmith.builder.evaluation.compatibility import Needs
 from policysmith.builder.evaluation.rollout import Rollout, roll_out
 from policysmith.schemas.errors import SimulatorError
 

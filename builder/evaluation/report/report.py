@@ -9,15 +9,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..saved_policy import SavedPolicy
-from . import machine
-from .closed_loop import ClosedLoopResult
+from ...saved_policy import SavedPolicy
+from .. import machine
+from ..closed_loop import ClosedLoopResult
+from ..open_loop import OpenLoopResult
+from ..result import EvaluationResult
+from ..rollout import Episode
 from .figures import loss_figure, save_png, steps_figure, to_svg, trace_figure
-from .film import FILM_RATE, VIDEO_RATE
-from .open_loop import OpenLoopResult
-from .page import embedded, facts, note, page, section, table
-from .result import EvaluationResult
-from .rollout import Episode
+from .html import embedded, facts, note, page, section, table
+from .video import FILM_RATE, VIDEO_RATE
 
 
 def write_report(result: EvaluationResult, saved: SavedPolicy) -> None:

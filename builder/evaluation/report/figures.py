@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .open_loop import OpenLoopResult
+from ..open_loop import OpenLoopResult
 
 INK = "#1b2027"
 """Drawn as the page's text colour in SVG; nothing else may use it."""

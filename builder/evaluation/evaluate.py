@@ -24,11 +24,11 @@ from ..data.mixture import RobotDataset
 from ..data.splits import split_episodes
 from ..policy import BasePolicyModel
 from ..saved_policy import SavedPolicy, choose_device
+from .blind_control import BlindControl
 from .closed_loop import ClosedLoopResult, evaluate_closed_loop
-from .control import BlindControl
-from .needs import check_dataset
+from .compatibility import check_dataset
 from .open_loop import OpenLoopResult, evaluate_open_loop
-from .report import write_report
+from .report.report import write_report
 from .result import EvaluationResult, summary_lines
 from .rollout import Episode
 

@@ -11,7 +11,7 @@ from ...schemas.errors import SimulatorError, SpecError
 from ..recipe.load import LoadedRecipe
 from ..saved_policy import SavedPolicy
 from ..simulation.base import describe
-from .needs import Scene, check_scene, needs_of
+from .compatibility import Scene, check_scene, needs_of
 
 
 def environment_findings(

@@ -22,7 +22,7 @@ from ...schemas.specs import Kind
 from ..builder import Builder
 from ..saved_policy import SavedPolicy
 from ..training.checkpoint import checkpoints, latest
-from .needs import IMAGES
+from .compatibility import IMAGES
 
 SUFFIX = "_blind"
 
