@@ -259,7 +259,7 @@ def evaluate(args: Namespace) -> int:
 
 def import_lerobot(args: Namespace) -> int:
     """`policysmith import-lerobot`."""
-    from .interop.lerobot import import_policy
+    from .interop.lerobot.convert import import_policy
 
     _quiet()
     policy = import_policy(args.directory, data=args.data, output=args.output)
@@ -272,7 +272,7 @@ def import_lerobot(args: Namespace) -> int:
 
 def export_lerobot(args: Namespace) -> int:
     """`policysmith export-lerobot`."""
-    from .interop.lerobot import export_policy
+    from .interop.lerobot.convert import export_policy
 
     _quiet()
     config = export_policy(args.checkpoint, output=args.output)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.builder.interop import lerobot_diffusion, lerobot_files, normalization
-from policysmith.builder.interop.lerobot import export_policy, import_policy
+from policysmith.builder.interop.lerobot import files, normalization
+from policysmith.builder.interop.lerobot.convert import export_policy, import_policy
+from policysmith.builder.interop.lerobot.policies import diffusion
 from policysmith.components.registry import TRANSFORMS
 from policysmith.schemas.console import policysmith
 from policysmith.schemas.errors import CheckpointError, WeightsError
@@ -144,7 +145,7 @@ def test_the_command_writes_the_same(ours: Path, exported: Path, tmp_path: Path)
 
 
 def test_statistics_inside_the_weights_of_old_policies(theirs: Path, dataset: Path, tmp_path: Path) -> None:
-    found = lerobot_files.read(theirs)
+    found = files.read(theirs)
     weights = load_file(theirs / "model.safetensors")
     for key, held in found.statistics.items():
         for part in (
@@ -155,7 +156,7 @@ def test_statistics_inside_the_weights_of_old_policies(theirs: Path, dataset: Pa
     save_file(weights, theirs / "model.safetensors")
     for path in theirs.glob("policy_*"):
         path.unlink()
-    old = lerobot_files.read(theirs)
+    old = files.read(theirs)
     assert old.statistics == found.statistics
     assert old.weights.keys() == found.weights.keys()
     assert (
@@ -280,7 +281,7 @@ def test_a_crop_is_done_by_the_encoder_of_diffusion_policy_and_by_nothing_of_act
     content = {"recipe": {"transforms": resolved}, "statistics": {}}
     with pytest.raises(WeightsError, match="no transform like `crop`"):
         normalization.processor(content, features)
-    options, steps, left = lerobot_diffusion.processor(content)
+    options, steps, left = diffusion.processor(content)
     assert (options, steps) == ({}, [])
     assert normalization.processor(left, features)[0] == {"VISUAL": "MEAN_STD"}
     assert content["recipe"]["transforms"] == resolved

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from policysmith.builder import Builder
-from policysmith.builder.interop.lerobot import export_policy, import_policy
+from policysmith.builder.interop.lerobot.convert import export_policy, import_policy
 
 POLICY = {
     "backbones": {

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModel
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.builder.interop import lerobot_pi0, lerobot_pi05, lerobot_smolvla
-from policysmith.builder.interop.experts import model_of
-from policysmith.builder.interop.lerobot import export_policy, import_policy
+from policysmith.builder.interop.lerobot.convert import export_policy, import_policy
+from policysmith.builder.interop.lerobot.experts import model_of
+from policysmith.builder.interop.lerobot.policies import pi0, pi05, smolvla
 from policysmith.components.pretrained import read_tokenizer
 from policysmith.schemas.errors import WeightsError
 
@@ -99,9 +99,9 @@ def there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> There:
-    monkeypatch.setattr(lerobot_pi0, "VARIANTS", {16: "gemma_2b", 24: "gemma_300m"})
-    monkeypatch.setattr(lerobot_pi0, "ARCHITECTURE", "policysmith/tiny-paligemma")
-    monkeypatch.setattr(lerobot_pi0, "TOKENIZER", "policysmith/tiny")
+    monkeypatch.setattr(pi0, "VARIANTS", {16: "gemma_2b", 24: "gemma_300m"})
+    monkeypatch.setattr(pi0, "ARCHITECTURE", "policysmith/tiny-paligemma")
+    monkeypatch.setattr(pi0, "TOKENIZER", "policysmith/tiny")
     tiny = make_tiny()
     smolvlm = tmp_path / "smolvlm"
     read_tokenizer("policysmith/tiny").save_pretrained(str(smolvlm))
@@ -153,7 +153,7 @@ def test_what_is_written_is_what_lerobot_reads(there: There) -> None:
     assert (config["max_action_dim"], config.get("max_state_dim", 7)) == (6, 7)
     steps = json.loads((there.theirs / "policy_preprocessor.json").read_text())["steps"]
     names = [step["registry_name"] for step in steps]
-    module = {"pi0": lerobot_pi0, "pi05": lerobot_pi05, "smolvla": lerobot_smolvla}[there.kind]
+    module = {"pi0": pi0, "pi05": pi05, "smolvla": smolvla}[there.kind]
     assert names[-2:] == list(module.STEPS[:2])  # the state is binned after it is normalised
     assert steps[-1]["config"]["max_length"] == config["tokenizer_max_length"]
 
@@ -178,7 +178,7 @@ def test_inputs_that_lerobot_would_see_otherwise_are_refused(there: There, chang
     content = json.loads(json.dumps(there.policy.content))
     change(content["recipe"])
     with pytest.raises(WeightsError, match=message):
-        lerobot_pi0.processor(content)
+        pi0.processor(content)
 
 
 @pytest.mark.parametrize("there", ["pi0"], indirect=True)
@@ -192,10 +192,10 @@ def test_unknown_steps_and_images_that_are_normalised_before_are_refused(
         import_policy(there.theirs, data=there.data, output=tmp_path / "back")
     images = [{"type": "normalize_image", "stats": "imagenet"}]
     with pytest.raises(WeightsError, match="normalised before"):
-        lerobot_pi0.transforms({}, images)
+        pi0.transforms({}, images)
 
 
 @pytest.mark.parametrize(("size", "pixels"), [([64, 32], [32, 64]), (None, None)])
 def test_smolvlas_size_is_width_and_height(size: Any, pixels: Any) -> None:
-    found = lerobot_smolvla.transforms({"resize_imgs_with_padding": size}, [])
+    found = smolvla.transforms({"resize_imgs_with_padding": size}, [])
     assert [raw["size"] for raw in found if raw["type"] == "resize_with_pad"] == ([pixels] if pixels else [])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policysmith.builder.interop import lerobot_act
+from policysmith.builder.interop.lerobot.policies import act
 from policysmith.builder.policy.ensemble import Ensemble
 from policysmith.builder.policy.recipe_policy import RecipePolicy
 from policysmith.components.detr import map_positions, step_positions
@@ -68,7 +68,7 @@ def weights_of(golden: Golden) -> dict[str, Tensor]:
 
 
 def loaded(golden: Golden) -> RecipePolicy:
-    sections, weights = lerobot_act.to_policysmith(weights_of(golden), config_of(golden))
+    sections, weights = act.to_policysmith(weights_of(golden), config_of(golden))
     policy = build(sections, specs_of(golden))
     policy.load_state_dict(weights)
     return policy
@@ -96,7 +96,7 @@ def test_losses_and_gradients(golden: Golden, monkeypatch: pytest.MonkeyPatch) -
     output["loss"].backward()
     ours = {name: torch.zeros_like(value) for name, value in policy.state_dict().items()}
     ours |= {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
-    _, gradients = lerobot_act.to_lerobot(ours, policy.content)
+    _, gradients = act.to_lerobot(ours, policy.content)
     found = {name: digest(name, gradient) for name, gradient in gradients.items()}
     torch.testing.assert_close({name: found[name] for name in golden.gradients}, golden.gradients, **CLOSE)
     assert not any(value.any() for name, value in found.items() if name not in golden.gradients)
@@ -127,7 +127,7 @@ def test_distribution_of_the_latent() -> None:
 def test_there_and_back(golden: Golden) -> None:
     weights, config = weights_of(golden), config_of(golden)
     policy = loaded(golden)
-    exported, back = lerobot_act.to_lerobot(policy.state_dict(), policy.content)
+    exported, back = act.to_lerobot(policy.state_dict(), policy.content)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[key], weights[key]) for key in weights)
     known = {key: value for key, value in config.items() if key in exported and key != "n_vae_encoder_layers"}
@@ -141,12 +141,12 @@ def test_weights_that_are_missing_or_too_many_are_named() -> None:
     weights["model.other"] = torch.zeros(1)
     message = r"missing: model\.action_head\.bias; unexpected: model\.other"
     with pytest.raises(WeightsError, match=message):
-        lerobot_act.to_policysmith(weights, config)
+        act.to_policysmith(weights, config)
     policy = loaded(golden)
     ours = policy.state_dict()
     del ours["head.out.bias"]
     with pytest.raises(WeightsError, match=r"missing: head\.out\.bias"):
-        lerobot_act.to_lerobot(ours, policy.content)
+        act.to_lerobot(ours, policy.content)
 
 
 def test_a_policy_that_lerobot_cannot_hold_is_refused() -> None:
@@ -166,7 +166,7 @@ def test_a_policy_that_lerobot_cannot_hold_is_refused() -> None:
         changed = {**recipe["policy"], section: {**recipe["policy"][section], **change}}
         content = {"recipe": {**recipe, "policy": changed}}
         with pytest.raises(WeightsError, match=message):
-            lerobot_act.to_lerobot(policy.state_dict(), content)
+            act.to_lerobot(policy.state_dict(), content)
 
 
 def test_positions_of_a_map_tell_rows_and_columns_apart() -> None:

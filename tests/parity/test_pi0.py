@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PaliGemmaConfig
 
-from policysmith.builder.interop import lerobot_pi0, lerobot_pi05, lerobot_smolvla
-from policysmith.builder.interop.lerobot_pi0 import to_lerobot, to_policysmith
+from policysmith.builder.interop.lerobot.policies import pi0, pi05, smolvla
+from policysmith.builder.interop.lerobot.policies.pi0 import to_lerobot, to_policysmith
 from policysmith.components.features import masked_mean
 from policysmith.schemas.errors import WeightsError
 
@@ -68,7 +68,7 @@ class Converted:
 
 @pytest.fixture
 def converted(golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Converted:
-    monkeypatch.setattr(lerobot_pi0, "VARIANTS", {32: "gemma_2b", 24: "gemma_300m"})
+    monkeypatch.setattr(pi0, "VARIANTS", {32: "gemma_2b", 24: "gemma_300m"})
     config = {"type": kind(golden), **golden.config}
     sections, weights = to_policysmith(golden.weights(), config, architecture(golden, tmp_path))
     recipe = resolved(sections)
@@ -123,10 +123,10 @@ def test_weights_come_back(converted: Converted, golden: Golden) -> None:
 
 
 def test_converters_know_their_recipes(converted: Converted) -> None:
-    found = [module.is_of(converted.recipe) for module in (lerobot_pi0, lerobot_pi05, lerobot_smolvla)]
+    found = [module.is_of(converted.recipe) for module in (pi0, pi05, smolvla)]
     assert found == [converted.config["type"] == name for name in ("pi0", "pi05", "smolvla")]
     other = {"policy": {"type": "composed", "head": {"type": "mlp"}}}
-    assert not any(module.is_of(other) for module in (lerobot_pi0, lerobot_pi05, lerobot_smolvla))
+    assert not any(module.is_of(other) for module in (pi0, pi05, smolvla))
 
 
 def test_a_file_may_hold_the_language_head_for_the_embedding_that_it_is_tied_to(
@@ -183,11 +183,11 @@ def test_what_lerobot_lacks_is_refused(converted: Converted, path: str, value: A
 def test_the_published_size_is_converted_by_its_own_name() -> None:
     """LeRobot's names for all weights of pi0, from our policy at its published size, on no device."""
     with torch.device("meta"):
-        model = lerobot_pi0.model_of(lerobot_pi0.ARCHITECTURE)
+        model = pi0.model_of(pi0.ARCHITECTURE)
         count = sum(weight.numel() for weight in model.build().state_dict().values())
     assert model.depth == 18
     assert count == pytest.approx(2.92e9, rel=0.01)
-    theirs = [pair.theirs for pair in lerobot_pi0._pairs(model, adaptive=False)]
+    theirs = [pair.theirs for pair in pi0._pairs(model, adaptive=False)]
     assert len(theirs) == len(set(theirs))
     assert (
         "model.paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.layers.26.mlp.fc2.bias"

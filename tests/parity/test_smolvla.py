@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import SmolVLMConfig
 
-from policysmith.builder.interop.lerobot_smolvla import is_of, to_lerobot, to_policysmith
+from policysmith.builder.interop.lerobot.policies.smolvla import is_of, to_lerobot, to_policysmith
 from policysmith.components.features import masked_mean
 from policysmith.schemas.errors import WeightsError
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...components.pretrained import read_config
-from ...components.vlms.families import FAMILIES, family_of
-from ...components.vlms.family import Family
-from ...schemas.errors import WeightsError
-from .pairs import Pair, layer, same
+from ....components.pretrained import read_config
+from ....components.vlms.families import FAMILIES, family_of
+from ....components.vlms.family import Family
+from ....schemas.errors import WeightsError
+from .weight_names import Pair, layer, same
 
 IMAGES = "observation.images."
 NETWORK = "head.network"

@@ -10,9 +10,9 @@ import timm
 import torch
 from torch import Tensor
 
-from ...components.norms import freeze_batch_norms
-from ...schemas.errors import WeightsError
-from .pairs import Pair, layer, packed, pointwise, same, to_ours, to_theirs
+from .....components.norms import freeze_batch_norms
+from .....schemas.errors import WeightsError
+from ..weight_names import Pair, layer, packed, pointwise, same, to_ours, to_theirs
 
 STATE, ENVIRONMENT, IMAGES = "observation.state", "observation.environment_state", "observation.images."
 _ENCODER = {"linear1": "hidden", "linear2": "out", "norm1": "attention_norm", "norm2": "feedforward_norm"}

@@ -12,21 +12,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from ...components.base import Backbone
-from ...components.heads.diffusion import Diffusion
-from ...schemas.errors import WeightsError
-from ...schemas.paths import expanded
-from ...schemas.specs import Kind, Spec
-from ..composed import assemble
-from ..planning.data import plan_data
-from ..planning.dry_run import rehearse
-from ..planning.policy import plan_policy
-from ..planning.sources import Windows
-from ..policy import RecipePolicy
-from ..recipe.load import load_recipe
-from ..saved_policy import SavedPolicy
-from . import lerobot_files, normalization
-from .lerobot_files import Checkpoint
+from ....components.base import Backbone
+from ....components.heads.diffusion import Diffusion
+from ....schemas.errors import WeightsError
+from ....schemas.paths import expanded
+from ....schemas.specs import Kind, Spec
+from ...composed import assemble
+from ...planning.data import plan_data
+from ...planning.dry_run import rehearse
+from ...planning.policy import plan_policy
+from ...planning.sources import Windows
+from ...policy import RecipePolicy
+from ...recipe.load import load_recipe
+from ...saved_policy import SavedPolicy
+from . import files, normalization
+from .files import Checkpoint
 
 _TYPES = {Kind.IMAGE: "VISUAL", Kind.STATE: "STATE"}
 _STATE, _ENVIRONMENT, _IMAGES = "observation.state", "observation.environment_state", "observation.images."
@@ -44,7 +44,7 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
     `data` is the LeRobot dataset that it was trained on, or another with the same observations and actions: its
     sizes are checked, and its recipe can train on. Raises CheckpointError, WeightsError, RecipeError.
     """
-    found = lerobot_files.read(expanded(source))
+    found = files.read(expanded(source))
     kind = found.config["type"]
     if kind not in types():
         raise WeightsError(f"policies of type `{kind}` cannot be converted; these can: {', '.join(types())}")
@@ -107,7 +107,7 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
         config |= options
     mapping, statistics = normalization.processor(content, {**inputs, **outputs})
     config |= {"input_features": inputs, "output_features": outputs, "normalization_mapping": mapping}
-    lerobot_files.write(expanded(output), Checkpoint(config, weights, statistics, steps))
+    files.write(expanded(output), Checkpoint(config, weights, statistics, steps))
     return config
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...components.vlms.family import Family
-from ...schemas.errors import WeightsError
-from .expert_inputs import NEWLINE, STATE_PROMPT, Inputs, Processor
-from .experts import (
+from .....components.vlms.family import Family
+from .....schemas.errors import WeightsError
+from ..expert_inputs import NEWLINE, STATE_PROMPT, Inputs, Processor
+from ..experts import (
     NETWORK,
     action_pairs,
     expert_pairs,
@@ -22,7 +22,7 @@ from .experts import (
     sections_of,
     sizes_of,
 )
-from .pairs import Pair, layer, to_ours, to_theirs
+from ..weight_names import Pair, layer, to_ours, to_theirs
 
 ARCHITECTURE = "google/paligemma-3b-pt-224"
 TOKENIZER = ARCHITECTURE

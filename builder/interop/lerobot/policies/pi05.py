@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import lerobot_pi0
-from .expert_inputs import STATE_PROMPT, Inputs, Processor
-from .lerobot_pi0 import to_lerobot, to_policysmith
+from ..expert_inputs import STATE_PROMPT, Inputs, Processor
+from . import pi0
+from .pi0 import to_lerobot, to_policysmith
 
 INPUTS = Inputs(
     "pi05_prepare_state_tokenizer_processor_step", "image_resolution", "center", padded=("action",)
@@ -17,7 +17,7 @@ STEPS = INPUTS.steps
 
 def is_of(recipe: Mapping[str, Any]) -> bool:
     """Whether a resolved recipe is of this family."""
-    return lerobot_pi0.is_of(recipe, time="adarms")
+    return pi0.is_of(recipe, time="adarms")
 
 
 def transforms(config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

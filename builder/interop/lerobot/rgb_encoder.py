@@ -10,10 +10,10 @@ import timm
 import torch
 from torch import Tensor
 
-from ...components.images import height_width
-from ...components.norms import group_norms
-from ...schemas.errors import WeightsError
-from .pairs import Pair, layer, pointwise, same
+from ....components.images import height_width
+from ....components.norms import group_norms
+from ....schemas.errors import WeightsError
+from .weight_names import Pair, layer, pointwise, same
 
 OWN = ("resize", "crop")
 """Our transforms that it does itself."""

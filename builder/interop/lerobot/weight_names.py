@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...schemas.errors import WeightsError
+from ....schemas.errors import WeightsError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...schemas.errors import CheckpointError
-from ..policy.saving import read_json
+from ....schemas.errors import CheckpointError
+from ...policy.saving import read_json
 
 Statistics = dict[str, dict[str, list[float]]]
 

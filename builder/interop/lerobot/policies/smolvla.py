@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...components.vlms.family import Family
-from ...schemas.errors import WeightsError
-from .expert_inputs import NEWLINE, Inputs, Processor
-from .experts import (
+from .....components.vlms.family import Family
+from .....schemas.errors import WeightsError
+from ..expert_inputs import NEWLINE, Inputs, Processor
+from ..experts import (
     action_pairs,
     expert_pairs,
     is_expert,
@@ -21,7 +21,7 @@ from .experts import (
     sections_of,
     sizes_of,
 )
-from .pairs import Pair, layer, to_ours, to_theirs
+from ..weight_names import Pair, layer, to_ours, to_theirs
 
 _MODEL = "model.vlm_with_expert.vlm"
 _HEAD = f"{_MODEL}.lm_head.weight"

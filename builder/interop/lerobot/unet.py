@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .pairs import Pair, layer, same
+from .weight_names import Pair, layer, same
 
 _THEIRS, _OURS = "diffusion.unet", "head.network"
 

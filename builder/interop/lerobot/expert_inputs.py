@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...schemas.errors import WeightsError
+from ....schemas.errors import WeightsError
 
 NEWLINE, STATE_PROMPT = "{task}\n", "Task: {task}, State: {state};\nAction: "
 Processor = tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]

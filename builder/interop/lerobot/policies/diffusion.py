@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...schemas.errors import WeightsError
-from . import rgb_encoder
-from .pairs import Pair, to_ours, to_theirs
-from .unet import unet_pairs
+from .....schemas.errors import WeightsError
+from .. import rgb_encoder
+from ..unet import unet_pairs
+from ..weight_names import Pair, to_ours, to_theirs
 
 STATE, ENVIRONMENT, IMAGES = "observation.state", "observation.environment_state", "observation.images."
 _NETWORK = {
