@@ -30,7 +30,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from policysmith.components.kernels import adamw, gelu, group_norm_mish, image_batch, modulated_norm
 from policysmith.components.kernels.eight_bit import encode
-from policysmith.components.sample_draws import SAMPLE_KEY, Draws
+from policysmith.components.randomness.per_sample import SAMPLE_KEY, Draws
 
 Run = Callable[[], Any]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 from pathlib import Path
 
-from ..components import lora
+from ..components.pretrained import lora
 from ..schemas.errors import CheckpointError
 from ..schemas.paths import expanded
 from .policy import RecipePolicy

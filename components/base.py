@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from ..schemas.errors import SpecError
 from ..schemas.part import BackboneConfig, HeadConfig, NeckConfig, NetworkConfig, PartConfig
 from ..schemas.specs import Kind, Spec, Specs
-from .layers import repeated
-from .sample_draws import Draws
+from .layers.basic import repeated
+from .randomness.per_sample import Draws
 from .shares import WHOLE, Shares
 
 Batch = Mapping[str, Any]

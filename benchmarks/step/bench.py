@@ -13,7 +13,7 @@ from policysmith.builder.policy import BasePolicyModel
 from policysmith.builder.training.batches import with_keys
 from policysmith.builder.training.optim.adamw import learning_rate, parameter_groups
 from policysmith.builder.training.seeds import mix
-from policysmith.components.sample_draws import SAMPLE_KEY
+from policysmith.components.randomness.per_sample import SAMPLE_KEY
 from policysmith.schemas.recipe import TrainingSection
 
 from .pace import Protocol

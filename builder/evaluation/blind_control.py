@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...components.images import ImageTransform
+from ...components.images.specs import ImageTransform
 from ...components.registry import BACKBONES, HEADS, NECKS, TRANSFORMS
 from ...schemas.document import from_mapping
 from ...schemas.errors import CheckpointError, SpecError

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ...components.images import height_width
+from ...components.images.specs import height_width
 from ...schemas.diagnostics import MOST, Diagnostic, in_order
 from ...schemas.document import Key, KeyPath
 from ...schemas.errors import DatasetError, RecipeError, SpecError

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...components import lora
 from ...components.base import Feature
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding
+from ...components.pretrained import lora
 from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.document import KeyPath
 from ...schemas.errors import PolicysmithError, RecipeError, SpecError

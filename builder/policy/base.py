@@ -27,7 +27,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...components.embodiments import EMBODIMENT
 from ...components.features import chunk_size
-from ...components.recomputation import recompute_all
+from ...components.layers.recomputation import recompute_all
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind
 from ..data.robots import Robots

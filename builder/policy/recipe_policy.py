@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from ...components import lora
 from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Transform
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padding
-from ...components.image_chain import chains, fused, fuses
-from ...components.recomputation import recompute
+from ...components.images.fusion import chains, fused, fuses
+from ...components.layers.recomputation import recompute
+from ...components.pretrained import lora
 from ...components.shares import shares_in, without_shares
 from ...schemas.errors import CheckpointError, PolicysmithError
 from ...schemas.specs import Kind, Spec, Specs

@@ -16,8 +16,8 @@ from transformers import PretrainedConfig
 
 from ...components.base import Transform
 from ...components.embodiments import EMBODIMENT
+from ...components.randomness.per_sample import SAMPLE_KEY
 from ...components.registry import TRANSFORMS
-from ...components.sample_draws import SAMPLE_KEY
 from ...schemas.errors import SpecError
 from ...schemas.specs import Spec
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ...components.sample_draws import SAMPLE_KEY
+from ...components.randomness.per_sample import SAMPLE_KEY
 from ..data.sampler import MixtureSampler, ResumableSampler
 from .frozen.table import Rows
 from .seeds import sample_keys

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ...components.base import Backbone, Facts, Transform
-from ...components.vectors import with_bounds
+from ...components.vectors.specs import with_bounds
 from ...schemas.diagnostics import ErrorCode
 from ...schemas.document import KeyPath, dotted
 from ...schemas.errors import PolicysmithError, WeightsError

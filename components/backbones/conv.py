@@ -14,7 +14,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import MOST_LAYERS, BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images import fold, frame_size, frames, image_features, unfold
+from ..images.specs import fold, frame_size, frames, image_features, unfold
 
 Count = Annotated[int, Field(ge=1)]
 _KERNEL = 3

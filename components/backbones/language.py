@@ -25,8 +25,8 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..pretrained import copy_transformer, read_config, source_of
-from ..remembered import Remembered, at_rest
+from ..language.prompt_cache import Remembered, at_rest
+from ..pretrained.models import copy_transformer, read_config, source_of
 
 _COLLATOR = "set `collator: {type: language, tokenizer: <the same model>}` to turn `task` into token ids"
 

@@ -15,7 +15,7 @@ from ...schemas.part import MOST_LAYERS, BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
-from ..layers import Activation, CategoryMlp, mlp
+from ..layers.basic import Activation, CategoryMlp, mlp
 
 Width = Annotated[int, Field(ge=1)]
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
-from .. import weights
 from ..base import Backbone, Batch, Facts, Feature
-from ..images import check_normalisation, fold, frame_size, frames, image_features, unfold
-from ..norms import with_norm
+from ..images.specs import check_normalisation, fold, frame_size, frames, image_features, unfold
+from ..layers.batch_norms import with_norm
+from ..pretrained import weights
 
 
 class Timm(Backbone):

@@ -23,8 +23,8 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images import check_normalisation, fold, frame_size, frames, image_features, unfold
-from ..pretrained import copy_transformer, read_config, read_normalisation, source_of
+from ..images.specs import check_normalisation, fold, frame_size, frames, image_features, unfold
+from ..pretrained.models import copy_transformer, read_config, read_normalisation, source_of
 
 
 class _Family(NamedTuple):

@@ -13,8 +13,8 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig, Depth
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images import fold, frame_size, frames, image_features, unfold
-from ..pretrained import copy_transformer, read_config
+from ..images.specs import fold, frame_size, frames, image_features, unfold
+from ..pretrained.models import copy_transformer, read_config
 
 Width = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from ...schemas.part import BackboneConfig, Depth
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..pretrained import copy_transformer, read_config, source_of
-from ..vlms.checks import check
+from ..pretrained.models import copy_transformer, read_config, source_of
 from ..vlms.families import FAMILIES, family_of
 from ..vlms.inputs import inputs_of, read_inputs
-from ..vlms.reading import Continuation, read
+from ..vlms.run import Continuation, read
+from ..vlms.segments import Stretch
 from ..vlms.sequence import Attention, blocks, visible
-from ..vlms.stretches import Stretch
+from ..vlms.validate import check
 
 Count = Annotated[int, Field(ge=0)]
 

@@ -20,8 +20,8 @@ from ...schemas.part import PartConfig
 from ...schemas.specs import Dim, Kind, Spec, Specs
 from ..base import Collator, Facts
 from ..embodiments import EMBODIMENT
-from ..pretrained import read_tokenizer
-from ..prompts import STATE, StateBins, StateRange, bins_of_robots, cleaned, fields
+from ..language.prompts import STATE, StateBins, StateRange, bins_of_robots, cleaned, fields
+from ..pretrained.models import read_tokenizer
 from .default import stack
 
 _KEY = "task"

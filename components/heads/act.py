@@ -15,9 +15,9 @@ from ...schemas.errors import SpecError
 from ...schemas.part import Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
-from ..detr import Activation, Decoder, Encoder, Order, Sizes, map_positions, step_positions, xavier
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps, select
-from ..layers import joined_mask
+from ..layers.basic import joined_mask
+from ..layers.detr import Activation, Decoder, Encoder, Order, Sizes, map_positions, step_positions, xavier
 from ..shares import WHOLE, Shares
 
 Count = Annotated[int, Field(ge=1)]

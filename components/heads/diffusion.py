@@ -15,10 +15,10 @@ from ...schemas.errors import SpecError
 from ...schemas.part import HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
-from ..denoising import build, check, default_network, zero_padded
+from ..denoising.heads import build, check, default_network, zero_padded
+from ..denoising.noise_schedules import Cosine, NoiseSchedule, kept
 from ..features import chunk_size, largest, masked_mean, padded_steps, require_bound
-from ..nested import nested
-from ..noise_schedules import Cosine, NoiseSchedule, kept
+from ..part_options import nested
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 

@@ -15,11 +15,11 @@ from ...schemas.errors import SpecError
 from ...schemas.part import Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Chunks, Facts, Feature
-from ..fast_tokens import FastTokens
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps
+from ..language.fast_tokens import FastTokens
+from ..layers.token_writer import TokenWriter
+from ..layers.transformer import check_heads
 from ..shares import WHOLE, Shares
-from ..token_writer import TokenWriter
-from ..transformer_layers import check_heads
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from ...schemas.part import HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
-from ..denoising import build, check, default_network, zero_padded
+from ..denoising.heads import build, check, default_network, zero_padded
+from ..denoising.noise_levels import BetaLevels, NoiseLevels
 from ..features import chunk_size, masked_mean, padded_steps
-from ..nested import nested
-from ..noise_levels import BetaLevels, NoiseLevels
+from ..part_options import nested
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 

@@ -16,10 +16,10 @@ from ...schemas.errors import SpecError
 from ...schemas.part import MOST_LAYERS, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
-from ..draws import categorical, normal
 from ..features import action_spec, chunk_size, masked_mean, padded_steps, require_bound
-from ..flattening import Tokens, joined, sizes_of
-from ..layers import Activation, mlp
+from ..layers.basic import Activation, mlp
+from ..layers.flattening import Tokens, joined, sizes_of
+from ..randomness.generator import categorical, normal
 from ..shares import WHOLE, Shares
 
 Count = Annotated[int, Field(ge=1)]

@@ -17,8 +17,8 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, masked_mean
-from ..flattening import Tokens, joined, sizes_of
-from ..layers import Activation, CategoryMlp, mlp
+from ..layers.basic import Activation, CategoryMlp, mlp
+from ..layers.flattening import Tokens, joined, sizes_of
 from ..shares import WHOLE, Shares
 
 Width = Annotated[int, Field(ge=1)]

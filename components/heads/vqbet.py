@@ -16,12 +16,12 @@ from ...schemas.errors import SpecError
 from ...schemas.part import Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
-from ..draws import categorical
 from ..features import action_spec, chunk_size, features_of, masked_mean
-from ..gpt import Gpt
-from ..residual_vq import ChunkVae, Settled
+from ..layers.gpt import Gpt
+from ..layers.residual_vq import ChunkVae, Settled
+from ..layers.transformer import check_heads
+from ..randomness.generator import categorical
 from ..shares import WHOLE, Shares
-from ..transformer_layers import check_heads
 
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..images import grey
+from ..images.specs import grey
 from .dispatch import operator
 
 

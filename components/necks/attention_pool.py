@@ -14,9 +14,9 @@ from ...schemas.part import NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers import Attention
-from ..sequences import Joined, joined_spec
-from ..transformer_layers import check_heads
+from ..layers.basic import Attention
+from ..layers.sequences import Joined, joined_spec
+from ..layers.transformer import check_heads
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -13,7 +13,7 @@ from ...schemas.part import NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..sequences import Joined, joined_spec
+from ..layers.sequences import Joined, joined_spec
 
 Count = Annotated[int, Field(ge=1)]
 

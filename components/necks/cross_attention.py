@@ -13,8 +13,8 @@ from ...schemas.part import NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..sequences import Joined, joined_spec
-from ..transformer_layers import LayerOptions, TransformerLayer, check_heads
+from ..layers.sequences import Joined, joined_spec
+from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 Count = Annotated[int, Field(ge=1)]
 _KINDS = (Kind.TOKENS, Kind.POOLED)

@@ -15,8 +15,8 @@ from ...schemas.part import MOST_LAYERS, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers import Activation, mlp, zero
-from ..sequences import only
+from ..layers.basic import Activation, mlp, zero
+from ..layers.sequences import only
 
 Width = Annotated[int, Field(ge=1)]
 

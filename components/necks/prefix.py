@@ -14,9 +14,9 @@ from ...schemas.part import Depth, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..rotary import BASE
-from ..sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
-from ..token_writer import WriterLayer, read_all
+from ..layers.rotary import BASE
+from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
+from ..layers.token_writer import WriterLayer, read_all
 
 Count = Annotated[int, Field(ge=1)]
 

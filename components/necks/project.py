@@ -13,8 +13,8 @@ from torch import nn
 from ...schemas.part import MOST_LAYERS, NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
-from ..layers import Activation, mlp
-from ..sequences import only
+from ..layers.basic import Activation, mlp
+from ..layers.sequences import only
 
 Width = Annotated[int, Field(ge=1)]
 

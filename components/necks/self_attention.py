@@ -13,8 +13,8 @@ from ...schemas.part import NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
-from ..transformer_layers import LayerOptions, TransformerLayer, check_heads
+from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
+from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 Count = Annotated[int, Field(ge=1)]
 

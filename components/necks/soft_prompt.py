@@ -15,8 +15,8 @@ from ...schemas.specs import Dim, Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import select
-from ..layers import joined_mask
-from ..sequences import Joined, joined_spec
+from ..layers.basic import joined_mask
+from ..layers.sequences import Joined, joined_spec
 
 Count = Annotated[int, Field(ge=1)]
 

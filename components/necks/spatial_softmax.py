@@ -14,7 +14,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
-from ..sequences import only
+from ..layers.sequences import only
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -14,13 +14,13 @@ from ...schemas.errors import SpecError
 from ...schemas.part import Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
-from ..denoising import time_scale
+from ..denoising.heads import time_scale
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, features_of
-from ..layers import Attention, joined_mask, mlp, sinusoids, zero
-from ..modulation import modulated
-from ..robot_layers import robot_linear
-from ..rotary import Rotation, rotation
+from ..layers.basic import Attention, joined_mask, mlp, sinusoids, zero
+from ..layers.modulation import modulated
+from ..layers.per_robot import robot_linear
+from ..layers.rotary import Rotation, rotation
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -15,10 +15,10 @@ from ...schemas.errors import SpecError
 from ...schemas.part import Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
-from ..expert_layer import ExpertLayer, norm
 from ..features import action_spec, chunk_size, features_of
-from ..layers import joined_mask, mlp, waves
-from ..rotary import rotation
+from ..layers.basic import joined_mask, mlp, waves
+from ..layers.expert import ExpertLayer, norm
+from ..layers.rotary import rotation
 
 Count = Annotated[int, Field(ge=1)]
 

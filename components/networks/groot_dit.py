@@ -16,11 +16,11 @@ from ...schemas.errors import SpecError
 from ...schemas.part import Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
-from ..denoising import time_scale
+from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of, select
-from ..layers import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
-from ..modulation import modulated
-from ..robot_layers import RobotMlp, applied, robot_linear
+from ..layers.basic import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
+from ..layers.modulation import modulated
+from ..layers.per_robot import RobotMlp, applied, robot_linear
 
 Count = Annotated[int, Field(ge=1)]
 _TIMES = 256

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ...schemas.part import MOST_LAYERS, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
-from ..denoising import time_scale
+from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
-from ..layers import mlp, sinusoids
+from ..layers.basic import mlp, sinusoids
 
 Count = Annotated[int, Field(ge=1)]
 

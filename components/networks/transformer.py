@@ -14,11 +14,11 @@ from ...schemas.errors import SpecError
 from ...schemas.part import MOST_LAYERS, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
-from ..denoising import time_scale
+from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
-from ..layers import joined_mask, mlp, sinusoids
-from ..sequences import Joined, joined_spec
-from ..transformer_layers import LayerOptions, TransformerLayer, check_heads
+from ..layers.basic import joined_mask, mlp, sinusoids
+from ..layers.sequences import Joined, joined_spec
+from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 Count = Annotated[int, Field(ge=1)]
 

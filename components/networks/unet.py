@@ -16,11 +16,11 @@ from ...schemas.errors import SpecError
 from ...schemas.part import MOST_LAYERS, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
-from ..denoising import time_scale
+from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
 from ..kernels.dispatch import fused
 from ..kernels.group_norm_mish import group_norm_mish
-from ..layers import mlp, sinusoids
+from ..layers.basic import mlp, sinusoids
 
 Count = Annotated[int, Field(ge=1)]
 _LAST_GROUPS = 8

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..images import ImageTransform, ImageTransformConfig
-from ..sample_draws import Draws
+from ..images.specs import ImageTransform, ImageTransformConfig
+from ..randomness.per_sample import Draws
 
 
 class Blank(ImageTransform):

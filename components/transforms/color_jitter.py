@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..image_chain import Plan, Stage
-from ..images import ImageTransform, ImageTransformConfig, grey, refuse_normalised
-from ..sample_draws import Draws
+from ..images.fusion import Plan, Stage
+from ..images.specs import ImageTransform, ImageTransformConfig, grey, refuse_normalised
+from ..randomness.per_sample import Draws
 
 Strength = Annotated[float, Field(ge=0.0)]
 

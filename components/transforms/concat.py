@@ -14,7 +14,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Range, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..vectors import changed, vector
+from ..vectors.specs import changed, vector
 
 
 class Concat(Transform):

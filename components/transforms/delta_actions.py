@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..references import DifferenceConfig, DifferenceTransform
+from ..vectors.relative import DifferenceConfig, DifferenceTransform
 
 
 class DeltaActions(DifferenceTransform):

@@ -13,9 +13,9 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts
-from ..images import ImageTransform
-from ..sample_draws import Draws
-from ..vectors import Constants, changed, columns, refuse_normalised, vector
+from ..images.specs import ImageTransform
+from ..randomness.per_sample import Draws
+from ..vectors.specs import Constants, changed, columns, refuse_normalised, vector
 
 
 class Flip(ImageTransform):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images import ImageTransformConfig, OccasionalTransform, grey, refuse_normalised, to_bytes
+from ..images.specs import ImageTransformConfig, OccasionalTransform, grey, refuse_normalised, to_bytes
 
 
 class Grayscale(OccasionalTransform):

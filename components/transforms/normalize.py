@@ -17,7 +17,7 @@ from ...schemas.part import PartConfig, Section
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Batch, Facts, Transform
 from ..embodiments import each_own, embodiments, facts_by_robot, ids_of
-from ..vectors import Constants, columns, statistics_of, vectors
+from ..vectors.specs import Constants, columns, statistics_of, vectors
 
 Mode = Literal["mean_std", "min_max", "quantiles", "q99", "scale", "binary", "identity"]
 

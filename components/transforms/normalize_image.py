@@ -13,9 +13,9 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Facts
-from ..image_chain import Plan, Stage
-from ..images import STATISTICS, ImageTransform, ImageTransformConfig
-from ..sample_draws import Draws
+from ..images.fusion import Plan, Stage
+from ..images.specs import STATISTICS, ImageTransform, ImageTransformConfig
+from ..randomness.per_sample import Draws
 
 Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
 PositiveRgb = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=3, max_length=3)]

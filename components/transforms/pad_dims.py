@@ -16,7 +16,7 @@ from ...schemas.part import PartConfig
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Batch, Facts, Transform
 from ..embodiments import ACTION_PADDING
-from ..vectors import changed, vector
+from ..vectors.specs import changed, vector
 
 
 class PadDims(Transform):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images import ImageTransform, ImageTransformConfig, padded, refuse_normalised, with_size
-from ..sample_draws import Draws
+from ..images.specs import ImageTransform, ImageTransformConfig, padded, refuse_normalised, with_size
+from ..randomness.per_sample import Draws
 
 
 class PadSquare(ImageTransform):

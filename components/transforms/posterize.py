@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images import ImageTransformConfig, OccasionalTransform, refuse_normalised
+from ..images.specs import ImageTransformConfig, OccasionalTransform, refuse_normalised
 
 
 class Posterize(OccasionalTransform):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images import ImageTransform, ImageTransformConfig, refuse_normalised, to_bytes
-from ..sample_draws import Draws
+from ..images.specs import ImageTransform, ImageTransformConfig, refuse_normalised, to_bytes
+from ..randomness.per_sample import Draws
 
 
 class RandomRotation(ImageTransform):

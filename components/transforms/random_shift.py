@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..image_chain import Plan, Stage
-from ..images import ImageTransform, ImageTransformConfig, take
-from ..sample_draws import Draws
+from ..images.fusion import Plan, Stage
+from ..images.specs import ImageTransform, ImageTransformConfig, take
+from ..randomness.per_sample import Draws
 
 
 class RandomShift(ImageTransform):

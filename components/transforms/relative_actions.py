@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..references import DifferenceConfig, DifferenceTransform
+from ..vectors.relative import DifferenceConfig, DifferenceTransform
 
 
 class RelativeActions(DifferenceTransform):

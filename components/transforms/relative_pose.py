@@ -11,9 +11,9 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.specs import Specs
 from ..base import Facts
-from ..conventions import ConventionConfig, check_conventions, rotation
-from ..references import ReferenceConfig, ReferenceTransform
-from ..rotations import Representation, from_matrix, to_matrix
+from ..vectors.relative import ReferenceConfig, ReferenceTransform
+from ..vectors.rotation_options import ConventionConfig, check_conventions, rotation
+from ..vectors.rotations import Representation, from_matrix, to_matrix
 
 
 class RelativePose(ReferenceTransform):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..image_chain import Plan, Stage
-from ..images import ImageTransform, ImageTransformConfig, Size, height_width, scaled
-from ..sample_draws import Draws
+from ..images.fusion import Plan, Stage
+from ..images.specs import ImageTransform, ImageTransformConfig, Size, height_width, scaled
+from ..randomness.per_sample import Draws
 
 
 class Resize(ImageTransform):

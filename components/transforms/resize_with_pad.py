@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images import (
+from ..images.specs import (
     ImageTransform,
     ImageTransformConfig,
     Size,
@@ -19,7 +19,7 @@ from ..images import (
     refuse_normalised,
     scaled,
 )
-from ..sample_draws import Draws
+from ..randomness.per_sample import Draws
 
 
 class ResizeWithPad(ImageTransform):

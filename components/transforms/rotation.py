@@ -12,11 +12,11 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.specs import Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..conventions import ConventionConfig, check_conventions, rotation
 from ..embodiments import ACTION_PADDING
-from ..rotations import Representation, convert
-from ..rotations import Rotation as Form
-from ..vectors import changed, refuse_normalised, vector
+from ..vectors.rotation_options import ConventionConfig, check_conventions, rotation
+from ..vectors.rotations import Representation, convert
+from ..vectors.rotations import Rotation as Form
+from ..vectors.specs import changed, refuse_normalised, vector
 
 
 class Rotation(Transform):

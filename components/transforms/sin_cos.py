@@ -12,7 +12,7 @@ from torch import Tensor
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..vectors import changed, chosen, columns, refuse_normalised
+from ..vectors.specs import changed, chosen, columns, refuse_normalised
 
 _STATES = (Kind.STATE,)
 

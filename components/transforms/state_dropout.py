@@ -11,7 +11,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Range, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..vectors import chosen
+from ..vectors.specs import chosen
 
 
 class StateDropout(Transform):

@@ -14,7 +14,7 @@ from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts, Transform
 from ..embodiments import each_own, embodiments, facts_by_robot, ids_of
-from ..vectors import Constants, chosen, statistics_of
+from ..vectors.specs import Constants, chosen, statistics_of
 
 Deviation = Annotated[float, Field(ge=0.0)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .family import Family
+from .base import Family
 from .florence import Florence
 from .internvl import InternVl
 from .openvla import OpenVla

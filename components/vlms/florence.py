@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration, Florence2Model, PreTrainedModel
 
-from .family import Family, Seen
+from .base import Family, Seen
 from .sequence import Rotary
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration, InternVLModel
 
-from .family import Family, Seen
+from .base import Family, Seen
 
 
 class InternVl(Family):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PaliGemmaForConditionalGeneration, PaliGemmaModel
 
-from .family import Family, Seen
+from .base import Family, Seen
 from .sequence import Attention
 
 

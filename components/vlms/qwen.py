@@ -15,8 +15,8 @@ from transformers import (
     Qwen3VLModel,
 )
 
-from ..rotary import Rotation, turn
-from .family import Family, Seen
+from ..layers.rotary import Rotation, turn
+from .base import Family, Seen
 from .sequence import Places, Rotary
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import SmolVLMForConditionalGeneration, SmolVLMModel
 
-from .family import Family, Seen
+from .base import Family, Seen
 
 
 class SmolVlm(Family):

@@ -16,7 +16,7 @@ from policysmith.builder import Builder, RecipePolicy
 from policysmith.builder.interop.lerobot.convert import export_policy, import_policy
 from policysmith.builder.interop.lerobot.experts import model_of
 from policysmith.builder.interop.lerobot.policies import pi0, pi05, smolvla
-from policysmith.components.pretrained import read_tokenizer
+from policysmith.components.pretrained.models import read_tokenizer
 from policysmith.schemas.errors import WeightsError
 
 CAMERA, STATE = "observation.images.corner2", "observation.state"

@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForImageTextToText, T5ForConditionalGeneration
 
-from policysmith.components import pretrained
-from policysmith.components.pretrained import as_config, read_config
+from policysmith.components.pretrained import models
+from policysmith.components.pretrained.models import as_config, read_config
 
-FILES = sorted((Path(pretrained.__file__).parent / "architectures").glob("*.json"))
+FILES = sorted((Path(models.__file__).parent / "architectures").glob("*.json"))
 PUBLISHED = {
     "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": 507.5,
     "OpenGVLab/InternVL3-1B-hf": 938.2,

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from policysmith.components import decoder_layers
-from policysmith.components.decoder_layers import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention
-from policysmith.components.layers import waves
-from policysmith.components.rotary import rotation, turn
+from policysmith.components.layers import decoder
+from policysmith.components.layers.basic import waves
+from policysmith.components.layers.decoder import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention
+from policysmith.components.layers.rotary import rotation, turn
 
 
 @pytest.mark.parametrize(("family", "offset", "eps"), [("gemma", 1.0, 1e-6), ("llama", 0.0, 1e-5)])
@@ -37,7 +37,7 @@ def test_ada_rms_norm_starts_plain_and_shut() -> None:
 def test_ada_rms_norm_is_the_formula_behind_a_gated_branch(
     kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder_layers, "fused", lambda values: kernel)
+    monkeypatch.setattr(decoder, "fused", lambda values: kernel)
     part = AdaRmsNorm(8, 5)
     torch.nn.init.normal_(part.modulation.weight)
     tokens, branch, condition, gate = (

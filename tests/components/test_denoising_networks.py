@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from policysmith.components.base import Feature
 from policysmith.components.heads.diffusion import Diffusion
-from policysmith.components.layers import sinusoids
+from policysmith.components.layers.basic import sinusoids
 from policysmith.components.networks.dit import Dit
 from policysmith.components.networks.mlp import MlpNetwork
 from policysmith.components.networks.transformer import DiffusionTransformer

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from policysmith.components.base import Feature
+from policysmith.components.denoising.noise_schedules import kept
 from policysmith.components.heads.diffusion import Diffusion
-from policysmith.components.noise_schedules import kept
 from policysmith.schemas.errors import SpecError
 
 DIT = {"type": "dit", "width": 16, "depth": 2, "heads": 2}

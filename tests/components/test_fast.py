@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy.fft import dct as scipy_dct
 from torch import Tensor
 
-from policysmith.components.fast_tokens import FastTokens, dct, inverse_dct
 from policysmith.components.heads.fast import Fast, _held
-from policysmith.components.rotary import rotate
-from policysmith.components.token_writer import TokenWriter
+from policysmith.components.language.fast_tokens import FastTokens, dct, inverse_dct
+from policysmith.components.layers.rotary import rotate
+from policysmith.components.layers.token_writer import TokenWriter
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
 

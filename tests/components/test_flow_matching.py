@@ -13,7 +13,7 @@ from torch import Tensor
 
 from policysmith.components.base import Feature
 from policysmith.components.heads.flow_matching import FlowMatching
-from policysmith.components.layers import Attention, sinusoids
+from policysmith.components.layers.basic import Attention, sinusoids
 from policysmith.schemas.errors import SpecError
 
 DIT = {"type": "dit", "width": 16, "depth": 2, "heads": 2}

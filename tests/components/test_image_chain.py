@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from policysmith.components import image_chain
-from policysmith.components.image_chain import chains, fused, fuses
+from policysmith.components.images import fusion
+from policysmith.components.images.fusion import chains, fused, fuses
+from policysmith.components.randomness.per_sample import SAMPLE_KEY
 from policysmith.components.registry import TRANSFORMS
-from policysmith.components.sample_draws import SAMPLE_KEY
 from policysmith.schemas.specs import Kind, Range, Spec
 
 KEY = "observation.images.front"
@@ -133,7 +133,7 @@ def test_only_bytes_on_a_gpu_are_for_the_kernel() -> None:
 
 
 def test_only_what_ends_with_a_normalisation_is_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_chain, "on_gpu", lambda values: True)
+    monkeypatch.setattr(fusion, "on_gpu", lambda values: True)
     transforms = [*made(SHIFT), nn.Identity(), *made(NORMALIZE)]
     assert [fuses(chain, images()) for chain in chains(transforms)] == [False, False, True]
     assert not fuses(made(NORMALIZE), {})

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from policysmith.components.randomness.per_sample import SAMPLE_KEY
 from policysmith.components.registry import TRANSFORMS
-from policysmith.components.sample_draws import SAMPLE_KEY
 from policysmith.components.transforms import color_jitter, random_rotation
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Range, Spec

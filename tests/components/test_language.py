@@ -198,7 +198,7 @@ def test_an_encoder_that_trains_remembers_nothing(tmp_path: Path) -> None:
 def test_memory_is_bounded_and_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save("bert", tmp_path)
     (part, sizes), batch = resting(tmp_path), keyed(text_batch())
-    monkeypatch.setattr("policysmith.components.remembered._MOST", 1)
+    monkeypatch.setattr("policysmith.components.language.prompt_cache._MOST", 1)
     first = part(batch, ("pooled",))["pooled"].values
     assert torch.equal(first, part(batch, ("pooled",))["pooled"].values)
     assert sizes == [1, 1, 1]

@@ -8,8 +8,8 @@ from torch import nn
 
 from policysmith.builder.training.optim.adamw import decays
 from policysmith.components.kernels import attention
-from policysmith.components.layers import Attention, CategoryLinear
-from policysmith.components.rotary import rotation
+from policysmith.components.layers.basic import Attention, CategoryLinear
+from policysmith.components.layers.rotary import rotation
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5), (4, 2, 3, 5)])

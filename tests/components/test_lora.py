@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
-from policysmith.components import lora
 from policysmith.components.backbones.mlp import MlpBackbone
 from policysmith.components.backbones.timm import Timm
 from policysmith.components.backbones.vit import Vit
+from policysmith.components.pretrained import lora
 from policysmith.schemas.errors import SpecError, WeightsError
 from policysmith.schemas.part import LoraSection
 from policysmith.schemas.specs import Kind, Spec

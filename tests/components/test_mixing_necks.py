@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from policysmith.components.base import Feature
-from policysmith.components.layers import Attention
+from policysmith.components.layers.basic import Attention
+from policysmith.components.layers.transformer import LayerOptions, TransformerLayer
 from policysmith.components.necks.cross_attention import CrossAttention
 from policysmith.components.necks.film import Film
 from policysmith.components.necks.perceiver import Perceiver
@@ -17,7 +18,6 @@ from policysmith.components.necks.project import Project
 from policysmith.components.necks.self_attention import SelfAttention
 from policysmith.components.necks.soft_prompt import SoftPrompt
 from policysmith.components.necks.transformer import Transformer
-from policysmith.components.transformer_layers import LayerOptions, TransformerLayer
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
 
@@ -302,7 +302,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 def test_turned_attention_depends_on_distance() -> None:
     """Rotary queries and keys: shifting all positions changes nothing, shifting some does."""
-    from policysmith.components.rotary import rotation
+    from policysmith.components.layers.rotary import rotation
 
     part, tokens = Attention(8, 2).double(), torch.randn(2, 5, 8).double()
     places = torch.arange(5.0)[None]

@@ -14,7 +14,7 @@ from policysmith.components.backbones.mlp import MlpBackbone
 from policysmith.components.base import Feature
 from policysmith.components.features import masked_mean
 from policysmith.components.heads.mlp import MlpHead
-from policysmith.components.layers import mlp
+from policysmith.components.layers.basic import mlp
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
 

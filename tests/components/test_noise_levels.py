@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 
-from policysmith.components.noise_levels import NoiseLevels
+from policysmith.components.denoising.noise_levels import NoiseLevels
 
 COUNT = 20_000
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policysmith.components.collators.language import LanguageCollator
-from policysmith.components.pretrained import read_tokenizer
-from policysmith.components.prompts import StateBins, cleaned, fields
+from policysmith.components.language.prompts import StateBins, cleaned, fields
+from policysmith.components.pretrained.models import read_tokenizer
 from policysmith.schemas.errors import DatasetError, SpecError
 from policysmith.schemas.specs import Kind, Spec
 

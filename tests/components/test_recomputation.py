@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from policysmith.components import lora
 from policysmith.components.backbones.mlp import MlpBackbone
 from policysmith.components.backbones.timm import Timm
 from policysmith.components.backbones.vision import Vision
 from policysmith.components.backbones.vit import Vit
-from policysmith.components.recomputation import recompute
+from policysmith.components.layers.recomputation import recompute
+from policysmith.components.pretrained import lora
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.part import LoraSection
 from policysmith.schemas.specs import Kind, Spec

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from policysmith.components.recomputation import recompute
+from policysmith.components.layers.recomputation import recompute
 
 from .test_vlm import architecture, build, observations
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from policysmith.components.registry import TRANSFORMS
-from policysmith.components.rotations import Rotation, convert, to_matrix
+from policysmith.components.vectors.rotations import Rotation, convert, to_matrix
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Range, Spec
 

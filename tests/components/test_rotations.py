@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from policysmith.components.rotations import Rotation, convert, from_matrix, orthonormal, to_matrix
+from policysmith.components.vectors.rotations import Rotation, convert, from_matrix, orthonormal, to_matrix
 
 ORDERS = [
     "".join(axes)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from policysmith.components.sample_draws import SAMPLE_KEY, Draws
+from policysmith.components.randomness.per_sample import SAMPLE_KEY, Draws
 
 MANY = torch.arange(20_000)
 KINDS: dict[str, Callable[[Draws], Tensor]] = {

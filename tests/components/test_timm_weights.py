@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from policysmith.components.backbones.timm import Timm
-from policysmith.components.weights import find, read
+from policysmith.components.pretrained.weights import find, read
 from policysmith.schemas.errors import SpecError, WeightsError
 from policysmith.schemas.specs import Kind, Spec
 

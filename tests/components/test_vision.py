@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from policysmith.components.backbones.vision import Vision, patches
-from policysmith.components.images import STATISTICS
+from policysmith.components.images.specs import STATISTICS
 from policysmith.components.transforms.normalize_image import NormalizeImage
 from policysmith.schemas.errors import SpecError, WeightsError
 from policysmith.schemas.specs import Kind, Spec

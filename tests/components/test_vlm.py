@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, Qwen2VLImageProcessor
 
-from policysmith.components import lora, pretrained
 from policysmith.components.backbones.vlm import Vlm
+from policysmith.components.pretrained import lora, models
 from policysmith.schemas.errors import SpecError, WeightsError
 from policysmith.schemas.part import LoraSection
 from policysmith.schemas.specs import Kind, Spec
@@ -49,7 +49,7 @@ def observations(size: int = 32, length: int = 6, steps: int = 1) -> dict[str, T
 
 def save(family: str, directory: Path) -> Any:
     """A tiny checkpoint with weights far from their initial values, and transformers' model of it."""
-    path = Path(pretrained.__file__).parent / "architectures" / f"policysmith--tiny-{family}.json"
+    path = Path(models.__file__).parent / "architectures" / f"policysmith--tiny-{family}.json"
     held = json.loads(path.read_text())
     model: Any = AutoModelForImageTextToText.from_config(
         CONFIG_MAPPING[held.pop("model_type")].from_dict(held)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from policysmith.components.base import Feature
-from policysmith.components.draws import categorical
-from policysmith.components.gpt import Gpt
 from policysmith.components.heads.vqbet import Vqbet
-from policysmith.components.residual_vq import ResidualVq
+from policysmith.components.layers.gpt import Gpt
+from policysmith.components.layers.residual_vq import ResidualVq
+from policysmith.components.randomness.generator import categorical
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
 

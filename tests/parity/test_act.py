@@ -12,7 +12,7 @@ from torch import Tensor
 from policysmith.builder.interop.lerobot.policies import act
 from policysmith.builder.policy.ensemble import Ensemble
 from policysmith.builder.policy.recipe_policy import RecipePolicy
-from policysmith.components.detr import map_positions, step_positions
+from policysmith.components.layers.detr import map_positions, step_positions
 from policysmith.schemas.errors import WeightsError
 from policysmith.schemas.specs import Kind, Spec
 

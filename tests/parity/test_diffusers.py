@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from policysmith.components.base import Feature
+from policysmith.components.denoising.noise_schedules import kept
 from policysmith.components.heads.diffusion import Diffusion
-from policysmith.components.noise_schedules import kept
 from policysmith.schemas.specs import Kind, Spec
 
 from .golden import load, uniform

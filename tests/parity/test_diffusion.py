@@ -12,9 +12,9 @@ from torch import Tensor
 from policysmith.builder.interop.lerobot import rgb_encoder
 from policysmith.builder.interop.lerobot.policies import diffusion
 from policysmith.builder.policy.recipe_policy import RecipePolicy
+from policysmith.components.denoising.noise_schedules import kept
 from policysmith.components.features import masked_mean
 from policysmith.components.heads import diffusion
-from policysmith.components.noise_schedules import kept
 from policysmith.schemas.errors import WeightsError
 from policysmith.schemas.specs import Kind, Spec
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from policysmith.components.base import Feature
 from policysmith.components.heads import vqbet
 from policysmith.components.heads.vqbet import Vqbet
-from policysmith.components.norms import group_norms
-from policysmith.components.residual_vq import ChunkVae
+from policysmith.components.layers.batch_norms import group_norms
+from policysmith.components.layers.residual_vq import ChunkVae
 from policysmith.schemas.specs import Kind, Spec
 
 from .golden import Golden, digest, load

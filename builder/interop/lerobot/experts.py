@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....components.pretrained import read_config
+from ....components.pretrained.models import read_config
+from ....components.vlms.base import Family
 from ....components.vlms.families import FAMILIES, family_of
-from ....components.vlms.family import Family
 from ....schemas.errors import WeightsError
 from .weight_names import Pair, layer, same
 

@@ -10,8 +10,8 @@ import timm
 import torch
 from torch import Tensor
 
-from ....components.images import height_width
-from ....components.norms import group_norms
+from ....components.images.specs import height_width
+from ....components.layers.batch_norms import group_norms
 from ....schemas.errors import WeightsError
 from .weight_names import Pair, layer, pointwise, same
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ....components.base import Learner
-from ....components.layers import repeated
+from ....components.layers.basic import repeated
 from .module_patches import remember
 
 _SHAPES = 64

@@ -18,7 +18,7 @@ from transformers import ViTConfig, ViTModel
 
 from policysmith.builder.training.speed.compilation import compiled_blocks
 from policysmith.builder.training.speed.fx import passes
-from policysmith.components.recomputation import recompute
+from policysmith.components.layers.recomputation import recompute
 
 from .traced_layers import LAYERS, TOKENS, WIDTH, Traced, vit_layer
 

@@ -20,7 +20,7 @@ from policysmith.builder.training.batches import loaded, stored
 from policysmith.builder.training.frozen.table import Rows
 from policysmith.builder.training.seeds import sample_keys
 from policysmith.components.backbones.vit import Vit
-from policysmith.components.sample_draws import SAMPLE_KEY
+from policysmith.components.randomness.per_sample import SAMPLE_KEY
 
 CAMERA = "observation.images.corner2"
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from policysmith.components import lora
-from policysmith.components.recomputation import recompute
+from policysmith.components.layers.recomputation import recompute
+from policysmith.components.pretrained import lora
 from policysmith.components.registry import (
     BACKBONES,
     NECKS,

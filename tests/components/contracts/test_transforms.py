@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from policysmith.components.randomness.per_sample import SAMPLE_KEY
 from policysmith.components.registry import (
     TRANSFORMS,
 )
-from policysmith.components.sample_draws import SAMPLE_KEY
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Range, Spec
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor
 
-from .....components.norms import freeze_batch_norms
+from .....components.layers.batch_norms import freeze_batch_norms
 from .....schemas.errors import WeightsError
 from ..weight_names import Pair, layer, packed, pointwise, same, to_ours, to_theirs
 

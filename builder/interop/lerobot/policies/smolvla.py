@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .....components.vlms.family import Family
+from .....components.vlms.base import Family
 from .....schemas.errors import WeightsError
 from ..expert_inputs import NEWLINE, Inputs, Processor
 from ..experts import (
