@@ -31,9 +31,9 @@ from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
 from .fine_tuning.base_policy import Kept, Start
 from .fine_tuning.transfer import Taken
-from .planning import dry_run, policy
+from .planning import dry_run
 from .planning.data import plan_data
-from .planning.policy import PolicyPlan
+from .planning.policy import PolicyPlan, plan_policy
 from .planning.sources import DataPlan, Source, Windows
 from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy
 from .policy.freezing import freeze
@@ -350,7 +350,7 @@ class Builder:
         if self._config is not None:
             return None
         held = self._start.facts(self.recipe.resolved(), self._data) if self._start is not None else None
-        return policy.plan_policy(self.recipe, self._data, held)
+        return plan_policy(self.recipe, self._data, held)
 
     def _description(self) -> dict[str, Any]:
         return {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from policysmith.builder.interop.lerobot import rgb_encoder
-from policysmith.builder.interop.lerobot.policies import diffusion
+from policysmith.builder.interop.lerobot.policies.diffusion import is_of, to_lerobot, to_policysmith
 from policysmith.builder.policy.recipe_policy import RecipePolicy
 from policysmith.components.denoising.noise_schedules import kept
 from policysmith.components.features import masked_mean
@@ -65,7 +65,7 @@ def weights_of(name: str) -> dict[str, Tensor]:
 
 def loaded(name: str) -> RecipePolicy:
     golden = load(name)
-    sections, weights = diffusion.to_policysmith(weights_of(name), config_of(golden))
+    sections, weights = to_policysmith(weights_of(name), config_of(golden))
     policy = build(sections, specs_of(golden))
     policy.load_state_dict(weights)
     return policy.eval()
@@ -83,7 +83,7 @@ def test_condition_and_prediction(name: str) -> None:
     context = policy.head.network.encode(policy.features(policy.transform(golden.inputs)))
     layer = policy.head.network.middle.first.film
     probe = torch.eye(layer.in_features)
-    _, columns = diffusion.to_lerobot(
+    _, columns = to_lerobot(
         {**policy.state_dict(), "head.network.middle.first.film.weight": probe}, policy.content
     )
     order = columns["diffusion.unet.mid_modules.0.cond_encoder.1.weight"].argmax(0)
@@ -119,7 +119,7 @@ def test_gradients(name: str) -> None:
     loss.backward()
     ours = {key: torch.zeros_like(value) for key, value in policy.state_dict().items()}
     ours |= {key: p.grad for key, p in policy.named_parameters() if p.grad is not None}
-    _, gradients = diffusion.to_lerobot(ours, policy.content)
+    _, gradients = to_lerobot(ours, policy.content)
     found = {key: digest(key, gradients[key]) for key in golden.gradients}
     torch.testing.assert_close(found, golden.gradients, **GRADIENTS)
     learned = {key for key in gradients if "running" not in key and not key.endswith(("tracked", "pos_grid"))}
@@ -151,7 +151,7 @@ def test_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_there_and_back(name: str) -> None:
     policy, golden = loaded(name), load(name)
-    exported, back = diffusion.to_lerobot(policy.state_dict(), policy.content)
+    exported, back = to_lerobot(policy.state_dict(), policy.content)
     weights, config = weights_of(name), config_of(golden)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[key], weights[key]) for key in weights)
@@ -159,7 +159,7 @@ def test_there_and_back(name: str) -> None:
     unused |= {"beta_start", "beta_end"} if config["beta_schedule"].startswith("squared") else set()
     compared = config.keys() & exported.keys() - unused
     assert {key: exported[key] for key in compared} == {key: config[key] for key in compared}
-    assert diffusion.is_of(policy.content["recipe"])
+    assert is_of(policy.content["recipe"])
 
 
 def test_weights_that_are_missing_or_too_many_are_named() -> None:
@@ -168,19 +168,19 @@ def test_weights_that_are_missing_or_too_many_are_named() -> None:
     weights["diffusion.other"] = torch.zeros(1)
     message = r"missing: diffusion\.unet\.final_conv\.1\.bias; unexpected: diffusion\.other"
     with pytest.raises(WeightsError, match=message):
-        diffusion.to_policysmith(weights, config_of(golden))
+        to_policysmith(weights, config_of(golden))
     policy = loaded("diffusion_sample")
     ours = policy.state_dict()
     del ours["head.network.action_out.bias"]
     with pytest.raises(WeightsError, match=r"missing: head\.network\.action_out\.bias"):
-        diffusion.to_lerobot(ours, policy.content)
+        to_lerobot(ours, policy.content)
 
 
 def test_coordinates_of_another_map_are_refused() -> None:
     golden, weights = load("diffusion"), dict(weights_of("diffusion"))
     weights["diffusion.rgb_encoder.0.pool.pos_grid"] = torch.zeros(6, 2)
     with pytest.raises(WeightsError, match="not that of a map of 2 x 3 places"):
-        diffusion.to_policysmith(weights, config_of(golden))
+        to_policysmith(weights, config_of(golden))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_policy_that_lerobot_cannot_hold_is_refused(change: dict[str, Any], me
     changed = {key: {**recipe["policy"][key], **value} for key, value in change.items()}
     content = {**policy.content, "recipe": {**recipe, "policy": {**recipe["policy"], **changed}}}
     with pytest.raises(WeightsError, match=message):
-        diffusion.to_lerobot(policy.state_dict(), content)
+        to_lerobot(policy.state_dict(), content)
 
 
 def test_chunks_that_begin_elsewhere_are_refused() -> None:
@@ -207,7 +207,7 @@ def test_chunks_that_begin_elsewhere_are_refused() -> None:
     recipe = policy.content["recipe"]
     content = {**policy.content, "recipe": {**recipe, "data": {**recipe["data"], "past_actions": 0}}}
     with pytest.raises(WeightsError, match="with 1 past actions; here they are 0"):
-        diffusion.to_lerobot(policy.state_dict(), content)
+        to_lerobot(policy.state_dict(), content)
 
 
 def test_crops() -> None:

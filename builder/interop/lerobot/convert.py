@@ -34,8 +34,7 @@ _STATE, _ENVIRONMENT, _IMAGES = "observation.state", "observation.environment_st
 
 def types() -> list[str]:
     """The policy types of LeRobot that can be converted."""
-    files = Path(__file__).parent.glob("lerobot_*.py")
-    return sorted(path.stem.removeprefix("lerobot_") for path in files if path.stem != "lerobot_files")
+    return sorted(path.stem for path in (Path(__file__).parent / "policies").glob("[a-z]*.py"))
 
 
 def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -> RecipePolicy:
@@ -124,7 +123,7 @@ def _with_reads(policy: RecipePolicy) -> dict[str, Any]:
 
 
 def _converter(kind: str) -> Any:
-    return importlib.import_module(f"{__package__}.lerobot_{kind}")
+    return importlib.import_module(f"{__package__}.policies.{kind}")
 
 
 def _load(policy: RecipePolicy, weights: Mapping[str, Any]) -> None:

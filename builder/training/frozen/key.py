@@ -61,7 +61,7 @@ def _versions() -> dict[str, str | None]:
 
 def _code(policy: RecipePolicy) -> str:
     """A digest of all code that a feature may depend on: parts, data and policy, and the files of parts elsewhere."""
-    builder = Path(__file__).resolve().parents[1]
+    builder = Path(__file__).resolve().parents[2]
     own = [builder.parent / "components", builder / "data", builder / "policy"]
     files = {file for folder in own for file in folder.rglob("*.py")}
     for part in (*policy.transforms, *policy.backbones.values(), policy.collator):
