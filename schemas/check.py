@@ -19,9 +19,10 @@ from jsonschema.validators import extend
 
 from . import wording
 from .diagnostics import MOST, Diagnostic, ErrorCode, in_order
-from .document import Document, KeyPath
+from .document import Document
 from .json_schema import SchemaTree, shipped_schema
 from .kinds import KINDS, unlisted_types
+from .nodes import KeyPath
 from .wording import near, quoted, shortened, where
 
 

@@ -9,7 +9,6 @@ Documents are immutable; an override makes a new one.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,54 +18,11 @@ from typing import Any, Literal
 
 from .diagnostics import Diagnostic, Source, Span
 from .errors import RecipeError
+from .nodes import MAX_BYTES, Entry, Key, KeyPath, Node, plain_node
 from .paths import expanded
-from .yaml_scalars import Scalar
+from .yaml_parser import Parser
 
-Key = str | int
-KeyPath = tuple[Key, ...]
-
-MAX_DEPTH = 40
-MAX_NODES = 100_000
-MAX_BYTES = 1_000_000
 _TOO_LARGE = f"the recipe is larger than {MAX_BYTES // 1_000_000} MB"
-
-
-@dataclass(frozen=True)
-class Node:
-    """A value and where it stands. `size` counts it and everything below it, aliases written out; `depth` likewise."""
-
-    span: Span
-    content: Scalar | tuple[Node, ...] | dict[str, Entry]
-
-    @cached_property
-    def children(self) -> tuple[Node, ...]:
-        if isinstance(self.content, dict):
-            return tuple(entry.node for entry in self.content.values())
-        return self.content if isinstance(self.content, tuple) else ()
-
-    @cached_property
-    def size(self) -> int:
-        return 1 + sum(child.size for child in self.children)
-
-    @cached_property
-    def depth(self) -> int:
-        return 1 + max((child.depth for child in self.children), default=0)
-
-    def plain(self) -> Any:
-        """The value as dicts, lists and scalars, none of them shared."""
-        if isinstance(self.content, dict):
-            return {key: entry.node.plain() for key, entry in self.content.items()}
-        if isinstance(self.content, tuple):
-            return [item.plain() for item in self.content]
-        return self.content
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A key's place and its value."""
-
-    key: Span
-    node: Node
 
 
 @dataclass(frozen=True)
@@ -118,17 +74,6 @@ def _replaced(node: Node, path: KeyPath, entry: Entry) -> Node:
     return Node(node.span, entries)
 
 
-def dotted(path: Sequence[Key]) -> str:
-    """`policy.head.hidden[1]`; keys that hold a dot are quoted."""
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        else:
-            text += ("." if text else "") + (f'"{step}"' if "." in step else step)
-    return text
-
-
 def read(path: Path) -> Document:
     """Parse a recipe file. Raise RecipeError, also where the file cannot be read or is larger than MAX_BYTES."""
     path = expanded(path)
@@ -157,8 +102,6 @@ def _unreadable(source: Source, message: str) -> RecipeError:
 
 def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -> Document:
     """Parse a recipe's text. Raise RecipeError with every finding."""
-    from .yaml_parser import Parser
-
     if len(text) > MAX_BYTES:
         raise _unreadable(Source(name), _TOO_LARGE)
     source = Source(name, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
@@ -171,40 +114,3 @@ def from_mapping(
     """A document of plain Python values. Raises RecipeError for values that no recipe can hold."""
     root = plain_node(value, Source(name), ())
     return Document(root, directory if directory is not None else Path())
-
-
-def plain_node(value: object, source: Source, path: KeyPath) -> Node:
-    """A node of a plain Python value; tuples become lists and paths strings. Raises RecipeError otherwise."""
-    span = Span(source, path=dotted(path))
-    if len(path) > MAX_DEPTH:
-        raise RecipeError(
-            [Diagnostic("E008 refused-yaml", f"more than {MAX_DEPTH} levels deep, or endless", span)]
-        )
-    if isinstance(value, Mapping):
-        if strange := [key for key in value if not isinstance(key, str)]:
-            message = f"keys must be strings, found {strange[0]!r}"
-            raise RecipeError([Diagnostic("E005 wrong-type", message, span)])
-        return Node(span, {str(k): _plain_entry(v, source, (*path, str(k))) for k, v in value.items()})
-    if isinstance(value, (list, tuple)):
-        return Node(span, tuple(plain_node(item, source, (*path, i)) for i, item in enumerate(value)))
-    if isinstance(value, os.PathLike):
-        return Node(span, os.fspath(value))
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(
-            [Diagnostic("E007 invalid-value", f"`{span.path}` must be finite, found {value}", span)]
-        )
-    for plain in (str, bool, int, float):
-        if isinstance(value, plain):
-            return Node(span, plain(value))
-    if value is None:
-        return Node(span, None)
-    message = (
-        f"`{span.path}` holds a {type(value).__module__}.{type(value).__qualname__}, which no recipe can say"
-    )
-    raise RecipeError(
-        [Diagnostic("E005 wrong-type", message, span, help="convert it to a plain Python value")]
-    )
-
-
-def _plain_entry(value: object, source: Source, path: KeyPath) -> Entry:
-    return Entry(Span(source, path=dotted(path)), plain_node(value, source, path))

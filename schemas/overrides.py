@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .diagnostics import Diagnostic, Source, Span
-from .document import Document, Entry, Key, KeyPath, Node, dotted, plain_node
+from .document import Document
 from .errors import RecipeError
+from .nodes import Entry, Key, KeyPath, Node, dotted, plain_node
+from .yaml_parser import Parser
 
 _STEP = re.compile(r"""(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<plain>[^.='"\s]+))(?P<after>[.=]|$)""")
 _FLAG = "-o "
@@ -52,8 +54,6 @@ def apply_mapping(document: Document, overrides: Mapping[str, Any]) -> Document:
 
 
 def _apply(document: Document, source: Source) -> Document:
-    from .yaml_parser import Parser
-
     text = source.text or ""
     steps = _steps(text[len(_FLAG) :], source, len(_FLAG))
     start = steps[-1][1].end_column

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .document import KeyPath, dotted
+from .nodes import KeyPath, dotted
 from .yaml_scalars import resolve
 
 _RANGE = re.compile(r"(\d{0,9}):(\d{1,9})")

@@ -24,8 +24,8 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from .diagnostics import Diagnostic, ErrorCode, Source, Span, in_order
-from .document import MAX_DEPTH, MAX_NODES, Entry, Node
 from .errors import RecipeError
+from .nodes import MAX_DEPTH, MAX_NODES, Entry, Node
 from .yaml_errors import explain
 from .yaml_scalars import resolve
 

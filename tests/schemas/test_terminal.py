@@ -12,8 +12,9 @@ import pytest
 from policysmith.builder.display import PlainConsole
 from policysmith.schemas import console
 from policysmith.schemas.check import check as judge
-from policysmith.schemas.document import MAX_BYTES, parse, read
+from policysmith.schemas.document import parse, read
 from policysmith.schemas.errors import RecipeError
+from policysmith.schemas.nodes import MAX_BYTES
 from policysmith.schemas.terminal import printable
 
 RECIPE = """recipe: 1
