@@ -1,10 +1,10 @@
-"""A recipe as plain values, every one of which knows the place it was written.
+"""A recipe as plain values, each with its place in the source.
 
     document = read(Path("recipes/vit_mlp.yaml"))
     document.value["policy"]["head"]["hidden"]           # [512, 512]
     document.span(("policy", "head", "hidden", 1))       # recipes/vit_mlp.yaml:20:35
 
-Documents are immutable; an override makes a new one.
+Documents are immutable; an override creates a new one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TOO_LARGE = f"the recipe is larger than {MAX_BYTES // 1_000_000} MB"
 
 @dataclass(frozen=True)
 class Document:
-    """A whole recipe; `directory` is what its relative paths start from."""
+    """A whole recipe; its relative paths start from `directory`."""
 
     root: Node
     directory: Path
@@ -37,7 +37,7 @@ class Document:
         return dict(self.root.plain())
 
     def span(self, path: Sequence[Key], part: Literal["key", "value"] = "value") -> Span:
-        """Place of the value at `path`, or of its key; of the nearest ancestor that exists where it does not."""
+        """Return the place of the value at `path` or of its key, or else of its nearest existing ancestor."""
         node, key = self.root, Span(self.root.span.source)
         for step in path:
             if isinstance(node.content, dict) and step in node.content:
@@ -51,7 +51,7 @@ class Document:
         return key if part == "key" else node.span
 
     def replaced(self, path: Sequence[Key], entry: Entry) -> Document:
-        """The same document with another value at `path`, whose parents exist."""
+        """Return a copy with another value at `path`, whose parents must exist."""
         return replace(self, root=_replaced(self.root, tuple(path), entry))
 
 
@@ -75,11 +75,15 @@ def _replaced(node: Node, path: KeyPath, entry: Entry) -> Node:
 
 
 def read(path: Path) -> Document:
-    """Parse a recipe file. Raise RecipeError, also where the file cannot be read or is larger than MAX_BYTES."""
+    """Parse a recipe file.
+
+    Raises:
+        RecipeError: The file is invalid, unreadable or larger than MAX_BYTES.
+    """
     path = expanded(path)
     source = Source(os.fspath(path))
     if "\0" in source.name:
-        raise _unreadable(source, "cannot read the recipe: its path holds a NUL character")
+        raise _unreadable(source, "cannot read the recipe: its path contains a NUL character")
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
@@ -101,7 +105,7 @@ def _unreadable(source: Source, message: str) -> RecipeError:
 
 
 def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -> Document:
-    """Parse a recipe's text. Raise RecipeError with every finding."""
+    """Parse the text of a recipe, or raise RecipeError with every finding."""
     if len(text) > MAX_BYTES:
         raise _unreadable(Source(name), _TOO_LARGE)
     source = Source(name, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
@@ -111,6 +115,6 @@ def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -
 def from_mapping(
     value: Mapping[str, Any], name: str = "recipe", *, directory: Path | None = None
 ) -> Document:
-    """A document of plain Python values. Raises RecipeError for values that no recipe can hold."""
+    """Build a document from plain Python values, or raise RecipeError if YAML cannot represent them."""
     root = plain_node(value, Source(name), ())
     return Document(root, directory if directory is not None else Path())

@@ -1,4 +1,4 @@
-"""Values of a recipe, each with the place where it was written."""
+"""Values of a recipe with their places in the source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Node:
-    """A value and where it stands. `size` counts it and everything below it, aliases written out; `depth` likewise."""
+    """A value and its place. `size` and `depth` cover everything below it, with aliases expanded."""
 
     span: Span
     content: Scalar | tuple[Node, ...] | dict[str, Entry]
@@ -43,7 +43,7 @@ class Node:
         return 1 + max((child.depth for child in self.children), default=0)
 
     def plain(self) -> Any:
-        """The value as dicts, lists and scalars, none of them shared."""
+        """Return the value as dicts, lists and scalars, without sharing any."""
         if isinstance(self.content, dict):
             return {key: entry.node.plain() for key, entry in self.content.items()}
         if isinstance(self.content, tuple):
@@ -53,14 +53,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Entry:
-    """A key's place and its value."""
+    """The place of a key, and its value."""
 
     key: Span
     node: Node
 
 
 def dotted(path: Sequence[Key]) -> str:
-    """`policy.head.hidden[1]`; keys that hold a dot are quoted."""
+    """Return a path such as `policy.head.hidden[1]`; keys that contain a dot are quoted."""
     text = ""
     for step in path:
         if isinstance(step, int):
@@ -71,11 +71,21 @@ def dotted(path: Sequence[Key]) -> str:
 
 
 def plain_node(value: object, source: Source, path: KeyPath) -> Node:
-    """A node of a plain Python value; tuples become lists and paths strings. Raises RecipeError otherwise."""
+    """Build a node from a plain Python value; tuples become lists, and paths become strings.
+
+    Raises:
+        RecipeError: YAML cannot represent the value.
+    """
     span = Span(source, path=dotted(path))
     if len(path) > MAX_DEPTH:
         raise RecipeError(
-            [Diagnostic("E008 refused-yaml", f"more than {MAX_DEPTH} levels deep, or endless", span)]
+            [
+                Diagnostic(
+                    "E008 refused-yaml",
+                    f"the recipe is nested more than {MAX_DEPTH} levels deep, or endlessly",
+                    span,
+                )
+            ]
         )
     if isinstance(value, Mapping):
         if strange := [key for key in value if not isinstance(key, str)]:
@@ -96,7 +106,7 @@ def plain_node(value: object, source: Source, path: KeyPath) -> Node:
     if value is None:
         return Node(span, None)
     message = (
-        f"`{span.path}` holds a {type(value).__module__}.{type(value).__qualname__}, which no recipe can say"
+        f"`{span.path}` is a {type(value).__module__}.{type(value).__qualname__}, which YAML cannot represent"
     )
     raise RecipeError(
         [Diagnostic("E005 wrong-type", message, span, help="convert it to a plain Python value")]
