@@ -11,12 +11,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from ...schemas.composition import PATH_KEYS
 from ...schemas.document import Document, parse
 from ...schemas.errors import RecipeError
 from ...schemas.paths import exists, expanded
-from ..wiring.parts import LOCATIONS
-
-_PATHS = (*LOCATIONS, "init", "from")
 
 
 def standalone(document: Document, *, located: bool) -> str:
@@ -82,7 +80,7 @@ def _located(recipe: dict[str, Any], directory: Path) -> dict[str, Any]:
     while nodes:
         node = nodes.pop()
         if isinstance(node, dict):
-            for key in _PATHS:
+            for key in PATH_KEYS:
                 spell(node, key)
             nodes += node.values()
         elif isinstance(node, list):
