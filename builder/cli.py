@@ -69,7 +69,7 @@ def train(args: Namespace) -> int:
         speed = speed if result.taken else " before"
         console.print(f"trained {result.steps} steps{speed}")
         console.print(f"policy  {shown(run)}/policy  ->  AutoModel.from_pretrained")
-        if builder.recipe.recipe.evaluation is not None:
+        if builder.recipe.sections.evaluation is not None:
             console.print(f"next    policysmith evaluate {shown(run)}")
     return 0
 

@@ -67,7 +67,7 @@ def test_it_wires_and_its_name_is_its_file(builder: Builder) -> None:
     path = Path(str(builder.source))
     name = f"{path.stem}_tiny" if path.parent.name == "tiny" else path.stem
     builder.check()
-    assert builder.recipe.recipe.name == ("pi0_policy" if name == "pi0" else name)  # a name of transformers
+    assert builder.recipe.sections.name == ("pi0_policy" if name == "pi0" else name)  # a name of transformers
     assert builder.build(device="meta").device.type == "meta"
 
 
@@ -203,7 +203,7 @@ def test_its_header_says_how_to_train_the_same_network_from_scratch() -> None:
     assert builder.summary is not None
     assert builder.summary.parts["backbones.vision"] == pytest.approx(86.4e6, rel=0.01)
     assert builder.summary.trainable == builder.summary.parameters
-    assert builder.recipe.recipe.training.optimizer.groups == []
+    assert builder.recipe.sections.training.optimizer.groups == []
 
 
 @pytest.mark.sim
@@ -266,5 +266,5 @@ def test_a_tiny_one_trains_is_saved_and_acts(path: Path, tmp_path: Path) -> None
     action = policy.select_action(observation, generator=torch.Generator().manual_seed(0))
     assert action.shape == (4,)
     (chunk,) = chunks
-    assert chunk.shape == (1, builder.recipe.recipe.data.horizon, 4)
+    assert chunk.shape == (1, builder.recipe.sections.data.horizon, 4)
     assert chunk.isfinite().all()
