@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ...schemas.diagnostics import Diagnostic, ErrorCode
 from ...schemas.document import Document, KeyPath
 from ...schemas.errors import SpecError
 from ...schemas.recipe import DataSection, EvaluationSection, Recipe, TrainingSection
 from ..data.time_steps import TimeSteps
+from .loaded import LoadedRecipe
 from .validate import located
-
-if TYPE_CHECKING:
-    from .load import LoadedRecipe
 
 
 def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
