@@ -14,6 +14,7 @@ demo: $(STAMP) graphics
 
 test: lint graphics
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/kernels  # the Triton programs, on a CPU
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,7 +26,7 @@ slow-test: $(STAMP) graphics
 	$(BIN)/python -m pytest -q -m slow
 
 gpu-test: $(STAMP)
-	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python -m pytest -q -m gpu -W default  # other versions of torch warn of other things
 
 $(STAMP): pyproject.toml tools/setup.sh
 	bash tools/setup.sh $(PYTHON) $(VENV)

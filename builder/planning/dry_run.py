@@ -16,8 +16,8 @@ from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding
 from ...components.kernels.eight_bit import moment_bytes
 from ...components.pretrained import lora
 from ...schemas.diagnostics import Diagnostic, in_order
-from ...schemas.document import KeyPath
 from ...schemas.errors import PolicysmithError, RecipeError, SpecError
+from ...schemas.nodes import KeyPath
 from ...schemas.specs import Kind, Spec
 from ..policy import RecipeConfig, RecipePolicy
 from ..policy.freezing import freeze

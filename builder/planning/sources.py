@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ...components.embodiments import EMBODIMENT
-from ...schemas.document import KeyPath
+from ...schemas.nodes import KeyPath
 from ...schemas.recipe import DataSection
 from ...schemas.specs import Kind, Spec, Specs
-from ..data.columns import Columns
 from ..data.dataset import LeRobotDataset
+from ..data.lerobot.columns import Columns
 from ..data.lerobot.info import DatasetInfo
 from ..data.lerobot.layout import Layout, read_layout
 from ..data.lerobot.table import EpisodeTable, read_table

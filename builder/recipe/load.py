@@ -18,8 +18,9 @@ from ...components.registry import REGISTRIES
 from ...schemas import overrides as override
 from ...schemas.check import check
 from ...schemas.diagnostics import in_order
-from ...schemas.document import Document, KeyPath, from_mapping, read
+from ...schemas.document import Document, from_mapping, read
 from ...schemas.errors import RecipeError
+from ...schemas.nodes import KeyPath
 from ..policy.registry import policies
 from .imports import run_imports
 from .loaded import LoadedRecipe

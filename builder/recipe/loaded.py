@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...schemas.diagnostics import Diagnostic, ErrorCode
-from ...schemas.document import Document, KeyPath
+from ...schemas.document import Document
 from ...schemas.errors import SpecError
+from ...schemas.nodes import KeyPath
 from ...schemas.part import PartConfig
 from ...schemas.recipe import Recipe
 from .validate import PartOf, located

@@ -6,8 +6,9 @@ import difflib
 from collections.abc import Sequence
 
 from ...schemas.diagnostics import Diagnostic, ErrorCode
-from ...schemas.document import Document, KeyPath
+from ...schemas.document import Document
 from ...schemas.errors import SpecError
+from ...schemas.nodes import KeyPath
 from ...schemas.recipe import DataSection, EvaluationSection, Recipe, TrainingSection
 from ..data.time_steps import TimeSteps
 from .loaded import LoadedRecipe

@@ -13,9 +13,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ...schemas.document import Document, KeyPath, parse
+from ...schemas.document import Document, parse
 from ...schemas.errors import RecipeError
 from ...schemas.json_schema import SCHEMA_FILE
+from ...schemas.nodes import KeyPath
 from ...schemas.paths import exists, expanded
 from ..wiring.parts import LOCATIONS
 

@@ -56,8 +56,7 @@ def train(
 ) -> Result:
     """Run the job to its last step, from its newest checkpoint where `resume` asks for that.
 
-    Raises TrainingError for a loss that is not finite, after saving the weights before it, CheckpointError for a
-    checkpoint of another run, and Interrupted for a signal, after saving the weights of the step in which it came.
+    Raise TrainingError for a loss that is not finite, CheckpointError for a checkpoint of another run, and Interrupted for a signal. Weights are saved first.
     """
     with ExitStack() as undo:  # what is done to the policy for speed
         undo.enter_context(explained(job.directory, job.section, accelerator.num_processes))
@@ -240,9 +239,7 @@ class _Run:
             job.fingerprint,
         )
         seen = (section.steps - self.step) * section.accumulate * section.batch_size * world
-        return stored_rows(
-            self.policy, samples, seen, self.accelerator, self._note, compiles=self.speedups.compiles
-        )
+        return stored_rows(self.policy, samples, seen, self.accelerator, self._note)
 
     def _note(self, message: str) -> None:
         for reporter in self.reporters:

@@ -9,8 +9,8 @@ import av
 import pytest
 
 from policysmith.builder.evaluation import evaluate_closed_loop
-from policysmith.builder.evaluation.report.video import HOLD
 from policysmith.builder.evaluation.rollout import Episode
+from policysmith.builder.evaluation.video import HOLD
 from policysmith.builder.planning.compatibility import Needs, Scene, check_scene, needs_of
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.builder.simulation.seeds import evaluation_seed
