@@ -11,17 +11,36 @@ So decoding is exact, and to encode what was decoded gives the same numbers agai
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from .philox import philox
 
 BLOCK = 256
+_SMALLEST = 4096
+"""Size of a weight from which its moments are stored in eight bits."""
 _BIAS = 120
 """The exponent 0 of a code, as float32 has it; numbers below 2^-6 are multiples of a smallest one."""
 _INFINITE = 0x7F800000
 _LOWEST = {False: 10 << 23, True: 74 << 23}
 """Smallest scales, 2^-117 and 2^-53, as bits of float32."""
+
+
+def coded(part: Tensor, *, eight_bit: bool) -> bool:
+    """Return whether the moments of a weight, or of the part of it in this process, are stored in eight bits."""
+    return eight_bit and part.numel() >= _SMALLEST
+
+
+def moment_bytes(parts: Iterable[Tensor], *, eight_bit: bool) -> int:
+    """Return the bytes of both moments of weights."""
+    return sum(
+        2 * (part.numel() + 4 * -(-part.numel() // BLOCK))
+        if coded(part, eight_bit=eight_bit)
+        else 8 * part.numel()
+        for part in parts
+    )
 
 
 def encode(values: Tensor, words: Tensor | None = None, *, squared: bool) -> tuple[Tensor, Tensor]:
