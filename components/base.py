@@ -33,7 +33,6 @@ from torch import Tensor, nn
 from ..schemas.errors import SpecError
 from ..schemas.part import BackboneConfig, HeadConfig, NeckConfig, NetworkConfig, PartConfig
 from ..schemas.specs import Kind, Spec, Specs
-from .layers.basic import repeated
 from .randomness.per_sample import Draws
 from .shares import WHOLE, Shares
 
@@ -101,8 +100,21 @@ class Learner(nn.Module, Part):
     """A part that learns: a backbone, a neck, a head or a network."""
 
     def repeated_blocks(self) -> list[nn.Module]:
-        """The layers that it repeats, which are compiled one by one; each compiles as one graph."""
-        return repeated(self)
+        """Return the layers that the part repeats; training compiles them one by one, each as one graph."""
+        return repeated_layers(self)
+
+
+def repeated_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the layers with children that stand in lists or sequences, in order, without those nested inside them."""
+    containers = (nn.ModuleList, nn.Sequential)
+    found = []
+    for child in module.children():
+        in_list = isinstance(module, containers) and not isinstance(child, containers)
+        if in_list and next(child.children(), None) is not None:
+            found.append(child)
+        else:
+            found += repeated_layers(child)
+    return found
 
 
 class Backbone(Learner):

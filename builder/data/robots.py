@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padded
 from ...components.features import chunk_size
-from ...components.images.specs import scaled
+from ...components.pixels import scaled
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind, Spec, Specs
 

@@ -14,10 +14,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError, SpecError
+from ...schemas.specs import IMAGES
 from ..policy import BasePolicyModel
 from ..saved_policy import SavedPolicy
 from ..simulation.base import Environment, Image, Observation, make
-from .compatibility import IMAGES, Mapped, Needs, Scene
+from .compatibility import Mapped, Needs, Scene
 
 EnvironmentFactory = Callable[[int, bool], Environment]
 """Makes an environment from the side of its images in pixels and whether it renders; a module-level function."""

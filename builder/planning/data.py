@@ -13,7 +13,7 @@ from ...schemas.document import Key, KeyPath
 from ...schemas.errors import DatasetError, RecipeError, SpecError
 from ...schemas.paths import expanded
 from ...schemas.recipe import DataSection, SourceSection
-from ...schemas.specs import Kind, Range, Spec
+from ...schemas.specs import IMAGES, Kind, Range, Spec
 from ..data.columns import column_faults, cure
 from ..data.dataset import task_texts
 from ..data.frames.probing import probe_cameras
@@ -25,7 +25,7 @@ from ..data.statistics import compute_statistics, unusable
 from ..recipe.load import LoadedRecipe
 from ..signals import Signals, listed, order
 from .non_finite import without_unusable
-from .sources import IMAGES, DataPlan, Source, Windows, common_specs
+from .sources import DataPlan, Source, Windows, common_specs
 
 _logger = logging.getLogger(__name__)
 

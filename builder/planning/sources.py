@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ...components.embodiments import EMBODIMENT
 from ...schemas.document import KeyPath
 from ...schemas.recipe import DataSection
-from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.specs import IMAGES, Kind, Spec, Specs
 from ..data.columns import Columns
 from ..data.dataset import LeRobotDataset
 from ..data.lerobot.info import DatasetInfo
@@ -25,8 +25,6 @@ from ..data.mixture import Mixture, RobotDataset
 from ..data.robots import Robots
 from ..data.windows import windows as numeric_windows
 from ..signals import Signals
-
-IMAGES = "observation.images."
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ...schemas.part import BackboneConfig, Depth
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..pretrained.models import copy_transformer, read_config, source_of
-from ..vlms.families import FAMILIES, family_of
+from ..vlms import FAMILIES, family_of
 from ..vlms.inputs import inputs_of, read_inputs
 from ..vlms.run import Continuation, read
 from ..vlms.segments import Stretch

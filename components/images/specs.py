@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Range, Spec, Specs
-from ..base import Batch, Facts, Feature, Transform
-from ..randomness.per_sample import Draws
+from ..base import Batch, Feature
 
 Side = Annotated[int, Field(ge=1)]
 Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
@@ -136,46 +132,6 @@ def unfold(pooled: Tensor | None, tokens: Tensor | None, frames: int) -> dict[st
     return features
 
 
-def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pixels (B, T, 3, h, w) of `images` (B, T, 3, H, W) at `rows` (B, h) and `columns` (B, w) of each sample."""
-    index = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).flatten(1)  # (B, h * w)
-    flat = images.flatten(3).flatten(1, 2)  # (B, T * 3, H * W)
-    picked = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
-    return picked.reshape(*images.shape[:3], rows.shape[1], columns.shape[1])
-
-
-def scaled(images: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:
-    """Images (B, T, 3, H, W) resized bilinearly to `size`, in their dtype; bytes are rounded to the nearest level."""
-    if images.shape[-2:] == size:
-        return images
-    flat = images.flatten(0, 1)
-    # With antialiasing, the CPU has its own, several times faster, kernel for bytes; it is wrong for one column.
-    direct = images.device.type == "cpu" and antialias and size[1] > 1
-    if images.dtype == torch.uint8 and not direct:
-        resized = to_bytes(F.interpolate(flat.float(), size, mode="bilinear", antialias=antialias))
-    else:
-        resized = F.interpolate(flat, size, mode="bilinear", antialias=antialias)
-    return resized.reshape(*images.shape[:3], *size)
-
-
-def padded(images: Tensor, size: tuple[int, int], corner: tuple[int, int], fill: float) -> Tensor:
-    """Images (..., h, w) at `corner`, as top and left, of larger ones of `size` and of brightness `fill` in [0, 1]."""
-    (height, width), (top, left) = size, corner
-    around = (left, width - images.shape[-1] - left, top, height - images.shape[-2] - top)
-    return F.pad(images, around, value=round(255.0 * fill) if images.dtype == torch.uint8 else fill)
-
-
-def grey(images: Tensor) -> Tensor:
-    """Brightness (B, T, 1, H, W) of images (B, T, 3, H, W), the luma of ITU-R BT.601, as floats."""
-    red, green, blue = images.unbind(2)
-    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(2)
-
-
-def to_bytes(values: Tensor) -> Tensor:
-    """Levels 0.0 to 255.0 as uint8, rounded; changes `values`."""
-    return values.round_().clamp_(0.0, 255.0).to(torch.uint8)
-
-
 def with_size(spec: Spec, size: tuple[int, int], why: str) -> Spec:
     """The spec of images at a new height and width."""
     return replace(spec, dims=(*spec.dims[:3], *size), why=f"{spec.why}, {why}".removeprefix(", "))
@@ -192,76 +148,3 @@ def refuse_normalised(cameras: Specs, name: str, why: str) -> None:
                 label="too late",
                 help="put it before `normalize_image`",
             )
-
-
-class ImageTransformConfig(PartConfig):
-    """Options that every transform of images has."""
-
-    keys: list[str] | None = Field(default=None, min_length=1)
-    """Images to change, such as `observation.images.wrist`; by default all of them."""
-
-
-class ImageTransform(Transform):
-    """Changes one camera at a time, with the same random draw for all its steps."""
-
-    Config: ClassVar[type[PartConfig]] = ImageTransformConfig
-
-    def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        super().__init__(config, inputs, facts)
-        self.keys: Sequence[str] = tuple(self.cameras(config, inputs))
-
-    @staticmethod
-    def cameras(config: Any, inputs: Specs) -> dict[str, Spec]:
-        """Specs of the images to change; raises SpecError for an unknown key."""
-        found = {key: spec for key, spec in inputs.items() if spec.kind is Kind.IMAGE}
-        for position, key in enumerate(config.keys or ()):
-            if key not in found:
-                raise SpecError(
-                    f"`{key}` is no image",
-                    field=f"keys.{position}",
-                    label="no such image",
-                    help=f"images are: {', '.join(found) or 'none'}",
-                )
-        return found if config.keys is None else {key: found[key] for key in config.keys}
-
-    @classmethod
-    def resized(cls, config: Any, inputs: Specs, size: tuple[int, int], why: str) -> dict[str, Spec]:
-        """Specs of all inputs, with the images at a new height and width."""
-        return {
-            **inputs,
-            **{key: with_size(spec, size, why) for key, spec in cls.cameras(config, inputs).items()},
-        }
-
-    @classmethod
-    def specs(cls, config: Any, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        cls.cameras(config, inputs)
-        return dict(inputs)
-
-    def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch with the images changed."""
-        images = {key: batch[key] for key in self.keys if key in batch}
-        return {**batch, **{key: self.apply_to(x, self.draws(batch, x, key)) for key, x in images.items()}}
-
-    @abstractmethod
-    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """Change the images (B, T, 3, H, W) of one camera; what is random about it comes from `draws`."""
-
-
-class OccasionalTransform(ImageTransform):
-    """Changes each camera of each sample with probability `p`, in training only; with a `p` of 1 always."""
-
-    Config: ClassVar[type[PartConfig]]
-    """Has the option `p`."""
-
-    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) -> the same size and dtype."""
-        if self.config.p == 1.0:
-            return self.change(images)
-        if not self.training:
-            return images
-        hit = draws.uniform(1) < self.config.p
-        return torch.where(hit[..., None, None, None], self.change(images), images)
-
-    @abstractmethod
-    def change(self, images: Tensor) -> Tensor:
-        """Images (B, T, 3, H, W) as they look when changed, of the same size and dtype."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..images.specs import grey
+from ..pixels import grey, turn_hue
 from .dispatch import operator
 
 
@@ -55,8 +55,6 @@ def reference(
     resizes: bool = True,
 ) -> Tensor:
     """The same in plain torch, computed in the dtype of the boxes, whether `resizes` or not."""
-    from ..transforms.color_jitter import turn_hue
-
     values = images.movedim(-1, 2) if channels == "last" else images
     precise = boxes.dtype
     rows = resizing(boxes[:, 0], boxes[:, 2], values.shape[-2], size[0])

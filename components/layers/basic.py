@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import attention
-from .rotary import Rotation, turn
+from .rotary import RotaryTable, apply_rotary
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "mish", "tanh"]
 
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, queries: Tensor, context: Tensor, mask: Tensor | None = None, by: Rotation | None = None
+        self, queries: Tensor, context: Tensor, mask: Tensor | None = None, by: RotaryTable | None = None
     ) -> Tensor:
         """queries (B, N, D), context (B, M, C) -> (B, N, D).
 
@@ -65,7 +65,7 @@ class Attention(nn.Module):
             return gathered
         query, key, value = (x.transpose(1, 2) for x in (query, *both.unbind(2)))
         if by is not None:
-            query, key = turn(query, by), turn(key, by)
+            query, key = apply_rotary(query, by), apply_rotary(key, by)
         allowed = None if mask is None else mask[:, None, None] if mask.ndim == 2 else mask[:, None]
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed
@@ -74,19 +74,6 @@ class Attention(nn.Module):
             mixed = mixed.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
-
-
-def repeated(module: nn.Module) -> list[nn.Module]:
-    """Layers of several modules that stand in a list or in a sequence, in order; those inside such layers not again."""
-    containers = (nn.ModuleList, nn.Sequential)
-    found = []
-    for child in module.children():
-        stands_in_list = isinstance(module, containers) and not isinstance(child, containers)
-        if stands_in_list and next(child.children(), None) is not None:
-            found.append(child)
-        else:
-            found += repeated(child)
-    return found
 
 
 def sinusoids(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import AdaRmsNorm, GatedMlp, RmsNorm, gated, grouped_attention
-from .rotary import Rotation, turn
+from .rotary import RotaryTable, apply_rotary
 
 
 def norm(config: Any) -> nn.Module:
@@ -47,16 +47,18 @@ class ExpertLayer(nn.Module):
         self,
         tokens: Tensor,
         model: Tensor,
-        places: Rotation,
+        places: RotaryTable,
         mask: Tensor | None,
         condition: Tensor | None,
     ) -> Tensor:
         """tokens (B, S, D), model (B, 2, G, N, E) as `read`, rotation of their places, condition (B, D) -> (B, S, D)."""
         tokens, normal, gate = self.attention_norm(tokens, condition)
-        query = turn(self._split(self.query(normal)), places)
+        query = apply_rotary(self._split(self.query(normal)), places)
         key, value = model.unbind(1)
         if self.joint:
-            key = torch.cat([key, turn(self._split(self.key(normal)), places)], dim=2)  # (B, G, N + S, E)
+            key = torch.cat(
+                [key, apply_rotary(self._split(self.key(normal)), places)], dim=2
+            )  # (B, G, N + S, E)
             value = torch.cat([value, self._split(self.value(normal))], dim=2)
         branch = self.out(grouped_attention(query, key, value, mask))
         tokens, normal, gate = self.mlp_norm(tokens, condition, branch, gate)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...schemas.specs import Specs
 from ..base import Feature
 from .basic import joined_mask, mlp
-from .rotary import rotate
+from .rotary import apply_rotary, rotary_table
 
 
 class TokenWriter(nn.Module):
@@ -108,7 +108,8 @@ class WriterLayer(nn.Module):
         """
         split = self.query_key_value(self.norms[0](tokens)).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # (B, G, M, E) each
-        query, key = rotate(query, positions), rotate(key, positions)
+        table = rotary_table(positions, query.shape[-1])
+        query, key = apply_rotary(query, table), apply_rotary(key, table)
         if past is not None:
             key, value = torch.cat([past[:, 0], key], 2), torch.cat([past[:, 1], value], 2)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=shown)

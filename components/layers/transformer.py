@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...schemas.errors import SpecError
 from ...schemas.part import Depth, Section
 from .basic import Activation, Attention, mlp
-from .rotary import Rotation
+from .rotary import RotaryTable
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -52,7 +52,7 @@ class TransformerLayer(nn.Module):
         mask: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
-        by: Rotation | None = None,
+        by: RotaryTable | None = None,
     ) -> Tensor:
         """tokens (B, N, D), context (B, M, D) -> (B, N, D); masks and `by` as in Attention."""
         for name, branch in self.branches.items():

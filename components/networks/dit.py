@@ -20,7 +20,7 @@ from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import Attention, joined_mask, mlp, sinusoids, zero
 from ..layers.modulation import modulated
 from ..layers.per_robot import robot_linear
-from ..layers.rotary import Rotation, rotation
+from ..layers.rotary import RotaryTable, rotary_table
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -162,7 +162,7 @@ class Dit(Network):
         by = None
         if self.config.positions == "rope":
             places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            by = rotation(places, self.config.width // self.config.heads)
+            by = rotary_table(places, self.config.width // self.config.heads)
         for block in self.blocks:
             tokens = block(tokens, valid, condition, seen, mask, by)
         tokens = tokens[:, -self._horizon :]
@@ -195,7 +195,7 @@ class Block(nn.Module):
         condition: Tensor,
         context: Tensor | None,
         mask: Tensor | None,
-        by: Rotation | None,
+        by: RotaryTable | None,
     ) -> Tensor:
         """tokens (B, N, D), valid (B, N), condition (B, C), context (B, M, D), mask (B, M) -> (B, N, D)."""
         modulations = iter(self.modulation(condition).chunk(3 * len(self.branches), dim=-1))

@@ -18,7 +18,7 @@ from ..base import Context, Facts, Feature, Network
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import joined_mask, mlp, waves
 from ..layers.expert import ExpertLayer, norm
-from ..layers.rotary import rotation
+from ..layers.rotary import rotary_table
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -167,8 +167,8 @@ class Expert(Network):
         )
         mask = None if mask is None else mask.repeat(1, 1, share, 1)
         seen = None if seen is None else seen[:, None, None]
-        onward = rotation(context["end"][:, None] + places, self._size, self._base)
-        anew = rotation(places, self._size, self._base) if config.joint_every > 1 else onward
+        onward = rotary_table(context["end"][:, None] + places, self._size, self._base)
+        anew = rotary_table(places, self._size, self._base) if config.joint_every > 1 else onward
         for layer, held in zip(self.layers, key_values.unbind(1), strict=True):
             turned, allowed = (onward, mask) if layer.joint else (anew, seen)
             tokens = layer(tokens, held, turned, allowed, condition)

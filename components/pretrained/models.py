@@ -6,7 +6,7 @@ A part names a model in one of two ways:
     architecture: google/paligemma-3b-pt-224    # its architecture alone, with random initial weights
 
 Either takes a model on the hub or a directory. The architectures of some models of the hub are bundled, in
-`components/architectures`, so that a recipe that names one is checked and built without a network. So is one small
+`components/pretrained/architectures`, so that a recipe that names one is checked and built without a network. So is one small
 tokenizer, `policysmith/tiny`.
 """
 

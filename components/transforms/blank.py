@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..images.specs import ImageTransform, ImageTransformConfig
+from ..images.transform import ImageTransform, ImageTransformConfig
 from ..randomness.per_sample import Draws
 
 

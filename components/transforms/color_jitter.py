@@ -12,7 +12,9 @@ from torch import Tensor
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
 from ..images.fusion import Plan, Stage
-from ..images.specs import ImageTransform, ImageTransformConfig, grey, refuse_normalised
+from ..images.specs import refuse_normalised
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import grey, turn_hue
 from ..randomness.per_sample import Draws
 
 Strength = Annotated[float, Field(ge=0.0)]
@@ -79,29 +81,6 @@ class ColorJitter(ImageTransform):
         ranges = [(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
         numbers = zip(draws.uniform(4).unbind(1), [*ranges, (-config.hue, config.hue)], strict=True)
         return torch.stack([number * (most - least) + least for number, (least, most) in numbers], dim=1)
-
-
-def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of RGB images (B, T, 3, H, W) in [0, 1] by `turn`, in whole circles; HSV value and saturation stay.
-
-    In HSV with value V and chroma C, channel n of (5, 3, 1) is `V - C max(0, min(k, 4 - k, 1))` at
-    `k = (n + 6 hue) mod 6`.
-    """
-    red, green, blue = images.unbind(2)  # (B, T, H, W) each
-    value, lowest = images.amax(2), images.amin(2)
-    chroma = value - lowest
-    safe = torch.where(chroma > 0.0, chroma, 1.0)
-    sector = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, (blue - red) / safe + 2.0, (red - green) / safe + 4.0),
-    )
-    sector = sector + 6.0 * turn
-    channels = []
-    for offset in (5.0, 3.0, 1.0):
-        k = (sector + offset).remainder(6.0)
-        channels.append(value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0))
-    return torch.stack(channels, dim=2)
 
 
 def _blend(images: Tensor, base: Tensor, factor: Tensor) -> Tensor:

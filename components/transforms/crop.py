@@ -13,7 +13,9 @@ from ...schemas.errors import SpecError
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
 from ..images.fusion import Plan, Stage
-from ..images.specs import ImageTransform, ImageTransformConfig, Size, height_width, take
+from ..images.specs import Size, height_width
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import take
 from ..randomness.per_sample import Draws
 
 Offset = Annotated[int, Field(ge=0)]

@@ -13,7 +13,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts
-from ..images.specs import ImageTransform
+from ..images.transform import ImageTransform
 from ..randomness.per_sample import Draws
 from ..vectors.specs import Constants, changed, columns, refuse_normalised, vector
 

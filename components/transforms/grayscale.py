@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import ImageTransformConfig, OccasionalTransform, grey, refuse_normalised, to_bytes
+from ..images.specs import refuse_normalised
+from ..images.transform import ImageTransformConfig, OccasionalTransform
+from ..pixels import grey, to_bytes
 
 
 class Grayscale(OccasionalTransform):

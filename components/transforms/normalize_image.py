@@ -14,7 +14,8 @@ from ...schemas.errors import SpecError
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Facts
 from ..images.fusion import Plan, Stage
-from ..images.specs import STATISTICS, ImageTransform, ImageTransformConfig
+from ..images.specs import STATISTICS
+from ..images.transform import ImageTransform, ImageTransformConfig
 from ..randomness.per_sample import Draws
 
 Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]

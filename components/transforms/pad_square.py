@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import ImageTransform, ImageTransformConfig, padded, refuse_normalised, with_size
+from ..images.specs import refuse_normalised, with_size
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import padded
 from ..randomness.per_sample import Draws
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import ImageTransformConfig, OccasionalTransform, refuse_normalised
+from ..images.specs import refuse_normalised
+from ..images.transform import ImageTransformConfig, OccasionalTransform
 
 
 class Posterize(OccasionalTransform):

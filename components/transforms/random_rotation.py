@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import ImageTransform, ImageTransformConfig, refuse_normalised, to_bytes
+from ..images.specs import refuse_normalised
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import to_bytes
 from ..randomness.per_sample import Draws
 
 

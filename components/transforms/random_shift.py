@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..images.fusion import Plan, Stage
-from ..images.specs import ImageTransform, ImageTransformConfig, take
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import take
 from ..randomness.per_sample import Draws
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
 from ..images.fusion import Plan, Stage
-from ..images.specs import ImageTransform, ImageTransformConfig, Size, height_width, scaled
+from ..images.specs import Size, height_width
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import scaled
 from ..randomness.per_sample import Draws
 
 

@@ -10,15 +10,9 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import (
-    ImageTransform,
-    ImageTransformConfig,
-    Size,
-    height_width,
-    padded,
-    refuse_normalised,
-    scaled,
-)
+from ..images.specs import Size, height_width, refuse_normalised
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import padded, scaled
 from ..randomness.per_sample import Draws
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...schemas.errors import SpecError
+from ..layers.rotary import RotaryEmbedding
 from ..pretrained.models import as_config
-from .sequence import Attention, Places, Rotary
+from .sequence import Attention, Places
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Family(ABC):
     def axes(self) -> int:
         return 1
 
-    def rotary(self, base: float | None) -> Rotary | None:
+    def rotary(self, base: float | None) -> RotaryEmbedding | None:
         """The rotary embedding, with another base where one is given; raises SpecError for a scaled one."""
         parameters = self.text_sizes.rope_parameters
         if parameters.get("rope_type", "default") != "default":
@@ -120,7 +121,7 @@ class Family(ABC):
                 f"the language model scales its rotary embedding by `{parameters['rope_type']}`, which is not supported",
                 label="scaled rotary embedding",
             )
-        return Rotary(base or float(parameters["rope_theta"]), self.head_size)
+        return RotaryEmbedding(base or float(parameters["rope_theta"]), self.head_size)
 
     @abstractmethod
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:

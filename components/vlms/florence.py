@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration, Florence2Model, PreTrainedModel
 
+from ..layers.rotary import RotaryEmbedding
 from .base import Family, Seen
-from .sequence import Rotary
 
 
 class Florence(Family):
@@ -52,7 +52,7 @@ class Florence(Family):
         carrier: PreTrainedModel = whole
         return carrier
 
-    def rotary(self, base: float | None) -> Rotary | None:
+    def rotary(self, base: float | None) -> RotaryEmbedding | None:
         return None
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:

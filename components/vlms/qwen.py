@@ -15,9 +15,9 @@ from transformers import (
     Qwen3VLModel,
 )
 
-from ..layers.rotary import Rotation, turn
+from ..layers.rotary import RotaryEmbedding, RotaryTable, apply_rotary, rotary_frequencies
 from .base import Family, Seen
-from .sequence import Places, Rotary
+from .sequence import Places
 
 
 class Qwen(Family):
@@ -33,12 +33,12 @@ class Qwen(Family):
     def axes(self) -> int:
         return 3
 
-    def rotary(self, base: float | None) -> Rotary | None:
+    def rotary(self, base: float | None) -> RotaryEmbedding | None:
         plain = super().rotary(base)
         assert plain is not None
         parameters = self.text_sizes.rope_parameters
         time, height, width = parameters["mrope_section"]
-        return Rotary(plain.base, plain.size, (time, height, width), self.interleaved)
+        return RotaryEmbedding(plain.base, plain.size, (time, height, width), self.interleaved)
 
     @property
     @abstractmethod
@@ -99,20 +99,20 @@ class Qwen(Family):
         columns = torch.arange(images.shape[3] // patch, device=images.device)
         return self._by_block(torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None])[0]
 
-    def _turns(self, coordinates: Tensor) -> Rotation:
+    def _turns(self, coordinates: Tensor) -> RotaryTable:
         """The rotation of heads by the places of their patches: half of the frequencies for rows, half for columns."""
         vision = self.sizes.vision_config
         quarter = vision.hidden_size // vision.num_heads // 4
         base = vision.rope_parameters["rope_theta"]
-        frequencies = base ** (-torch.arange(quarter, device=coordinates.device).float() / quarter)
+        frequencies = rotary_frequencies(quarter, base, coordinates.device)
         angles = (coordinates[..., None] * frequencies).flatten(1)  # (P, E / 2)
         return angles.cos(), angles.sin()
 
-    def _attend(self, attention: Any, hidden: Tensor, turns: Rotation, near: Tensor | None) -> Tensor:
+    def _attend(self, attention: Any, hidden: Tensor, turns: RotaryTable, near: Tensor | None) -> Tensor:
         """Attention of the patches (F, P, D) of each frame, under mask near (P, P)."""
         heads = attention.qkv(hidden).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = heads  # (F, heads, P, E)
-        query, key = turn(query, turns), turn(key, turns)
+        query, key = apply_rotary(query, turns), apply_rotary(key, turns)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=near, scale=attention.scaling)
         out: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
         return out

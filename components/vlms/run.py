@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..base import Feature
 from ..layers.kv_cache import CACHE, KeyValues
 from ..layers.recomputation import take_over
+from ..layers.rotary import RotaryEmbedding
 from .base import Family
-from .sequence import Rotary
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Continuation:
         family: Family,
         model: nn.Module,
         head: Callable[[Tensor], Tensor],
-        rotary: Rotary,
+        rotary: RotaryEmbedding,
         scale: float,
     ) -> None:
         """`head` scores the token that follows hidden states; embeddings are multiplied by `scale`."""

@@ -69,39 +69,3 @@ def visible(blocks: Tensor, mask: Tensor) -> Tensor:
     seen = (blocks[None, :] <= blocks[:, None]) & mask[:, None, :]  # (B, N, N)
     itself = torch.eye(len(blocks), dtype=torch.bool, device=mask.device)
     return (seen | itself)[:, None]
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary position embedding (Su et al., 2021) of heads of one size, on one axis or on three.
-
-    On three axes (time, height, width), `sections` frequencies belong to each: in blocks (Qwen2-VL, Wang et al., 2024)
-    or, where `interleaved`, in turns (Qwen3-VL). The two halves of a head are rotated into each other.
-    """
-
-    base: float
-    size: int
-    sections: tuple[int, int, int] | None = None
-    interleaved: bool = False
-
-    @property
-    def axes(self) -> int:
-        return 1 if self.sections is None else 3
-
-    def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, N, E) at positions (A, B, N); computed in float32, given in `dtype`."""
-        index = torch.arange(self.size // 2, device=positions.device)
-        frequencies = self.base ** (-2.0 * index.float() / self.size)
-        by_frequency = positions.float()[self._axis(index)].permute(1, 2, 0)  # (B, N, E / 2)
-        angles = (by_frequency * frequencies).repeat(1, 1, 2)  # (B, N, E)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-    def _axis(self, index: Tensor) -> Tensor:
-        """The axis of each frequency."""
-        if self.sections is None:
-            return torch.zeros_like(index)
-        time, height, width = self.sections
-        if not self.interleaved:
-            return (index >= time).long() + (index >= time + height).long()
-        turn = index % 3
-        return torch.where(index < 3 * torch.where(turn == 1, height, width), turn, 0)

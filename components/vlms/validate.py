@@ -7,8 +7,8 @@ from typing import Any
 from ...schemas.errors import SpecError
 from ..base import Facts
 from ..images.specs import STATISTICS, check_normalisation, frame_size, frames
+from . import FAMILIES, family_of
 from .base import Family
-from .families import FAMILIES, family_of
 from .inputs import Inputs
 
 _OF_HALF = ("paligemma", "smolvlm", "openvla")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from policysmith.components.heads.fast import Fast, _held
 from policysmith.components.language.fast_tokens import FastTokens, dct, inverse_dct
-from policysmith.components.layers.rotary import rotate
+from policysmith.components.layers.rotary import apply_rotary, rotary_table
 from policysmith.components.layers.token_writer import TokenWriter
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
@@ -175,6 +175,9 @@ def test_actions_that_were_not_normalised_are_refused(world: Any) -> None:
 
 
 def test_rotation_keeps_scores_a_matter_of_distance() -> None:
+    def rotate(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return apply_rotary(values, rotary_table(positions, 8))
+
     query, key = torch.randn(2, 1, 1, 1, 8)
     at = torch.tensor([[3]])
     scores = [(rotate(query, at + s) * rotate(key, at + s + 2)).sum() for s in (0, 5, 100)]

@@ -302,11 +302,11 @@ def test_dropout_acts_in_training_alone() -> None:
 
 def test_turned_attention_depends_on_distance() -> None:
     """Rotary queries and keys: shifting all positions changes nothing, shifting some does."""
-    from policysmith.components.layers.rotary import rotation
+    from policysmith.components.layers.rotary import rotary_table
 
     part, tokens = Attention(8, 2).double(), torch.randn(2, 5, 8).double()
     places = torch.arange(5.0)[None]
-    near, far = (part(tokens, tokens, None, rotation(places + shift, 4)) for shift in (0.0, 100.0))
+    near, far = (part(tokens, tokens, None, rotary_table(places + shift, 4)) for shift in (0.0, 100.0))
     torch.testing.assert_close(near, far, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(near, part(tokens, tokens, None, rotation(2 * places, 4)), atol=1e-4)
+    assert not torch.allclose(near, part(tokens, tokens, None, rotary_table(2 * places, 4)), atol=1e-4)
     assert not torch.allclose(near, part(tokens, tokens), atol=1e-4)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....components.pretrained.models import read_config
+from ....components.vlms import FAMILIES, family_of
 from ....components.vlms.base import Family
-from ....components.vlms.families import FAMILIES, family_of
 from ....schemas.errors import WeightsError
+from ....schemas.specs import IMAGES
 from .weight_names import Pair, layer, same
 
-IMAGES = "observation.images."
 NETWORK = "head.network"
 _LAYER = {
     "self_attn.q_proj": "query",
