@@ -14,6 +14,7 @@ demo: $(STAMP) graphics
 
 test: lint graphics
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/kernels  # the Triton programs, on a CPU
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 DATASET = ROOT / "recipes" / "datasets" / "drawer_open"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("policysmith", deadline=None)  # a busy machine is not a fault
+settings.load_profile("policysmith")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -57,8 +57,7 @@ def train(
 ) -> Result:
     """Run the job to its last step, from its newest checkpoint where `resume` asks for that.
 
-    Raises TrainingError for a loss that is not finite, after saving the weights before it, CheckpointError for a
-    checkpoint of another run, and Interrupted for a signal, after saving the weights of the step in which it came.
+    Raise TrainingError for a loss that is not finite, CheckpointError for a checkpoint of another run, and Interrupted for a signal. Weights are saved first.
     """
     with ExitStack() as undo:  # what is done to the policy for speed
         undo.enter_context(explained(job.directory, job.section, accelerator.num_processes))

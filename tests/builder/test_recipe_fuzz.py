@@ -41,7 +41,7 @@ GOOD: dict[str, Any] = {
 }
 BEYOND_SCHEMA = {"value_error", "assertion_error", "contradiction"}
 TREE = SchemaTree(shipped_schema())
-COMMON = settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+COMMON = settings(max_examples=80, suppress_health_check=list(HealthCheck))
 PARTS = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
 
 

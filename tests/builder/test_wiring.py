@@ -355,7 +355,7 @@ def recipe_parts(widths: dict[str, int], reads: list[str] | None, head: str = "m
 names = st.text("abcdef", min_size=1, max_size=4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.dictionaries(names, st.integers(1, 64), min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_wiring_does_not_depend_on_the_order_of_a_mapping(widths: dict[str, int], random: Any) -> None:
     """And what the head reads has the width of all that is published."""
@@ -369,7 +369,7 @@ def test_wiring_does_not_depend_on_the_order_of_a_mapping(widths: dict[str, int]
     assert one.action == OBSERVATIONS["action"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.dictionaries(names, st.integers(1, 64), min_size=1, max_size=4),
     st.lists(names, min_size=1, max_size=4),

@@ -66,7 +66,7 @@ def normalize(mode: str, inputs: Any = INPUTS, facts: Any = None) -> Normalize:
 
 
 @pytest.mark.parametrize("mode", ["mean_std", "min_max"])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000))
 def test_each_sample_is_normalised_as_its_robot_alone_would_be(mode: str, seed: int) -> None:
     together, given_batch = normalize(mode), batch(seed)

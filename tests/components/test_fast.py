@@ -38,7 +38,7 @@ def test_frequencies_are_those_of_scipy(steps: int) -> None:
     torch.testing.assert_close(inverse_dct(dct(chunks)), chunks, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 1000), st.sampled_from([5.0, 10.0, 50.0]))
 def test_what_is_encoded_comes_back_but_for_rounding(seed: int, scale: float) -> None:
     """Orthonormal: an error of at most 1 / 2 scale in each frequency is an error of the same norm in the chunk."""

@@ -168,7 +168,7 @@ def test_color_jitter_agrees_with_torchvision(
     torch.testing.assert_close(ours, REFERENCES[name](images, factor), atol=2e-4, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(turn=st.floats(-0.5, 0.5), seed=st.integers(0, 1000))
 def test_hue_agrees_with_torchvision(turn: float, seed: int) -> None:
     images = torch.rand(2, 1, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
@@ -266,7 +266,7 @@ def test_cameras_of_two_shapes_are_padded_each() -> None:
     assert [spec.dims[3:] for spec in specs.values()] == [(12, 12), (10, 10)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @example(shape=(9, 9), size=(3, 1), place="center", antialias=True)  # torch's kernel for bytes is wrong here
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -305,7 +305,7 @@ def test_resize_with_pad_keeps_the_aspect_ratio() -> None:
 # --- random_rotation ---------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     angle=st.floats(-180, 180),
     shape=st.sampled_from([(24, 32), (9, 9), (11, 6)]),

@@ -166,7 +166,7 @@ def test_losses_agree_with_plain_loops(kind: str) -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pads=st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_masked_mean_divides_by_the_values_that_count(pads: list[list[bool]]) -> None:
     is_pad = torch.tensor(pads)[..., None].expand(-1, -1, 2)

@@ -49,7 +49,7 @@ def make(statistics: dict[str, Any], inputs: dict[str, Spec] | None = None, **op
     return Normalize(config, inputs, {"statistics": statistics})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(mode=st.sampled_from(AFFINE), centre=centres, spread=spreads, seed=st.integers(0, 1000))
 def test_forward_is_the_formula_and_inverse_undoes_it(
     mode: str, centre: list[float], spread: list[float], seed: int
@@ -94,7 +94,7 @@ def test_small_units_are_not_taken_for_constants() -> None:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(centre=centres, spread=spreads, bits=st.lists(st.booleans(), min_size=WIDTH, max_size=WIDTH))
 def test_binary_values_come_back(centre: list[float], spread: list[float], bits: list[bool]) -> None:
     held = statistics("binary", centre, spread)
@@ -200,7 +200,7 @@ def test_q99_clips_and_quantiles_do_not() -> None:
     assert back.tolist() == [[[4.0, -1.0, 0.5]]]  # a prediction beyond the percentiles is not clipped
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     low=st.lists(st.floats(-100, 0), min_size=WIDTH, max_size=WIDTH),
     high=st.lists(st.one_of(st.just(0.0), st.floats(0.01, 100)), min_size=WIDTH, max_size=WIDTH),

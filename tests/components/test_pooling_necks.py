@@ -38,7 +38,7 @@ def keypoints(grid: tuple[int, int, int], channels: int, **options: Any) -> Spat
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32 - 1), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_keypoints_are_expected_places(frames: int, height: int, width: int, seed: int, masked: bool) -> None:
     random = np.random.default_rng(seed)
     maps = random.normal(size=(2, frames, height, width, 3)) * 3

@@ -38,7 +38,7 @@ def numbers(seed: int, scale: float = 1.0) -> dict[str, Tensor]:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),

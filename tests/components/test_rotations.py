@@ -72,7 +72,7 @@ def distance(first: Tensor, second: Tensor) -> float:
 # --- against definitions -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(axis=axes, angle=angles)
 def test_axis_angle_is_the_matrix_exponential(axis: Any, angle: float) -> None:
     vector = axis_times_angle(axis, angle)
@@ -143,7 +143,7 @@ def test_matrices_come_back(form: Rotation, dtype: torch.dtype, error: float) ->
 
 @every_form
 @example(axis=(1.0, 0.0, 0.0), angle=1e-20)  # its square is 0 where denormal numbers are flushed
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     axis=st.one_of(axes, st.sampled_from([(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, -1.0)])), angle=angles
 )
@@ -193,7 +193,7 @@ def test_composition_is_kept() -> None:
 # --- predictions -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), noise=st.floats(0.0, 0.3), width=st.sampled_from([6, 9]))
 def test_noisy_predictions_become_rotations(seed: int, noise: float, width: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -27,7 +27,6 @@ def draws(keys: Tensor, stream: str = "a") -> Draws:
 
 
 @kinds
-@settings(deadline=None)
 @given(keys=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6), data=st.data())
 def test_numbers_of_a_key_do_not_depend_on_the_others(
     kind: str, keys: list[int], data: st.DataObject

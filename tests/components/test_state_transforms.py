@@ -65,7 +65,7 @@ def test_sin_cos_is_the_formula() -> None:
     assert (found.dims, found.range) == (("B", 2, 7), Range.CHANGED)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(angles=st.lists(st.floats(-20, 20), min_size=5, max_size=5))
 def test_angles_come_back_in_one_turn(angles: list[float]) -> None:
     part = make("sin_cos", keys=[STATE], dims=[0, 2, -1])

@@ -60,7 +60,7 @@ def walk(value: Any, path: tuple[Key, ...] = ()) -> Any:
         yield from walk(inner, (*path, key))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(MAPPINGS, st.data())
 def test_every_span_covers_exactly_its_value(value: dict[str, Any], data: st.DataObject) -> None:
     text = emit(value, 0, data.draw).strip("\n").lstrip(" ")
@@ -87,7 +87,6 @@ def test_plain_values_come_through_unchanged(value: dict[str, Any]) -> None:
     assert from_mapping(value).value == value
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60) | st.text(st.sampled_from("ab:-[]{}&*!|>'\"#%?,\n\t 1<@~"), max_size=40))
 def test_any_text_is_a_mapping_or_a_recipe_error(text: str) -> None:
     with contextlib.suppress(RecipeError):

@@ -113,7 +113,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(KEYS, min_size=1, max_size=4), VALUES)
 def test_what_is_written_is_read_back(path: list[str], value: Any) -> None:
     text = ".".join(f'"{key}"' for key in path) + "=" + json.dumps(value, ensure_ascii=False)

@@ -37,7 +37,7 @@ def test_windows_are_what_samples_hold(tmp_path: Path, size: int, seen: list[int
         assert torch.equal(whole, torch.stack([sample[key] for sample in samples])), key
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     count=st.integers(1, 400),
     cuts=st.lists(st.integers(0, 400), max_size=6),

@@ -125,7 +125,7 @@ def tensors(batch: dict[str, Any]) -> dict[str, Tensor]:
 
 
 @of(TRANSFORMS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(chosen=st.lists(st.integers(0, 4), min_size=1, max_size=6))
 def test_a_sample_is_changed_alike_among_whatever_others(built: Built, chosen: list[int]) -> None:
     part, batch = built.make().train(), with_keys(built, 5)
