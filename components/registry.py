@@ -15,15 +15,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import sys
 import typing
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..schemas.errors import RegistryError
-from ..schemas.part import PartConfig
 from .base import ActionHead, Backbone, Collator, Neck, Network, Part, Transform
+from .contract import declared_type, location
 
 P = TypeVar("P", bound=Part)
 Registered = TypeVar("Registered", bound=type[Part])
@@ -44,8 +43,8 @@ class Registry(Generic[P]):
         A file that is imported again replaces what it registered before. Raises RegistryError for a name that is
         taken, and for a class that is no part of this kind.
         """
-        owner = _place(part)
-        name = str(next(iter(typing.get_args(_type_of(part))), "<name>"))
+        owner = location(part)
+        name = declared_type(part) or "<name>"
         self._check(name, part, owner)
         taken = self._registered[name][0] if name in self._registered else self._elsewhere(name)
         if taken not in (None, owner, f"{part.__module__}:{part.__qualname__}"):
@@ -122,21 +121,10 @@ class Registry(Generic[P]):
     def _check(self, name: str, part: object, place: str) -> None:
         if not (inspect.isclass(part) and issubclass(part, self._base)):
             raise RegistryError(f"{place} is no {self._base.__name__}")
-        if typing.get_args(_type_of(part)) != (name,) or not part.Config.model_fields["type"].is_required():
+        if declared_type(part) != name:
             raise RegistryError(
                 f'{place}: its Config must declare `type: Literal["{name}"]`, without a default'
             )
-
-
-def _type_of(part: type[Part]) -> object:
-    """Annotation of the `type` of a part's Config."""
-    return getattr(part, "Config", PartConfig).model_fields["type"].annotation
-
-
-def _place(part: type[Part]) -> str:
-    """File and name of a class, the same however often the file is imported."""
-    file = getattr(sys.modules.get(part.__module__), "__file__", None)
-    return f"{file or part.__module__}:{part.__qualname__}"
 
 
 def _owner(point: EntryPoint) -> str:

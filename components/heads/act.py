@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, HeadConfig
+from ...schemas.part import Count, Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps, select
@@ -20,7 +19,6 @@ from ..layers.basic import joined_mask
 from ..layers.detr import Activation, Decoder, Encoder, Order, Sizes, map_positions, step_positions, xavier
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 
@@ -39,6 +37,7 @@ class Act(ActionHead):
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
+    averages_values = True
 
     class Config(HeadConfig):
         """Action Chunking with Transformers: a conditional VAE whose decoder is the transformer of DETR."""
@@ -125,14 +124,14 @@ class Act(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         layers = {"encoder_layers": 1, "posterior_layers": 1}
         sizes: dict[str, Any] = {"width": 16, "heads": 2, "feedforward": 32, "latent": 4, **layers}
         return cls.Config(type="act", dropout=0.0, **sizes)
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
         """`values` that are no padding, and `samples` that have any."""
-        return {"values": (~is_pad).sum(), "samples": (~is_pad).flatten(1).any(-1).sum()}
+        return {**super().counts(actions, is_pad), "samples": (~is_pad).flatten(1).any(-1).sum()}
 
     def loss(
         self,

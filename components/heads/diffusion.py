@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import torch
@@ -12,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import HeadConfig, NetworkConfig
+from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
 from ..denoising.heads import build, check, default_network, zero_padded
@@ -22,7 +21,6 @@ from ..part_options import nested
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
 Share = TypeVar("Share", float, Tensor)
 
 
@@ -39,6 +37,7 @@ class Diffusion(ActionHead):
     """
 
     accepts = ()
+    averages_values = True
 
     class Config(HeadConfig):
         """Diffusion: a network learns to undo noise, step by step."""
@@ -90,8 +89,8 @@ class Diffusion(ActionHead):
         return check(config.network, inputs, "steps")
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
-        network = NETWORKS.get("dit").tiny(directory)
+    def example(cls) -> Config:
+        network = NETWORKS.get("dit").example()
         return cls.Config(
             type="diffusion",
             network=network,
@@ -101,10 +100,6 @@ class Diffusion(ActionHead):
             steps=3,
             clip_sample=None,
         )
-
-    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` that are no padding."""
-        return {"values": (~is_pad).sum()}
 
     def loss(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, HeadConfig
+from ...schemas.part import Count, Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Chunks, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps
@@ -20,8 +19,6 @@ from ..language.fast_tokens import FastTokens
 from ..layers.token_writer import TokenWriter
 from ..layers.transformer import check_heads
 from ..shares import WHOLE, Shares
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Fast(ActionHead):
@@ -116,7 +113,7 @@ class Fast(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="fast", width=32, depth=2, heads=2, max_tokens=24, scale=20.0, vocabulary=512)
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...schemas.part import HeadConfig, NetworkConfig
+from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
 from ..denoising.heads import build, check, default_network, zero_padded
@@ -20,7 +19,6 @@ from ..part_options import nested
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
 Level = TypeVar("Level", float, Tensor)
 
 
@@ -36,6 +34,7 @@ class FlowMatching(ActionHead):
     """
 
     accepts = ()
+    averages_values = True
 
     class Config(HeadConfig):
         """Flow matching: a network learns the velocity that carries noise to actions."""
@@ -75,13 +74,9 @@ class FlowMatching(ActionHead):
         return check(config.network, inputs, "unit")
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
-        network = NETWORKS.get("dit").tiny(directory)
+    def example(cls) -> Config:
+        network = NETWORKS.get("dit").example()
         return cls.Config(type="flow_matching", network=network, steps=4)
-
-    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` that are no padding."""
-        return {"values": (~is_pad).sum()}
 
     def loss(
         self,

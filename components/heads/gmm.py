@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, HeadConfig
+from ...schemas.part import MOST_LAYERS, Count, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, masked_mean, padded_steps, require_bound
@@ -22,7 +21,6 @@ from ..layers.flattening import Tokens, joined, sizes_of
 from ..randomness.generator import categorical, normal
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 
@@ -92,7 +90,7 @@ class Gmm(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="gmm", modes=2, hidden=[32])
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:

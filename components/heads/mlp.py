@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, HeadConfig
+from ...schemas.part import MOST_LAYERS, Count, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
@@ -21,13 +20,12 @@ from ..layers.basic import Activation, CategoryMlp, mlp
 from ..layers.flattening import Tokens, joined, sizes_of
 from ..shares import WHOLE, Shares
 
-Width = Annotated[int, Field(ge=1)]
-
 
 class MlpHead(ActionHead):
     """Regression: features -> MLP -> (B, H, A). All features are concatenated, in the order they are given."""
 
     accepts = (Kind.POOLED, Kind.TOKENS)
+    averages_values = True
 
     class Config(HeadConfig):
         """A multi-layer perceptron that predicts the whole action chunk at once."""
@@ -38,7 +36,7 @@ class MlpHead(ActionHead):
         """Absolute, squared or Huber error, in normalised units."""
         delta: float = Field(default=1.0, gt=0.0)
         """Error at which the Huber loss turns from squared to absolute."""
-        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=lambda: [512, 512])
+        hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=lambda: [512, 512])
         """Sizes of the hidden layers."""
         activation: Activation = "gelu"
         """Activation after each hidden layer."""
@@ -48,7 +46,7 @@ class MlpHead(ActionHead):
         """How tokens become one vector: all side by side (keeps where things are in an image), or their mean."""
         per_embodiment: bool = False
         """Whether each robot has first and last layers of its own; for data of several robots."""
-        in_dim: Width | None = None
+        in_dim: Count | None = None
         """Expected number of input features; by default what the inputs give. A different number is an error."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
@@ -82,12 +80,8 @@ class MlpHead(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="mlp", hidden=[32])
-
-    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` that are no padding."""
-        return {"values": (~is_pad).sum()}
 
     def loss(
         self,

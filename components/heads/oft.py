@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -12,13 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, HeadConfig
+from ...schemas.part import MOST_LAYERS, Count, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean
 from ..shares import WHOLE, Shares
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Oft(ActionHead):
@@ -29,6 +26,7 @@ class Oft(ActionHead):
     """
 
     accepts = (Kind.TOKENS,)
+    averages_values = True
 
     class Config(HeadConfig):
         """Parallel decoding: one query token of a model becomes one action."""
@@ -63,12 +61,8 @@ class Oft(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="oft", reads=["model.queries"], width=16)
-
-    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` that are no padding."""
-        return {"values": (~is_pad).sum()}
 
     def loss(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -13,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, HeadConfig
+from ...schemas.part import Count, Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean
@@ -23,7 +22,6 @@ from ..layers.transformer import check_heads
 from ..randomness.generator import categorical
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 
@@ -134,7 +132,7 @@ class Vqbet(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         small: dict[str, Any] = {
             "codes": 4,
             "code_width": 4,

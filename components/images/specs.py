@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
+from ...schemas.part import Count
 from ...schemas.specs import Kind, Range, Spec, Specs
 from ..base import Batch, Feature
 
-Side = Annotated[int, Field(ge=1)]
-Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+Size = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 STATISTICS = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),

@@ -28,8 +28,6 @@ class ImageTransformConfig(PartConfig):
 class ImageTransform(Transform):
     """Changes one camera at a time, with the same random draw for all its steps."""
 
-    Config: ClassVar[type[PartConfig]] = ImageTransformConfig
-
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self.keys: Sequence[str] = tuple(self.cameras(config, inputs))

@@ -9,11 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, Section
+from ...schemas.part import Count, Depth, Section
 from .basic import Activation, Attention, mlp
 from .rotary import RotaryTable
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class LayerOptions(Section):

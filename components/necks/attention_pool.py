@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.basic import Attention
 from ..layers.sequences import Joined, joined_spec
 from ..layers.transformer import check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class AttentionPool(Neck):
@@ -61,7 +57,7 @@ class AttentionPool(Neck):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         reads = ["vision.tokens", "state.pooled"]
         return cls.Config(type="attention_pool", reads=reads, queries=2, width=8, heads=2)
 

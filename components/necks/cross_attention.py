@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.sequences import Joined, joined_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
-Count = Annotated[int, Field(ge=1)]
 _KINDS = (Kind.TOKENS, Kind.POOLED)
 
 
@@ -59,7 +57,7 @@ class CrossAttention(Neck):
         return {"tokens": joined_spec(reads, config.width)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         condition = ["vision.tokens", "state.pooled"]
         return cls.Config(
             type="cross_attention",

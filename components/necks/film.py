@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from ...schemas.part import MOST_LAYERS, NeckConfig
+from ...schemas.part import MOST_LAYERS, Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.basic import Activation, mlp, zero
 from ..layers.sequences import only
-
-Width = Annotated[int, Field(ge=1)]
 
 
 class Film(Neck):
@@ -42,7 +39,7 @@ class Film(Neck):
         """Modulate a feature by others (FiLM)."""
         condition: list[str] = Field(min_length=1)
         """Pooled features that decide scale and shift."""
-        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=list)
+        hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=list)
         """Sizes of hidden layers between condition and scale and shift."""
         activation: Activation = "silu"
         """Activation after each hidden layer."""
@@ -67,7 +64,7 @@ class Film(Neck):
         return {str(spec.kind): replace(spec, why=f"{key} modulated by {', '.join(condition)}")}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="film", reads=["vision.tokens"], condition=["state.pooled"], hidden=[8])
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:

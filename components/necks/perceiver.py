@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.sequences import Joined, joined_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Perceiver(Neck):
@@ -62,7 +58,7 @@ class Perceiver(Neck):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         reads = ["vision.tokens", "state.pooled"]
         return cls.Config(type="perceiver", reads=reads, latents=3, width=8, heads=2)
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, NeckConfig
+from ...schemas.part import Count, Depth, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.rotary import BASE
 from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
 from ..layers.token_writer import WriterLayer, read_all
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Prefix(Neck):
@@ -74,7 +70,7 @@ class Prefix(Neck):
         return {"key_values": Spec(Kind.KEY_VALUES, dims, why, rope=BASE), "tokens": spec}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="prefix", reads=["vision.tokens", "state.pooled"], width=8, heads=2)
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import nn
 
-from ...schemas.part import MOST_LAYERS, NeckConfig
+from ...schemas.part import MOST_LAYERS, Count, NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..layers.basic import Activation, mlp
 from ..layers.sequences import only
-
-Width = Annotated[int, Field(ge=1)]
 
 
 class Project(Neck):
@@ -30,9 +27,9 @@ class Project(Neck):
 
         type: Literal["project"]
         """Project a feature by a linear layer or a multi-layer perceptron."""
-        width: Width
-        """Width D of what comes out."""
-        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=list)
+        width: Count
+        """Count D of what comes out."""
+        hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=list)
         """Sizes of the hidden layers; none make it linear."""
         activation: Activation = "gelu"
         """Activation after each hidden layer."""
@@ -57,7 +54,7 @@ class Project(Neck):
         return {str(spec.kind): replace(spec, dims=dims, why=f"{key} projected to width {config.width}")}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="project", reads=["vision.tokens"], width=6, hidden=[12], norm="layer")
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:

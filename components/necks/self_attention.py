@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class SelfAttention(Neck):
@@ -61,7 +57,7 @@ class SelfAttention(Neck):
         return {"tokens": spec}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         reads = ["vision.tokens", "state.pooled"]
         return cls.Config(
             type="self_attention", reads=reads, width=8, heads=2, positions="learned", norm_in=True

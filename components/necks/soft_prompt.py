@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Dim, Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import select
 from ..layers.basic import joined_mask
 from ..layers.sequences import Joined, joined_spec
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class SoftPrompt(Neck):
@@ -60,7 +56,7 @@ class SoftPrompt(Neck):
         return {"tokens": Spec(Kind.TOKENS, ("B", total, spec.width), why)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="soft_prompt", reads=["vision.tokens", "state.pooled"], prompts=2, width=8)
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..layers.sequences import only
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class SpatialSoftmax(Neck):
@@ -76,7 +72,7 @@ class SpatialSoftmax(Neck):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(
             type="spatial_softmax", reads=["vision.tokens"], keypoints=3, temperature="learned", width=5
         )

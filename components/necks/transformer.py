@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Transformer(Neck):
@@ -73,7 +70,7 @@ class Transformer(Neck):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         reads = ["vision.tokens", "state.pooled"]
         return cls.Config(type="transformer", reads=reads, width=8, heads=2, readouts=2)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, NetworkConfig
+from ...schemas.part import Count, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
@@ -21,8 +20,6 @@ from ..layers.basic import Attention, joined_mask, mlp, sinusoids, zero
 from ..layers.modulation import modulated
 from ..layers.per_robot import robot_linear
 from ..layers.rotary import RotaryTable, rotary_table
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Dit(Network):
@@ -115,7 +112,7 @@ class Dit(Network):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="dit", width=32, depth=2, heads=2)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, NetworkConfig
+from ...schemas.part import Count, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import joined_mask, mlp, waves
 from ..layers.expert import ExpertLayer, norm
 from ..layers.rotary import rotary_table
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Expert(Network):
@@ -114,7 +110,7 @@ class Expert(Network):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="expert", width=64, hidden=128, heads=2, joint_every=2)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, NetworkConfig
+from ...schemas.part import Count, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
@@ -22,7 +21,6 @@ from ..layers.basic import Attention, CategoryLinear, joined_mask, mlp, sinusoid
 from ..layers.modulation import modulated
 from ..layers.per_robot import RobotMlp, applied, robot_linear
 
-Count = Annotated[int, Field(ge=1)]
 _TIMES = 256
 
 
@@ -116,7 +114,7 @@ class GrootDit(Network):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(
             type="groot_dit", width=64, depth=3, heads=2, hidden=64, attend="in_turn", queries=2, dropout=0.0
         )

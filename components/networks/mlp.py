@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -11,14 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...schemas.part import MOST_LAYERS, NetworkConfig
+from ...schemas.part import MOST_LAYERS, Count, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import mlp, sinusoids
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class MlpNetwork(Network):
@@ -65,7 +62,7 @@ class MlpNetwork(Network):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="mlp", width=64, depth=2, time_width=16)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -11,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, Depth, NetworkConfig
+from ...schemas.part import MOST_LAYERS, Count, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
@@ -19,8 +18,6 @@ from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import joined_mask, mlp, sinusoids
 from ..layers.sequences import Joined, joined_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class DiffusionTransformer(Network):
@@ -79,7 +76,7 @@ class DiffusionTransformer(Network):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="transformer", width=32, depth=2, heads=2, encoder_depth=1)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:

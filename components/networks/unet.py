@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, NetworkConfig
+from ...schemas.part import MOST_LAYERS, Count, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
@@ -22,7 +21,6 @@ from ..kernels.dispatch import fused
 from ..kernels.group_norm_mish import group_norm_mish
 from ..layers.basic import mlp, sinusoids
 
-Count = Annotated[int, Field(ge=1)]
 _LAST_GROUPS = 8
 """Groups of the last norm, whatever `groups` is: so it is in Diffusion Policy."""
 
@@ -117,7 +115,7 @@ class Unet(Network):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="unet", widths=[64, 32], kernel=3, time_width=32)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:

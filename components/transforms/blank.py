@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -24,7 +23,7 @@ class Blank(ImageTransform):
         """Make images black, to see what a policy does without them."""
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="blank")
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:

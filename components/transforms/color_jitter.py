@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -50,7 +49,7 @@ class ColorJitter(ImageTransform):
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="color_jitter")
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:

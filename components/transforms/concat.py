@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -77,7 +76,7 @@ class Concat(Transform):
         return {**kept, config.to: replace(joined, why=why, range=first.range if is_normal else joined.range)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="concat", keys=["observation.state"], to="observation.joined")
 
     def forward(self, batch: Batch) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -67,7 +66,7 @@ class Crop(ImageTransform):
         return cls.resized(config, inputs, (height, width), f"cropped to {height} x {width}")
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="crop", size=[12, 10])
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:

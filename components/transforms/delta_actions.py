@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -27,7 +26,7 @@ class DeltaActions(DifferenceTransform):
         """Predict the step from each action to the next, beginning at the state."""
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="delta_actions", absolute=[-1])
 
     def rewrite(self, actions: Tensor, state: Tensor) -> Tensor:

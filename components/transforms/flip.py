@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -37,8 +36,7 @@ class Flip(ImageTransform):
         p: float = Field(default=0.5, ge=0.0, le=1.0)
         """Probability, for all cameras of a sample together; 1 means always and in evaluation too."""
         negate: dict[str, list[int]] = Field(default_factory=dict)
-        """Dimensions whose sign changes with the images, such as `{action: [1], observation.state: [1]}`; -1 is the
-        last."""
+        """Dimensions whose sign changes with the images, such as `{action: [1], observation.state: [1]}`; -1 is the last."""
         keys: list[str] | None = Field(default=None, min_length=1)
         """Images to mirror; by default all of them."""
 
@@ -69,7 +67,7 @@ class Flip(ImageTransform):
         return {**inputs, **{key: changed(inputs[key], "mirrored") for key in negated}}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="flip")
 
     def forward(self, batch: Batch) -> dict[str, Any]:

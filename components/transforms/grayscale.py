@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -34,7 +33,7 @@ class Grayscale(OccasionalTransform):
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="grayscale", p=0.5)
 
     def change(self, images: Tensor) -> Tensor:

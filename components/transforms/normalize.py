@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -129,7 +128,7 @@ class Normalize(Transform):
         return found
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="normalize", modes={"action": "min_max"})
 
     def forward(self, batch: Batch) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -69,7 +68,7 @@ class NormalizeImage(ImageTransform):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="normalize_image")
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -59,7 +58,7 @@ class PadDims(Transform):
         return {**inputs, **found}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="pad_dims", sizes={"observation.state": 8, "action": 4})
 
     def forward(self, batch: Batch) -> dict[str, Any]:

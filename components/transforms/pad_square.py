@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -40,7 +39,7 @@ class PadSquare(ImageTransform):
         return {**inputs, **squares}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="pad_square")
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:

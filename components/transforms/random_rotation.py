@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -42,7 +41,7 @@ class RandomRotation(ImageTransform):
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="random_rotation", degrees=30.0)
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -33,7 +32,7 @@ class RandomShift(ImageTransform):
         """Largest shift in each direction, in pixels."""
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="random_shift", pixels=2)
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:

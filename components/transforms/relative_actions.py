@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -27,7 +26,7 @@ class RelativeActions(DifferenceTransform):
         """Predict actions relative to the state at the begin of the chunk."""
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="relative_actions", absolute=[-1])
 
     def rewrite(self, actions: Tensor, state: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -78,7 +77,7 @@ class RelativePose(ReferenceTransform):
                 )
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="relative_pose", position=None, rotation=0, representation="axis_angle")
 
     def rewrite(self, actions: Tensor, state: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -39,7 +38,7 @@ class Resize(ImageTransform):
         return cls.resized(config, inputs, (height, width), f"resized to {height} x {width}")
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="resize", size=[12, 20])
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -45,7 +44,7 @@ class ResizeWithPad(ImageTransform):
         return cls.resized(config, inputs, (height, width), f"resized to {height} x {width} with padding")
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="resize_with_pad", size=[12, 20])
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -78,7 +77,7 @@ class Rotation(Transform):
         return {**inputs, config.key: changed(spec, why, spec.width - before.width + after.width)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="rotation", key="action", start=0, source="axis_angle", target="rotation_6d")
 
     def forward(self, batch: Batch) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -52,7 +51,7 @@ class SinCos(Transform):
         return {**inputs, **found}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="sin_cos", dims=[0, -1])
 
     def forward(self, batch: Batch) -> dict[str, Any]:

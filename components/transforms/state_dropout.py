@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -49,7 +48,7 @@ class StateDropout(Transform):
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="state_dropout", p=0.5)
 
     def forward(self, batch: Batch) -> dict[str, Any]:

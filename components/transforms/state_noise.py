@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -67,7 +66,7 @@ class StateNoise(Transform):
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="state_noise", std=0.1)
 
     def forward(self, batch: Batch) -> dict[str, Any]:

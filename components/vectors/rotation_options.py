@@ -20,8 +20,7 @@ class ConventionConfig(PartConfig):
     quaternion: Literal["wxyz", "xyzw"] | None = None
     """Order of a quaternion's values, needed where there is one: `wxyz` (MuJoCo) or `xyzw` (ROS, SciPy)."""
     euler: Euler | None = None
-    """Axes of Euler angles, needed where there are any: `XYZ` turns about those of the turned frame, `xyz` about fixed
-    ones (roll, pitch and yaw)."""
+    """Axes of Euler angles, needed where there are any: `XYZ` turns about those of the turned frame, `xyz` about fixed ones (roll, pitch and yaw)."""
 
 
 def rotation(config: ConventionConfig, name: Representation) -> Rotation:

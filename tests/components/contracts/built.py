@@ -1,11 +1,8 @@
-"""A part built from its own tiny config, in the small world: what the contract tests work on. A new file in one of the
-folders of parts is tested here unasked.
-"""
+"""Parts built from their examples, in the small world of `conftest.py`. The contract tests find new files unasked."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,12 +22,12 @@ WEIGHTED = [(kind, name) for kind, name in PARTS if kind in ("backbones", "necks
 
 
 class Built:
-    """A part built from its own tiny config, in the small world. A network is built inside a flow-matching head."""
+    """A part built from its example; a network is built inside a flow-matching head."""
 
-    def __init__(self, kind: str, name: str, world: Any, directory: Path) -> None:
+    def __init__(self, kind: str, name: str, world: Any) -> None:
         self.kind, self.name, self.world = kind, name, world
         self.cls = REGISTRIES[kind].get(name)
-        self.config = self.cls.tiny(directory)
+        self.config = self.cls.example()
         self.whole, self.whole_config = self.cls, self.config
         if kind == "networks":
             self.whole = FlowMatching
