@@ -78,7 +78,7 @@ class Joined(nn.Module):
 
     def __init__(self, features: Specs, width: int | None) -> None:
         super().__init__()
-        self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
+        self._keys = {key: key.replace(".", "_") for key in features}  # module names cannot contain dots
         self.project = nn.ModuleDict(
             {
                 self._keys[key]: nn.Linear(spec.width, width)

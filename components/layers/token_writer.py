@@ -22,7 +22,7 @@ class TokenWriter(nn.Module):
 
     def __init__(self, features: Specs, width: int, depth: int, heads: int, vocabulary: int) -> None:
         super().__init__()
-        self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
+        self._keys = {key: key.replace(".", "_") for key in features}  # module names cannot contain dots
         self.project = nn.ModuleDict(
             {
                 self._keys[key]: nn.Sequential(nn.LayerNorm(spec.width), nn.Linear(spec.width, width))

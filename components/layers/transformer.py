@@ -20,7 +20,7 @@ class LayerOptions(Section):
     depth: Depth = 2
     """Number of layers."""
     heads: Count = 4
-    """Attention heads; they share the width."""
+    """Number of attention heads, which share the width."""
     mlp_ratio: Annotated[float, Field(gt=0.0)] = 4.0
     """Hidden size of the feed-forward layers, in widths."""
     activation: Activation = "gelu"
@@ -73,7 +73,7 @@ def check_heads(width: int, heads: int, given: bool = True, parts: int = 1) -> N
         raise SpecError(
             f"a width of {width} cannot be shared by {heads} heads",
             field="width" if given else "heads",
-            label=f"no multiple of {multiple}" if given else f"does not divide {width}",
+            label=f"not a multiple of {multiple}" if given else f"does not divide {width}",
             help=f"choose a `width` that is a multiple of {multiple}"
             if parts > 1
             else "choose a `width` that is a multiple of `heads`",

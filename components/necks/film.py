@@ -1,5 +1,3 @@
-"""Features scaled and shifted by others."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
@@ -23,8 +21,8 @@ class Film(Neck):
 
         y = (1 + scale(c)) x + shift(c)
 
-    with c the condition's features side by side, and one scale and shift for all tokens. It starts as the identity.
-    Publishes what it reads, `tokens` (B, N, D) with their mask or `pooled` (B, D).
+    with c the features of the condition side by side, and one scale and shift for all tokens. It starts as
+    the identity. Publishes what it reads: `tokens` (B, N, D) with their mask, or `pooled` (B, D).
     """
 
     roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {
@@ -33,14 +31,11 @@ class Film(Neck):
     }
 
     class Config(NeckConfig):
-        """Features scaled and shifted by others."""
-
         type: Literal["film"]
-        """Modulate a feature by others (FiLM)."""
         condition: list[str] = Field(min_length=1)
-        """Pooled features that decide scale and shift."""
+        """Pooled features that determine scale and shift."""
         hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=list)
-        """Sizes of hidden layers between condition and scale and shift."""
+        """Sizes of hidden layers between the condition and scale and shift."""
         activation: Activation = "silu"
         """Activation after each hidden layer."""
 
@@ -58,7 +53,7 @@ class Film(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`tokens` or `pooled`, whichever is read, at the same size."""
+        """Return the spec of `tokens` or `pooled`, whichever the neck reads, at the same size."""
         key, spec = only(config, inputs, cls.roles["reads"])
         condition = select(config.condition, inputs, cls.roles["condition"], "condition")
         return {str(spec.kind): replace(spec, why=f"{key} modulated by {', '.join(condition)}")}
@@ -68,7 +63,7 @@ class Film(Neck):
         return cls.Config(type="film", reads=["vision.tokens"], condition=["state.pooled"], hidden=[8])
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`tokens` (B, N, D) or `pooled` (B, D)."""
+        """Return `tokens` (B, N, D) or `pooled` (B, D)."""
         feature = features[self._key]
         condition = torch.cat([features[key].values for key in self._condition], dim=-1)
         scale, shift = self.layers(condition).chunk(2, dim=-1)

@@ -1,5 +1,3 @@
-"""A feature at another width."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
@@ -17,20 +15,17 @@ from ..layers.sequences import only
 
 
 class Project(Neck):
-    """The same linear layer or multi-layer perceptron on every token, or on a pooled feature.
+    """Linear layer or multi-layer perceptron on every token, or on a pooled feature.
 
-    Publishes what it reads, `tokens` (B, N, D) with their mask or `pooled` (B, D).
+    Publishes what it reads: `tokens` (B, N, D) with their mask, or `pooled` (B, D).
     """
 
     class Config(NeckConfig):
-        """A feature at another width."""
-
         type: Literal["project"]
-        """Project a feature by a linear layer or a multi-layer perceptron."""
         width: Count
-        """Count D of what comes out."""
+        """Output size D."""
         hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=list)
-        """Sizes of the hidden layers; none make it linear."""
+        """Sizes of the hidden layers; `[]` for one linear layer."""
         activation: Activation = "gelu"
         """Activation after each hidden layer."""
         dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -48,7 +43,7 @@ class Project(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`tokens` or `pooled`, whichever is read."""
+        """Return the spec of `tokens` or `pooled`, whichever the neck reads."""
         key, spec = only(config, inputs, cls.roles["reads"])
         dims = (*spec.dims[:-1], config.width)
         return {str(spec.kind): replace(spec, dims=dims, why=f"{key} projected to width {config.width}")}
@@ -58,6 +53,6 @@ class Project(Neck):
         return cls.Config(type="project", reads=["vision.tokens"], width=6, hidden=[12], norm="layer")
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`tokens` (B, N, D) or `pooled` (B, D)."""
+        """Return `tokens` (B, N, D) or `pooled` (B, D)."""
         feature = features[self._key]
         return {self._output: Feature(self.layers(self.norm(feature.values)), feature.mask)}

@@ -1,5 +1,3 @@
-"""Tokens that look at each other."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
@@ -16,25 +14,22 @@ from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 
 class SelfAttention(Neck):
-    """A transformer encoder over all tokens that are read, end to end.
+    """Transformer encoder over all tokens, as one sequence.
 
-    Publishes as many `tokens` (B, N, D), with their mask. GR00T N1.5 and N1.7 have one over the tokens of their
-    vision-language model, with `norm_in` and without `norm_out`.
+    Publishes as many `tokens` (B, N, D) as it reads, with their mask. GR00T N1.5 and N1.7 have one over the
+    tokens of their vision-language model, with `norm_in` and without `norm_out`.
     """
 
     class Config(LayerOptions, NeckConfig):
-        """Tokens that look at each other."""
-
         type: Literal["self_attention"]
-        """Let tokens attend to each other (a transformer encoder)."""
         width: Count | None = None
-        """Width that each feature is projected to by a linear layer of its own; by default they keep theirs."""
+        """Width to which a separate linear layer projects each feature; by default features keep theirs."""
         positions: Positions = "none"
-        """Whether tokens get learned positions, for tokens of a fixed number."""
+        """Learned positions of the tokens, for a fixed number of tokens."""
         norm_in: bool = False
-        """Whether tokens are normalised before the first layer."""
+        """Normalize tokens before the first layer."""
         norm_out: bool = True
-        """Whether tokens are normalised after the last layer."""
+        """Normalize tokens after the last layer."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -48,7 +43,7 @@ class SelfAttention(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`tokens`; raises SpecError where widths differ, heads cannot share them, or positions have no fixed number."""
+        """Return the spec of `tokens`; raise SpecError if widths, heads or positions do not fit."""
         features = select(config.reads, inputs, cls.roles["reads"], "reads")
         spec = joined_spec(features, config.width)
         check_heads(spec.width, config.heads, config.width is not None)
@@ -64,7 +59,7 @@ class SelfAttention(Neck):
         )
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`tokens` (B, N, D)."""
+        """Return `tokens` (B, N, D)."""
         tokens, mask = self.joined(features)
         if self.positions is not None:
             tokens = tokens + self.positions
