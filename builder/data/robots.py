@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padded
 from ...components.features import chunk_size
-from ...components.pixels import scaled
+from ...components.pixels import resize_images
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind, Spec, Specs
 
@@ -45,7 +45,7 @@ class Robot:
             elif key in sample and spec.kind in (Kind.STATE, Kind.ACTION):
                 values[key] = padded(sample[key], spec.width)
             elif key in sample and spec.kind is Kind.IMAGE:
-                values[key] = scaled(sample[key][None], self._size(spec))[0]
+                values[key] = resize_images(sample[key][None], self._size(spec))[0]
         values[EMBODIMENT] = torch.tensor(self.number)
         values[ACTION_PADDING] = self.action_padding
         return values

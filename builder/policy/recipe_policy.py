@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Transform
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padding
-from ...components.images.fusion import chains, fused, fuses
+from ...components.images.fusion import can_fuse, fusable_chains, run_fused
 from ...components.layers.recomputation import recompute
 from ...components.pretrained import lora
 from ...components.shares import shares_in, without_shares
@@ -247,9 +247,9 @@ class RecipePolicy(BasePolicyModel):
         finally:
             self.train(was_training)
 
-    def fused(self, batch: Batch) -> list[list[str]]:
+    def run_fused(self, batch: Batch) -> list[list[str]]:
         """Transforms, by type, that run as one kernel on batches like this one."""
-        together = [chain for chain in chains(list(self.transforms)) if fuses(chain, batch)]
+        together = [chain for chain in fusable_chains(list(self.transforms)) if can_fuse(chain, batch)]
         return [[cast(Transform, each).config.type for each in chain] for chain in together]
 
     @property
@@ -306,9 +306,9 @@ class RecipePolicy(BasePolicyModel):
         """The batch as the backbones read it. In float32 under autocast too: targets must be as exact as statistics."""
         current = self.told(batch)
         with torch.autocast(self.device.type, enabled=False):
-            for chain in chains(list(self.transforms)):
-                if fuses(chain, current):
-                    current = fused(chain, current)
+            for chain in fusable_chains(list(self.transforms)):
+                if can_fuse(chain, current):
+                    current = run_fused(chain, current)
                 else:
                     for transform in chain:
                         current = transform(current)

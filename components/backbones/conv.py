@@ -11,7 +11,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import MOST_LAYERS, BackboneConfig, Count
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images.specs import fold, frame_size, frames, image_features, unfold
+from ..images.specs import fold_frames, frame_size, frames, image_features, unfold_frames
 
 _KERNEL = 3
 
@@ -79,7 +79,7 @@ class Conv(Backbone):
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """Return `pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalized float images."""
-        images = fold(observations, self._cameras, self.out.weight.dtype)  # (B * T * V, 3, H, W)
+        images = fold_frames(observations, self._cameras, self.out.weight.dtype)  # (B * T * V, 3, H, W)
         tokens: Tensor = self.out(self.layers(images).flatten(2).transpose(1, 2))
         pooled = tokens.mean(1) if "pooled" in outputs else None
-        return unfold(pooled, tokens if "tokens" in outputs else None, self._frames)
+        return unfold_frames(pooled, tokens if "tokens" in outputs else None, self._frames)

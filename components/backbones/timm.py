@@ -16,7 +16,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images.specs import check_normalisation, fold, frame_size, frames, image_features, unfold
+from ..images.specs import check_normalization, fold_frames, frame_size, frames, image_features, unfold_frames
 from ..layers.batch_norms import with_norm
 from ..pretrained import weights
 
@@ -96,7 +96,7 @@ class Timm(Backbone):
             )
         if config.pretrained is not None and defaults is not None:
             trained = {"mean": list(defaults.mean), "std": list(defaults.std)}
-            check_normalisation(cameras, trained, config.name)
+            check_normalization(cameras, trained, config.name)
         _check_layer(config, size)
         try:
             found = _probe(config.name, size, config.prefix_tokens, config.layer)
@@ -146,15 +146,15 @@ class Timm(Backbone):
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """Return `pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalized float images."""
-        images = fold(observations, self._cameras, next(self.model.parameters()).dtype)
+        images = fold_frames(observations, self._cameras, next(self.model.parameters()).dtype)
         if self.config.layer is not None:
             places = _map(self.model, images, self.config.layer).flatten(2).transpose(1, 2)  # (B * F, N, D)
             mean = places.mean(1) if "pooled" in outputs else None
-            return unfold(mean, places if "tokens" in outputs else None, self._frames)
+            return unfold_frames(mean, places if "tokens" in outputs else None, self._frames)
         maps = self.model.forward_features(images)
         pooled = self.model.forward_head(maps) if "pooled" in outputs else None
         tokens = _tokens(self.model, maps, self.config.prefix_tokens) if "tokens" in outputs else None
-        return unfold(pooled, tokens, self._frames)
+        return unfold_frames(pooled, tokens, self._frames)
 
 
 def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:

@@ -18,7 +18,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images.specs import check_normalisation, fold, frame_size, frames, image_features, unfold
+from ..images.specs import check_normalization, fold_frames, frame_size, frames, image_features, unfold_frames
 from ..pretrained.models import copy_transformer, read_config, read_normalisation, source_of
 
 
@@ -97,7 +97,7 @@ class Vision(Backbone):
         sizes, size = _sizes(facts), frame_size(cameras)
         _check_size(config, sizes, size, next(iter(cameras)))
         if "normalisation" in facts:
-            check_normalisation(cameras, facts["normalisation"], str(config.pretrained))
+            check_normalization(cameras, facts["normalisation"], str(config.pretrained))
         _check_pooling(config, sizes)
         patch = _patch(sizes)
         grid = (size[0] // patch, size[1] // patch)
@@ -115,7 +115,7 @@ class Vision(Backbone):
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """Return `pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalized float images."""
-        images = fold(observations, self._cameras, self.model.dtype)  # (B * T * V, 3, H, W)
+        images = fold_frames(observations, self._cameras, self.model.dtype)  # (B * T * V, 3, H, W)
         encoded = self.model(**self._given(images))
         hidden = encoded.last_hidden_state
         tokens = hidden[:, self._prefix :]
@@ -124,7 +124,7 @@ class Vision(Backbone):
             own = getattr(encoded, "pooler_output", None)
             whole = {"model": hidden[:, 0] if own is None else own, "class": hidden[:, 0]}
             pooled = tokens.mean(1) if self.config.pooling == "mean" else whole[self.config.pooling]
-        return unfold(pooled, tokens if "tokens" in outputs else None, self._frames)
+        return unfold_frames(pooled, tokens if "tokens" in outputs else None, self._frames)
 
     def _given(self, images: Tensor) -> dict[str, Any]:
         """Return the arguments of the encoder's forward pass."""

@@ -10,7 +10,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig, Count, Depth
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images.specs import fold, frame_size, frames, image_features, unfold
+from ..images.specs import fold_frames, frame_size, frames, image_features, unfold_frames
 from ..pretrained.models import copy_transformer, read_config
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -109,9 +109,9 @@ class Vit(Backbone):
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """Return `pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalized float images."""
-        images = fold(observations, self._cameras, self.model.dtype)
+        images = fold_frames(observations, self._cameras, self.model.dtype)
         hidden = self.model(pixel_values=images, interpolate_pos_encoding=self._interpolate).last_hidden_state
-        return unfold(
+        return unfold_frames(
             hidden[:, 0] if "pooled" in outputs else None,
             hidden[:, 1:] if "tokens" in outputs else None,
             self._frames,

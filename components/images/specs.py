@@ -1,4 +1,4 @@
-"""Cameras: one tensor (B, T, 3, H, W) under each key, read together by backbones and one by one by transforms."""
+"""Specs of cameras, and their tensors (B, T, 3, H, W) as one batch of frames."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ...schemas.part import Count
 from ...schemas.specs import Kind, Range, Spec, Specs
 from ..base import Batch, Feature
 
-Size = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
+ImageSize = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
 
-STATISTICS = {
+IMAGE_STATISTICS = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
@@ -27,12 +27,12 @@ STATISTICS = {
 
 
 def height_width(size: int | list[int]) -> tuple[int, int]:
-    """`96` or `[96, 128]` as (height, width)."""
+    """Return `96` or `[96, 128]` as (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def frame_size(cameras: Specs) -> tuple[int, int]:
-    """Height and width that all cameras share; raises SpecError where they differ or are not RGB."""
+    """Return the height and width that all cameras share; raise SpecError if they differ or are not RGB."""
     first, *others = cameras.items()
     for key, spec in cameras.items():
         if spec.dims[2] != 3:
@@ -55,7 +55,7 @@ def frame_size(cameras: Specs) -> tuple[int, int]:
 
 
 def frames(cameras: Specs) -> int:
-    """Frames of one sample: observation steps times cameras."""
+    """Return the number of frames of one sample: observation steps times cameras."""
     count = 0
     for spec in cameras.values():
         assert isinstance(spec.dims[1], int)
@@ -66,9 +66,9 @@ def frames(cameras: Specs) -> int:
 def image_features(
     cameras: Specs, tokens: int, width: int, pooled: int | None = None, grid: tuple[int, int] | None = None
 ) -> dict[str, Spec]:
-    """Specs of `pooled` and `tokens` for `tokens` tokens of `width` (and `pooled` values) a frame.
+    """Return specs of `pooled` and `tokens`, with `tokens` tokens of `width`, `pooled` values per frame.
 
-    `grid` is the height and width of the feature map whose places the tokens are, where they are.
+    `grid` is the height and width of the feature map, if the tokens are its places.
     """
     count, pooled = frames(cameras), pooled or width
     names = ", ".join(key.rpartition(".")[2] for key in cameras)
@@ -85,45 +85,45 @@ def image_features(
     }
 
 
-def check_normalisation(cameras: Specs, wanted: Mapping[str, list[float]], model: str) -> None:
-    """Raises SpecError for images normalised otherwise than by the `mean` and `std` that a model was trained with."""
+def check_normalization(cameras: Specs, wanted: Mapping[str, list[float]], model: str) -> None:
+    """Raise SpecError for images normalized by another `mean` and `std` than the model was trained with."""
     expected = (wanted["mean"], wanted["std"])
-    named = next((name for name, known in STATISTICS.items() if _near(known, expected)), None)
+    named = next((name for name, known in IMAGE_STATISTICS.items() if _near(known, expected)), None)
     options = f"stats: {named}" if named else f"mean: {expected[0]}, std: {expected[1]}"
     for key, spec in cameras.items():
         if spec.normalised_by is not None and not _near(spec.normalised_by, expected):
             mean, std = (list(values) for values in spec.normalised_by)
             raise SpecError(
-                f"`{model}` was trained on images normalised by mean {expected[0]} and deviation {expected[1]}, "
+                f"`{model}` was trained on images normalized by mean {expected[0]} and deviation {expected[1]}, "
                 f"not by mean {mean} and deviation {std}",
                 field="pretrained",
                 source=key,
                 trait="range",
-                label="was trained on other images",
+                label="was trained on images normalized otherwise",
                 help=f"use `{{type: normalize_image, {options}}}`",
             )
 
 
 def _near(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
-    """Whether two pairs of mean and deviation agree but for rounding."""
+    """Return whether two pairs of mean and deviation agree within rounding."""
     pairs = zip((*one[0], *one[1]), (*other[0], *other[1]), strict=True)
     return all(abs(first - second) < 1e-3 for first, second in pairs)
 
 
-def fold(observations: Batch, cameras: Specs, dtype: torch.dtype) -> Tensor:
-    """All frames as one batch (B * T * V, 3, H, W) in `dtype`; raises SpecError where images are still bytes."""
+def fold_frames(observations: Batch, cameras: Specs, dtype: torch.dtype) -> Tensor:
+    """Stack all frames to one batch (B * T * V, 3, H, W) in `dtype`; raise SpecError for bytes."""
     images = torch.stack([observations[key] for key in cameras], dim=2)  # (B, T, V, 3, H, W)
     if not images.is_floating_point():
         raise SpecError(
-            f"images reach the backbone as {images.dtype}, not as normalised floats",
-            label="not normalised",
+            f"images reach the backbone as {images.dtype}, not as normalized floats",
+            label="not normalized",
             help="add `{type: normalize_image}` to the transforms",
         )
     return images.flatten(0, 2).to(dtype)
 
 
-def unfold(pooled: Tensor | None, tokens: Tensor | None, frames: int) -> dict[str, Feature]:
-    """Features a frame, (B * F, P) and (B * F, N, D), as features a sample, (B, F * P) and (B, F * N, D)."""
+def unfold_frames(pooled: Tensor | None, tokens: Tensor | None, frames: int) -> dict[str, Feature]:
+    """Reshape features per frame, (B * F, P) and (B * F, N, D), to (B, F * P) and (B, F * N, D) per sample."""
     features = {}
     if pooled is not None:
         features["pooled"] = Feature(pooled.reshape(-1, frames * pooled.shape[-1]))
@@ -133,16 +133,16 @@ def unfold(pooled: Tensor | None, tokens: Tensor | None, frames: int) -> dict[st
 
 
 def with_size(spec: Spec, size: tuple[int, int], why: str) -> Spec:
-    """The spec of images at a new height and width."""
+    """Return the spec of images at a new height and width."""
     return replace(spec, dims=(*spec.dims[:3], *size), why=f"{spec.why}, {why}".removeprefix(", "))
 
 
-def refuse_normalised(cameras: Specs, name: str, why: str) -> None:
-    """Raises SpecError for images that are normalised already; `why` says in a phrase what `name` works on."""
+def refuse_normalized(cameras: Specs, name: str, why: str) -> None:
+    """Raise SpecError for images that are already normalized; `why` says in a phrase what `name` requires."""
     for key, spec in cameras.items():
         if spec.range is Range.NORMALISED:
             raise SpecError(
-                f"`{name}` {why}, but `{key}` is normalised",
+                f"`{name}` {why}, but `{key}` is normalized",
                 source=key,
                 trait="range",
                 label="too late",

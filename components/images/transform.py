@@ -19,14 +19,14 @@ from .specs import with_size
 
 
 class ImageTransformConfig(PartConfig):
-    """Options that every transform of images has."""
+    """Options of every image transform."""
 
     keys: list[str] | None = Field(default=None, min_length=1)
-    """Images to change, such as `observation.images.wrist`; by default all of them."""
+    """Images to change, such as `observation.images.wrist`; by default all."""
 
 
 class ImageTransform(Transform):
-    """Changes one camera at a time, with the same random draw for all its steps."""
+    """Transform of one camera at a time, with the same random numbers for all its steps."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -34,21 +34,21 @@ class ImageTransform(Transform):
 
     @staticmethod
     def cameras(config: Any, inputs: Specs) -> dict[str, Spec]:
-        """Specs of the images to change; raises SpecError for an unknown key."""
+        """Return the specs of the images to change; raise SpecError for an unknown key."""
         found = {key: spec for key, spec in inputs.items() if spec.kind is Kind.IMAGE}
         for position, key in enumerate(config.keys or ()):
             if key not in found:
                 raise SpecError(
-                    f"`{key}` is no image",
+                    f"`{key}` is not an image",
                     field=f"keys.{position}",
-                    label="no such image",
+                    label="not an image",
                     help=f"images are: {', '.join(found) or 'none'}",
                 )
         return found if config.keys is None else {key: found[key] for key in config.keys}
 
     @classmethod
     def resized(cls, config: Any, inputs: Specs, size: tuple[int, int], why: str) -> dict[str, Spec]:
-        """Specs of all inputs, with the images at a new height and width."""
+        """Return the specs of all inputs, with the images at a new height and width."""
         return {
             **inputs,
             **{key: with_size(spec, size, why) for key, spec in cls.cameras(config, inputs).items()},
@@ -60,23 +60,23 @@ class ImageTransform(Transform):
         return dict(inputs)
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch with the images changed."""
+        """Return a batch with changed images."""
         images = {key: batch[key] for key in self.keys if key in batch}
         return {**batch, **{key: self.apply_to(x, self.draws(batch, x, key)) for key, x in images.items()}}
 
     @abstractmethod
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """Change the images (B, T, 3, H, W) of one camera; what is random about it comes from `draws`."""
+        """Return changed images (B, T, 3, H, W) of one camera, with random numbers from `draws`."""
 
 
 class OccasionalTransform(ImageTransform):
-    """Changes each camera of each sample with probability `p`, in training only; with a `p` of 1 always."""
+    """Transform of each camera of each sample with probability `p` in training, or always with a `p` of 1."""
 
     Config: ClassVar[type[PartConfig]]
-    """Has the option `p`."""
+    """Config with an option `p`."""
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) -> the same size and dtype."""
+        """Return changed images (B, T, 3, H, W) of the same size and dtype."""
         if self.config.p == 1.0:
             return self.change(images)
         if not self.training:
@@ -86,4 +86,4 @@ class OccasionalTransform(ImageTransform):
 
     @abstractmethod
     def change(self, images: Tensor) -> Tensor:
-        """Images (B, T, 3, H, W) as they look when changed, of the same size and dtype."""
+        """Return changed images (B, T, 3, H, W) of the same size and dtype."""

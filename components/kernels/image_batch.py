@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..pixels import grey, turn_hue
+from ..pixels import luma, shift_hue
 from .dispatch import operator
 
 
@@ -66,11 +66,11 @@ def reference(
             f.view(-1, 1, 1, 1, 1) for f in colours.to(precise).unbind(1)
         )
         values = (values * brightness).clamp(0.0, 1.0)
-        average = grey(values).mean(dim=(2, 3, 4), keepdim=True)
+        average = luma(values).mean(dim=(2, 3, 4), keepdim=True)
         values = (average + (values - average) * contrast).clamp(0.0, 1.0)
-        base = grey(values)
+        base = luma(values)
         values = (base + (values - base) * saturation).clamp(0.0, 1.0)
-        values = turn_hue(values, turn[:, 0])
+        values = shift_hue(values, turn[:, 0])
     channels_of = zip(values.unbind(2), mean, std, strict=True)
     return torch.stack([(x - middle) / spread for x, middle, spread in channels_of], dim=2).to(dtype)
 

@@ -1,5 +1,3 @@
-"""Random changes of colour."""
-
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -10,29 +8,26 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.fusion import Plan, Stage
-from ..images.specs import refuse_normalised
+from ..images.fusion import FusedStage, Plan
+from ..images.specs import refuse_normalized
 from ..images.transform import ImageTransform, ImageTransformConfig
-from ..pixels import grey, turn_hue
+from ..pixels import luma, shift_hue
 from ..randomness.per_sample import Draws
 
 Strength = Annotated[float, Field(ge=0.0)]
 
 
 class ColorJitter(ImageTransform):
-    """Changes brightness, contrast, saturation and hue at random, in that order, in training only.
+    """Random changes of brightness, contrast, saturation and hue, in that order, in training only.
 
-    Factors are drawn evenly from `1 - strength` (at least 0) to `1 + strength`, once for all steps of one camera of
-    one sample. Works on bytes, or on floats in [0, 1]: put it before `normalize_image`.
+    Factors are uniform from `1 - strength` (at least 0) to `1 + strength`, drawn once for all steps of one
+    camera of one sample. Works on bytes or on floats in [0, 1], so it must precede `normalize_image`.
     """
 
-    stage = Stage.COLOUR
+    stage = FusedStage.COLOR
 
     class Config(ImageTransformConfig):
-        """Random changes of colour."""
-
         type: Literal["color_jitter"]
-        """Change colours at random while training; before `normalize_image`."""
         brightness: Strength = 0.3
         """Strength of the change in brightness."""
         contrast: Strength = 0.3
@@ -40,12 +35,12 @@ class ColorJitter(ImageTransform):
         saturation: Strength = 0.3
         """Strength of the change in saturation."""
         hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
-        """Largest turn of the hue, as a fraction of the colour circle."""
+        """Largest shift of the hue, as a fraction of the color circle."""
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs as they are; raises SpecError for images that are normalised already."""
-        refuse_normalised(cls.cameras(config, inputs), "color_jitter", "changes colours in [0, 1]")
+        """Return all inputs unchanged; raise SpecError for images that are already normalized."""
+        refuse_normalized(cls.cameras(config, inputs), "color_jitter", "changes colors in [0, 1]")
         return dict(inputs)
 
     @classmethod
@@ -53,7 +48,7 @@ class ColorJitter(ImageTransform):
         return cls.Config(type="color_jitter")
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) -> the same size and dtype."""
+        """Return changed images (B, T, 3, H, W) of the same size and dtype."""
         if not self.training:
             return images
         config, dtype = self.config, images.dtype
@@ -62,19 +57,19 @@ class ColorJitter(ImageTransform):
         if config.brightness > 0.0:
             values = (values * brightness).clamp_(0.0, 1.0)
         if config.contrast > 0.0:
-            values = _blend(values, grey(values).mean(dim=(2, 3, 4), keepdim=True), contrast)
+            values = _blend(values, luma(values).mean(dim=(2, 3, 4), keepdim=True), contrast)
         if config.saturation > 0.0:
-            values = _blend(values, grey(values), saturation)
+            values = _blend(values, luma(values), saturation)
         if config.hue > 0.0:
-            values = turn_hue(values, turn[:, 0])
+            values = shift_hue(values, turn[:, 0])
         return values.mul_(255.0).round_().to(dtype) if dtype == torch.uint8 else values.to(dtype)
 
     def plan(self, plan: Plan, draws: Draws) -> None:
-        """Change the colours."""
-        plan.colours = self._draw(draws)
+        """Change the colors."""
+        plan.colors = self._draw(draws)
 
     def _draw(self, draws: Draws) -> Tensor:
-        """Factors of brightness, contrast and saturation, and turns of hue in circles (B, 4)."""
+        """Return factors of brightness, contrast and saturation, and shifts of the hue in circles (B, 4)."""
         config = self.config
         strengths = (config.brightness, config.contrast, config.saturation)
         ranges = [(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..base import Batch
-from ..images.specs import fold
+from ..images.specs import fold_frames
 from .base import Family
 from .inputs import Inputs
 from .sequence import Places
@@ -45,7 +45,7 @@ class Stretch:
         cls, family: Family, model: Any, inputs: Inputs, observations: Batch, dtype: torch.dtype
     ) -> Stretch:
         """The frames of all cameras, step by step; those that `<camera>_is_pad` (B, T) marks are hidden."""
-        images = fold(observations, inputs.cameras, dtype)  # (B * F, 3, H, W)
+        images = fold_frames(observations, inputs.cameras, dtype)  # (B * F, 3, H, W)
         seen = family.see(model, images)
         shown = _shown(observations, inputs, images.device)  # (B, F)
         places = family.frame_places((images.shape[2], images.shape[3]), images.device)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...schemas.errors import SpecError
 from ..base import Facts
-from ..images.specs import STATISTICS, check_normalisation, frame_size, frames
+from ..images.specs import IMAGE_STATISTICS, check_normalization, frame_size, frames
 from . import FAMILIES, family_of
 from .base import Family
 from .inputs import Inputs
@@ -37,8 +37,8 @@ def check(config: Any, inputs: Inputs, facts: Facts) -> tuple[Family, int | str]
                 help=f"set `{name}` to {most} or less",
             )
     if facts["config"]["model_type"] in _OF_HALF:
-        mean, std = (list(values) for values in STATISTICS["half"])
-        check_normalisation(inputs.cameras, {"mean": mean, "std": std}, source)
+        mean, std = (list(values) for values in IMAGE_STATISTICS["half"])
+        check_normalization(inputs.cameras, {"mean": mean, "std": std}, source)
     family = family_of(facts["config"], config.depth)
     for name in ("rope", "decoder"):
         if getattr(config, name) and not family.grows:

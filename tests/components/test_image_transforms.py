@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from policysmith.components.pixels import turn_hue
+from policysmith.components.pixels import shift_hue
 from policysmith.components.randomness.per_sample import SAMPLE_KEY
 from policysmith.components.registry import TRANSFORMS
 from policysmith.components.transforms import color_jitter, random_rotation
@@ -173,13 +173,13 @@ def test_color_jitter_agrees_with_torchvision(
 def test_hue_agrees_with_torchvision(turn: float, seed: int) -> None:
     images = torch.rand(2, 1, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
     images[0, 0, :, 0] = 0.5  # grey has no hue
-    ours = turn_hue(images, torch.full((2, 1, 1, 1), turn))
+    ours = shift_hue(images, torch.full((2, 1, 1, 1), turn))
     torch.testing.assert_close(ours, reference.adjust_hue(images, turn), atol=1e-5, rtol=0)
 
 
 def test_a_third_of_a_circle_permutes_the_channels() -> None:
     images = torch.rand(2, 1, 3, 5, 6)
-    turned = turn_hue(images, torch.full((2, 1, 1, 1), 1 / 3))
+    turned = shift_hue(images, torch.full((2, 1, 1, 1), 1 / 3))
     torch.testing.assert_close(turned, images[:, :, [2, 0, 1]], atol=1e-5, rtol=0)
 
 
@@ -314,7 +314,7 @@ def test_resize_with_pad_keeps_the_aspect_ratio() -> None:
 def test_rotation_agrees_with_torchvision(angle: float, shape: tuple[int, int], seed: int) -> None:
     images = torch.rand(2, 2, 3, *shape, generator=torch.Generator().manual_seed(seed))
     angles = torch.tensor([angle, -angle / 2])
-    ours = random_rotation.turned(images, torch.deg2rad(angles), 0.0)
+    ours = random_rotation.rotate_images(images, torch.deg2rad(angles), 0.0)
     for index in range(2):
         theirs = reference.rotate(images[index], angles[index].item(), reference.InterpolationMode.BILINEAR)
         torch.testing.assert_close(ours[index], theirs, atol=2e-4, rtol=0)
@@ -323,10 +323,10 @@ def test_rotation_agrees_with_torchvision(angle: float, shape: tuple[int, int], 
 def test_quarter_turns_are_exact_and_what_was_outside_is_filled() -> None:
     images = pictures(2, (9, 9))
     quarter = torch.full((2,), torch.pi / 2)
-    assert torch.equal(random_rotation.turned(images, quarter, 0.0), images.rot90(1, (-2, -1)))
+    assert torch.equal(random_rotation.rotate_images(images, quarter, 0.0), images.rot90(1, (-2, -1)))
     white = torch.full((2, 1, 3, 9, 9), 255, dtype=torch.uint8)
-    assert torch.equal(random_rotation.turned(white, quarter / 2, 1.0), white)
-    grey = random_rotation.turned(images, quarter / 2, 0.4)
+    assert torch.equal(random_rotation.rotate_images(white, quarter / 2, 1.0), white)
+    grey = random_rotation.rotate_images(images, quarter / 2, 0.4)
     assert (grey[..., 0, 0] == 102).all()
 
 

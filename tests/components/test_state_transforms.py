@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from policysmith.components.registry import TRANSFORMS
-from policysmith.components.vectors.rotations import Rotation, convert, to_matrix
+from policysmith.components.vectors.rotations import RotationForm, convert, to_matrix
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Range, Spec
 
@@ -211,7 +211,7 @@ def test_a_rotation_is_converted_in_its_place() -> None:
     assert changed.shape == (4, 3, 10)
     assert torch.equal(changed[..., :3], batch["action"][..., :3])
     assert torch.equal(changed[..., 9:], batch["action"][..., 6:])
-    expected = convert(batch["action"][..., 3:6], Rotation("axis_angle"), Rotation("rotation_6d"))
+    expected = convert(batch["action"][..., 3:6], RotationForm("axis_angle"), RotationForm("rotation_6d"))
     assert torch.equal(changed[..., 3:9], expected)
     back = part.inverse({"action": changed})["action"]
     torch.testing.assert_close(back, batch["action"], atol=1e-5, rtol=0)
@@ -222,21 +222,21 @@ def test_a_rotation_is_converted_in_its_place() -> None:
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        (Rotation("euler", "xyz"), Rotation("rotation_6d")),
-        (Rotation("quaternion", "xyzw"), Rotation("matrix")),
-        (Rotation("quaternion", "wxyz"), Rotation("euler", "ZYX")),
-        (Rotation("matrix"), Rotation("axis_angle")),
+        (RotationForm("euler", "xyz"), RotationForm("rotation_6d")),
+        (RotationForm("quaternion", "xyzw"), RotationForm("matrix")),
+        (RotationForm("quaternion", "wxyz"), RotationForm("euler", "ZYX")),
+        (RotationForm("matrix"), RotationForm("axis_angle")),
     ],
 )
-def test_conventions_are_those_of_the_options(source: Rotation, target: Rotation) -> None:
+def test_conventions_are_those_of_the_options(source: RotationForm, target: RotationForm) -> None:
     orders = {form.name: form.order for form in (source, target) if form.order}
     inputs = {STATE: Spec(Kind.STATE, ("B", 1, source.width + 1))}
     options = {"key": STATE, "start": 1, "source": source.name, "target": target.name, **orders}
     part = make("rotation", inputs, **options)
     vectors = torch.randn(6, 1, 3)
-    state = torch.cat([torch.ones(6, 1, 1), convert(vectors, Rotation("axis_angle"), source)], -1)
+    state = torch.cat([torch.ones(6, 1, 1), convert(vectors, RotationForm("axis_angle"), source)], -1)
     changed = part({STATE: state})[STATE]
-    expected = to_matrix(vectors, Rotation("axis_angle"))
+    expected = to_matrix(vectors, RotationForm("axis_angle"))
     torch.testing.assert_close(to_matrix(changed[..., 1:], target), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(part.inverse({STATE: changed})[STATE], state, atol=1e-5, rtol=0)
 

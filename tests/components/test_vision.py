@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from policysmith.components.backbones.vision import Vision, patches
-from policysmith.components.images.specs import STATISTICS
+from policysmith.components.images.specs import IMAGE_STATISTICS
 from policysmith.components.transforms.normalize_image import NormalizeImage
 from policysmith.schemas.errors import SpecError, WeightsError
 from policysmith.schemas.specs import Kind, Spec
@@ -254,9 +254,9 @@ def test_images_must_be_normalised_as_the_model_was_trained(tmp_path: Path) -> N
         assert caught.value.help == "use `{type: normalize_image, stats: half}`"
 
 
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("name", IMAGE_STATISTICS)
 def test_the_cure_names_the_statistics(name: str, tmp_path: Path) -> None:
-    source, (mean, std) = save("clip", tmp_path), STATISTICS[name]
+    source, (mean, std) = save("clip", tmp_path), IMAGE_STATISTICS[name]
     processor(source, image_mean=mean, image_std=std)
     with pytest.raises(SpecError) as caught:
         build(normalised(mean=[0.1] * 3, std=[0.9] * 3), pretrained=source)
