@@ -16,10 +16,10 @@ from ..base import Backbone, Batch, Facts, Feature
 from ..pretrained.models import copy_transformer, read_config, source_of
 from ..vlms import FAMILIES, family_of
 from ..vlms.inputs import inputs_of, read_inputs
-from ..vlms.run import Continuation, read
+from ..vlms.run import Continuation, run_layers
 from ..vlms.segments import Segment
-from ..vlms.sequence import Attention, blocks, visible
-from ..vlms.validate import check
+from ..vlms.sequence import AttentionPattern, attention_blocks, attention_mask
+from ..vlms.validate import validate
 
 
 class Vlm(Backbone):
@@ -55,7 +55,7 @@ class Vlm(Backbone):
         """Number of layers of the language model to keep, from the first; by default all. The others are not built."""
         layer: Annotated[int, Field(ge=1)] | None = None
         """Layer that provides `tokens`, `pooled` and `queries`; by default the last, after the final norm."""
-        attention: Attention | None = None
+        attention: AttentionPattern | None = None
         """Attention among the tokens of images and prompt; by default as in known policies of the family."""
         pooling: Literal["last", "mean"] = "last"
         """Pooling: the last valid token, or the mean of all valid tokens."""
@@ -63,7 +63,7 @@ class Vlm(Backbone):
         """Add the state, projected to one token per step, after the prompt."""
         queries: NonNegativeInt = 0
         """Number of learned tokens at the end of the sequence, published as `queries`."""
-        query_attention: Attention = "bidirectional"
+        query_attention: AttentionPattern = "bidirectional"
         """Attention among the queries; all of them see the tokens before them."""
         soft_prompts: NonNegativeInt = 0
         """Number of learned tokens at the beginning of the sequence."""
@@ -102,7 +102,7 @@ class Vlm(Backbone):
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the specs of the outputs; raise SpecError if options, images or prompt do not fit the model."""
         found = inputs_of(config, inputs)
-        family, count = check(config, found, facts)
+        family, count = validate(config, found, facts)
         source, width, rotary = source_of(config), family.width, family.rotary(config.rope)
         why = f"{source} has width {width}"
         published = {
@@ -138,7 +138,7 @@ class Vlm(Backbone):
     def load_pretrained(self) -> None:
         """Copy the weights of the pretrained model; raise WeightsError if they do not fit."""
         if self.config.pretrained is not None:
-            copy_transformer(self.config.pretrained, self._family.carrier(self.model, self.lm_head))
+            copy_transformer(self.config.pretrained, self._family.loadable(self.model, self.lm_head))
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """Return the named outputs of normalized images (B, T, 3, H, W), token ids (B, L) and state
@@ -146,10 +146,10 @@ class Vlm(Backbone):
         """
         family, config, every = self._family, self.config, set(outputs)
         context, state, queries = self._segments(observations)
-        sequence = Segment.joined([*context, state, queries])
+        sequence = Segment.concatenate([*context, state, queries])
         count, device = sequence.count - queries.count, sequence.mask.device
         positions, passed = sequence.places.positions(sequence.mask)
-        order = blocks(
+        order = attention_blocks(
             [
                 (sum(segment.count for segment in context), config.attention or family.attention),
                 (state.count, "causal"),
@@ -160,15 +160,15 @@ class Vlm(Backbone):
 
         whole = config.layer is None or every & {"layers", "key_values", "decoder"}
         layers = family.layers(self.model)
-        states = read(
+        states = run_layers(
             layers if whole else layers[: config.layer],
-            family.enter(self.model, sequence.embeddings, positions),
-            visible(order, sequence.mask),
+            family.prepare(self.model, sequence.embeddings, positions),
+            attention_mask(order, sequence.mask),
             None if self._rotary is None else self._rotary(positions, sequence.embeddings.dtype),
             deep=sequence.deep,
         )
         mask = sequence.mask[:, :count]
-        normed = family.leave(self.model, states.layers[-1]) if whole else states.layers[-1]
+        normed = family.finish(self.model, states.layers[-1]) if whole else states.layers[-1]
         chosen = normed if config.layer is None else states.layers[config.layer - 1]
 
         features = {}
@@ -204,11 +204,11 @@ class Vlm(Backbone):
             values = torch.cat([observations[key] for key in inputs.states], dim=-1)
             state = self.state(values.to(prompt.dtype))  # (B, T, D)
         context = [
-            Segment.in_line(soft, axes),
+            Segment.sequential(soft, axes),
             replace(frames, embeddings=frames.embeddings * self._scale),
-            Segment.in_line(prompt, axes, mask),
+            Segment.sequential(prompt, axes, mask),
         ]
-        return context, Segment.in_line(state, axes), Segment.in_line(queries, axes)
+        return context, Segment.sequential(state, axes), Segment.sequential(queries, axes)
 
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
         if self.config.pooling == "last":

@@ -14,7 +14,16 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps, select
 from ..layers.basic import joined_mask
-from ..layers.detr import Activation, Decoder, Encoder, Order, Sizes, map_positions, step_positions, xavier
+from ..layers.detr import (
+    DetrActivation,
+    DetrDecoder,
+    DetrEncoder,
+    DetrSizes,
+    NormOrder,
+    map_positions,
+    step_positions,
+    xavier,
+)
 from ..shares import WHOLE, Shares
 
 Weight = Annotated[float, Field(ge=0.0)]
@@ -49,9 +58,9 @@ class Act(ActionHead):
         """Number of layers that encode the features."""
         decoder_layers: Depth = 1
         """Number of layers that decode the actions; ACT has 7, but uses only the first."""
-        norm: Order = "post"
+        norm: NormOrder = "post"
         """Position of the norms: after the residual sum, or before the branches."""
-        activation: Activation = "relu"
+        activation: DetrActivation = "relu"
         """Activation of the feed-forward layers."""
         dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
         """Dropout rate of attention weights and branches."""
@@ -72,10 +81,10 @@ class Act(ActionHead):
         features, width = features_of(inputs), config.width
         pooled = {key: spec for key, spec in features.items() if spec.kind is Kind.POOLED}
         self._features = {**pooled, **features}
-        self._names = {
-            key: key.replace(".", "_") for key in self._features
-        }  # module names cannot contain dots
-        sizes = Sizes(width, config.heads, config.feedforward, config.dropout, config.activation, config.norm)
+        self._names = {key: key.replace(".", "_") for key in self._features}  # no dots in module names
+        sizes = DetrSizes(
+            width, config.heads, config.feedforward, config.dropout, config.activation, config.norm
+        )
         self.project = nn.ModuleDict(
             {self._names[key]: nn.Linear(spec.width, width) for key, spec in self._features.items()}
         )
@@ -89,8 +98,8 @@ class Act(ActionHead):
             }
         )
         self.encoder, self.decoder = (
-            Encoder(sizes, config.encoder_layers),
-            Decoder(sizes, config.decoder_layers),
+            DetrEncoder(sizes, config.encoder_layers),
+            DetrDecoder(sizes, config.decoder_layers),
         )
         xavier(self.encoder)
         xavier(self.decoder)
@@ -202,7 +211,7 @@ class Posterior(nn.Module):
 
     steps: Tensor
 
-    def __init__(self, sizes: Sizes, config: Act.Config, inputs: Specs) -> None:
+    def __init__(self, sizes: DetrSizes, config: Act.Config, inputs: Specs) -> None:
         super().__init__()
         horizon, action_dim = chunk_size(inputs)
         read = posterior_features(config, features_of(inputs))
@@ -211,7 +220,7 @@ class Posterior(nn.Module):
         self.token = nn.Parameter(torch.randn(1, width))
         self.project = nn.ModuleDict({self._keys[key]: nn.Linear(read[key].width, width) for key in read})
         self.action = nn.Linear(action_dim, width)
-        self.encoder = Encoder(sizes, config.posterior_layers)
+        self.encoder = DetrEncoder(sizes, config.posterior_layers)
         self.out = nn.Linear(width, 2 * config.latent)
         with torch.device("cpu"):  # in float64, which some devices lack
             table = step_positions(1 + len(read) + horizon, width)

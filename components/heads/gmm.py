@@ -15,7 +15,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, masked_mean, padded_steps, require_bound
 from ..layers.basic import Activation, mlp
-from ..layers.flattening import Tokens, joined, sizes_of
+from ..layers.flattening import Tokens, flat_sizes, flatten_features
 from ..randomness.generator import categorical, normal
 from ..shares import WHOLE, Shares
 
@@ -59,7 +59,7 @@ class Gmm(ActionHead):
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._sizes = sizes_of(inputs, config.tokens)
+        self._sizes = flat_sizes(inputs, config.tokens)
         self._horizon, self._action_dim = chunk_size(inputs)
         self._mixtures = self._horizon if config.mixture == "step" else 1
         outputs = config.modes * (self._mixtures + 2 * self._horizon * self._action_dim)
@@ -74,7 +74,7 @@ class Gmm(ActionHead):
             SpecError: The number of flattened tokens varies, an option has no effect, or bounded means cannot
                 reach all actions of the training data.
         """
-        sizes_of(inputs, config.tokens)
+        flat_sizes(inputs, config.tokens)
         if config.means == "tanh":
             require_bound(inputs, 1.0, "means", "set `means: free`, or")
         default = cls.Config.model_fields["evaluation_std"].default
@@ -139,7 +139,7 @@ class Gmm(ActionHead):
         """Return log-weights (B, M, H or 1), means and deviations (B, M, H, A) of the modes, float32."""
         modes, shape = self.config.modes, (self.config.modes, self._horizon, self._action_dim)
         dtype = next(self.parameters()).dtype
-        out: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, dtype)).float()
+        out: Tensor = self.layers(flatten_features(features, self._sizes, self.config.tokens, dtype)).float()
         size = modes * self._horizon * self._action_dim
         weights, means, spreads = out.split([modes * self._mixtures, size, size], dim=-1)
         means = means.unflatten(-1, shape)

@@ -15,7 +15,7 @@ from ..base import ActionHead, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, masked_mean
 from ..layers.basic import Activation, CategoryMlp, mlp
-from ..layers.flattening import Tokens, joined, sizes_of
+from ..layers.flattening import Tokens, flat_sizes, flatten_features
 from ..shares import WHOLE, Shares
 
 
@@ -46,7 +46,7 @@ class MlpHead(ActionHead):
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._sizes = sizes_of(inputs, config.tokens)
+        self._sizes = flat_sizes(inputs, config.tokens)
         self._horizon, self._action_dim = chunk_size(inputs)
         sizes = [sum(self._sizes.values()), *config.hidden, self._horizon * self._action_dim]
         self.layers: nn.Module
@@ -61,7 +61,7 @@ class MlpHead(ActionHead):
         """Return the spec of `action` (B, H, A); raise SpecError if `in_dim` or `per_embodiment` do not fit."""
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
-        sizes = sizes_of(inputs, config.tokens)
+        sizes = flat_sizes(inputs, config.tokens)
         total = sum(sizes.values())
         if config.in_dim is not None and config.in_dim != total:
             parts = [f"{size} ({key.removesuffix('.pooled')})" for key, size in sizes.items()]
@@ -99,5 +99,7 @@ class MlpHead(ActionHead):
         """Return the predicted chunk (B, H, A), independent of the generator."""
         weight = next(self.parameters())
         ids = [features[EMBODIMENT].values] if self.config.per_embodiment else []
-        predicted: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, weight.dtype), *ids)
+        predicted: Tensor = self.layers(
+            flatten_features(features, self._sizes, self.config.tokens, weight.dtype), *ids
+        )
         return predicted.reshape(-1, self._horizon, self._action_dim)

@@ -15,7 +15,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean
 from ..layers.gpt import Gpt
-from ..layers.residual_vq import ChunkVae, Settled
+from ..layers.residual_vq import ChunkVae, FrozenCopy
 from ..layers.transformer import check_heads
 from ..randomness.generator import categorical
 from ..shares import WHOLE, Shares
@@ -79,13 +79,11 @@ class Vqbet(ActionHead):
         horizon, self._action_dim = chunk_size(inputs)
         self._length = horizon - config.windows + 1
         self._features = features_of(inputs)
-        self._names = {
-            key: key.replace(".", "_") for key in self._features
-        }  # module names cannot contain dots
+        self._names = {key: key.replace(".", "_") for key in self._features}  # no dots in module names
         steps, books = config.observation_steps, len(config.code_weights)
         size = self._length * self._action_dim
         self.vae = ChunkVae(size, config.vae_hidden, books, config.codes, config.code_width)
-        self.settled = Settled(copy.deepcopy(self.vae))
+        self.settled = FrozenCopy(copy.deepcopy(self.vae))
         self.register_buffer("trained", torch.zeros((), dtype=torch.int64))
         self.project = nn.ModuleDict()
         for key, spec in self._features.items():

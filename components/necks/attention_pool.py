@@ -11,7 +11,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.basic import Attention
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import check_heads
 
 
@@ -34,8 +34,8 @@ class AttentionPool(Neck):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        width = joined_spec(features, config.width).width
-        self.joined = Joined(features, config.width)
+        width = concatenated_spec(features, config.width).width
+        self.joined = ConcatTokens(features, config.width)
         self.norm = nn.LayerNorm(width)
         self.queries = nn.Parameter(torch.randn(1, config.queries, width) * width**-0.5)
         self.attention = Attention(width, config.heads)
@@ -43,7 +43,9 @@ class AttentionPool(Neck):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the specs of the outputs; raise SpecError if widths differ or heads cannot share them."""
-        width = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width).width
+        width = concatenated_spec(
+            select(config.reads, inputs, cls.roles["reads"], "reads"), config.width
+        ).width
         check_heads(width, config.heads, config.width is not None)
         why = f"{config.queries} queries x {width}"
         return {

@@ -9,7 +9,7 @@ from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 
 
 class Concat(Neck):
@@ -27,7 +27,7 @@ class Concat(Neck):
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self.joined = Joined(select(config.reads, inputs, self.roles["reads"], "reads"), config.width)
+        self.joined = ConcatTokens(select(config.reads, inputs, self.roles["reads"], "reads"), config.width)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
@@ -40,7 +40,7 @@ class Concat(Neck):
             specs["pooled"] = Spec(Kind.POOLED, ("B", sum(sizes.values())), why)
         alike = config.width is not None or len({spec.width for spec in features.values()}) == 1
         if alike or not specs:
-            specs["tokens"] = joined_spec(features, config.width)
+            specs["tokens"] = concatenated_spec(features, config.width)
         return specs
 
     @classmethod

@@ -10,7 +10,7 @@ from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 _KINDS = (Kind.TOKENS, Kind.POOLED)
@@ -36,8 +36,11 @@ class CrossAttention(Neck):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         reads, condition = _split_roles(config, inputs)
-        width = joined_spec(reads, config.width).width
-        self.queries, self.condition = Joined(reads, config.width), Joined(condition, config.width)
+        width = concatenated_spec(reads, config.width).width
+        self.queries, self.condition = (
+            ConcatTokens(reads, config.width),
+            ConcatTokens(condition, config.width),
+        )
         self.norm_in = nn.LayerNorm(width)
         attends = ("self", "context") if config.self_attention else ("context",)
         self.layers = nn.ModuleList(TransformerLayer(config, width, attends) for _ in range(config.depth))
@@ -47,9 +50,9 @@ class CrossAttention(Neck):
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the spec of `tokens`; raise SpecError if widths differ or heads cannot share them."""
         reads, condition = _split_roles(config, inputs)
-        width = joined_spec({**reads, **condition}, config.width).width
+        width = concatenated_spec({**reads, **condition}, config.width).width
         check_heads(width, config.heads, config.width is not None)
-        return {"tokens": joined_spec(reads, config.width)}
+        return {"tokens": concatenated_spec(reads, config.width)}
 
     @classmethod
     def example(cls) -> Config:

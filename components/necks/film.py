@@ -13,7 +13,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.basic import Activation, mlp, zero
-from ..layers.sequences import only
+from ..layers.sequences import single_feature
 
 
 class Film(Neck):
@@ -41,7 +41,7 @@ class Film(Neck):
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._key, spec = only(config, inputs, self.roles["reads"])
+        self._key, spec = single_feature(config, inputs, self.roles["reads"])
         self._output = str(spec.kind)
         condition = select(config.condition, inputs, self.roles["condition"], "condition")
         self._condition = tuple(condition)
@@ -54,7 +54,7 @@ class Film(Neck):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the spec of `tokens` or `pooled`, whichever the neck reads, at the same size."""
-        key, spec = only(config, inputs, cls.roles["reads"])
+        key, spec = single_feature(config, inputs, cls.roles["reads"])
         condition = select(config.condition, inputs, cls.roles["condition"], "condition")
         return {str(spec.kind): replace(spec, why=f"{key} modulated by {', '.join(condition)}")}
 

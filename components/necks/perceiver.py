@@ -10,7 +10,7 @@ from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 
@@ -34,8 +34,8 @@ class Perceiver(Neck):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        width = joined_spec(features, config.width).width
-        self.joined = Joined(features, config.width)
+        width = concatenated_spec(features, config.width).width
+        self.joined = ConcatTokens(features, config.width)
         self.norm_in = nn.LayerNorm(width)
         self.latents = nn.Parameter(torch.randn(1, config.latents, width) * width**-0.5)
         attends = ("self", "context") if config.self_attention else ("context",)
@@ -45,7 +45,9 @@ class Perceiver(Neck):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the specs of the outputs; raise SpecError if widths differ or heads cannot share them."""
-        width = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width).width
+        width = concatenated_spec(
+            select(config.reads, inputs, cls.roles["reads"], "reads"), config.width
+        ).width
         check_heads(width, config.heads, config.width is not None)
         why = f"{config.latents} latents x {width}"
         return {

@@ -11,8 +11,8 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.rotary import BASE
-from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
-from ..layers.token_writer import WriterLayer, read_all
+from ..layers.sequences import ConcatTokens, Positions, concatenated_spec, fixed_length, learned_positions
+from ..layers.token_writer import WriterLayer, run_layers
 
 
 class Prefix(Neck):
@@ -40,8 +40,8 @@ class Prefix(Neck):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        spec = joined_spec(features, config.width)
-        self.joined = Joined(features, config.width)
+        spec = concatenated_spec(features, config.width)
+        self.joined = ConcatTokens(features, config.width)
         self.norm_in = nn.LayerNorm(config.width)
         self.positions = learned_positions(spec) if config.positions == "learned" else None
         self.layers = nn.ModuleList(WriterLayer(config.width, config.heads) for _ in range(config.depth))
@@ -50,7 +50,7 @@ class Prefix(Neck):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the specs of the outputs; raise SpecError if heads cannot share the width or N is not fixed."""
-        spec = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
+        spec = concatenated_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
         if config.width % (2 * config.heads):
             raise SpecError(
                 f"{config.heads} heads cannot share a width of {config.width} in even parts",
@@ -75,6 +75,6 @@ class Prefix(Neck):
         tokens = self.norm_in(tokens)
         if self.positions is not None:
             tokens = tokens + self.positions
-        tokens, key_values = read_all(self.layers, tokens, mask)
+        tokens, key_values = run_layers(self.layers, tokens, mask)
         made = {"key_values": key_values, "tokens": Feature(self.norm_out(tokens), mask)}
         return {name: made[name] for name in made if name in outputs}

@@ -11,7 +11,7 @@ from ...schemas.part import MOST_LAYERS, Count, NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..layers.basic import Activation, mlp
-from ..layers.sequences import only
+from ..layers.sequences import single_feature
 
 
 class Project(Neck):
@@ -35,7 +35,7 @@ class Project(Neck):
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._key, spec = only(config, inputs, self.roles["reads"])
+        self._key, spec = single_feature(config, inputs, self.roles["reads"])
         self._output = str(spec.kind)
         self.norm = nn.LayerNorm(spec.width) if config.norm == "layer" else nn.Identity()
         sizes = [spec.width, *config.hidden, config.width]
@@ -44,7 +44,7 @@ class Project(Neck):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the spec of `tokens` or `pooled`, whichever the neck reads."""
-        key, spec = only(config, inputs, cls.roles["reads"])
+        key, spec = single_feature(config, inputs, cls.roles["reads"])
         dims = (*spec.dims[:-1], config.width)
         return {str(spec.kind): replace(spec, dims=dims, why=f"{key} projected to width {config.width}")}
 

@@ -9,7 +9,7 @@ from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
+from ..layers.sequences import ConcatTokens, Positions, concatenated_spec, fixed_length, learned_positions
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 
@@ -34,8 +34,8 @@ class SelfAttention(Neck):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        spec = joined_spec(features, config.width)
-        self.joined = Joined(features, config.width)
+        spec = concatenated_spec(features, config.width)
+        self.joined = ConcatTokens(features, config.width)
         self.positions = learned_positions(spec) if config.positions == "learned" else None
         self.norm_in = nn.LayerNorm(spec.width) if config.norm_in else nn.Identity()
         self.layers = nn.ModuleList(TransformerLayer(config, spec.width) for _ in range(config.depth))
@@ -45,7 +45,7 @@ class SelfAttention(Neck):
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the spec of `tokens`; raise SpecError if widths, heads or positions do not fit."""
         features = select(config.reads, inputs, cls.roles["reads"], "reads")
-        spec = joined_spec(features, config.width)
+        spec = concatenated_spec(features, config.width)
         check_heads(spec.width, config.heads, config.width is not None)
         if config.positions == "learned":
             fixed_length(spec)

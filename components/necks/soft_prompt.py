@@ -12,7 +12,7 @@ from ..base import Facts, Feature, Neck
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import select
 from ..layers.basic import joined_mask
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 
 
 class SoftPrompt(Neck):
@@ -34,15 +34,15 @@ class SoftPrompt(Neck):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        width = joined_spec(features, config.width).width
+        width = concatenated_spec(features, config.width).width
         robots = required_embodiments(inputs, "per_embodiment") if config.per_embodiment else 1
-        self.joined = Joined(features, config.width)
+        self.joined = ConcatTokens(features, config.width)
         self.prompts = nn.Parameter(torch.randn(robots, config.prompts, width) * 0.02)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the spec of `tokens`; raise SpecError if widths differ or the data has one robot."""
-        spec = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
+        spec = concatenated_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
         count = spec.dims[1]

@@ -10,7 +10,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
-from ..layers.sequences import only
+from ..layers.sequences import single_feature
 
 
 class SpatialSoftmax(Neck):
@@ -37,7 +37,7 @@ class SpatialSoftmax(Neck):
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._key, spec = only(config, inputs, self.roles["reads"])
+        self._key, spec = single_feature(config, inputs, self.roles["reads"])
         assert spec.grid is not None
         self._grid = spec.grid
         count = config.keypoints or spec.width
@@ -50,7 +50,7 @@ class SpatialSoftmax(Neck):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the specs of the outputs; raise SpecError for tokens that are not places of feature maps."""
-        key, spec = only(config, inputs, cls.roles["reads"])
+        key, spec = single_feature(config, inputs, cls.roles["reads"])
         if spec.grid is None:
             raise SpecError(
                 f"`{key}` is {spec}, whose tokens are not places of feature maps",

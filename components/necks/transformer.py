@@ -11,7 +11,7 @@ from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
+from ..layers.sequences import ConcatTokens, Positions, concatenated_spec, fixed_length, learned_positions
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 
@@ -39,9 +39,9 @@ class Transformer(Neck):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        spec = joined_spec(features, config.width)
+        spec = concatenated_spec(features, config.width)
         width = spec.width
-        self.joined = Joined(features, config.width)
+        self.joined = ConcatTokens(features, config.width)
         self.positions = learned_positions(spec) if config.positions == "learned" else None
         self.readouts = (
             nn.Parameter(torch.randn(1, config.readouts, width) * 0.02) if config.readouts else None
@@ -52,7 +52,7 @@ class Transformer(Neck):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the specs of the outputs; raise SpecError if widths or heads do not fit or N is not fixed."""
-        spec = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
+        spec = concatenated_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
         check_heads(spec.width, config.heads, config.width is not None)
         if config.positions == "learned":
             fixed_length(spec)

@@ -58,7 +58,7 @@ class Dit(Network):
         self._horizon, action_dim = chunk_size(inputs)
         self._time_scale = time_scale(facts)
         features = features_of(inputs)
-        self._keys = {key: key.replace(".", "_") for key in features}  # module names cannot contain dots
+        self._keys = {key: key.replace(".", "_") for key in features}  # no dots in module names
         width, condition = config.width, config.time_width or config.width
         self.time = mlp([condition, condition, condition], "silu")
         modulates = config.conditioning == "adaln"

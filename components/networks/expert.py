@@ -13,7 +13,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import joined_mask, mlp, waves
-from ..layers.expert import ExpertLayer, norm
+from ..layers.expert import ExpertLayer, expert_norm
 from ..layers.rotary import rotary_table
 
 
@@ -60,7 +60,7 @@ class Expert(Network):
         self._longest = 1.0 if facts["time"] == "unit" else 1000.0
         self._model, spec = _model(inputs)
         features = {key: held for key, held in features_of(inputs).items() if key != self._model}
-        self._keys = {key: key.replace(".", "_") for key in features}  # module names cannot contain dots
+        self._keys = {key: key.replace(".", "_") for key in features}  # no dots in module names
         layers, self._groups, self._size = _sizes(spec)
         self._base = spec.rope or 0.0
         width, depth, adaptive = config.width, config.depth or layers, config.time == "adarms"
@@ -74,7 +74,7 @@ class Expert(Network):
             ExpertLayer(config, self._groups, self._size, joint=index % config.joint_every == 0)
             for index in range(depth)
         )
-        self.norm = norm(config)
+        self.norm = expert_norm(config)
         self.action_out = nn.Linear(width, action_dim)
 
     @classmethod

@@ -17,7 +17,7 @@ from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of, select
 from ..layers.basic import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
 from ..layers.modulation import modulated
-from ..layers.per_robot import RobotMlp, applied, robot_linear
+from ..layers.per_robot import RobotMlp, apply_robot_linear, robot_linear
 
 _TIMES = 256
 
@@ -62,7 +62,7 @@ class GrootDit(Network):
         self._time_scale = time_scale(facts)
         robots = inputs["embodiment"].vocab if "embodiment" in inputs else None
         sequence, attended = _split_roles(config, inputs)
-        self._sequence = {key: key.replace(".", "_") for key in sequence}  # module names cannot contain dots
+        self._sequence = {key: key.replace(".", "_") for key in sequence}  # no dots in module names
         self._groups = [[key] for key in attended] if config.attend == "in_turn" else [list(attended)]
         width, hidden = config.width, config.hidden
         self.states = nn.ModuleDict(
@@ -153,7 +153,7 @@ class GrootDit(Network):
         """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
         dtype, width, robot = self.out.weight.dtype, self.config.width, context.get("robot")
         step = (time * self._time_scale).long()
-        tokens = applied(self.action_in, chunk.to(dtype), robot)
+        tokens = apply_robot_linear(self.action_in, chunk.to(dtype), robot)
         embedded = sinusoids(step, width, scale=1.0).to(dtype)[:, None].expand_as(tokens)
         tokens = self.action_mlp(torch.cat([tokens, embedded], dim=-1), robot) + self.action_positions
         valid = None

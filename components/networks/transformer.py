@@ -14,7 +14,7 @@ from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import joined_mask, mlp, sinusoids
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 
@@ -45,8 +45,8 @@ class DiffusionTransformer(Network):
         horizon, action_dim = chunk_size(inputs)
         features, width = features_of(inputs), config.width
         self._time_scale = time_scale(facts)
-        self.joined = Joined(features, width)
-        count = joined_spec(features, width).dims[1]
+        self.joined = ConcatTokens(features, width)
+        count = concatenated_spec(features, width).dims[1]
         self.positions = nn.Parameter(torch.randn(1, count, width) * 0.02) if isinstance(count, int) else None
         self.encoder = nn.ModuleList(TransformerLayer(config, width) for _ in range(config.encoder_depth))
         if not config.encoder_depth:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Family
+from .base import VlmFamily
 from .florence import Florence
 from .internvl import InternVl
 from .openvla import OpenVla
@@ -12,7 +12,7 @@ from .paligemma import PaliGemma
 from .qwen import Qwen3Vl, Qwen25Vl
 from .smolvlm import SmolVlm
 
-FAMILIES: dict[str, type[Family]] = {
+FAMILIES: dict[str, type[VlmFamily]] = {
     "florence2": Florence,
     "internvl": InternVl,
     "openvla": OpenVla,
@@ -24,7 +24,7 @@ FAMILIES: dict[str, type[Family]] = {
 """Supported families by the `model_type` of their configs."""
 
 
-def family_of(held: dict[str, Any], depth: int | None) -> Family:
+def family_of(json: dict[str, Any], depth: int | None) -> VlmFamily:
     """Return the family of a model config, with the first `depth` layers of its language model."""
-    family = FAMILIES[held["model_type"]]
-    return family(family.parse(family.cut(held, depth)))
+    family = FAMILIES[json["model_type"]]
+    return family(family.parse(family.truncate(json, depth)))

@@ -231,7 +231,7 @@ def test_depth_cuts_the_rest_off(family: str, tmp_path: Path) -> None:
     assert size(part) < size(whole)
     expected = whole(batch, ("layers",))["layers"].values[:, 0]
     close(build(pretrained=str(tmp_path), layer=1)(batch, ("tokens",))["tokens"].values, expected)
-    close(part._family.leave(part.model, expected), part(batch, ("tokens",))["tokens"].values)
+    close(part._family.finish(part.model, expected), part(batch, ("tokens",))["tokens"].values)
     assert part(batch, ("layers",))["layers"].values.shape[1] == 1
 
 
