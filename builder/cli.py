@@ -221,7 +221,7 @@ def data_record(args: Namespace) -> int:
 
 def data_info(args: Namespace) -> int:
     """`policysmith data info`."""
-    from .data.columns import cure
+    from .data.lerobot.columns import cure
     from .data.lerobot.features import ACTION, STATE
     from .data.lerobot.info import inspect as describe
 

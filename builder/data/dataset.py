@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from .columns import Columns
+    from .lerobot.columns import Columns
     from .lerobot.layout import Feature, Layout
     from .lerobot.table import EpisodeTable
 

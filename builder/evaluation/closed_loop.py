@@ -25,8 +25,8 @@ from ..simulation.seeds import evaluation_seed
 from . import rollout
 from .compatibility import Mapped, Scene, check_scene, needs_of
 from .interval import wilson
-from .report.video import FILM_RATE, save_strip, save_video
 from .rollout import EnvironmentFactory, Episode, Job, Rollout
+from .video import FILM_RATE, save_strip, save_video
 
 FILMED = 6
 Watch = Callable[[Episode], None]

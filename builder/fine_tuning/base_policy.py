@@ -20,8 +20,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 
-from ...schemas.document import KeyPath
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
+from ...schemas.nodes import KeyPath
 from ...schemas.paths import exists, expanded
 from ..planning.sources import DataPlan
 from ..policy import BasePolicyModel, RecipeConfig, RecipePolicy, saving

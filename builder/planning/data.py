@@ -9,14 +9,14 @@ from dataclasses import replace
 
 from ...components.images.specs import height_width
 from ...schemas.diagnostics import MOST, Diagnostic, in_order
-from ...schemas.document import Key, KeyPath
 from ...schemas.errors import DatasetError, RecipeError, SpecError
+from ...schemas.nodes import Key, KeyPath
 from ...schemas.paths import expanded
 from ...schemas.recipe import DataSection, SourceSection
 from ...schemas.specs import IMAGES, Kind, Range, Spec
-from ..data.columns import column_faults, cure
 from ..data.dataset import task_texts
 from ..data.frames.probing import probe_cameras
+from ..data.lerobot.columns import column_faults, cure
 from ..data.lerobot.features import ACTION, RGB_ONLY
 from ..data.lerobot.info import DatasetInfo, summarize
 from ..data.lerobot.layout import read_layout

@@ -15,8 +15,8 @@ from ...components.base import Feature
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding
 from ...components.pretrained import lora
 from ...schemas.diagnostics import Diagnostic, in_order
-from ...schemas.document import KeyPath
 from ...schemas.errors import PolicysmithError, RecipeError, SpecError
+from ...schemas.nodes import KeyPath
 from ...schemas.specs import Kind, Spec
 from ..composed import Summary, content
 from ..fine_tuning.transfer import Taken

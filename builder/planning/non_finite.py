@@ -6,8 +6,8 @@ import logging
 from collections.abc import Collection, Mapping
 
 from ...schemas.diagnostics import Diagnostic, in_order
-from ...schemas.document import KeyPath
 from ...schemas.errors import RecipeError, SpecError
+from ...schemas.nodes import KeyPath
 from ..recipe.load import LoadedRecipe
 from ..wiring.parts import Parts
 from ..wiring.solve import demanded

@@ -13,11 +13,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ...components.embodiments import EMBODIMENT
-from ...schemas.document import KeyPath
+from ...schemas.nodes import KeyPath
 from ...schemas.recipe import DataSection
 from ...schemas.specs import IMAGES, Kind, Spec, Specs
-from ..data.columns import Columns
 from ..data.dataset import LeRobotDataset
+from ..data.lerobot.columns import Columns
 from ..data.lerobot.info import DatasetInfo
 from ..data.lerobot.layout import Layout, read_layout
 from ..data.lerobot.table import EpisodeTable, read_table

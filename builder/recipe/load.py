@@ -22,8 +22,9 @@ from ...components.registry import REGISTRIES
 from ...schemas import overrides as override
 from ...schemas.check import check
 from ...schemas.diagnostics import Diagnostic, ErrorCode, in_order
-from ...schemas.document import Document, KeyPath, from_mapping, read
+from ...schemas.document import Document, from_mapping, read
 from ...schemas.errors import RecipeError, SpecError
+from ...schemas.nodes import KeyPath
 from ...schemas.part import PartConfig
 from ...schemas.recipe import Recipe
 from ..policy.registry import policies

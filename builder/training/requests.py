@@ -38,12 +38,12 @@ class Requests:
     def tell(self) -> None:
         """Before an update: let other processes know what this one is asked for."""
         if self._several:
-            self._health.ask(stop=self._signals.asked or 0, save=self._due())
+            self._health.ask(stop=self._signals.received or 0, save=self._due())
 
     def after(self, step: int) -> tuple[int, bool]:
         """After this many updates: the signal to stop for, or 0, and whether to save. The same for all processes."""
         if not self._several:
-            return self._signals.asked or 0, self._due()
+            return self._signals.received or 0, self._due()
         gpu = self._health.asked.is_cuda
         if not gpu or step % EVERY == 0:
             flags = dict(zip(("stop", "save"), self._health.asked, strict=True))

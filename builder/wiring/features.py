@@ -8,8 +8,8 @@ from typing import cast
 
 from ...components.base import ActionHead, Facts, Neck
 from ...components.features import named
-from ...schemas.document import KeyPath
 from ...schemas.errors import PolicysmithError, SpecError
+from ...schemas.nodes import KeyPath
 from ...schemas.part import HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from .parts import Parts, Problem, Site, as_spec_error, because

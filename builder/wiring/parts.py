@@ -10,8 +10,8 @@ from typing import Any
 from ...components.base import Part
 from ...components.registry import BACKBONES, COLLATORS, HEADS, NECKS, TRANSFORMS
 from ...schemas.diagnostics import ErrorCode
-from ...schemas.document import KeyPath, dotted
 from ...schemas.errors import PolicysmithError, RegistryError, SpecError
+from ...schemas.nodes import KeyPath, dotted
 from ...schemas.part import PartConfig
 from ...schemas.paths import expanded
 from ...schemas.specs import Spec

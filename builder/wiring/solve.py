@@ -14,8 +14,8 @@ from typing import Any, cast
 from ...components.base import Backbone, Facts, Transform
 from ...components.vectors.specs import with_bounds
 from ...schemas.diagnostics import ErrorCode
-from ...schemas.document import KeyPath, dotted
 from ...schemas.errors import PolicysmithError, WeightsError
+from ...schemas.nodes import KeyPath, dotted
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from .features import check_names, head_inputs, origins, wire_necks

@@ -15,9 +15,9 @@ from ..closed_loop import ClosedLoopResult
 from ..open_loop import OpenLoopResult
 from ..result import EvaluationResult
 from ..rollout import Episode
+from ..video import FILM_RATE, VIDEO_RATE
 from .figures import loss_figure, save_png, steps_figure, to_svg, trace_figure
 from .html import embedded, facts, note, page, section, table
-from .video import FILM_RATE, VIDEO_RATE
 
 
 def write_report(result: EvaluationResult, saved: SavedPolicy) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from policysmith.builder.evaluation import evaluate_closed_loop
 from policysmith.builder.evaluation.compatibility import Needs, Scene, check_scene, needs_of
-from policysmith.builder.evaluation.report.video import HOLD
 from policysmith.builder.evaluation.rollout import Episode
+from policysmith.builder.evaluation.video import HOLD
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.builder.simulation.seeds import evaluation_seed
 from policysmith.schemas.errors import CheckpointError, SimulatorError, SpecError
