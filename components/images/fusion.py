@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Batch
-from ..kernels.dispatch import run_fused as on_gpu
+from ..kernels.dispatch import uses_kernel
 from ..kernels.image_batch import image_batch
 from ..randomness.per_sample import Draws
 
@@ -107,7 +107,9 @@ def can_fuse(chain: Sequence[Any], batch: Batch) -> bool:
         return False
     images = [batch[key] for key in chain[0].keys if key in batch]
     return (
-        bool(images) and bool(chain[0].training) and all(on_gpu(x) and x.dtype == torch.uint8 for x in images)
+        bool(images)
+        and bool(chain[0].training)
+        and all(uses_kernel(x) and x.dtype == torch.uint8 for x in images)
     )
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.dispatch import fused
+from ..kernels.dispatch import uses_kernel
 from ..kernels.modulated_norm import modulated_norm
 from .basic import zero
 
@@ -69,7 +69,7 @@ class AdaRmsNorm(nn.Module):
             gate: (B, D), from the preceding norm.
         """
         scale, shift, following = self.modulation(condition).chunk(3, dim=-1)
-        if fused(tokens):
+        if uses_kernel(tokens):
             tokens, normal = modulated_norm(tokens, branch, gate, shift, scale, norm="rms", eps=1e-6)
             return tokens, normal, following
         tokens = tokens if branch is None else tokens + gated(branch, gate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..kernels.dispatch import fused
+from ..kernels.dispatch import uses_kernel
 from ..kernels.modulated_norm import modulated_norm, reference
 
 
@@ -20,5 +20,5 @@ def modulated(
 
     residual and branch are (B, N, D); gate, shift and scale are (B, D), or None to omit them.
     """
-    compute = modulated_norm if fused(residual) else reference
+    compute = modulated_norm if uses_kernel(residual) else reference
     return compute(residual, branch, gate, shift, scale, norm.weight, norm.bias, eps=norm.eps)

@@ -15,7 +15,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
-from ..kernels.dispatch import fused
+from ..kernels.dispatch import uses_kernel
 from ..kernels.group_norm_mish import group_norm_mish
 from ..layers.basic import mlp, sinusoids
 
@@ -163,7 +163,7 @@ class ConvBlock(nn.Sequential):
         convolution, norm, mish = self
         assert isinstance(norm, nn.GroupNorm)
         hidden: Tensor = convolution(steps)
-        if fused(hidden):
+        if uses_kernel(hidden):
             return group_norm_mish(hidden, norm.num_groups, norm.weight, norm.bias, scale, shift, norm.eps)
         hidden = mish(norm(hidden))
         hidden = hidden if scale is None else scale[..., None] * hidden
