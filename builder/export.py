@@ -53,7 +53,7 @@ def merge_adapters(policy: RecipePolicy) -> None:
     the recipe that named adapters alone go with them. Raises CheckpointError for a policy without adapters, and
     WeightsError for adapters that are not finite.
     """
-    adapted = [name for name, backbone in policy.backbones.items() if lora.count(backbone)]
+    adapted = [name for name, backbone in policy.backbones.items() if lora.count_adapters(backbone)]
     if not adapted:
         raise CheckpointError(
             "the policy has no low-rank adapters to merge; leave `--merge` out (adapters come from `lora` of a backbone)"

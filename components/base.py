@@ -126,7 +126,7 @@ def repeated_layers(module: nn.Module) -> list[nn.Module]:
 
 
 class Backbone(Learner):
-    """Encoder of observations. Publishes `pooled` (B, D), `tokens` (B, N, D), or other outputs of a kind in FEATURES."""
+    """Encoder of observations; publishes `pooled` (B, D), `tokens` (B, N, D), or other FEATURES."""
 
     Config: ClassVar[type[PartConfig]] = BackboneConfig
     required = ("kind",)
@@ -135,7 +135,7 @@ class Backbone(Learner):
     own: ClassVar[tuple[str, ...]] = ()
     """Children without pretrained weights: they train beside adapters and receive none."""
     joint: ClassVar[bool] = False
-    """Whether the backbone reads images together with other inputs and cannot run without images."""
+    """True if the backbone reads images together with other inputs and cannot run without images."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Backbone(Learner):
 
     @classmethod
     def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
-        """Return the inputs to read among those available; raise SpecError for an unknown key or a wrong kind."""
+        """Return the inputs to read; raise SpecError for an unknown key or a wrong kind."""
         if config.reads is None:
             found = {key: spec for key, spec in available.items() if spec.kind is cls.kind}
             if not found:
@@ -172,7 +172,7 @@ class Backbone(Learner):
         """Return the named outputs, and only those."""
 
     def load_pretrained(self) -> None:
-        """Fill the weights that the config names; raise WeightsError if they do not fit. The default does nothing."""
+        """Load the weights that the config names, if any; raise WeightsError if they do not fit."""
 
 
 class Neck(Learner):
@@ -185,10 +185,10 @@ class Neck(Learner):
     roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"reads": (Kind.TOKENS, Kind.POOLED)}
     """Accepted kinds, best first, by option that names features."""
     joint: ClassVar[bool] = False
-    """Whether heads that read the neck cannot run without it, as `joint` of a backbone."""
+    """True if heads that read the neck cannot run without it, as `joint` of a backbone."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """Build the neck; `inputs` holds all features to read by name (`vision.tokens`), and `embodiment` if any."""
+        """Build the neck; `inputs` holds the features to read by name (`vision.tokens`), and any `embodiment`."""
         super().__init__()
         self.config = config
 
@@ -205,9 +205,9 @@ class ActionHead(Learner):
     accepts: ClassVar[tuple[Kind, ...]]
     """Kinds of features that the head can read, best first."""
     averages_values: ClassVar[bool] = False
-    """Whether `loss` is a mean over the values that are not padding, multiplied by `shares["values"]`."""
+    """True if `loss` is a mean over the values that are not padding, times `shares["values"]`."""
     waits_for_device: ClassVar[bool] = False
-    """Whether `loss` needs values on the host, so that a GPU cannot run ahead."""
+    """True if `loss` needs values on the host, so that a GPU cannot run ahead."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """Build the head.
@@ -279,7 +279,7 @@ class Network(Learner):
 
     @abstractmethod
     def encode(self, features: Mapping[str, Feature]) -> Context:
-        """Return all that depends on the features alone, computed once for all times; every tensor begins with B."""
+        """Return all that depends on the features alone, once for all times; every tensor begins with B."""
 
     @abstractmethod
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks of a part's class, made when the class is defined, so that the traceback leads to it."""
+"""Checks of a part's class at its definition, so that the traceback leads to the class."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def declared_type(part: type) -> str | None:
     return names[0] if len(names) == 1 and isinstance(names[0], str) else None
 
 
-def location(part: type) -> str:
-    """Return the file and the name of a class, the same however often its file is imported."""
+def class_location(part: type) -> str:
+    """Return the file and the name of a class, which stay the same if its file is imported again."""
     file = getattr(sys.modules.get(part.__module__), "__file__", None)
     return f"{file or part.__module__}:{part.__qualname__}"
 
 
 def check_contract(part: type, required: typing.Iterable[str]) -> None:
-    """Check a subclass of `Part`, unless it is a base class for parts, and complete the docstrings of its `Config`.
+    """Check a subclass of `Part`, unless it is a base class for parts, and document its `Config`.
 
     Raises:
-        RegistryError: The `Config` lacks its base class or its `type`, or the class lacks a method or an attribute
-            of its kind.
+        RegistryError: The `Config` lacks its base class or its `type`, or the class lacks a method or
+            attribute of its kind.
     """
     config = part.__dict__.get("Config", getattr(part, "Config", None))
     if not (inspect.isclass(config) and issubclass(config, PartConfig)):
-        raise RegistryError(f"{location(part)}: its Config must be a subclass of PartConfig")
+        raise RegistryError(f"{class_location(part)}: its Config must be a subclass of PartConfig")
     missing = [*_abstract_methods(part), *(name for name in required if not hasattr(part, name))]
     name, field = declared_type(part), config.model_fields["type"]
     if missing and name is None:
@@ -40,13 +40,13 @@ def check_contract(part: type, required: typing.Iterable[str]) -> None:
     for base in part.__mro__[1:]:
         wanted = base.__dict__.get("Config")
         if wanted is not None and not issubclass(config, wanted):
-            raise RegistryError(f"{location(part)}: its Config must be a subclass of {wanted.__name__}")
+            raise RegistryError(f"{class_location(part)}: its Config must be a subclass of {wanted.__name__}")
     if name is None or not field.is_required():
         raise RegistryError(
-            f'{location(part)}: its Config must declare `type: Literal["<name>"]`, without a default'
+            f'{class_location(part)}: its Config must declare `type: Literal["<name>"]`, without a default'
         )
     if missing:
-        raise RegistryError(f"{location(part)} lacks {', '.join(f'`{name}`' for name in missing)}")
+        raise RegistryError(f"{class_location(part)} lacks {', '.join(f'`{name}`' for name in missing)}")
     if "Config" in part.__dict__:
         _document(config, part.__doc__)
 
@@ -59,7 +59,7 @@ def _abstract_methods(part: type) -> list[str]:
 
 
 def _document(config: type[PartConfig], text: str | None) -> None:
-    """Describe a config and its `type` by the first paragraph of the part's docstring, unless they have their own."""
+    """Describe a config and its `type` by the first paragraph of the part's docstring, by default."""
     summary = " ".join(inspect.cleandoc(text or "").partition("\n\n")[0].split())
     field = config.model_fields["type"]
     if summary and not config.__doc__:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...components.base import Feature
-from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding_mask
 from ...components.pretrained import lora
 from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.errors import PolicysmithError, RecipeError, SpecError
@@ -73,7 +73,7 @@ def rehearse(
         problems.append(loaded.diagnostic(("policy", "freeze"), error))
     if problems:
         raise RecipeError(in_order(problems))
-    adapted = {f"backbones.{name}": lora.count(module) for name, module in policy.backbones.items()}
+    adapted = {f"backbones.{name}": lora.count_adapters(module) for name, module in policy.backbones.items()}
     return Summary(
         name=loaded.recipe.name,
         parameters=sum(p.numel() for p in policy.parameters()),
@@ -224,7 +224,7 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
             features |= _published(site, wiring, policy.pass_on(name, features))
         site = parts.head
         ordered = {**{key: features[key] for key in wiring.features}, **robots}
-        losses = policy.head.loss(ordered, batch["action"], padding(batch))
+        losses = policy.head.loss(ordered, batch["action"], padding_mask(batch))
         if "loss" not in losses or any(value.ndim for value in losses.values()):
             raise SpecError('gives no scalar "loss"', label="a defect of this part")
         _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Transform
-from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padding
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padding_mask
 from ...components.images.fusion import can_fuse, fusable_chains, run_fused
 from ...components.layers.recomputation import recompute
 from ...components.pretrained import lora
@@ -137,7 +137,7 @@ class RecipePolicy(BasePolicyModel):
     def _rest(self) -> dict[str, int]:
         """Stop the gradients that the recipe stops; gives the values frozen by each pattern."""
         for backbone in self.backbones.values():
-            lora.rest(backbone)
+            lora.freeze_all_but_adapters(backbone)
         return freeze(self, (self.config.recipe or {})["policy"]["freeze"])
 
     @property
@@ -189,7 +189,7 @@ class RecipePolicy(BasePolicyModel):
         backbone = cast(Backbone, self.backbones[name])
         backbone.config = self._parts.backbones[name].opened(self.directory)
         try:
-            with lora.set_aside(backbone):
+            with lora.without_adapters(backbone):
                 backbone.load_pretrained()
         finally:
             backbone.config = self._parts.backbones[name].config
@@ -212,7 +212,7 @@ class RecipePolicy(BasePolicyModel):
         output: dict[str, Tensor] = {}
         if "action" in transformed:
             told = [shares] if shares else []
-            output |= self.head.loss(features, transformed["action"], padding(transformed), *told)
+            output |= self.head.loss(features, transformed["action"], padding_mask(transformed), *told)
         if not self.training:
             output["prediction"] = self._actions(features, transformed, None)
         return output
@@ -221,7 +221,7 @@ class RecipePolicy(BasePolicyModel):
     def loss_counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the counts of the head."""
         transformed = self.transform({key: value for key, value in batch.items() if key not in self.images})
-        return self.head.counts(transformed["action"], padding(transformed))
+        return self.head.counts(transformed["action"], padding_mask(transformed))
 
     @torch.no_grad()
     def inference(self, batch: Batch, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:

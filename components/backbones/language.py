@@ -20,7 +20,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..language.prompt_cache import Remembered, at_rest
+from ..language.prompt_cache import PromptCache, is_constant
 from ..pretrained.models import copy_transformer, read_config, source_of
 
 _COLLATOR = "set `collator: {type: language, tokenizer: <the same model>}` to turn `task` into token ids"
@@ -55,7 +55,7 @@ class Language(Backbone):
         if self._pooling == "projected":
             encoder = CLIPTextModelWithProjection
         self.model: PreTrainedModel = encoder(sizes, **_options(encoder))
-        self._remembered = Remembered()
+        self._remembered = PromptCache()
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
@@ -74,9 +74,7 @@ class Language(Backbone):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the specs of the outputs; raise SpecError if token ids are missing or do not fit the
-        encoder.
-        """
+        """Return the specs of the outputs; raise SpecError if token ids are missing or unsuitable."""
         key, ids = _source(config, inputs)
         sizes: Any = _sizes(facts)
         source, field = source_of(config), "pretrained" if config.pretrained is not None else "architecture"
@@ -126,7 +124,7 @@ class Language(Backbone):
         captured = (
             ids.is_cuda and torch.cuda.is_current_stream_capturing()
         )  # a graph would keep these very prompts
-        if keys is None or ids.is_meta or captured or not at_rest(self):
+        if keys is None or ids.is_meta or captured or not is_constant(self):
             encoded = self._encode(ids, mask, wanted)
         else:
             device = ids.device.type

@@ -65,7 +65,7 @@ class Timm(Backbone):
     def facts(cls, config: Config) -> dict[str, Any]:
         """Return no facts; raise WeightsError if a local weights file is missing."""
         if config.pretrained is not None:
-            weights.find(config.pretrained)
+            weights.find_weights(config.pretrained)
         return {}
 
     @classmethod
@@ -127,15 +127,15 @@ class Timm(Backbone):
         config = self.config
         if config.pretrained is None:
             return
-        path = weights.fetch(config.pretrained)
+        path = weights.fetch_weights(config.pretrained)
         with torch.device("meta"):
             whole: Any = timm.create_model(config.name)
             bare = _create(config.name, frame_size(self._cameras), config.drop_path)
         classifier = whole.pretrained_cfg.get("classifier") or ()
         names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         convert = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
-        state = weights.fit(
-            weights.read(path),
+        state = weights.match_weights(
+            weights.read_weights(path),
             bare.state_dict(),
             whole.state_dict(),
             tuple(f"{name}." for name in names),

@@ -19,7 +19,7 @@ from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..images.specs import check_normalization, fold_frames, frame_size, frames, image_features, unfold_frames
-from ..pretrained.models import copy_transformer, read_config, read_normalisation, source_of
+from ..pretrained.models import copy_transformer, read_config, read_normalization, source_of
 
 
 class _Traits(NamedTuple):
@@ -87,7 +87,7 @@ class Vision(Backbone):
         source = source_of(config)
         otherwise = "use `type: timm` for other image models"
         found = {"config": read_config(source, tuple(_TRAITS), otherwise, part="vision_config")}
-        normalisation = read_normalisation(source) if config.pretrained is not None else {}
+        normalisation = read_normalization(source) if config.pretrained is not None else {}
         return {**found, "normalisation": normalisation} if normalisation else found
 
     @classmethod

@@ -141,9 +141,7 @@ class Vlm(Backbone):
             copy_transformer(self.config.pretrained, self._family.loadable(self.model, self.lm_head))
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """Return the named outputs of normalized images (B, T, 3, H, W), token ids (B, L) and state
-        (B, T, S).
-        """
+        """Return the named outputs of images (B, T, 3, H, W), token ids (B, L) and state (B, T, S)."""
         family, config, every = self._family, self.config, set(outputs)
         context, state, queries = self._segments(observations)
         sequence = Segment.concatenate([*context, state, queries])

@@ -14,7 +14,14 @@ from ...schemas.part import PartConfig
 from ...schemas.specs import Dim, Kind, Spec, Specs
 from ..base import Collator, Facts
 from ..embodiments import EMBODIMENT
-from ..language.prompts import STATE, StateBins, StateRange, bins_of_robots, cleaned, fields
+from ..language.prompts import (
+    STATE,
+    StateBins,
+    StateRange,
+    clean_instruction,
+    state_bins_of_robots,
+    template_fields,
+)
 from ..pretrained.models import read_tokenizer
 from .default import stack
 
@@ -75,9 +82,7 @@ class LanguageCollator(Collator):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the specs of all inputs and `task.input_ids` (B, L); raise SpecError if the prompt lacks
-        one.
-        """
+        """Return the specs of all inputs and `task.input_ids` (B, L); raise SpecError if one is missing."""
         spec = inputs.get(_KEY)
         if spec is None or spec.kind is not Kind.TEXT:
             raise SpecError(
@@ -124,9 +129,7 @@ class LanguageCollator(Collator):
         return {**batch, **tokens, **keys}
 
     def check(self, instructions: Sequence[str], samples: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        """Raise SpecError for prompts of more than `max_length` tokens; check a sample if they hold the
-        state.
-        """
+        """Raise SpecError for prompts of more than `max_length` tokens; with the state, check a sample."""
         if self.config.truncate != "error":
             return
         given = samples() if self._bins else ({_KEY: text} for text in instructions)
@@ -150,7 +153,7 @@ class LanguageCollator(Collator):
         self._tokenizer.save_pretrained(str(directory))
 
     def _prompt(self, sample: Mapping[str, Any]) -> str:
-        task = cleaned(sample[_KEY]) if self.config.task_text == "cleaned" else sample[_KEY]
+        task = clean_instruction(sample[_KEY]) if self.config.task_text == "cleaned" else sample[_KEY]
         if not self._bins:
             return str(self.config.prompt.format(task=task))
         wanted = [STATE] if len(self._bins) == 1 else [STATE, EMBODIMENT]
@@ -188,9 +191,9 @@ class LanguageCollator(Collator):
 
 def _bins(config: LanguageCollator.Config, facts: Facts) -> list[StateBins]:
     """Return writers of each robot's state, if the prompt contains it; raise SpecError without statistics."""
-    if "state" not in fields(config.prompt):
+    if "state" not in template_fields(config.prompt):
         return []
-    return bins_of_robots(config.state_bins, config.state_range, facts.get("statistics", {}))
+    return state_bins_of_robots(config.state_bins, config.state_range, facts.get("statistics", {}))
 
 
 def _ends(config: LanguageCollator.Config, tokenizer: Any) -> list[int]:

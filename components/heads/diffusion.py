@@ -12,9 +12,9 @@ from ...schemas.errors import SpecError
 from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
-from ..denoising.heads import build, check, default_network, zero_padded
-from ..denoising.noise_schedules import Cosine, NoiseSchedule, kept
-from ..features import chunk_size, largest, masked_mean, padded_steps, require_bound
+from ..denoising.heads import build_network, default_network, network_specs, zero_missing_dims
+from ..denoising.noise_schedules import Cosine, NoiseSchedule, signal_shares
+from ..features import chunk_size, largest_action, masked_mean, padded_steps, require_bound
 from ..part_options import nested
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
@@ -61,7 +61,7 @@ class Diffusion(ActionHead):
         self._horizon, self._action_dim = chunk_size(inputs)
         self.bound = _bound(config, inputs)
         """Bound of the actions that each step predicts; None for no bound."""
-        self.network = build(config.network, inputs, "steps")
+        self.network = build_network(config.network, inputs, "steps")
 
     @classmethod
     def kinds(cls, config: Config) -> tuple[Kind, ...]:
@@ -84,7 +84,7 @@ class Diffusion(ActionHead):
                 help="lower `steps`, or leave it out to use all trained steps",
             )
         _bound(config, inputs)
-        return check(config.network, inputs, "steps")
+        return network_specs(config.network, inputs, "steps")
 
     @classmethod
     def example(cls) -> Config:
@@ -113,8 +113,8 @@ class Diffusion(ActionHead):
             context = {key: value.repeat_interleave(repeats, 0) for key, value in context.items()}
             actions, is_pad = actions.repeat_interleave(repeats, 0), is_pad.repeat_interleave(repeats, 0)
         step, noise = self.draw(actions)
-        left = kept(config.schedule, config.train_steps, actions.device).float()[step][:, None, None]
-        noisy = zero_padded(_mix(actions, noise, left), features, repeats)
+        left = signal_shares(config.schedule, config.train_steps, actions.device).float()[step][:, None, None]
+        noisy = zero_missing_dims(_mix(actions, noise, left), features, repeats)
         predicted = self.network(noisy, step.float(), context, padded_steps(is_pad))
         target = {"epsilon": noise, "sample": actions, "v": _mix(noise, -actions, left)}[config.predicts]
         return {"loss": masked_mean((predicted - target) ** 2, is_pad, shares.get("values"))}
@@ -154,7 +154,7 @@ class Diffusion(ActionHead):
     def _steps(self) -> Iterator[tuple[int, float, float]]:
         """Yield the steps of sampling, last first, with the share of the action at each and at the next."""
         config = self.config
-        left: list[float] = kept(config.schedule, config.train_steps).tolist()
+        left: list[float] = signal_shares(config.schedule, config.train_steps).tolist()
         stride = config.train_steps // (config.steps or config.train_steps)
         for visit in reversed(range(config.steps or config.train_steps)):
             step = visit * stride
@@ -165,7 +165,7 @@ class Diffusion(ActionHead):
     ) -> tuple[Tensor, Tensor]:
         """Return the clipped action and the noise (B, H, A) that the network finds in a chunk (B, H, A)."""
         time = torch.full((len(chunk),), float(step), device=chunk.device)
-        found: Tensor = self.network(zero_padded(chunk, features), time, context)
+        found: Tensor = self.network(zero_missing_dims(chunk, features), time, context)
         if self.config.predicts == "epsilon":
             action, noise = (chunk - (1.0 - left) ** 0.5 * found) / left**0.5, found
         elif self.config.predicts == "sample":
@@ -179,7 +179,7 @@ class Diffusion(ActionHead):
 def _bound(config: Diffusion.Config, inputs: Specs) -> float | None:
     """Return the bound of predicted actions, or None; raise SpecError if it clips training actions."""
     if config.clip_sample == "data":
-        return largest(inputs)
+        return largest_action(inputs)
     if config.clip_sample is not None:
         require_bound(inputs, config.clip_sample, "clip_sample", "leave `clip_sample` out, or")
     return config.clip_sample

@@ -203,9 +203,7 @@ class Fast(ActionHead):
 
 
 def _fill_padding(actions: Tensor, is_pad: Tensor) -> Tensor:
-    """Fill padded steps of actions (B, H, A) with the last valid action, or the first, padded dimensions with
-    0.
-    """
+    """Fill padded steps of actions (B, H, A) with the last valid or the first action, padded dims with 0."""
     actions = actions.float().masked_fill(is_pad, 0.0)
     steps, counts = torch.arange(actions.shape[1], device=actions.device), ~padded_steps(is_pad)
     last = torch.where(counts, steps, -1).cummax(1).values  # (B, H)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
-from ..denoising.heads import build, check, default_network, zero_padded
+from ..denoising.heads import build_network, default_network, network_specs, zero_missing_dims
 from ..denoising.noise_levels import BetaLevels, NoiseLevels
 from ..features import chunk_size, masked_mean, padded_steps
 from ..part_options import nested
@@ -57,7 +57,7 @@ class FlowMatching(ActionHead):
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, self._action_dim = chunk_size(inputs)
-        self.network = build(config.network, inputs, "unit")
+        self.network = build_network(config.network, inputs, "unit")
 
     @classmethod
     def kinds(cls, config: Config) -> tuple[Kind, ...]:
@@ -67,7 +67,7 @@ class FlowMatching(ActionHead):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the spec of `action` (B, H, A); raise SpecError if the network does not fit."""
-        return check(config.network, inputs, "unit")
+        return network_specs(config.network, inputs, "unit")
 
     @classmethod
     def example(cls) -> Config:
@@ -124,7 +124,7 @@ class FlowMatching(ActionHead):
 
     def _network_input(self, chunk: Tensor, features: Mapping[str, Feature], repeats: int = 1) -> Tensor:
         """Return the chunk (B * repeats, H, A) as the network sees it."""
-        return chunk if self.config.padded_dims == "noise" else zero_padded(chunk, features, repeats)
+        return chunk if self.config.padded_dims == "noise" else zero_missing_dims(chunk, features, repeats)
 
     def _slope(
         self, chunk: Tensor, level: float, context: Context, features: Mapping[str, Feature]

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
+
+from ..compat import CustomOpDef
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 WANTED = HAS_TRITON and os.environ.get("POLICYSMITH_KERNELS") != "off"

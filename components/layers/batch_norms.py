@@ -6,7 +6,8 @@ from typing import Any
 
 from timm.layers.norm_act import BatchNormAct2d, GroupNormAct, freeze_batch_norm_2d
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..compat import is_batch_norm
 
 _CHANNELS = 16
 _freeze_batch_norm: Any = freeze_batch_norm_2d
@@ -59,7 +60,7 @@ def _batch_norms(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if isinstance(child, _BatchNorm)
+        if is_batch_norm(child)
     ]
     if not found:
         raise ValueError("it has no batch norm")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GemmaModel
 
-CACHE = "cache" if "cache" in inspect.signature(GemmaModel.forward).parameters else "past_key_values"
+from ..compat import cache_argument
+
+CACHE = cache_argument()
 """Name of the argument of transformers' layers for the keys and values of earlier tokens."""
 
 

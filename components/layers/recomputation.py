@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...schemas.errors import SpecError
+from ..compat import (
+    ATTENTION_OPERATORS,
+    enable_gradient_checkpointing,
+    ignore_recomputation_warning,
+    is_batch_norm,
+)
 from ..kernels import attention
 from .kv_cache import CACHE, KeyValues
 
 _FIELD = "gradient_checkpointing"
-_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    attention.OPERATOR,
-}
+_ATTENTION = ATTENTION_OPERATORS | {attention.OPERATOR}
 
 
 def recompute_all(parts: Iterable[nn.Module]) -> list[str] | None:
@@ -49,9 +47,7 @@ def recompute(backbone: nn.Module) -> None:
     Raises:
         SpecError: The backbone does not support it, or its batch norms would count every batch twice.
     """
-    if any(
-        isinstance(m, _BatchNorm) and any(p.requires_grad for p in m.parameters()) for m in backbone.modules()
-    ):
+    if any(is_batch_norm(m) and any(p.requires_grad for p in m.parameters()) for m in backbone.modules()):
         raise SpecError(
             "its batch norms would count every batch twice, because its layers are computed twice",
             field=_FIELD,
@@ -81,12 +77,11 @@ def _recomputable(module: nn.Module) -> Iterator[Any]:
 
 def _switch(model: Any) -> bool:
     if isinstance(model, PreTrainedModel):
-        name = "activation_checkpointing_enable"  # since transformers 5.24
-        getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
+        enable_gradient_checkpointing(model)
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 take_over(layer)
-        logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_relevant)
+        ignore_recomputation_warning()
         return True
     try:
         model.set_grad_checkpointing(True)
@@ -152,8 +147,3 @@ def _recomputed(kind: type[Any]) -> type[Any]:
 
 def _policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _is_relevant(record: logging.LogRecord) -> bool:
-    """Return whether a log record is anything but torch's warning about in-place changes, which do not occur."""
-    return "context_fn is passed" not in record.getMessage()

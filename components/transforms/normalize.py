@@ -13,7 +13,7 @@ from ...schemas.errors import DatasetError, SpecError
 from ...schemas.part import PartConfig, Section
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..embodiments import each_own, embodiments, facts_by_robot, ids_of
+from ..embodiments import embodiments, facts_by_robot, ids_of, rows_by_robot
 from ..vectors.specs import Constants, resolve_dims, statistics_of, vectors
 
 Mode = Literal["mean_std", "min_max", "quantiles", "q99", "scale", "binary", "identity"]
@@ -198,7 +198,7 @@ class _KeyMap:
         held = self._constants.on(values.device)
         if ids is None:
             return {name: table[0] for name, table in held.items()}
-        return {name: each_own(table, ids, values) for name, table in held.items()}
+        return {name: rows_by_robot(table, ids, values) for name, table in held.items()}
 
     def forward(self, values: Tensor, ids: Tensor | None) -> Tensor:
         held = self._of(ids, values)

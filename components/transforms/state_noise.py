@@ -10,7 +10,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..embodiments import each_own, embodiments, facts_by_robot, ids_of
+from ..embodiments import embodiments, facts_by_robot, ids_of, rows_by_robot
 from ..vectors.specs import Constants, select_vectors, statistics_of
 
 Deviation = Annotated[float, Field(ge=0.0)]
@@ -76,7 +76,7 @@ class StateNoise(Transform):
         noise = self._std[key].on(values.device)["std"] * normal
         if self._moving is not None:
             moving = self._moving[key].on(values.device)["moving"]
-            noise = noise.where(each_own(moving, ids_of(batch), values), 0.0)
+            noise = noise.where(rows_by_robot(moving, ids_of(batch), values), 0.0)
         return values + noise
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policysmith.components.collators.language import LanguageCollator
-from policysmith.components.language.prompts import StateBins, cleaned, fields
+from policysmith.components.language.prompts import StateBins, clean_instruction, template_fields
 from policysmith.components.pretrained.models import read_tokenizer
 from policysmith.schemas.errors import DatasetError, SpecError
 from policysmith.schemas.specs import Kind, Spec
@@ -88,12 +88,12 @@ def test_a_rare_value_of_the_state_has_a_bin_of_its_own() -> None:
 
 
 def test_templates_are_checked() -> None:
-    assert fields("{task} {{x}} {state}") == {"task", "state"}
+    assert template_fields("{task} {{x}} {state}") == {"task", "state"}
     for wrong in ("{instruction}", "{}", "{task!r}", "{task:>9}", "{task", "}"):
         with pytest.raises(SpecError) as caught:
             make(prompt=wrong)
         assert caught.value.field == "prompt"
-    assert cleaned(" pick_up\nit ") == "pick up it"
+    assert clean_instruction(" pick_up\nit ") == "pick up it"
 
 
 def test_a_state_needs_data_and_statistics() -> None:

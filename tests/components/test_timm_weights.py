@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from policysmith.components.backbones.timm import Timm
-from policysmith.components.pretrained.weights import find, read
+from policysmith.components.pretrained.weights import find_weights, read_weights
 from policysmith.schemas.errors import SpecError, WeightsError
 from policysmith.schemas.specs import Kind, Spec
 
@@ -31,9 +31,9 @@ def test_lite0_weights_fit_by_order(caplog: pytest.LogCaptureFixture) -> None:
     part = build("tf_efficientnet_lite0", inputs, pretrained=LITE0)
     assert "296 tensors" in caplog.text
     assert "fit by order" in caplog.text
-    path = find(LITE0)
+    path = find_weights(LITE0)
     assert path is not None
-    held = list(read(path).values())
+    held = list(read_weights(path).values())
     state = part.model.state_dict()
     assert len(held) == len(state) + 2  # the classifier's
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state.values(), held, strict=False))
@@ -112,7 +112,7 @@ def test_files_that_hold_no_weights(tmp_path: Path, suffix: str, content: bytes 
     else:
         path.write_bytes(content)
     with pytest.raises(WeightsError, match=f"bad{suffix}"):
-        read(path)
+        read_weights(path)
 
 
 def test_missing_files_and_packages_are_found_out_early(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_missing_files_and_packages_are_found_out_early(tmp_path: Path) -> None:
         facts(str(tmp_path / "nothing.pth"))
     with pytest.raises(WeightsError, match="holds no weights"):
         facts(str(tmp_path))
-    assert find("timm/resnet18.a1_in1k") is None
+    assert find_weights("timm/resnet18.a1_in1k") is None
 
 
 def test_positions_of_another_size_need_a_word(tmp_path: Path) -> None:

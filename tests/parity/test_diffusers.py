@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from policysmith.components.base import Feature
-from policysmith.components.denoising.noise_schedules import kept
+from policysmith.components.denoising.noise_schedules import signal_shares
 from policysmith.components.heads.diffusion import Diffusion
 from policysmith.schemas.specs import Kind, Spec
 
@@ -61,7 +61,7 @@ class Function(nn.Module):
 @pytest.mark.parametrize("name", CASES)
 def test_schedules_agree(name: str) -> None:
     config = make(name).config
-    ours = kept(config.schedule, config.train_steps)
+    ours = signal_shares(config.schedule, config.train_steps)
     torch.testing.assert_close(ours.float(), GOLDEN.outputs[f"{name}/alphas_cumprod"], rtol=1e-5, atol=1e-8)
 
 

@@ -61,7 +61,7 @@ def test_gradients_reach_all_that_trains_and_nothing_else(built: Built, adapted:
     if adapted:
         layers = list(lora.adaptable(part))
         lora.adapt(part, LoraSection(rank=2, targets=layers))
-        assert lora.count(part) == len(layers)
+        assert lora.count_adapters(part) == len(layers)
     else:
         for index, parameter in enumerate(part.parameters()):
             parameter.requires_grad_(index % 2 == 0)
