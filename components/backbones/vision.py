@@ -87,8 +87,8 @@ class Vision(Backbone):
         source = source_of(config)
         otherwise = "use `type: timm` for other image models"
         found = {"config": read_config(source, tuple(_TRAITS), otherwise, part="vision_config")}
-        normalisation = read_normalization(source) if config.pretrained is not None else {}
-        return {**found, "normalisation": normalisation} if normalisation else found
+        normalization = read_normalization(source) if config.pretrained is not None else {}
+        return {**found, "normalisation": normalization} if normalization else found
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:

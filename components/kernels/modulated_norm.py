@@ -79,8 +79,8 @@ def _forward_reference(
     hidden, out = reference(residual, branch, gate, shift, scale, weight, bias, norm=norm, eps=eps)
     values = hidden.to(_sum_dtype(hidden))
     mean = values.new_empty(0) if rms else values.mean(-1)
-    centred = values if rms else values - mean[..., None]
-    rstd = (centred.square().mean(-1) + eps).rsqrt()
+    centered = values if rms else values - mean[..., None]
+    rstd = (centered.square().mean(-1) + eps).rsqrt()
     return (residual.new_empty(0) if branch is None else hidden.clone()), out.clone(), mean, rstd
 
 

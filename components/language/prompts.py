@@ -91,11 +91,11 @@ class StateBins:
             rare = high - low < _RARE * (most - least)
             low, high = np.where(rare, least, low), np.where(rare, most, high)
         self.width = len(low)
-        self._centre, self._scale = (low + high) / 2.0, (high - low) / 2.0
-        self._varies = self._scale > np.maximum(_CONSTANT * np.abs(self._centre), 1e-30)
+        self._center, self._scale = (low + high) / 2.0, (high - low) / 2.0
+        self._varies = self._scale > np.maximum(_CONSTANT * np.abs(self._center), 1e-30)
         self._edges = np.linspace(-1.0, 1.0, bins + 1)[:-1]
 
     def __call__(self, state: npt.NDArray[Any]) -> str:
         own, scale = state[: self.width].astype(np.float64), np.where(self._varies, self._scale, 1.0)
-        normal = np.where(self._varies, (own - self._centre) / scale, 0.0)
+        normal = np.where(self._varies, (own - self._center) / scale, 0.0)
         return " ".join(str(number) for number in np.digitize(normal, self._edges) - 1)

@@ -39,16 +39,16 @@ class ResidualVq(nn.Module):
         The gradient passes every codebook unchanged; codes have none.
         """
         residual = vectors.float()
-        quantised = torch.zeros_like(residual)
+        quantized = torch.zeros_like(residual)
         indices, errors = [], []
         for book in self.codes.float():
             index = nearest_code(residual, book)
             code = book[index]
             indices.append(index)
             errors.append(((residual - code) ** 2).mean(-1))
-            quantised = quantised + residual + (code - residual).detach()
+            quantized = quantized + residual + (code - residual).detach()
             residual = residual - code
-        return torch.stack(indices, -1), quantised, torch.stack(errors, -1)
+        return torch.stack(indices, -1), quantized, torch.stack(errors, -1)
 
     def look_up(self, indices: Tensor) -> Tensor:
         """Return quantized vectors (N, D), float32, for indices (N, L)."""
@@ -98,8 +98,8 @@ class ChunkVae(nn.Module):
     def forward(self, chunks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return vectors (N, D), indices (N, L), reconstruction (N, S), errors (N, L) of chunks (N, S)."""
         vectors = self.encode(chunks)
-        indices, quantised, errors = self.quantizer(vectors)
-        return vectors, indices, self._decode(quantised), errors
+        indices, quantized, errors = self.quantizer(vectors)
+        return vectors, indices, self._decode(quantized), errors
 
     def encode(self, chunks: Tensor) -> Tensor:
         """Encode chunks (N, S) to vectors (N, D)."""

@@ -116,7 +116,7 @@ def _adapted_layers(backbone: nn.Module) -> list[tuple[nn.Module, str, LoraLayer
 
 
 def _matching(layers: Mapping[str, nn.Module], options: LoraSection) -> list[str]:
-    """Names of the layers that are asked for."""
+    """Return the names of the layers that the options select."""
     if options.targets is None:
         linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
         if not linear:
@@ -146,7 +146,7 @@ def _matching(layers: Mapping[str, nn.Module], options: LoraSection) -> list[str
 
 
 def _example_names(names: Mapping[str, nn.Module]) -> str:
-    """The first name of each last step, a few of them."""
+    """Return a few names, the first for each last component."""
     firsts: dict[str, str] = {}
     for name in names:
         firsts.setdefault(name.rpartition(".")[2], f"`{name}`")

@@ -65,7 +65,7 @@ class Normalize(Transform):
     class Config(PartConfig):
         type: Literal["normalize"]
         keys: list[str] | None = Field(default=None, min_length=1)
-        """Keys to normalise; by default every state and the action."""
+        """Keys to normalize; by default every state and the action."""
         mode: Mode = "mean_std"
         """Range that values are brought to: `mean_std`, or -1 to 1 by `min_max`, `quantiles`, `q99`, `scale`, `binary`."""
         modes: dict[str, Mode] = Field(default_factory=dict)
@@ -91,7 +91,7 @@ class Normalize(Transform):
         Raises:
             SpecError: Statistics are missing or do not fit a mode, or values are already normalized.
         """
-        for key in (normalised := _modes(config, inputs)):
+        for key in (normalized := _modes(config, inputs)):
             if inputs[key].range is Range.NORMALISED:
                 raise SpecError(
                     f"`{key}` is already normalized",
@@ -104,7 +104,7 @@ class Normalize(Transform):
         bounds = {key: _bounds(robots) for key, robots in _scalings(config, inputs, facts).items()}
         return {
             **inputs,
-            **{key: replace(inputs[key], range=Range.NORMALISED, bounds=bounds[key]) for key in normalised},
+            **{key: replace(inputs[key], range=Range.NORMALISED, bounds=bounds[key]) for key in normalized},
         }
 
     @classmethod
@@ -154,7 +154,7 @@ class _Scaling:
     """
 
     mode: str
-    centre: float = 0.0
+    center: float = 0.0
     scale: float = 1.0
     asked: str = ""
     ends: tuple[float, float] | None = None
@@ -168,7 +168,7 @@ class _Scaling:
             return -1.0, 1.0
         if self.ends is None:
             return None
-        low, high = ((end - self.centre) / self.scale for end in self.ends)
+        low, high = ((end - self.center) / self.scale for end in self.ends)
         return low, high
 
     @property
@@ -186,7 +186,7 @@ class _KeyMap:
         modes = {scaling.mode for own in robots for scaling in own}
         self._binary, self._clips = "binary" in modes, "q99" in modes
         self._constants = Constants(
-            centre=[[scaling.centre for scaling in own] for own in robots],
+            center=[[scaling.center for scaling in own] for own in robots],
             scale=[[scaling.scale or 1.0 for scaling in own] for own in robots],
             varies=[[scaling.scale > 0.0 for scaling in own] for own in robots],
             binary=[[scaling.mode == "binary" for scaling in own] for own in robots],
@@ -203,11 +203,11 @@ class _KeyMap:
     def forward(self, values: Tensor, ids: Tensor | None) -> Tensor:
         held = self._of(ids, values)
         values = values.float()
-        normal = (values - held["centre"]) / held["scale"]
+        normal = (values - held["center"]) / held["scale"]
         if self._clips:
             normal = torch.where(held["clips"], normal.clamp(-1.0, 1.0), normal)
         if self._binary:
-            normal = torch.where(held["binary"], torch.where(values > held["centre"], 1.0, -1.0), normal)
+            normal = torch.where(held["binary"], torch.where(values > held["center"], 1.0, -1.0), normal)
         return torch.where(held["varies"], normal, 0.0)
 
     def inverse(self, normal: Tensor, ids: Tensor | None) -> Tensor:
@@ -215,7 +215,7 @@ class _KeyMap:
         normal = normal.float()
         if self._binary:
             normal = torch.where(held["binary"], torch.where(normal > 0.0, 1.0, -1.0), normal)
-        return torch.where(held["varies"], normal * held["scale"] + held["centre"], held["centre"])
+        return torch.where(held["varies"], normal * held["scale"] + held["center"], held["center"])
 
 
 def _modes(config: Normalize.Config, inputs: Specs) -> dict[str, list[tuple[str, str]]]:
@@ -311,13 +311,13 @@ def _scaling(key: str, mode: str, dim: int, held: Mapping[str, Any]) -> _Scaling
             f"statistics of `{key}` are damaged: dimension {dim} has {first} {low} and {second} {high}"
         )
     if mode == "mean_std":
-        centre, scale = low, high
+        center, scale = low, high
     elif mode == "scale":
-        centre, scale = 0.0, max(abs(low), abs(high))
+        center, scale = 0.0, max(abs(low), abs(high))
     else:
-        centre, scale = (low + high) / 2.0, (high - low) / 2.0
-    varies = scale > _CONSTANT * abs(centre) and scale > 1e-30
-    return _Scaling(mode, centre, scale if varies else 0.0, asked, ends)
+        center, scale = (low + high) / 2.0, (high - low) / 2.0
+    varies = scale > _CONSTANT * abs(center) and scale > 1e-30
+    return _Scaling(mode, center, scale if varies else 0.0, asked, ends)
 
 
 def _bounds(robots: Sequence[Sequence[_Scaling]]) -> tuple[float, float] | None:

@@ -133,7 +133,7 @@ def test_loss_is_the_cross_entropy_of_the_tokens_one_by_one(world: Any) -> None:
 
 
 def test_a_language_model_writes_with_its_last_ids(world: Any) -> None:
-    """A writer with a larger vocabulary, of which the head takes the last ids but for `skip`, backwards."""
+    """Build a writer with a larger vocabulary, of which the head takes the last ids before `skip`, backwards."""
     batch, features = world.batch(), world.features()
     model = TokenWriter({"vision.tokens": world.feature_specs["vision.tokens"]}, 16, 2, 2, 700)
     read = model.read(features)
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_write_is_refused(world: Any, inputs: Any, problem: 
     assert caught.value.field == "writer"
 
 
-def test_actions_that_were_not_normalised_are_refused(world: Any) -> None:
+def test_actions_that_were_not_normalized_are_refused(world: Any) -> None:
     config, wild = Fast.Config(type="fast"), 1000.0 * world.batch(64)["action"]
     with pytest.raises(SpecError, match="more than a vocabulary of 1024") as caught:
         Fast.fit(config, world.feature_specs, {}, lambda: (wild, torch.zeros_like(wild).bool()))

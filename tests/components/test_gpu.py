@@ -61,7 +61,7 @@ def test_necks_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> None
 
 
 def valid(feature: Feature) -> torch.Tensor:
-    """The values, zero where they are masked; keys and values (B, L, 2, G, N, E) of tokens too."""
+    """Zero the values of masked tokens, also of keys and values (B, L, 2, G, N, E)."""
     if feature.mask is None:
         return feature.values
     mask = feature.mask[..., None]
@@ -98,7 +98,7 @@ def test_necks_do_not_see_what_is_masked_even_where_all_is(
 
 
 def head_of(name: str, world: Any, directory: Path) -> Any:
-    """A head of its tiny config, away from its initial weights, on the GPU."""
+    """Build a head from its example on the GPU, away from its initial weights."""
     part = HEADS.get(name)
     config = part.example()
     kinds, batch = part.kinds(config), world.batch(64)

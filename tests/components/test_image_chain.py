@@ -69,14 +69,14 @@ def test_as_one_they_give_what_they_give_one_by_one(options: tuple[dict[str, Any
     assert together[KEY].dtype == torch.float32
     levels = (together[KEY] - apart[KEY]).abs() * 255.0 * 0.225
     resizes = any(each["type"] in ("resize", "color_jitter") for each in options)
-    assert levels.max() < (12.0 if resizes else 1e-3)  # hue of greys is a matter of rounding
+    assert levels.max() < (12.0 if resizes else 1e-3)  # hue of lumas is a matter of rounding
     assert levels.mean() < (1.0 if resizes else 1e-3)
     assert together["action"] is batch["action"]
     assert all(torch.equal(batch[key], value) for key, value in before.items())
 
 
 def test_a_window_that_is_cut_after_a_shift_is_moved_with_it() -> None:
-    """Where edge pixels fill what a shift leaves, a crop after it sees them."""
+    """A crop after a shift sees the edge pixels that fill the gap."""
     transforms = made({"type": "random_shift", "pixels": 9}, FIXED, NORMALIZE)
     (chain,) = fusable_chains(transforms)
     for _ in range(5):
@@ -97,7 +97,7 @@ def test_two_cameras_draw_what_they_draw_one_by_one() -> None:
         torch.testing.assert_close(together[key], apart[key], atol=1e-5, rtol=1e-5)
 
 
-def test_chains_end_with_a_normalisation_and_keep_the_order_of_the_kernel() -> None:
+def test_chains_end_with_a_normalization_and_keep_the_order_of_the_kernel() -> None:
     def names(*options: dict[str, Any]) -> list[list[str]]:
         return [[each.config.type for each in chain] for chain in fusable_chains(made(*options))]
 
@@ -132,7 +132,7 @@ def test_only_bytes_on_a_gpu_are_for_the_kernel() -> None:
     assert not can_fuse(chain, images())
 
 
-def test_only_what_ends_with_a_normalisation_is_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_ends_with_a_normalization_is_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusion, "on_gpu", lambda values: True)
     transforms = [*made(SHIFT), nn.Identity(), *made(NORMALIZE)]
     assert [can_fuse(chain, images()) for chain in fusable_chains(transforms)] == [False, False, True]

@@ -40,7 +40,7 @@ def text_batch() -> dict[str, torch.Tensor]:
 
 
 def save(kind: str, directory: Path) -> Any:
-    """A tiny checkpoint, and what transformers makes of it."""
+    """Save a small checkpoint, and return the model of transformers."""
     text = {
         "vocab_size": 32,
         "hidden_size": 16,
@@ -129,7 +129,7 @@ def test_padding_may_stand_on_the_left(tmp_path: Path) -> None:
 
 
 def resting(directory: Path, **options: Any) -> tuple[Language, list[int]]:
-    """A frozen encoder, and how many prompts it reads at a time."""
+    """Return a frozen encoder, and a list of the number of prompts that it reads at a time."""
     part, sizes = build(directory, **options).requires_grad_(False), []
     part.model.register_forward_pre_hook(
         lambda _, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True

@@ -137,7 +137,7 @@ def test_latents_read_tokens_in_any_order(self_attention: bool) -> None:
 
 
 def sees(part: Transformer, given: dict[str, Feature]) -> Tensor:
-    """Which outputs (B, N) change with each token (M) of `b`: (M, B, N)."""
+    """Return a mask (M, B, N) of the outputs that change with each token of `b`."""
     whole = part(given, ("tokens",))["tokens"].values
     rows = []
     for place in range(3):
@@ -169,7 +169,7 @@ def test_a_causal_transformer_is_gpt() -> None:
 
 @pytest.mark.parametrize("attention", ["full", "causal"])
 def test_readouts_see_everything_and_are_seen_by_no_observation(attention: str) -> None:
-    """The readouts of a full transformer are those of one whose observations never meet them."""
+    """Readouts of a full transformer equal those of one whose observations never see them."""
     part = make(Transformer, reads=["b", "a"], heads=2, attention=attention, readouts=2)
     given = features()
     whole = part(given, ("tokens", "pooled"))

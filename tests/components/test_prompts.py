@@ -39,7 +39,7 @@ def make(statistics: Any = STATISTICS, **options: Any) -> LanguageCollator:
 
 
 def text(part: LanguageCollator, **sample: Any) -> str:
-    """What a sample is tokenized as."""
+    """Return the decoded tokens of a sample."""
     batch = part([sample])
     shown = batch["task.input_ids"][0][batch["task.attention_mask"][0].bool()]
     return read_tokenizer("policysmith/tiny").decode(shown[1:])  # type: ignore[no-any-return]
@@ -71,11 +71,11 @@ def test_bins_are_those_of_openpi() -> None:
 @given(
     st.floats(-1.0, 1.0, exclude_max=True), st.integers(2, 300), st.floats(-50.0, 50.0), st.floats(0.1, 50.0)
 )
-def test_a_value_lies_in_its_bin(normal: float, bins: int, centre: float, scale: float) -> None:
+def test_a_value_lies_in_its_bin(normal: float, bins: int, center: float, scale: float) -> None:
     part = StateBins(
-        bins, "min_max", {"observation.state": {"min": [centre - scale], "max": [centre + scale]}}
+        bins, "min_max", {"observation.state": {"min": [center - scale], "max": [center + scale]}}
     )
-    number = int(part(np.array([normal * scale + centre])))
+    number = int(part(np.array([normal * scale + center])))
     low = -1.0 + 2.0 * number / bins
     assert low - 1e-9 <= normal <= low + 2.0 / bins + 1e-9
 
@@ -150,7 +150,7 @@ def test_keys_tell_prompts_apart() -> None:
 
 
 def test_prompts_with_the_state_are_not_to_be_remembered() -> None:
-    """Each would be a pass of the encoder by itself, for nothing."""
+    """Keys would make the encoder read each prompt alone, without a benefit."""
     sample = {"task": "open", "observation.state": state(0.0, 1.0, 5.0)}
     assert "task.key" not in make(prompt="{task} {state}")([sample, sample])
 

@@ -71,7 +71,7 @@ def test_actions_are_differences_and_come_back(seed: int, scale: float, options:
 
 @both
 def test_the_inverse_finds_the_state_as_it_was(name: str) -> None:
-    """Later transforms may normalise, hide or rename the state, and a robot gives no actions."""
+    """Later transforms may normalize, hide or rename the state, and a robot gives no actions."""
     part, batch = make(name), numbers(0)
     deployed = part({STATE: batch[STATE]})
     predicted = part(batch)["action"]
@@ -124,8 +124,8 @@ def test_an_action_without_a_counterpart_in_the_state(name: str) -> None:
 
 @both
 @pytest.mark.parametrize("key", [STATE, "action"])
-def test_normalised_values_come_too_late(name: str, key: str) -> None:
-    with pytest.raises(SpecError, match=f"`{key}` is normalised") as caught:
+def test_normalized_values_come_too_late(name: str, key: str) -> None:
+    with pytest.raises(SpecError, match=f"`{key}` is normalized") as caught:
         make(name, {**INPUTS, key: replace(INPUTS[key], range=Range.NORMALISED)})
     assert (caught.value.source, caught.value.trait) == (key, "range")
 
@@ -134,7 +134,7 @@ def test_normalised_values_come_too_late(name: str, key: str) -> None:
 
 
 def homogeneous(position: Tensor, matrix: Tensor) -> Tensor:
-    """Transforms (..., 4, 4)."""
+    """Return transforms (..., 4, 4)."""
     bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=matrix.dtype).expand(*matrix.shape[:-2], 1, 4)
     return torch.cat([torch.cat([matrix, position[..., None]], -1), bottom], -2)
 

@@ -38,7 +38,7 @@ def test_lite0_weights_fit_by_order(caplog: pytest.LogCaptureFixture) -> None:
     assert len(held) == len(state) + 2  # the classifier's
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state.values(), held, strict=False))
 
-    # The classifier in the file, applied to what comes out, recognises Rear Admiral Grace Hopper's uniform.
+    # The classifier in the file, applied to what comes out, recognizes Rear Admiral Grace Hopper's uniform.
     photo = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
     pixels = np.asarray(photo.crop((0, 0, 512, 512)).resize((160, 160)))
     batch = {KEY: torch.tensor(pixels).permute(2, 0, 1)[None, None] / 127.5 - 1.0}
@@ -144,7 +144,7 @@ def test_positions_of_another_size_need_a_word(tmp_path: Path) -> None:
     assert torch.equal(part.model.patch_embed.proj.weight, native.model.patch_embed.proj.weight)
 
 
-def test_pretrained_weights_want_their_own_normalisation() -> None:
+def test_pretrained_weights_want_their_own_normalization() -> None:
     imagenet = Spec(
         Kind.IMAGE,
         ("B", 1, 3, 224, 224),
@@ -152,7 +152,7 @@ def test_pretrained_weights_want_their_own_normalisation() -> None:
     )
     given = {"observation.images.a": imagenet}
     half = {"type": "timm", "name": "tf_efficientnet_lite0", "pretrained": "timm/tf_efficientnet_lite0.in1k"}
-    with pytest.raises(SpecError, match="was trained on images normalised by mean") as caught:
+    with pytest.raises(SpecError, match="was trained on images normalized by mean") as caught:
         Timm.specs(Timm.Config.model_validate(half), given, {})
     assert "stats: half" in caught.value.help
     Timm.specs(Timm.Config.model_validate({**half, "pretrained": None}), given, {})

@@ -22,7 +22,7 @@ CASES = sorted(GOLDEN.config)
 
 
 def make(name: str) -> Diffusion:
-    """The head of a golden, whose network is the function that stood for it there."""
+    """Build the head of a golden, with the function that stood in for its network there."""
     options = GOLDEN.config[name]
     schedule: dict[str, Any] = {"type": options["beta_schedule"]}
     if schedule["type"] != "squaredcos_cap_v2":

@@ -42,7 +42,7 @@ def config_of(golden: Golden) -> dict[str, Any]:
 
 
 def specs_of(golden: Golden) -> dict[str, Spec]:
-    """What a dataset would give."""
+    """Return a batch like a dataset's."""
     specs = {
         key: Spec(Kind.IMAGE if value.ndim == 5 else Kind.STATE, ("B", *value.shape[1:]))
         for key, value in golden.inputs.items()

@@ -304,26 +304,26 @@ def _tiles(
     else:
         red, green, blue = red * unit, green * unit, blue * unit
     if ADDS:
-        grey = tl.sum(tl.sum(tl.where(inside, _luma(red, green, blue), 0.0), 1), 0)
-        tl.atomic_xchg(sums + program, tl.abs(grey).to(tl.int32, bitcast=True), sem="relaxed")
+        luma = tl.sum(tl.sum(tl.where(inside, _luma(red, green, blue), 0.0), 1), 0)
+        tl.atomic_xchg(sums + program, tl.abs(luma).to(tl.int32, bitcast=True), sem="relaxed")
     if PAINTS:
         if JITTER:
             others = tl.arange(0, MOST_TILES)
             of = sums + frame * TILES + others
-            greys = tl.load(of, others < TILES, other=0, volatile=True)
+            lumas = tl.load(of, others < TILES, other=0, volatile=True)
             if ADDS:
-                while tl.min(greys, 0) < 0:
-                    greys = tl.load(of, others < TILES, other=0, volatile=True)
+                while tl.min(lumas, 0) < 0:
+                    lumas = tl.load(of, others < TILES, other=0, volatile=True)
             contrast = tl.load(color + 1)
-            base = tl.sum(greys.to(tl.float32, bitcast=True), 0) / (height * width) * (1.0 - contrast)
+            base = tl.sum(lumas.to(tl.float32, bitcast=True), 0) / (height * width) * (1.0 - contrast)
             red = _unit(red * contrast + base)
             green = _unit(green * contrast + base)
             blue = _unit(blue * contrast + base)
             saturation = tl.load(color + 2)
-            grey = _luma(red, green, blue) * (1.0 - saturation)
-            red = _unit(red * saturation + grey)
-            green = _unit(green * saturation + grey)
-            blue = _unit(blue * saturation + grey)
+            luma = _luma(red, green, blue) * (1.0 - saturation)
+            red = _unit(red * saturation + luma)
+            green = _unit(green * saturation + luma)
+            blue = _unit(blue * saturation + luma)
             red, green, blue = _shift_hue(red, green, blue, tl.load(color + 3))
         plane = height * width
         into = out + frame.to(tl.int64) * 3 * plane + x[:, None] + y[None, :] * width

@@ -65,7 +65,7 @@ class Built:
     def features(
         self, size: int = 3, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> dict[str, Any]:
-        """What a head, a network or a neck reads."""
+        """Return the inputs of a head, a network or a neck."""
         found = self.world.features(size, device, dtype=dtype)
         return {key: feature for key, feature in found.items() if key in self.inputs}
 
@@ -113,7 +113,7 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert torch.equal(value, second[key]), key
 
 
-def randomise(module: nn.Module) -> None:
+def randomize(module: nn.Module) -> None:
     """Move every parameter off its initial value: zero gates let no gradient through."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -126,13 +126,13 @@ def skip_without_weights(part: nn.Module) -> None:
 
 
 def rows(feature: Feature, which: slice) -> Feature:
-    """Some samples of a feature."""
+    """Return some samples of a feature."""
     held = (feature.values, feature.mask, feature.end)
     return Feature(*(None if value is None else value[which] for value in held))  # type: ignore[arg-type]
 
 
 def replace_rows(feature: Feature, which: slice) -> Feature:
-    """The feature with other values in some samples."""
+    """Return the feature with other values in some samples."""
     values = feature.values.clone()
     values[which] += 1.0
     return dataclasses.replace(feature, values=values)
@@ -145,7 +145,7 @@ def assert_same_batch(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def masked_where(feature: Feature, change: Any, hidden: bool) -> Feature:
-    """The feature with the values of its hidden tokens, or of its valid ones, changed."""
+    """Return the feature with changed values of its hidden tokens, or of its valid ones."""
     if feature.mask is None:
         return feature
     mask = feature.mask

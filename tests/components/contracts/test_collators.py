@@ -1,4 +1,4 @@
-"""What every collator keeps."""
+"""Contract of collators."""
 
 from __future__ import annotations
 
