@@ -134,8 +134,8 @@ def merged(below: Node, above: Node) -> Node:
     """Return the node `above` merged over the node `below`."""
     if not isinstance(below.content, dict) or not isinstance(above.content, dict):
         return above
-    kinds = [node.content["type"].node.content for node in (below, above) if "type" in node.content]
-    if len(kinds) == 2 and kinds[0] != kinds[1]:
+    old, new = (content.get("type") for content in (below.content, above.content))
+    if old is not None and new is not None and old.node.content != new.node.content:
         return above
     entries = dict(below.content)
     for key, entry in above.content.items():
@@ -169,7 +169,7 @@ def _relocated(node: Node, old: Path, new: Path, path: KeyPath) -> Node:
     certain = path[0] == "data"
     if "${" in value or expanded(value).is_absolute() or not (certain or exists(place)):
         return node
-    return replace(node, content=os.path.relpath(place, new or Path()))
+    return replace(node, content=str(os.path.relpath(str(place), str(new))))
 
 
 def _may_be_path(path: KeyPath, value: str) -> bool:

@@ -143,7 +143,7 @@ def _removed(document: Document, steps: list[tuple[str, Span]]) -> Document:
         if key not in entries:
             meant = near(key, entries)
             label = f"did you mean `{meant}`?" if meant else "nothing to remove"
-            message = f"{where(path)} has no key `{key}`"
+            message = f"{where(tuple(path))} has no key `{key}`"
             raise RecipeError([Diagnostic("E010 bad-override", message, span, label)])
         path.append(key)
         current = entries[key].node
