@@ -85,7 +85,7 @@ def eager(bench: Bench) -> float:
     with torch.no_grad(), accelerator.autocast():
         for batch in bench.batches:
             transformed = policy.transform(batch)
-            for name in policy.at_rest:
+            for name in policy.frozen_backbones:
                 policy.encode(name, transformed)
     return now(bench.device) - start
 

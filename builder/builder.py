@@ -46,7 +46,7 @@ from .training.distributed.accelerator import make_accelerator, require_device
 from .training.distributed.agreement import refuse_existing
 from .training.job import Job, Result
 from .training.monitoring.logs import FileLog, Reporter
-from .training.optim.adamw import shortfall
+from .training.optim.schedule import short_run_warning
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Builder:
             if self.summary is not None
             else handwritten.warnings(self.recipe, self._data)
         )
-        short = shortfall(self.recipe.recipe.training)
+        short = short_run_warning(self.recipe.recipe.training)
         warnings = (*warnings, *self._data.warnings, *([short] if short else []))
         return (*lines, *(f"warning: {text}" for text in warnings))
 

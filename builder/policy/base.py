@@ -113,6 +113,20 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
         """
         return {}
 
+    @property
+    def frozen_backbones(self) -> list[str]:
+        """Backbones with weights none of which trains; their features can be computed once."""
+        return []
+
+    @property
+    def key_value_parts(self) -> list[torch.nn.Module]:
+        """Backbones and necks whose keys and values other parts read, layer by layer."""
+        return []
+
+    def fused_transforms(self, batch: Mapping[str, Any]) -> list[list[str]]:
+        """Return the chains of transforms, by type, that run as one kernel on batches like this one."""
+        return []
+
     def observation_steps(self) -> list[int]:
         """Time steps of the observations, relative to now; the latest is 0."""
         return way_of_samples(self.config)[1]

@@ -247,13 +247,13 @@ class RecipePolicy(BasePolicyModel):
         finally:
             self.train(was_training)
 
-    def fused(self, batch: Batch) -> list[list[str]]:
+    def fused_transforms(self, batch: Batch) -> list[list[str]]:
         """Transforms, by type, that run as one kernel on batches like this one."""
         together = [chain for chain in chains(list(self.transforms)) if fuses(chain, batch)]
         return [[cast(Transform, each).config.type for each in chain] for chain in together]
 
     @property
-    def at_rest(self) -> list[str]:
+    def frozen_backbones(self) -> list[str]:
         """The backbones with weights none of which trains."""
         return [
             name
@@ -267,7 +267,7 @@ class RecipePolicy(BasePolicyModel):
         return {key for key, spec in self._wiring.collated.items() if spec.kind is Kind.IMAGE}
 
     @property
-    def opened(self) -> list[nn.Module]:
+    def key_value_parts(self) -> list[nn.Module]:
         """Backbones and necks whose layers are looked into: others read their keys and values."""
         parts = {**self.backbones, **self.necks}
         return [part for name, part in parts.items() if Kind.KEY_VALUES in self._wiring.outputs[name]]

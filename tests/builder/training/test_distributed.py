@@ -17,8 +17,9 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder
 from policysmith.builder.training import checkpoint
-from policysmith.builder.training.speed.step_graph import CHECKED, TRIED
+from policysmith.builder.training.speed.step_graph import Settings
 
+CHECKED, TRIED = Settings().checked, Settings().first_replay
 DOCUMENTED = Path(__file__).parents[3] / "docs/performance.md"
 
 
@@ -100,6 +101,7 @@ def test_what_one_process_sees_that_is_not_finite_stops_both(tiny: dict[str, Any
 REPLAYING = f"""
 import sys
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 
@@ -111,8 +113,9 @@ from replays import Replayed, never_slower
 
 loop.capturable = lambda device: True
 torch.cuda.synchronize = torch.cuda.empty_cache = lambda: None
-step_graph.CapturedUpdate, step_graph.without_waiting, step_graph.BUSY = Replayed, nullcontext, 0.0
-step_graph.StepGraph._decide = never_slower
+step_graph.CapturedUpdate, step_graph.error_on_sync = Replayed, nullcontext
+loop.StepGraph = partial(step_graph.StepGraph, settings=step_graph.Settings(busy=0.0))
+step_graph.Trial.verdict = never_slower
 """
 """Lets a CPU replay steps, on a graph that only pretends to be one."""
 
@@ -152,7 +155,7 @@ import signal
 
 from policysmith.builder.training import loop
 
-taken = loop._Run._update
+taken = loop._Run.take_step
 
 
 def update(self):
@@ -161,7 +164,7 @@ def update(self):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-loop._Run._update = update
+loop._Run.take_step = update
 """
 ELSEWHERE = """
 import os
@@ -199,7 +202,7 @@ import time
 
 from policysmith.builder.training import loop
 
-taken = loop._Run._update
+taken = loop._Run.take_step
 
 
 def update(self):
@@ -208,7 +211,7 @@ def update(self):
     taken(self)
 
 
-loop._Run._update = update
+loop._Run.take_step = update
 """
 
 

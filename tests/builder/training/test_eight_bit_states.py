@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from policysmith.builder import Builder
-from policysmith.builder.training.optim.adamw import adamw, clip, learning_rate, set_rate
+from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.builder.training.optim.ema import WeightAverage
 from policysmith.builder.training.optim.fused_adamw import FusedAdamW, moment_bytes
+from policysmith.builder.training.optim.schedule import learning_rate
 from policysmith.builder.training.speed.compilation import channels_last
 from policysmith.components.kernels import adamw as kernel
 from policysmith.components.kernels.adamw import flat, order
@@ -37,14 +38,14 @@ def losses(section: OptimizerSection, steps: int) -> Tensor:
     """Of a network that learns what another does, with clipping, a schedule and an average of the weights."""
     torch.manual_seed(0)
     teacher, model = network().requires_grad_(False), network()
-    optimizer = adamw(model, section, WeightAverage(model, 0.99), bf16=True)
+    optimizer = build_optimizer(model, section, WeightAverage(model, 0.99), bf16=True)
     found = []
     for step in range(steps):
-        set_rate(optimizer, learning_rate(step, steps, section.lr, ScheduleSection()))
+        optimizer.set_rate(learning_rate(step, steps, section.lr, ScheduleSection()))
         inputs = torch.randn(64, 32)
         loss = (model(inputs) - 20.0 * teacher(inputs)).square().mean()
         loss.backward()
-        clip(optimizer, 1.0)
+        optimizer.clip(1.0)
         optimizer.step()
         optimizer.zero_grad()
         found.append(loss.detach())
@@ -61,7 +62,7 @@ def decayed(steps: int) -> float:
     """Of a second moment, what is left after steps in which the gradient is 0, beside what should be."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(64, 128))
-    optimizer = adamw(nn.ParameterList([weight]), EIGHT)
+    optimizer = build_optimizer(nn.ParameterList([weight]), EIGHT)
     for step in range(20 + steps):
         weight.grad = torch.randn_like(weight) if step < 20 else torch.zeros_like(weight)
         optimizer.step()
@@ -94,7 +95,7 @@ def restored(path: Path) -> dict[str, Any]:
 
 def test_states_are_float32_and_go_on_to_the_bit(tmp_path: Path) -> None:
     first, second = network(), network()
-    before, after = adamw(first, EIGHT), adamw(second, EIGHT)
+    before, after = build_optimizer(first, EIGHT), build_optimizer(second, EIGHT)
     for seed in range(5):
         stepped(first, before, seed)
     stepped(second, after, 9)  # what it knew before is forgotten
@@ -121,7 +122,7 @@ def test_states_are_float32_and_go_on_to_the_bit(tmp_path: Path) -> None:
 def test_torchs_adamw_goes_on_from_it_and_it_from_torchs(from_eight: bool, tmp_path: Path) -> None:
     first, second = network(), network()
     before, after = (
-        adamw(m, s)
+        build_optimizer(m, s)
         for m, s in zip((first, second), (EIGHT, FP32) if from_eight else (FP32, EIGHT), strict=True)
     )
     assert isinstance(after, FusedAdamW) != from_eight
@@ -148,7 +149,7 @@ def test_torchs_adamw_goes_on_from_it_and_it_from_torchs(from_eight: bool, tmp_p
 
 def test_moments_take_a_quarter_and_small_weights_keep_float32() -> None:
     model = network()
-    optimizer = adamw(model, EIGHT)
+    optimizer = build_optimizer(model, EIGHT)
     assert isinstance(optimizer, FusedAdamW)
     stepped(model, optimizer, 0)
     kept = {
@@ -166,7 +167,7 @@ def test_moments_take_a_quarter_and_small_weights_keep_float32() -> None:
 def test_blocks_lie_as_the_weight_does() -> None:
     model = nn.Sequential(nn.Conv2d(24, 32, 3), nn.Conv2d(32, 3, 1))
     channels_last(model, ExitStack())
-    optimizer = adamw(model, EIGHT)
+    optimizer = build_optimizer(model, EIGHT)
     model(torch.randn(2, 24, 8, 8)).square().mean().backward()
     optimizer.step()
     weight = model[0].weight
@@ -231,7 +232,7 @@ def test_weights_that_count_their_steps_apart_go_on_apart(tmp_path: Path) -> Non
     def made() -> tuple[nn.ParameterList, FusedAdamW]:
         torch.manual_seed(0)
         model = nn.ParameterList([torch.randn(64, 128), torch.randn(8)])
-        optimizer = adamw(model, EIGHT)
+        optimizer = build_optimizer(model, EIGHT)
         assert isinstance(optimizer, FusedAdamW)
         return model, optimizer
 

@@ -192,7 +192,7 @@ def test_damaged_features_are_made_again(
     else:
         (table / "index.json").unlink()
     _, again = run(frozen, tmp_path / "two")
-    assert any("is damaged" in note and "made again" in note for note in again.notes)
+    assert any("is damaged" in note and "computed again" in note for note in again.notes)
     assert again.losses == whole.losses
 
 

@@ -18,7 +18,7 @@ from policysmith.builder.policy import manifest
 from policysmith.builder.training import checkpoint
 from policysmith.builder.training.checkpoint import Identity
 from policysmith.builder.training.monitoring.logs import FileLog
-from policysmith.builder.training.optim.adamw import adamw
+from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.schemas.errors import CheckpointError, TrainingError
 
 from ..faults import failing
@@ -30,7 +30,7 @@ class Saver:
     def __init__(self, recipe: dict[str, Any], run: Path) -> None:
         builder = Builder.from_recipe(recipe)
         self.run, self.policy = run, builder.build()
-        self.optimizer = adamw(self.policy, builder.recipe.recipe.training.optimizer)
+        self.optimizer = build_optimizer(self.policy, builder.recipe.recipe.training.optimizer)
         for weight in self.policy.parameters():
             weight.grad = torch.zeros_like(weight)
         self.optimizer.step()

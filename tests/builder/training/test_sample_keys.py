@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from policysmith.builder import Builder
 from policysmith.builder.data.sampler import MixtureSampler, ResumableSampler
 from policysmith.builder.policy.sample_pipeline import KEY, SamplePipeline, TransformedDataset
-from policysmith.builder.training.batches import loaded, stored
+from policysmith.builder.training.batches import loaded_batches, stored_batches
 from policysmith.builder.training.frozen.table import Rows
-from policysmith.builder.training.seeds import sample_keys
+from policysmith.builder.training.randomness import sample_keys
 from policysmith.components.backbones.vit import Vit
 from policysmith.components.randomness.per_sample import SAMPLE_KEY
 
@@ -46,7 +46,7 @@ def together(samples: Any) -> dict[str, Any]:
 
 def coming(order: Any, accumulate: int = 1, workers: int = 0) -> Iterator[dict[str, Any]]:
     options: dict[str, Any] = {"keyed": False, "workers": workers, "device": CPU}
-    return loaded(Numbers(), order, together, accumulate=accumulate, **options)
+    return loaded_batches(Numbers(), order, together, accumulate=accumulate, **options)
 
 
 def of_step(step: int, world: int, batch: int, accumulate: int, *, mixed: bool, seed: int = 0) -> Keys:
@@ -108,9 +108,9 @@ def test_stored_rows_and_datasets_that_draw_themselves_have_the_same_keys() -> N
     place = {"batch_size": 5, "seed": 3, "start_step": 2}
     expected = coming(ResumableSampler(SIZE, **place), accumulate=3)
     rows = Rows({"index": torch.arange(SIZE)})
-    table = stored(rows, ResumableSampler(SIZE, **place), CPU, accumulate=3)
+    table = stored_batches(rows.batch, ResumableSampler(SIZE, **place), CPU, accumulate=3)
     options: dict[str, Any] = {"accumulate": 3, "keyed": True, "workers": 0, "device": CPU}
-    pairs = loaded(Numbers(), ResumableSampler(SIZE, **place), together, **options)
+    pairs = loaded_batches(Numbers(), ResumableSampler(SIZE, **place), together, **options)
     for plain, row, pair in itertools.islice(zip(expected, table, pairs, strict=True), 7):
         assert torch.equal(plain["index"], row["index"])
         assert torch.equal(plain[SAMPLE_KEY], row[SAMPLE_KEY])

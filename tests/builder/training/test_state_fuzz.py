@@ -16,7 +16,7 @@ from torch import Tensor
 from policysmith.builder import Builder
 from policysmith.builder.training import checkpoint
 from policysmith.builder.training.checkpoint import Identity
-from policysmith.builder.training.optim.adamw import adamw
+from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.builder.training.optim.ema import WeightAverage
 from policysmith.schemas.errors import PolicysmithError
 
@@ -42,7 +42,7 @@ def test_a_changed_state_resumes_or_is_refused(
     policy = builder.build()
     average = WeightAverage(policy, 0.9)
     section = builder.recipe.recipe.training
-    optimizer = adamw(policy, section.optimizer, average)
+    optimizer = build_optimizer(policy, section.optimizer, average)
     for weight in policy.parameters():
         weight.grad = torch.ones_like(weight)
     optimizer.step()
