@@ -1,1 +1,1 @@
-"""What a recipe may say: sections, tensor specs, diagnostics and the JSON Schema. Never imports torch."""
+"""Recipes as text: sections, specs, diagnostics and the JSON Schema. Never imports torch."""

@@ -1,29 +1,52 @@
-"""Flags of the command line. Every parser leaves in `function` which function of `policysmith.builder.cli` to call."""
+"""Command-line flags. `function` of the parsed arguments names a function of `policysmith.builder.cli`."""
 
 from __future__ import annotations
 
 import math
-from argparse import ArgumentParser, ArgumentTypeError
+import sys
+from argparse import (
+    SUPPRESS,
+    Action,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from typing import Any
 
 from .kinds import KINDS
 
+_START = """\
+start here:
+  policysmith check recipes/vit_mlp.yaml             validate a recipe
+  build-and-train recipes/vit_mlp.yaml               train it; the run goes to runs/vit_mlp
+  policysmith evaluate runs/vit_mlp                  evaluate the trained policy
+  policysmith explain training                       describe options and their defaults
+
+`policysmith VERB --help` shows the flags of a verb, with examples.
+"""
+
 
 def build_and_train() -> ArgumentParser:
-    """`build-and-train`."""
-    parser = ArgumentParser(
-        "build-and-train", description="Build the policy that a recipe describes, and train it."
+    """Return the parser of `build-and-train`."""
+    parser = _parser(
+        "build-and-train",
+        "Build the policy of a recipe and train it.",
+        "build-and-train recipes/vit_mlp.yaml",
+        "build-and-train recipes/vit_mlp.yaml -o training.steps=100 -o policy.head.hidden=[64, 64]",
+        "build-and-train recipes/vit_mlp.yaml --resume",
+        "torchrun --no-python --nproc-per-node 2 build-and-train recipes/vit_mlp.yaml",
     )
     parser.set_defaults(function="train")
     _recipe(parser)
     parser.add_argument(
-        "--output", metavar="DIR", help="directory of the run (default: the recipe's, or runs/<name>)"
+        "--output",
+        metavar="DIR",
+        help="directory of the run (default: `output` of the recipe, or runs/<name>)",
     )
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint of the run")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in the output directory"
-    )
-    parser.add_argument(
-        "--profile", action="store_true", help="tell where the time of a step goes, and leave a trace of some"
+        "--profile", action="store_true", help="report where the time of a step goes, and write a trace"
     )
     _verify(parser)
     _device(parser)
@@ -31,107 +54,208 @@ def build_and_train() -> ArgumentParser:
 
 
 def policysmith() -> ArgumentParser:
-    """`policysmith`."""
-    parser = ArgumentParser("policysmith", description="Compose, train and evaluate robot policies.")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    """Return the parser of `policysmith`."""
+    parser = _parser("policysmith", "Compose, train and evaluate robot policies.")
+    parser.epilog = _START
+    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
 
-    check = _verb(verbs, "check", "check", "report every mistake of a recipe, without training")
+    check = _verb(
+        verbs,
+        "check",
+        "check",
+        "validate a recipe and show the sizes of its policy",
+        "policysmith check recipes/vit_mlp.yaml",
+        "policysmith check recipes/vit_mlp.yaml --format json",
+    )
     _recipe(check)
     check.add_argument(
-        "--format", choices=("text", "json"), default="text", help="how to report (default: text)"
+        "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
     )
 
-    _recipe(_verb(verbs, "render", "render", "print a recipe with every default filled in"))
+    render = _verb(
+        verbs,
+        "render",
+        "render",
+        "print a recipe with every default filled in",
+        "policysmith render recipes/vit_mlp.yaml",
+    )
+    _recipe(render)
 
-    listing = _verb(verbs, "list", "listing", "list the parts that recipes can name")
-    listing.add_argument("kind", nargs="?", choices=(*KINDS, "policies"), help="only this kind")
+    listing = _verb(
+        verbs, "list", "listing", "list the available parts", "policysmith list", "policysmith list heads"
+    )
+    listing.add_argument("kind", nargs="?", choices=(*KINDS, "policies"), help="list only this kind")
 
-    explain = _verb(verbs, "explain", "explain", "describe a part or a section, and its options")
-    explain.add_argument("topic", help="such as backbones.vit or training.optimizer")
+    explain = _verb(
+        verbs,
+        "explain",
+        "explain",
+        "describe a part or a section of a recipe, and its options",
+        "policysmith explain backbones.vit",
+        "policysmith explain training.optimizer",
+    )
+    explain.add_argument("topic", help="a part or a section, such as backbones.vit or training.optimizer")
 
-    schema = _verb(verbs, "schema", "schema", "print the JSON Schema of recipes")
+    schema = _verb(
+        verbs, "schema", "schema", "print the JSON Schema of recipes", "policysmith schema > recipe.json"
+    )
     schema.add_argument("--write", action="store_true", help="write it to schemas/recipe.v1.json instead")
 
     evaluate = _verb(
-        verbs, "evaluate", "evaluate", "judge a trained policy, in simulation or on held-out episodes"
+        verbs,
+        "evaluate",
+        "evaluate",
+        "evaluate a trained policy, in simulation and on held-out episodes",
+        "policysmith evaluate runs/vit_mlp",
+        "policysmith evaluate runs/vit_mlp --env metaworld/drawer-open-v3 --episodes 50 --control blind",
+        "policysmith evaluate runs/vit_mlp --open-loop",
+    )
+    _checkpoint(evaluate)
+    evaluate.add_argument("--env", help="environment (default: that of the recipe)")
+    evaluate.add_argument("--embodiment", help="robot to evaluate, of several (default: that of the recipe)")
+    evaluate.add_argument(
+        "--episodes", type=_positive, help="number of rollouts (default: that of the recipe)"
     )
     evaluate.add_argument(
-        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
-    )
-    evaluate.add_argument("--env", help="environment (default: the recipe's)")
-    evaluate.add_argument("--embodiment", help="which of several robots to judge (default: the recipe's)")
-    evaluate.add_argument("--episodes", type=_positive, help="rollouts (default: the recipe's)")
-    evaluate.add_argument("--seed", type=_count, help="seed of the first rollout (default: the recipe's)")
-    evaluate.add_argument(
-        "--control", choices=("none", "blind"), help="compare with a policy that sees no image"
+        "--seed", type=_count, help="seed of the first rollout (default: that of the recipe)"
     )
     evaluate.add_argument(
-        "--open-loop", action="store_true", help="error on held-out episodes, without simulator"
+        "--control", choices=("none", "blind"), help="compare with the same recipe trained without cameras"
     )
-    evaluate.add_argument("--output", metavar="DIR", help="where the report goes (default: the run)")
     evaluate.add_argument(
-        "--allow-imports", action="store_true", help="run the Python files that the recipe imports"
+        "--open-loop", action="store_true", help="only the error on held-out episodes, without a simulator"
     )
+    evaluate.add_argument("--output", metavar="DIR", help="directory of the report (default: in the run)")
+    _imports(evaluate)
     _verify(evaluate)
     _device(evaluate)
 
-    taken = _verb(verbs, "import-lerobot", "import_lerobot", "turn a policy of LeRobot into one of ours")
-    taken.add_argument("directory", metavar="DIR", help="where LeRobot saved it: config.json and weights")
-    taken.add_argument(
+    import_lerobot = _verb(
+        verbs,
+        "import-lerobot",
+        "import_lerobot",
+        "convert a LeRobot policy into a checkpoint",
+        "policysmith import-lerobot act_aloha --data datasets/aloha --output imported",
+    )
+    import_lerobot.add_argument("directory", metavar="DIR", help="LeRobot policy: config.json and weights")
+    import_lerobot.add_argument(
         "--data", metavar="PATH", required=True, help="LeRobot dataset with its observations and actions"
     )
-    taken.add_argument("--output", metavar="DIR", required=True, help="directory of the new checkpoint")
-    given = _verb(verbs, "export-lerobot", "export_lerobot", "turn a trained policy into one of LeRobot")
-    given.add_argument(
-        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
+    import_lerobot.add_argument(
+        "--output", metavar="DIR", required=True, help="directory of the new checkpoint"
     )
-    given.add_argument("--output", metavar="DIR", required=True, help="new directory, as LeRobot saves it")
-    export = _verb(verbs, "export", "export", "write a trained policy as a checkpoint of its own")
-    export.add_argument(
-        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run: its last checkpoint"
+
+    export_lerobot = _verb(
+        verbs,
+        "export-lerobot",
+        "export_lerobot",
+        "convert a trained policy into a LeRobot policy",
+        "policysmith export-lerobot runs/act --output act_lerobot",
     )
+    _checkpoint(export_lerobot)
+    export_lerobot.add_argument("--output", metavar="DIR", required=True, help="new directory for the policy")
+
+    export = _verb(
+        verbs,
+        "export",
+        "export",
+        "write a trained policy as a standalone checkpoint",
+        "policysmith export runs/vit_mlp --output exported",
+        "policysmith export runs/pi0_lora --output exported --merge",
+    )
+    _checkpoint(export)
     export.add_argument("--output", metavar="DIR", required=True, help="directory of the new checkpoint")
-    export.add_argument(
-        "--merge", action="store_true", help="add low-rank adapters to the weights beside them"
-    )
-    export.add_argument(
-        "--allow-imports", action="store_true", help="run the Python files that the recipe imports"
-    )
+    export.add_argument("--merge", action="store_true", help="merge low-rank adapters into the weights")
+    _imports(export)
     _verify(export)
 
-    data = verbs.add_parser("data", help="record or inspect demonstrations", description="Demonstrations.")
+    data = verbs.add_parser("data", help="record or describe demonstrations", description="Demonstrations.")
     data_verbs = data.add_subparsers(metavar="VERB", required=True)
-    record = _verb(data_verbs, "record", "data_record", "record scripted demonstrations in simulation")
+    record = _verb(
+        data_verbs,
+        "record",
+        "data_record",
+        "record demonstrations of a scripted expert in simulation",
+        "policysmith data record --env metaworld/drawer-open-v3 --episodes 50 --output drawer_open",
+    )
     record.add_argument("--env", required=True, help="environment, such as metaworld/drawer-open-v3")
     record.add_argument("--episodes", type=_positive, default=50, help="demonstrations (default: 50)")
     record.add_argument("--output", metavar="DIR", required=True, help="directory of the new dataset")
-    record.add_argument("--image-size", type=_positive, default=96, help="pixels a side (default: 96)")
+    record.add_argument(
+        "--image-size", type=_positive, default=96, help="side of the images in pixels (default: 96)"
+    )
     record.add_argument("--seed", type=_count, default=0, help="seed of the first episode (default: 0)")
     record.add_argument(
-        "--noise", type=_spread, default=0.0, help="spread of the noise on actions (default: 0)"
+        "--noise", type=_spread, default=0.0, help="standard deviation of noise on the actions (default: 0)"
     )
-    record.add_argument("--workers", type=_positive, default=1, help="processes that simulate (default: 1)")
-    info = _verb(data_verbs, "info", "data_info", "describe a dataset")
+    record.add_argument("--workers", type=_positive, default=1, help="simulator processes (default: 1)")
+    info = _verb(
+        data_verbs,
+        "info",
+        "data_info",
+        "describe a dataset",
+        "policysmith data info recipes/datasets/drawer_open",
+    )
     info.add_argument("path", help="directory of a LeRobot dataset")
     return parser
 
 
-def _verb(verbs: Any, name: str, function: str, about: str) -> ArgumentParser:
-    parser: ArgumentParser = verbs.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+class _Version(Action):
+    """Option that prints the version, which takes 0.2 s to look up, and exits."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, *rest: Any) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"policysmith {version('policysmith')}\n")
+        parser.exit()
+
+
+def _parser(name: str, about: str, *examples: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        name, description=about, epilog=_examples(examples), formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, dest=SUPPRESS, default=SUPPRESS, help="print the version"
+    )
+    return parser
+
+
+def _verb(verbs: Any, name: str, function: str, about: str, *examples: str) -> ArgumentParser:
+    parser: ArgumentParser = verbs.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=_examples(examples),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(function=function)
     return parser
 
 
+def _examples(lines: tuple[str, ...]) -> str | None:
+    return "\n  ".join([f"example{'s' * (len(lines) > 1)}:", *lines]) if lines else None
+
+
 def _recipe(parser: ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file")
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe, a YAML file")
     parser.add_argument(
         "-o",
         dest="override",
         metavar="PATH=VALUE",
         action="append",
         default=[],
-        help="change a value of the recipe, such as training.steps=100; can be given many times",
+        help="override a value of the recipe, such as training.steps=100; repeatable",
     )
+    _imports(parser)
+
+
+def _checkpoint(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run for its last checkpoint"
+    )
+
+
+def _imports(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--allow-imports", action="store_true", help="run the Python files that the recipe imports"
     )
@@ -142,12 +266,12 @@ def _verify(parser: ArgumentParser) -> None:
         "--no-verify",
         dest="verify",
         action="store_false",
-        help="take the files of a checkpoint as they are, without the digests of its manifest",
+        help="skip the comparison of checkpoint files with their SHA-256 digests",
     )
 
 
 def _device(parser: ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="device (default: cuda if available)")
 
 
 def _count(text: str) -> int:
@@ -158,7 +282,7 @@ def _count(text: str) -> int:
 
 def _positive(text: str) -> int:
     if (number := _count(text)) < 1:
-        raise ArgumentTypeError(f"{text!r} is not at least 1")
+        raise ArgumentTypeError(f"{text!r} is less than 1")
     return number
 
 
@@ -168,5 +292,5 @@ def _spread(text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0.0 <= number < math.inf:
-        raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
+        raise ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
     return number

@@ -1,9 +1,9 @@
-"""A recipe against its JSON Schema, without torch and without pydantic: what makes a typo cost a fraction of a second.
+"""Validation of a recipe against its JSON Schema, in a fraction of a second: without torch or pydantic.
 
     for diagnostic in check(document):
         print(diagnostic.render())
 
-Numbers are as strict as in the pydantic stage: `1.0` is no integer.
+Numbers are as strict as in the pydantic stage: `1.0` is not an integer.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from jsonschema.validators import extend
 
 from . import wording
 from .diagnostics import MOST, Diagnostic, ErrorCode, in_order
-from .document import Document, KeyPath
+from .document import Document
 from .json_schema import SchemaTree, shipped_schema
 from .kinds import KINDS, unlisted_types
+from .nodes import KeyPath
 from .wording import near, quoted, shortened, where
 
 
 def check(
     document: Document, *, allow_imports: bool = False, known: Mapping[str, Collection[str]] | None = None
 ) -> list[Diagnostic]:
-    """Every finding of the schema, sorted by position. `known` are types, by kind, that this process has registered.
+    """Return all findings of the schema, sorted by position.
 
-    Types that are not in the schema but exist here (a new file, a plugin) or may come to exist (`imports`) are passed
-    over. `imports` themselves are a finding, unless allowed.
+    Types missing from the schema are accepted if they exist here (a new file, a plugin) or if `imports` may
+    register them. `imports` themselves are findings, unless allowed. `known` are the types, by kind, that this
+    process has registered.
     """
     checker = _Checker(document, SchemaTree(shipped_schema()), (), known or {})
-    refused = () if allow_imports else checker.imports_refused()
+    refused = () if allow_imports else checker.refused_imports()
     found = islice(checker.findings(), MOST)
-    return in_order([*found, *checker.misspelt_policy(), *islice(refused, MOST)])
+    return in_order([*found, *checker.misspelled_policy(), *islice(refused, MOST)])
 
 
 def check_against(document: Document, path: KeyPath, schema: Mapping[str, Any]) -> list[Diagnostic]:
-    """Every finding of one schema about the value at `path`, sorted by position. It may refer to parts that ship."""
+    """Return all findings of `schema`, which may refer to shipped parts, for the value at `path`."""
     whole = {**schema, "$defs": shipped_schema()["$defs"]}
     return in_order(list(islice(_Checker(document, SchemaTree(whole), path).findings(), MOST)))
 
@@ -66,7 +68,7 @@ _Validator: Any = extend(  # type: ignore[no-untyped-call]
 
 
 class _Checker:
-    """Judges the value at `base` of a document, of which `tree` holds the schema."""
+    """Validates the value at `base` of a document against the schema in `tree`."""
 
     def __init__(
         self,
@@ -81,13 +83,13 @@ class _Checker:
 
     def findings(self) -> Iterator[Diagnostic]:
         errors = list(_Validator(self.tree.root).iter_errors(self.value))
-        of_wrong_type = {tuple(error.absolute_path) for error in errors if error.validator == "type"}
+        mistyped = {tuple(error.absolute_path) for error in errors if error.validator == "type"}
         for error in errors:
-            if error.validator == "type" or tuple(error.absolute_path) not in of_wrong_type:
+            if error.validator == "type" or tuple(error.absolute_path) not in mistyped:
                 yield from self._explain(error)
 
-    def misspelt_policy(self) -> Iterator[Diagnostic]:
-        """A `policy.type` that is nearly `composed`; others may be registered by hand, which is seen later."""
+    def misspelled_policy(self) -> Iterator[Diagnostic]:
+        """Yield a `policy.type` that is nearly `composed`; other names may be registered later."""
         policy = self.value.get("policy")
         kind = policy.get("type") if isinstance(policy, dict) else None
         if (
@@ -97,15 +99,15 @@ class _Checker:
             and not self.imports
             and near(kind, ["composed"], 0.75)
         ):
-            message = f"no policy is called `{kind}`"
+            message = f"unknown policy `{kind}`"
             yield self._at("E006 unknown-type", message, ("policy", "type"), "did you mean `composed`?")
 
-    def imports_refused(self) -> Iterator[Diagnostic]:
-        """Each entry of `imports`: a recipe runs no code by itself."""
+    def refused_imports(self) -> Iterator[Diagnostic]:
+        """Yield each entry of `imports`."""
         entries = self.value.get("imports")
         for position, entry in enumerate(entries if isinstance(entries, list) else ()):
-            message = f"`{shortened(str(entry))}` is not imported: a recipe runs no code unless it is told to"
-            help = "read it, then add `--allow-imports` (Python: `allow_imports=True`)"
+            message = f"`{shortened(str(entry))}` is not imported: recipes run no code by default"
+            help = "read the file, then add `--allow-imports` (Python: `allow_imports=True`)"
             yield self._at(
                 "E011 import-refused", message, ("imports", position), "this would run code", help=help
             )
@@ -114,8 +116,9 @@ class _Checker:
         keyword, value, wanted = str(error.validator), error.instance, error.validator_value
         path: KeyPath = (*self.base, *error.absolute_path)
         if "propertyNames" in error.absolute_schema_path:
-            message = f"`{shortened(value)}` is no name: use lower-case letters, digits and `_`, and begin with a letter"
-            yield self._at("E007 invalid-value", message, (*path, value), "not a name", key=True)
+            rule = "use lower-case letters, digits and `_`, starting with a letter"
+            message = f"`{shortened(value)}` is not a valid name; {rule}"
+            yield self._at("E007 invalid-value", message, (*path, value), "invalid name", key=True)
         elif keyword == "additionalProperties":
             yield from (
                 self._unknown_key(path, key) for key in value if key not in error.schema["properties"]
@@ -139,7 +142,7 @@ class _Checker:
         if meant is not None:
             label = f"did you mean `{meant}`?"
         elif places:
-            label = f"`{shortened(key)}` exists at {wording.either(map(where, places))}"
+            label = f"did you mean {wording.either(map(where, places))}?"
         else:
             label = "unknown key"
         part = self._part(path)
@@ -164,7 +167,7 @@ class _Checker:
         text = "" if isinstance(value, (dict, list)) else self.document.span(path).text
         message = f"{where(path)} must be {wording.expected(types)}, found {wording.found(value)}"
         return self._at(
-            "E005 wrong-type", message, path, wording.cure(value, types, text), notes=self._about(path)
+            "E005 wrong-type", message, path, wording.correction(value, types, text), notes=self._about(path)
         )
 
     def _not_among(self, path: KeyPath, value: object, choices: list[Any]) -> Iterator[Diagnostic]:
@@ -191,10 +194,10 @@ class _Checker:
         other = next((KINDS[other] for other in self.tree.kinds() if name in self.tree.types(other)), None)
         name = shortened(name)
         label = (
-            f"`{name}` is a {other}" if other else f"did you mean `{meant}`?" if meant else f"unknown {noun}"
+            f"`{name}` is a {other}" if other else f"did you mean `{meant}`?" if meant else f"no such {noun}"
         )
         notes = (f"{kind}: {', '.join(known)}",)
-        yield self._at("E006 unknown-type", f"no {noun} is called `{name}`", path, label, notes=notes)
+        yield self._at("E006 unknown-type", f"unknown {noun} `{name}`", path, label, notes=notes)
 
     def _no_alternative(self, path: KeyPath, value: object, error: Any) -> Iterator[Diagnostic]:
         if all(inner.validator == "required" for inner in error.context):
@@ -224,7 +227,7 @@ class _Checker:
         return self._at("E007 invalid-value", message, path, label, notes=self._about(path))
 
     def _about(self, path: KeyPath) -> tuple[str, ...]:
-        """What the schema says about the last key of a path."""
+        """Return the schema's description of the last key of a path."""
         length = next((i + 1 for i in reversed(range(len(path))) if isinstance(path[i], str)), 0)
         return wording.about(str(path[length - 1]), self._schema(path[:length])) if length else ()
 
@@ -235,7 +238,7 @@ class _Checker:
         return sorted({*self.tree.types(kind), *unlisted_types(kind), *self.known.get(kind, ())})
 
     def _part(self, path: KeyPath) -> str:
-        """`heads.mlp` for a path at which a part stands, and an empty string elsewhere."""
+        """Return the part at a path, such as `heads.mlp`; empty if there is none."""
         kind, name = self._schema(path).get("x-part", ("", ""))
         return f"{kind}.{name}" if kind else ""
 
@@ -251,4 +254,6 @@ class _Checker:
         help: str = "",
     ) -> Diagnostic:
         span = self.document.span(path, "key" if key else "value")
-        return Diagnostic(code, message, span, label, notes=notes, help=help)
+        origin = None if key else self.document.origin(path)
+        related = ((origin, "the value is set here"),) if origin is not None else ()
+        return Diagnostic(code, message, span, label, related, notes=notes, help=help)

@@ -1,12 +1,12 @@
 """The command line: `build-and-train` and `policysmith`.
 
-It stands here, below everything it starts, so that a recipe is judged before torch is imported: a mistake is told in
-a fraction of a second. Only then is `policysmith.builder.cli` imported, by name, which keeps the import direction
-`builder -> components -> schemas` for everything else. This module is the composition root.
+This composition root validates a recipe before torch is imported, so that a mistake is reported in a fraction
+of a second. Only then does it import `policysmith.builder.cli`, by name, which preserves the import direction
+`builder -> components -> schemas`.
 
-Exit codes: 0 done, 2 wrong usage, 3 invalid recipe, 4 the policy or its data cannot be built, 5 training failed,
-6 the operating system refused a file, 141 the reader of the output has gone, 129, 130 or 143 stopped by SIGHUP, Ctrl-C or
-SIGTERM.
+Exit codes: 0 done, 2 wrong usage, 3 invalid recipe, 4 the policy or its data cannot be built, 5 training
+failed, 6 the operating system refused a file, 141 the reader of the output is gone, 129, 130 or 143 stopped
+by SIGHUP, Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import arguments
 from .diagnostics import MOST, Diagnostic
@@ -25,36 +26,51 @@ from .errors import Interrupted, PolicysmithError, RecipeError, SimulatorError, 
 from .interrupts import Signals
 from .terminal import forgiving_streams, printable
 
+if TYPE_CHECKING:
+    from .document import Document
+
 OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, REFUSED = 0, 2, 3, 4, 5, 6
 INTERRUPTED, NO_READER = 130, 141
 
 
 def build_and_train(argv: Sequence[str] | None = None) -> int:
-    """`build-and-train RECIPE`: check, build and train. Returns the exit code."""
+    """Run `build-and-train` and return the exit code."""
     return _run(arguments.build_and_train(), argv)
 
 
 def policysmith(argv: Sequence[str] | None = None) -> int:
-    """`policysmith VERB`: everything else. Returns the exit code."""
+    """Run `policysmith` and return the exit code."""
     return _run(arguments.policysmith(), argv)
 
 
 def _run(parser: ArgumentParser, argv: Sequence[str] | None) -> int:
     forgiving_streams()
     try:
-        args = parser.parse_args(argv)
-        with Signals():
-            if "recipe" in args:
-                _judge(args)
-            function: Callable[[Namespace], int] = getattr(
-                importlib.import_module("policysmith.builder.cli"), args.function
-            )
-            code = function(args)
+        try:
+            return _execute(parser, sys.argv[1:] if argv is None else argv)
+        finally:
             sys.stdout.flush()
-            return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return NO_READER
+
+
+def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
+    args = Namespace()
+    try:
+        if not argv:
+            parser.print_help(sys.stderr)
+            return USAGE
+        args = parser.parse_args(argv)
+        with Signals():
+            if "recipe" in args:
+                args.document = _validated(args)
+            function: Callable[[Namespace], int] = getattr(
+                importlib.import_module("policysmith.builder.cli"), args.function
+            )
+            return function(args)
+    except BrokenPipeError:
+        raise
     except RecipeError as error:
         report(error.diagnostics, as_json=getattr(args, "format", "text") == "json")
         return INVALID_RECIPE
@@ -65,7 +81,7 @@ def _run(parser: ArgumentParser, argv: Sequence[str] | None) -> int:
         _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         return REFUSED
     except Interrupted as stop:
-        if str(stop):  # of several processes one speaks
+        if str(stop):  # empty in all processes but one
             sys.stderr.write(f"{stop}\n")
         return stop.code
     except KeyboardInterrupt:
@@ -77,29 +93,32 @@ def _say(message: str) -> None:
     sys.stderr.write(f"{_paint('error')}: {printable(message)}\n")
 
 
-def _judge(args: Namespace) -> None:
-    """Raises RecipeError with everything that can be told without torch."""
+def _validated(args: Namespace) -> Document:
+    """Return the recipe with its overrides, or raise RecipeError with all findings that need no torch."""
     from .check import check
+    from .composition import composed, resolved
     from .document import read
     from .overrides import apply
 
-    document = apply(read(Path(args.recipe)), args.override)
-    found = check(document, allow_imports=args.allow_imports)
+    document = apply(composed(read(Path(args.recipe))), args.override)
+    found = check(resolved(document), allow_imports=args.allow_imports)
     if found:
         raise RecipeError(found)
+    return document
 
 
 def report(diagnostics: Sequence[Diagnostic], *, as_json: bool = False) -> None:
-    """Write findings: text to stderr, in colour on a terminal unless NO_COLOR is set, or JSON to stdout."""
+    """Write findings as JSON to stdout or as text to stderr, in color on terminals unless NO_COLOR is set."""
     if as_json:
         sys.stdout.write(json.dumps([diagnostic.to_json() for diagnostic in diagnostics], indent=1) + "\n")
         return
     color = _color()
     for diagnostic in diagnostics[:MOST]:
         sys.stderr.write(diagnostic.render(color=color) + "\n\n")
-    count = len(diagnostics)
-    more = " or more" if count >= MOST else ""
-    _say(f"the recipe has {count}{more} mistake{'s' * (count != 1)}")
+    count = sum(not diagnostic.code.startswith("E009") for diagnostic in diagnostics)
+    if count or not diagnostics:
+        more = " or more" if count >= MOST else ""
+        _say(f"the recipe has {count}{more} mistake{'s' * (count != 1)}")
 
 
 def _color() -> bool:

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, where, and what to do about it.
+"""Diagnostics: a problem in a recipe, its place and its cure.
 
     error[E003 unknown-key]: `policy.backbones.vision` has no key `imagesize`
       --> recipes/vit_mlp.yaml:16:5
@@ -7,7 +7,7 @@
        |     ^^^^^^^^^ did you mean `image_size`?
        = help: run `policysmith explain backbones.vit`
 
-A code keeps its meaning for ever: a new kind of mistake takes a new number.
+Codes never change their meaning; a new kind of mistake gets a new number.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ ErrorCode = Literal[
     "E010 bad-override",
     "E011 import-refused",
     "E012 import-failed",
+    "E013 bad-reference",
     "E020 bad-wiring",
     "E021 dim-mismatch",
     "E022 missing-input",
@@ -42,9 +43,9 @@ ErrorCode = Literal[
 ]
 
 MOST = 100
-"""Findings after which a stage of checking stops looking for more."""
+"""Number of findings after which a stage of checking stops."""
 
-_SHOWN, _BEFORE = 160, 60  # columns of an excerpt, and those before a place that lies farther right
+_SHOWN, _BEFORE = 160, 60  # columns of an excerpt, and those kept before a place far to the right
 _LONGEST = 1_000  # characters of a message, label, note or help
 _RED, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
 _TAB = "    "
@@ -52,7 +53,7 @@ _TAB = "    "
 
 @dataclass(frozen=True)
 class Source:
-    """Where text came from. `text` is None for values that were never text: a dict given to the Python API."""
+    """A named source of text. `text` is None for values from Python, such as a dict."""
 
     name: str
     text: str | None = None
@@ -64,9 +65,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a source, 1-based, the end exclusive. Line 0 means the source as a whole.
+    """A range of a source, 1-based and end-exclusive. Line 0 means the source as a whole.
 
-    `path` is the dotted path of keys, shown in place of line and column where the source has no text.
+    `path` is a dotted path of keys, shown instead of line and column if the source has no text.
     """
 
     source: Source
@@ -78,7 +79,7 @@ class Span:
 
     @property
     def text(self) -> str:
-        """The source text it covers; empty where there is none."""
+        """The source text covered by the span; empty if there is none."""
         if not self.line or self.source.text is None:
             return ""
         lines = self.source.lines[self.line - 1 : self.end_line]
@@ -106,8 +107,11 @@ class Span:
 class Diagnostic:
     """One finding.
 
-    `label` stands under the caret, `related` holds further places with a label each, `notes` say what is known,
-    `help` is the cure.
+    Attributes:
+        label: Text under the caret.
+        related: Further places, each with a label.
+        notes: Background, such as the options that exist.
+        help: The cure.
     """
 
     code: ErrorCode
@@ -120,14 +124,14 @@ class Diagnostic:
 
     @property
     def position(self) -> tuple[int, int, int]:
-        """Sort key: the file from top to bottom, then whatever has no line of its own."""
+        """Sort key: the file from top to bottom, then findings without a line."""
         return (0 if self.span.line else 1, self.span.line, self.span.column)
 
     def render(self, color: bool = False) -> str:
-        """The finding as several lines of text, without a final newline."""
+        """Return the finding as lines of text, without a final newline."""
         spans = [self.span, *(span for span, _ in self.related)]
         paint = _Paint(color, margin=len(str(max(span.line for span in spans))))
-        lines = [paint.red(f"error[{self.code}]") + paint.bold(f": {_said(self.message)}")]
+        lines = [paint.red(f"error[{self.code}]") + paint.bold(f": {_safe(self.message)}")]
         lines += paint.place("-->", self.span, "^", self.label)
         for span, label in self.related:
             lines += paint.place(":::", span, "-", label)
@@ -137,7 +141,7 @@ class Diagnostic:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `--format json`."""
+        """Return the finding as plain values, for `--format json`."""
         code, name = self.code.split(" ")
         return {
             "code": code,
@@ -152,7 +156,7 @@ class Diagnostic:
 
 
 def in_order(diagnostics: Sequence[Diagnostic]) -> list[Diagnostic]:
-    """Sorted by position, each said once."""
+    """Return diagnostics sorted by position, without duplicates."""
     return sorted(dict.fromkeys(diagnostics), key=lambda diagnostic: diagnostic.position)
 
 
@@ -171,15 +175,15 @@ class _Paint:
         return f"{_BOLD}{text}{_RESET}" if self.color else text
 
     def remark(self, kind: str, text: str) -> str:
-        first, *rest = _said(text).split("\n")
+        first, *rest = _safe(text).split("\n")
         indent = " " * (self.margin + len(f" = {kind}: "))
         return "\n".join(
             [f"{self._gutter('=')} {self.bold(f'{kind}:')} {first}", *(indent + line for line in rest)]
         )
 
     def place(self, arrow: str, span: Span, mark: str, label: str) -> list[str]:
-        label = _said(label)
-        lines = [f"{' ' * self.margin}{self.blue(arrow)} {_said(str(span))}"]
+        label = _safe(label)
+        lines = [f"{' ' * self.margin}{self.blue(arrow)} {_safe(str(span))}"]
         if not span.line or span.source.text is None:
             return [*lines, f"{self._gutter('|')} {label}"] if label else lines
         excerpt = printable(span.source.lines[span.line - 1], kept="\t")
@@ -205,8 +209,8 @@ class _Paint:
         return self.blue(f"{' ' * self.margin} {sign}")
 
 
-def _said(text: str) -> str:
-    """Return a message that is safe to print, its middle left out where it is very long."""
+def _safe(text: str) -> str:
+    """Return a message that is safe to print, elided if it is very long."""
     if len(text) > _LONGEST:
         half = _LONGEST // 2
         text = f"{text[:half]} ... {text[-half:]}"
@@ -214,7 +218,7 @@ def _said(text: str) -> str:
 
 
 def _width(text: str) -> int:
-    """Terminal columns that a text takes."""
+    """Return the number of terminal columns that a text takes."""
     if text.isascii():
         return len(text.replace("\t", _TAB))
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)

@@ -1,16 +1,16 @@
-"""A recipe as plain values, every one of which knows the place it was written.
+"""A recipe as plain values, each with its place in the source.
 
     document = read(Path("recipes/vit_mlp.yaml"))
     document.value["policy"]["head"]["hidden"]           # [512, 512]
     document.span(("policy", "head", "hidden", 1))       # recipes/vit_mlp.yaml:20:35
 
-Documents are immutable; an override makes a new one.
+Documents are immutable; an override creates a new one.
 """
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,59 +19,16 @@ from typing import Any, Literal
 
 from .diagnostics import Diagnostic, Source, Span
 from .errors import RecipeError
+from .nodes import MAX_BYTES, Entry, Key, KeyPath, Node, plain_node
 from .paths import expanded
-from .yaml_scalars import Scalar
+from .yaml_parser import Parser
 
-Key = str | int
-KeyPath = tuple[Key, ...]
-
-MAX_DEPTH = 40
-MAX_NODES = 100_000
-MAX_BYTES = 1_000_000
 _TOO_LARGE = f"the recipe is larger than {MAX_BYTES // 1_000_000} MB"
 
 
 @dataclass(frozen=True)
-class Node:
-    """A value and where it stands. `size` counts it and everything below it, aliases written out; `depth` likewise."""
-
-    span: Span
-    content: Scalar | tuple[Node, ...] | dict[str, Entry]
-
-    @cached_property
-    def children(self) -> tuple[Node, ...]:
-        if isinstance(self.content, dict):
-            return tuple(entry.node for entry in self.content.values())
-        return self.content if isinstance(self.content, tuple) else ()
-
-    @cached_property
-    def size(self) -> int:
-        return 1 + sum(child.size for child in self.children)
-
-    @cached_property
-    def depth(self) -> int:
-        return 1 + max((child.depth for child in self.children), default=0)
-
-    def plain(self) -> Any:
-        """The value as dicts, lists and scalars, none of them shared."""
-        if isinstance(self.content, dict):
-            return {key: entry.node.plain() for key, entry in self.content.items()}
-        if isinstance(self.content, tuple):
-            return [item.plain() for item in self.content]
-        return self.content
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A key's place and its value."""
-
-    key: Span
-    node: Node
-
-
-@dataclass(frozen=True)
 class Document:
-    """A whole recipe; `directory` is what its relative paths start from."""
+    """A whole recipe; its relative paths start from `directory`."""
 
     root: Node
     directory: Path
@@ -81,7 +38,7 @@ class Document:
         return dict(self.root.plain())
 
     def span(self, path: Sequence[Key], part: Literal["key", "value"] = "value") -> Span:
-        """Place of the value at `path`, or of its key; of the nearest ancestor that exists where it does not."""
+        """Return the place of the value at `path` or of its key, or else of its nearest existing ancestor."""
         node, key = self.root, Span(self.root.span.source)
         for step in path:
             if isinstance(node.content, dict) and step in node.content:
@@ -94,9 +51,39 @@ class Document:
                 return key
         return key if part == "key" else node.span
 
+    def origin(self, path: Sequence[Key]) -> Span | None:
+        """Return the place of the variable that the value at `path` comes from, if any."""
+        node = self.root
+        for step in path:
+            if isinstance(node.content, dict) and step in node.content:
+                node = node.content[str(step)].node
+            elif isinstance(node.content, tuple) and isinstance(step, int) and step < len(node.content):
+                node = node.content[step]
+            else:
+                return None
+        return node.origin
+
     def replaced(self, path: Sequence[Key], entry: Entry) -> Document:
-        """The same document with another value at `path`, whose parents exist."""
+        """Return a copy with another value at `path`, whose parents must exist."""
         return replace(self, root=_replaced(self.root, tuple(path), entry))
+
+    def without(self, path: Sequence[Key]) -> Document:
+        """Return a copy without the entry or item at `path`, which must exist."""
+        return replace(self, root=_without(self.root, tuple(path)))
+
+
+def _without(node: Node, path: KeyPath) -> Node:
+    step, rest = path[0], path[1:]
+    if isinstance(node.content, tuple):
+        items = list(node.content)
+        items[int(step) : int(step) + 1] = [_without(items[int(step)], rest)] if rest else []
+        return replace(node, content=tuple(items))
+    assert isinstance(node.content, dict)
+    entries = dict(node.content)
+    old = entries.pop(str(step))
+    if rest:
+        entries = {**node.content, str(step): Entry(old.key, _without(old.node, rest))}
+    return replace(node, content=entries)
 
 
 def _replaced(node: Node, path: KeyPath, entry: Entry) -> Node:
@@ -118,37 +105,37 @@ def _replaced(node: Node, path: KeyPath, entry: Entry) -> Node:
     return Node(node.span, entries)
 
 
-def dotted(path: Sequence[Key]) -> str:
-    """`policy.head.hidden[1]`; keys that hold a dot are quoted."""
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        else:
-            text += ("." if text else "") + (f'"{step}"' if "." in step else step)
-    return text
-
-
 def read(path: Path) -> Document:
-    """Parse a recipe file. Raise RecipeError, also where the file cannot be read or is larger than MAX_BYTES."""
+    """Parse a recipe file, or stdin for `-`.
+
+    Raises:
+        RecipeError: The file is invalid, unreadable or larger than MAX_BYTES.
+    """
+    if path == Path("-"):
+        return _parsed(sys.stdin.buffer.read(MAX_BYTES + 1), Source("<stdin>"), Path())
     path = expanded(path)
     source = Source(os.fspath(path))
     if "\0" in source.name:
-        raise _unreadable(source, "cannot read the recipe: its path holds a NUL character")
+        raise _unreadable(source, "cannot read the recipe: its path contains a NUL character")
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise _unreadable(source, _TOO_LARGE)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise _unreadable(source, f"cannot read the recipe: {reason}") from error
+    return _parsed(content, source, path.parent)
+
+
+def _parsed(content: bytes, source: Source, directory: Path) -> Document:
+    if len(content) > MAX_BYTES:
+        raise _unreadable(source, _TOO_LARGE)
+    try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _unreadable(
             source, f"the recipe is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
         ) from error
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise _unreadable(source, f"cannot read the recipe: {reason}") from error
-    return parse(text, source.name, directory=path.parent)
+    return parse(text, source.name, directory=directory)
 
 
 def _unreadable(source: Source, message: str) -> RecipeError:
@@ -156,9 +143,7 @@ def _unreadable(source: Source, message: str) -> RecipeError:
 
 
 def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -> Document:
-    """Parse a recipe's text. Raise RecipeError with every finding."""
-    from .yaml_parser import Parser
-
+    """Parse the text of a recipe, or raise RecipeError with every finding."""
     if len(text) > MAX_BYTES:
         raise _unreadable(Source(name), _TOO_LARGE)
     source = Source(name, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
@@ -168,43 +153,6 @@ def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -
 def from_mapping(
     value: Mapping[str, Any], name: str = "recipe", *, directory: Path | None = None
 ) -> Document:
-    """A document of plain Python values. Raises RecipeError for values that no recipe can hold."""
+    """Build a document from plain Python values, or raise RecipeError if YAML cannot represent them."""
     root = plain_node(value, Source(name), ())
     return Document(root, directory if directory is not None else Path())
-
-
-def plain_node(value: object, source: Source, path: KeyPath) -> Node:
-    """A node of a plain Python value; tuples become lists and paths strings. Raises RecipeError otherwise."""
-    span = Span(source, path=dotted(path))
-    if len(path) > MAX_DEPTH:
-        raise RecipeError(
-            [Diagnostic("E008 refused-yaml", f"more than {MAX_DEPTH} levels deep, or endless", span)]
-        )
-    if isinstance(value, Mapping):
-        if strange := [key for key in value if not isinstance(key, str)]:
-            message = f"keys must be strings, found {strange[0]!r}"
-            raise RecipeError([Diagnostic("E005 wrong-type", message, span)])
-        return Node(span, {str(k): _plain_entry(v, source, (*path, str(k))) for k, v in value.items()})
-    if isinstance(value, (list, tuple)):
-        return Node(span, tuple(plain_node(item, source, (*path, i)) for i, item in enumerate(value)))
-    if isinstance(value, os.PathLike):
-        return Node(span, os.fspath(value))
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RecipeError(
-            [Diagnostic("E007 invalid-value", f"`{span.path}` must be finite, found {value}", span)]
-        )
-    for plain in (str, bool, int, float):
-        if isinstance(value, plain):
-            return Node(span, plain(value))
-    if value is None:
-        return Node(span, None)
-    message = (
-        f"`{span.path}` holds a {type(value).__module__}.{type(value).__qualname__}, which no recipe can say"
-    )
-    raise RecipeError(
-        [Diagnostic("E005 wrong-type", message, span, help="convert it to a plain Python value")]
-    )
-
-
-def _plain_entry(value: object, source: Source, path: KeyPath) -> Entry:
-    return Entry(Span(source, path=dotted(path)), plain_node(value, source, path))

@@ -1,18 +1,18 @@
-"""Every error this project raises on purpose.
+"""Errors that this project raises on purpose.
 
     PolicysmithError
-    ├── RecipeError (ValueError)       the recipe is wrong; carries every located diagnostic
+    ├── RecipeError (ValueError)       the recipe is invalid; carries every located diagnostic
     ├── SpecError (ValueError)         two parts do not fit; raised by a part, located by the wiring
-    ├── DatasetError (ValueError)      a dataset on disk is missing, damaged or does not hold what was asked
-    ├── RegistryError (LookupError)    a part's name is unknown, taken twice, or its file breaks the rules
-    ├── WeightsError (ValueError)      pretrained or saved weights do not fit the model they are meant for
+    ├── DatasetError (ValueError)      a dataset on disk is missing or damaged, or lacks the requested content
+    ├── RegistryError (LookupError)    a part's name is unknown or taken, or its file breaks the rules
+    ├── WeightsError (ValueError)      pretrained or saved weights do not fit their model
     ├── CheckpointError (ValueError)   a checkpoint is incomplete, damaged or belongs to another run
-    ├── TrainingError (RuntimeError)   training cannot go on: a NaN loss, an empty split
+    ├── TrainingError (RuntimeError)   training cannot continue: a NaN loss, an empty split
     └── SimulatorError (RuntimeError)  the simulator or its graphics library is missing or failed
 
-    Interrupted (KeyboardInterrupt)    a signal stopped the program, which is no error and passes `except Exception`
+    Interrupted (KeyboardInterrupt)    a signal stopped the program; not caught by `except Exception`
 
-Each says what is wrong, where, and what to do about it.
+Each message names the problem, its place and its cure.
 """
 
 from __future__ import annotations
@@ -27,27 +27,29 @@ if TYPE_CHECKING:
 
 
 class PolicysmithError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of all errors raised on purpose."""
 
 
 class RecipeError(PolicysmithError, ValueError):
-    """The recipe is wrong. `diagnostics` holds every finding, sorted by position."""
+    """Raised for an invalid recipe. `diagnostics` holds every finding, sorted by position."""
 
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
         self.diagnostics = tuple(diagnostics)
         super().__init__("\n\n".join(diagnostic.render() for diagnostic in self.diagnostics))
 
     def __reduce__(self) -> tuple[type[RecipeError], tuple[tuple[Diagnostic, ...]]]:
-        """Whole in another process too."""
+        """Pickle the diagnostics, so that the error reaches another process whole."""
         return type(self), (self.diagnostics,)
 
 
 class SpecError(PolicysmithError, ValueError):
-    """A part cannot be wired as asked.
+    """Raised when a part does not fit its inputs or options.
 
-    `field` names the option of the part at fault (dotted, relative to the part), or is None for the part as
-    a whole. `source` names the input whose size or kind does not fit, or with `trait="range"` the one whose values
-    do not. `label` is the short text under the caret, `help` the cure.
+    Attributes:
+        field: Option at fault (dotted, relative to the part), or None for the part as a whole.
+        source: Input whose size or kind does not fit, or whose values do not with `trait="range"`.
+        label: Short text under the caret.
+        help: The cure.
     """
 
     def __init__(
@@ -66,31 +68,31 @@ class SpecError(PolicysmithError, ValueError):
 
 
 class DatasetError(PolicysmithError, ValueError):
-    """A dataset on disk is missing, damaged, or does not hold what was asked of it."""
+    """Raised when a dataset on disk is missing or damaged, or lacks the requested content."""
 
 
 class RegistryError(PolicysmithError, LookupError):
-    """A part's name is unknown or taken twice, or its file breaks the rules."""
+    """Raised when a part's name is unknown or taken, or its file breaks the rules."""
 
 
 class WeightsError(PolicysmithError, ValueError):
-    """Pretrained or saved weights do not fit the model they are meant for."""
+    """Raised when pretrained or saved weights do not fit their model."""
 
 
 class CheckpointError(PolicysmithError, ValueError):
-    """A checkpoint is incomplete, damaged, or belongs to another run."""
+    """Raised when a checkpoint is incomplete, damaged or belongs to another run."""
 
 
 class TrainingError(PolicysmithError, RuntimeError):
-    """Training cannot go on."""
+    """Raised when training cannot continue."""
 
 
 class SimulatorError(PolicysmithError, RuntimeError):
-    """The simulator or its graphics library is missing or failed."""
+    """Raised when the simulator or its graphics library is missing or fails."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT, SIGTERM or SIGHUP stopped the program. `code` is the exit code that says so, 128 and the signal's number."""
+    """Raised when SIGINT, SIGTERM or SIGHUP stops the program. `code` is the exit code, 128 + number."""
 
     def __init__(self, number: int, message: str | None = None) -> None:
         self.number, self.code = number, 128 + number

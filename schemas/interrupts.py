@@ -1,4 +1,4 @@
-"""Signals that ask a program to stop. A program that unwinds closes its files and gives the terminal its cursor back."""
+"""Signals that stop a program by an exception, so that it closes its files and restores the terminal."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ NUMBERS = [
 
 
 class Signals:
-    """Raises Interrupted for SIGINT, SIGTERM and SIGHUP inside a `with` block, or remembers them while `deferred`.
+    """Context manager that raises Interrupted for SIGINT, SIGTERM and SIGHUP, or defers them.
 
-    A signal that is ignored, as SIGHUP is under nohup, stays ignored, and children of the process keep their ways. Does
-    nothing outside the main thread, where Python takes no signals.
+    Ignored signals, such as SIGHUP under nohup, stay ignored, and child processes keep their default
+    handling. Does nothing outside the main thread, where Python receives no signals.
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
-        """The first signal that was deferred."""
+        self.received: int | None = None
+        """First deferred signal."""
         self._deferring = False
         self._process = os.getpid()
         self._former: dict[int, Any] = {}
@@ -48,7 +48,7 @@ class Signals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Signals are remembered inside the block, but for a Ctrl-C that follows another signal."""
+        """Record signals while the context is active; a Ctrl-C after another signal still raises."""
         self._deferring = True
         try:
             yield
@@ -60,8 +60,8 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        if not self._deferring or (self.asked is not None and number == signal.SIGINT):
+        if not self._deferring or (self.received is not None and number == signal.SIGINT):
             raise Interrupted(number)
         if number == signal.SIGINT and sys.stderr.isatty():
-            os.write(2, b"\nstopping after this step; press Ctrl-C again to leave at once\n")
-        self.asked = self.asked or number
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to exit immediately\n")
+        self.received = self.received or number

@@ -1,6 +1,7 @@
-"""The JSON Schema of recipes, followed along an actual recipe: which keys stand where, given the types chosen.
+"""The JSON Schema of recipes, resolved along an actual recipe, whose types decide which keys exist.
 
-Conditions in the schema have one form only, `if: {properties: {type: {const: ...}}}`, so no validator is needed here.
+Conditions in the schema have a single form, `if: {properties: {type: {const: ...}}}`, so no validator is
+needed here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .document import Key, KeyPath
+from .nodes import Key, KeyPath
 
 Schema = Mapping[str, Any]
 SCHEMA_FILE = Path(__file__).with_name("recipe.v1.json")
@@ -19,7 +20,7 @@ SCHEMA_FILE = Path(__file__).with_name("recipe.v1.json")
 
 @cache
 def shipped_schema() -> dict[str, Any]:
-    """The JSON Schema of recipes that ships with this version."""
+    """Return the shipped JSON Schema of recipes."""
     return dict(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
 
 
@@ -31,9 +32,9 @@ class SchemaTree:
         self._definitions: Schema = root.get("$defs", {})
 
     def expand(self, schema: Schema, value: object) -> dict[str, Any]:
-        """The schema with references and those conditions resolved that `value` meets.
+        """Resolve references, and the conditions that `value` meets.
 
-        Where a part stands, `x-part` holds its kind and type, such as `("heads", "mlp")`.
+        For a part, `x-part` of the result is its kind and type, such as `("heads", "mlp")`.
         """
         result = dict(schema)
         branches: list[Schema] = []
@@ -55,7 +56,7 @@ class SchemaTree:
         return result
 
     def below(self, schema: Schema, value: object) -> Iterator[tuple[Key, Schema, Any]]:
-        """Children that the schema names, or that the value has: step, schema, value (None where absent)."""
+        """Yield the children of the schema or of the value: step, schema, value (None if absent)."""
         expanded = self.expand(schema, value)
         if isinstance(value, list):
             for position, item in enumerate(value):
@@ -71,7 +72,7 @@ class SchemaTree:
                 yield key, other, mapping[key]
 
     def at(self, value: object, path: KeyPath) -> dict[str, Any]:
-        """The expanded schema at a path of a recipe; empty where the schema says nothing."""
+        """Return the expanded schema at a path of a recipe; empty if it has none."""
         schema = self.root
         for step in path:
             found = next(((s, v) for key, s, v in self.below(schema, value) if key == step), None)
@@ -81,7 +82,7 @@ class SchemaTree:
         return self.expand(schema, value)
 
     def places(self, value: object, name: str) -> list[KeyPath]:
-        """Paths at which the schema has a key called `name`, for the parts this recipe is made of."""
+        """Return the paths of keys called `name`, given the parts of this recipe."""
         found: list[KeyPath] = []
 
         def walk(schema: Schema, inner: object, path: KeyPath) -> None:
@@ -94,15 +95,17 @@ class SchemaTree:
         return found
 
     def types(self, kind: str) -> list[str]:
-        """Types of one kind of part, such as `heads`, that the schema knows."""
+        """Return the types of one kind of part, such as `heads`."""
         return list(self._definitions.get(kind, {}).get("properties", {}).get("type", {}).get("enum", ()))
 
     def kinds(self) -> list[str]:
-        """Kinds of parts."""
+        """Return the kinds of parts."""
         return [name for name in self._definitions if "." not in name]
 
 
 def _holds(condition: Schema, value: object) -> bool:
+    if "properties" not in condition:
+        return isinstance(value, dict) and all(key in value for key in condition["required"])
     wanted = condition["properties"]["type"]["const"]
     if not isinstance(value, dict) or "type" not in value:
         return "required" not in condition

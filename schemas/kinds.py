@@ -1,4 +1,4 @@
-"""Kinds of parts, and types that exist here but that the shipped schema may not know yet: new files and plugins."""
+"""Kinds of parts, and types that the shipped schema may not list yet: new files and plugins."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ KINDS = {
     "transforms": "transform",
     "collators": "collator",
 }
-"""Every kind of part, and what one of them is called."""
+"""Kinds of parts, each with its noun in the singular."""
 
 _COMPONENTS = Path(__file__).parent.parent / "components"
 
 
 def unlisted_types(kind: str) -> list[str]:
-    """Names of part files and of entry points of one kind, such as `heads`; imports none of them."""
+    """Return the part files and entry points of one kind, such as `heads`, without importing them."""
     from importlib.metadata import entry_points
 
     files = {path.stem for path in (_COMPONENTS / kind).glob("[a-z]*.py")}

@@ -1,26 +1,34 @@
-"""Changes to a recipe from outside: `-o training.steps=10` on the command line, `Builder.override({...})` in Python.
+"""Overrides: `-o training.steps=10` on the command line, `Builder.override({...})` in Python.
 
-A value is YAML, so `-o policy.head.hidden=[64, 64]` is a list. List items go by number: `transforms.0.size=64`. Keys
-that hold a dot are quoted: `transforms.1.modes."observation.state"=q99`. Missing parents are created, and the schema
-judges the result, so that a misspelt path is reported like a misspelt key, at its place in the override.
+Values are YAML, so `-o policy.head.hidden=[64, 64]` is a list. List items go by number:
+`transforms.0.size=64` or `transforms[0].size=64`. Keys that contain a dot are quoted:
+`transforms.1.modes."observation.state"=q99`. `~policy.necks.film` removes a value, and so does null if the option
+does not accept it. Missing parents are created and the result is validated, so a misspelled path is reported like a misspelled
+key, at its place in the override.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from .diagnostics import Diagnostic, Source, Span
-from .document import Document, Entry, Key, KeyPath, Node, dotted, plain_node
+from .document import Document
 from .errors import RecipeError
+from .nodes import Entry, Key, KeyPath, Node, dotted, plain_node
+from .wording import near, where
+from .yaml_parser import Parser
 
-_STEP = re.compile(r"""(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<plain>[^.='"\s]+))(?P<after>[.=]|$)""")
-_FLAG = "-o "
+_STEP = re.compile(
+    r"""(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|\[(?P<index>\d+)\]|(?P<plain>[^.='"\s\[\]]+))(?P<after>\.|=|(?=\[)|$)"""
+)
+_FLAG, _REMOVE = "-o ", "~"
 
 
 def apply(document: Document, overrides: Iterable[str]) -> Document:
-    """The document with each `path=value` applied in turn. Raises RecipeError with the findings of all of them."""
+    """Return the document with each `path=value` applied in turn, or raise RecipeError with all findings."""
     found: list[Diagnostic] = []
     for text in overrides:
         try:
@@ -33,9 +41,9 @@ def apply(document: Document, overrides: Iterable[str]) -> Document:
 
 
 def apply_mapping(document: Document, overrides: Mapping[str, Any]) -> Document:
-    """The same from Python, by dotted paths. A mapping is merged into the recipe's, unless it has a `type`.
+    """Return the document with the values at dotted paths replaced, or raise RecipeError with all findings.
 
-    Raises RecipeError with the findings of all of them.
+    A mapping without a `type` is merged into that of the recipe.
     """
     found: list[Diagnostic] = []
     source = Source("<override>")
@@ -52,16 +60,17 @@ def apply_mapping(document: Document, overrides: Mapping[str, Any]) -> Document:
 
 
 def _apply(document: Document, source: Source) -> Document:
-    from .yaml_parser import Parser
-
     text = source.text or ""
+    if text.startswith(_FLAG + _REMOVE):
+        prefix = _FLAG + _REMOVE
+        return _removed(document, _steps(text[len(prefix) :], source, len(prefix)))
     steps = _steps(text[len(_FLAG) :], source, len(_FLAG))
     start = steps[-1][1].end_column
     equals = text.find("=", start - 1)
     if equals < 0:
         span = Span(source, 1, len(_FLAG) + 1, 1, len(text) + 1)
         raise RecipeError(
-            [Diagnostic("E010 bad-override", "an override is `path=value`", span, "there is no `=`")]
+            [Diagnostic("E010 bad-override", "an override has the form `path=value`", span, "missing `=`")]
         )
     prefix = " " * (equals + 1)
     node = Parser(Source(source.name, prefix + text[equals + 1 :]), shown=source).value()
@@ -79,25 +88,25 @@ def _merge(document: Document, steps: list[tuple[str, Span]], value: Any, source
 
 
 def _steps(text: str, source: Source, offset: int = 0) -> list[tuple[str, Span]]:
-    """Keys of a dotted path, each with its place; stops at `=`."""
+    """Parse the keys of a dotted path up to `=`, each with its place."""
     steps: list[tuple[str, Span]] = []
     position = 0
     while True:
         match = _STEP.match(text, position)
         if match is None:
             span = Span(source, 1, offset + position + 1, 1, offset + position + 2)
-            message = "an override is `path=value`, with a path such as `training.steps`"
-            raise RecipeError([Diagnostic("E010 bad-override", message, span, "not a path")])
-        key = next(group for group in match.group("double", "single", "plain") if group is not None)
+            message = "an override has the form `path=value`, with a path such as `training.steps`"
+            raise RecipeError([Diagnostic("E010 bad-override", message, span, "invalid path")])
+        key = next(group for group in match.group("double", "single", "index", "plain") if group is not None)
         end = offset + match.start("after") + 1
         steps.append((key, Span(source, 1, offset + position + 1, 1, end)))
-        if match["after"] != ".":
-            return steps
         position = match.end()
+        if match["after"] == "=" or (not match["after"] and position == len(text)):
+            return steps
 
 
 def _put(document: Document, steps: list[tuple[str, Span]], node: Node) -> Document:
-    """The document with `node` at the path; parents that are missing are created."""
+    """Return the document with `node` at the path; missing parents are created."""
     path: list[Key] = []
     current: Node | None = document.root
     for depth, (key, span) in enumerate(steps):
@@ -114,15 +123,37 @@ def _put(document: Document, steps: list[tuple[str, Span]], node: Node) -> Docum
                 created = _nested(steps[depth + 1 :], node)
                 return document.replaced(path, Entry(span, created))
         else:
-            message = f"`{dotted(path)}` is a single value: it has nothing called `{key}`"
-            raise RecipeError([Diagnostic("E010 bad-override", message, span, "cannot go further down")])
+            message = f"`{dotted(path)}` is a single value without a key `{key}`"
+            raise RecipeError([Diagnostic("E010 bad-override", message, span, "no such key")])
+    if node.content is None:
+        node = replace(node, removes=True)
     return document.replaced(path, Entry(steps[-1][1], node))
+
+
+def _removed(document: Document, steps: list[tuple[str, Span]]) -> Document:
+    """Return the document without the value at the path, or raise RecipeError if there is none."""
+    path: list[Key] = []
+    current = document.root
+    for key, span in steps:
+        if isinstance(current.content, tuple):
+            path.append(_index(key, span, tuple(path), current))
+            current = current.content[int(path[-1])]
+            continue
+        entries = current.content if isinstance(current.content, dict) else {}
+        if key not in entries:
+            meant = near(key, entries)
+            label = f"did you mean `{meant}`?" if meant else "nothing to remove"
+            message = f"{where(tuple(path))} has no key `{key}`"
+            raise RecipeError([Diagnostic("E010 bad-override", message, span, label)])
+        path.append(key)
+        current = entries[key].node
+    return document.without(path)
 
 
 def _nested(steps: list[tuple[str, Span]], node: Node) -> Node:
     for key, span in reversed(steps):
         if key.isdigit():
-            message = "the recipe does not write this list, so that its items cannot be changed one by one"
+            message = "the recipe does not set this list, so its items cannot be overridden one by one"
             raise RecipeError([Diagnostic("E010 bad-override", message, span, "override the whole list")])
         node = Node(span, {key: Entry(span, node)})
     return node
@@ -133,6 +164,6 @@ def _index(key: str, span: Span, path: KeyPath, node: Node) -> int:
     size = len(node.content)
     if key.isdigit() and int(key) < size:
         return int(key)
-    known = f"it has {size} item{'s' * (size != 1)}, counted from 0"
-    message = f"`{dotted(path)}` is a list: {known}"
+    known = f"{size} item{'s' * (size != 1)}, counted from 0"
+    message = f"`{dotted(path)}` is a list of {known}"
     raise RecipeError([Diagnostic("E010 bad-override", message, span, "no such item")])

@@ -1,4 +1,4 @@
-"""The sections of a recipe, version 1. Parts stay raw mappings here: each part's own `Config` judges its options."""
+"""The sections of a recipe, version 1. Parts stay raw mappings, validated later by their own `Config`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .part import Section
 
 def _distinct(items: list[Any]) -> list[Any]:
     if len(set(items)) != len(items):
-        raise ValueError("must not name anything twice")
+        raise ValueError("must not contain duplicates")
     return items
 
 
@@ -36,21 +36,21 @@ class SourceSection(Section):
     path: str = Field(min_length=1)
     """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0); relative to the recipe's own directory."""
     weight: float = Field(default=1.0, gt=0.0)
-    """Share of the samples that come from here, relative to the weights of the other sources."""
+    """Sampling weight, relative to the other sources."""
     cameras: Annotated[Names, Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)] | None = (
         None
     )
-    """Cameras to use, or `{name: its name in this dataset}`; by default all. Every source must have the same names."""
+    """Cameras to use, or `{name: its name in this dataset}`; by default all. Names must agree across sources."""
     columns: Columns | None = None
-    """The dataset's columns by the names that the policy reads: `{action: actions, observation.state: [arm, gripper]}` renames and joins, null leaves out."""
+    """Mapping from feature names to dataset columns: `{action: actions, observation.state: [arm, gripper]}` renames and concatenates, null drops."""
     resize: Size | None = None
-    """Size in pixels that images are brought to when they are read: one number for a square, or `[height, width]`."""
+    """Size of images in pixels after loading: one number for a square, or `[height, width]`."""
     episodes: Numbers | None = Field(default=None, min_length=1)
-    """Episodes to use; by default all of them."""
+    """Episodes to use; by default all."""
 
 
 class DataSection(Section):
-    """Demonstrations and the window cut from them: of one robot by `path`, of several by `sources`."""
+    """Demonstrations of one robot (`path`) or several (`sources`), and the time window of a sample."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": [key]} for key in ("path", "sources")]}
@@ -59,88 +59,88 @@ class DataSection(Section):
     path: str | None = Field(default=None, min_length=1)
     """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0); relative to the recipe's own directory."""
     sources: dict[str, SourceSection] | None = Field(default=None, min_length=1)
-    """Datasets of several robots that one policy learns from, by names of your choice for the robots."""
+    """Datasets of several robots, by names of your choice for the robots."""
     horizon: int = Field(default=16, ge=1)
-    """Actions predicted at once (the action chunk)."""
+    """Length of the action chunk, in time steps."""
     observation_steps: int = Field(default=1, ge=1)
-    """Most recent observations given to the policy."""
+    """Number of most recent observations that the policy reads."""
     past_actions: int = Field(default=0, ge=0)
-    """Of the chunk, actions that were done before now, which are predicted but not run; `observation_steps - 1` in Diffusion Policy."""
+    """Actions of the chunk before the current step, predicted but not executed; `observation_steps - 1` in Diffusion Policy."""
     cameras: Names | None = Field(default=None, min_length=1)
-    """Cameras to use, without the `observation.images.` prefix; by default all of them."""
+    """Cameras to use, without the prefix `observation.images.`; by default all."""
     columns: Columns | None = None
-    """The dataset's columns by the names that the policy reads: `{action: actions, observation.state: [arm, gripper]}` renames and joins, null leaves out."""
+    """Mapping from feature names to dataset columns: `{action: actions, observation.state: [arm, gripper]}` renames and concatenates, null drops."""
     episodes: Numbers | None = Field(default=None, min_length=1)
-    """Episodes to use; by default all of them."""
+    """Episodes to use; by default all."""
     validation: Fraction = 0.0
-    """Fraction of the episodes held out for validation, of every source."""
+    """Fraction of the episodes of every source that is held out for validation."""
     split_seed: int = 0
     """Seed of the split into training and validation episodes."""
 
 
 class InitSection(Section):
-    """A trained policy to start from. Its weights are taken by name and shape; what has no counterpart begins anew."""
+    """Trained policy to start from. Weights are matched by name and shape; others start fresh."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     source: str = Field(alias="from", min_length=1)
     """Checkpoint, run or imported policy (relative to the recipe's own directory), or a policy on the hub."""
     statistics: Literal["keep", "recompute"] = "keep"
-    """`keep` normalises by the statistics that its weights were trained with, where sizes agree; `recompute` by those of the data."""
+    """`keep` normalizes by the statistics of the trained policy if sizes agree; `recompute` by those of the data."""
 
 
 Init = Annotated[str, Field(min_length=1)] | InitSection | None
 
 
 class ComposedPolicySection(Section):
-    """A policy made of registered parts."""
+    """A policy composed of registered parts."""
 
     type: Literal["composed"] = "composed"
-    """`composed`, or the name of a registered hand-written policy."""
+    """`composed`, or the name of a registered custom policy."""
     backbones: dict[Name, RawBackbone] = Field(min_length=1)
     """Encoders of the observations, by names of your choice."""
     necks: dict[Name, RawNeck] = Field(default_factory=dict)
-    """What turns features into other features on their way to the head, by names of your choice."""
+    """Parts between backbones and head, by names of your choice."""
     head: RawHead
     """The action head."""
     init: Init = None
-    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; not read when a run is resumed."""
+    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; ignored when a run is resumed."""
     freeze: list[str] = Field(default_factory=list)
-    """Glob patterns of parameters that do not train, such as `backbones.vision.*`."""
+    """Glob patterns of frozen parameters, such as `backbones.vision.*`."""
     execute: int | None = Field(default=None, ge=1)
-    """Actions run from each chunk before the policy looks again; by default the whole chunk."""
+    """Actions executed from each chunk before the next prediction; by default the whole chunk."""
     ensemble: float | None = Field(default=None, allow_inf_nan=False)
-    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i), i = 0 the oldest; ACT has 0.01."""
+    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i) with i = 0 the oldest; 0.01 in ACT."""
 
 
 class CustomPolicySection(Section):
-    """A hand-written policy, registered with `@BasePolicyModel.register(type)`; its config class judges the other keys."""
+    """A custom policy, registered with `@BasePolicyModel.register`; its config validates the other keys."""
 
     model_config = ConfigDict(extra="allow")
 
     type: str
-    """Name the policy is registered under."""
+    """Registered name of the policy."""
     init: Init = None
-    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; not read when a run is resumed."""
+    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; ignored when a run is resumed."""
     execute: int | None = Field(default=None, ge=1)
-    """Actions run from each chunk before the policy looks again; by default the whole chunk."""
+    """Actions executed from each chunk before the next prediction; by default the whole chunk."""
     ensemble: float | None = Field(default=None, allow_inf_nan=False)
-    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i), i = 0 the oldest; ACT has 0.01."""
+    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i) with i = 0 the oldest; 0.01 in ACT."""
 
 
 class GroupSection(Section):
-    """Optimiser settings of the parameters that match a pattern."""
+    """Optimizer settings of the parameters that match a pattern."""
 
     match: str = Field(min_length=1)
     """Glob pattern over parameter names, such as `backbones.vision.*`."""
     lr_scale: float = Field(default=1.0, gt=0.0)
     """Factor on the learning rate."""
     weight_decay: float | None = Field(default=None, ge=0.0)
-    """Weight decay of these parameters; by default the optimiser's."""
+    """Weight decay of these parameters; by default that of the optimizer."""
 
 
 class OptimizerSection(Section):
-    """AdamW. Norms, biases, embeddings of position and other vectors do not decay."""
+    """AdamW. Norms, biases, position embeddings and other vectors do not decay."""
 
     lr: float = Field(default=3e-4, gt=0.0)
     """Peak learning rate."""
@@ -151,65 +151,65 @@ class OptimizerSection(Section):
     weight_decay: float = Field(default=0.01, ge=0.0)
     """Decoupled weight decay."""
     states: Literal["fp32", "8bit"] = "fp32"
-    """`8bit` keeps the moments in a quarter of the memory, for policies that would not fit; their rounding adds noise to the steps."""
+    """`8bit` stores the moments in a quarter of the memory, for policies that would not fit; rounding adds noise to the steps."""
     groups: list[GroupSection] = Field(default_factory=list)
-    """Settings of some parameters; the first group that matches decides."""
+    """Settings of some parameters; the first matching group applies."""
 
 
 class ScheduleSection(Section):
-    """Course of the learning rate."""
+    """Learning-rate schedule."""
 
     type: Literal["constant", "cosine", "linear"] = "cosine"
     """Shape after warm-up."""
     warmup: int = Field(default=0, ge=0)
-    """Steps over which the rate rises linearly from zero."""
+    """Steps of linear warm-up from zero."""
     final: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Rate at the last step, as a fraction of the peak (not for `constant`)."""
+    """Learning rate at the last step, as a fraction of the peak (not for `constant`)."""
 
 
 class TrainingSection(Section):
-    """How the policy is trained."""
+    """Training settings."""
 
     steps: int = Field(ge=1)
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: int = Field(default=32, ge=1)
     """Samples per process and forward pass."""
     accumulate: int = Field(default=1, ge=1)
-    """Forward passes per optimiser step."""
+    """Forward passes per optimizer step."""
     seed: int = Field(default=0, ge=0)
     """Seed of initial weights, data order, augmentation and noise."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+    """`auto` is bf16 on GPUs that support it and fp32 elsewhere."""
     float8: Literal["off", "tensorwise", "rowwise"] = "off"
-    """Compute large matrix products of layers that train in float8, with a scale for each tensor (fastest) or each row; needs `policysmith[float8]`."""
+    """Large matrix products of trained layers in float8, scaled per tensor (fastest) or per row; needs `policysmith[float8]`."""
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     """AdamW settings."""
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     """Learning-rate schedule."""
     clip_norm: float | None = Field(default=1.0, gt=0.0)
-    """Largest global gradient norm; null for none."""
+    """Maximum global gradient norm; null for none."""
     ema: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Decay of the exponential moving average of the weights that is saved as the policy; null for none."""
+    """Decay of the exponential moving average of the weights, which is saved as the policy; null for none."""
     workers: int = Field(default=0, ge=0)
     """Loader processes; 0 loads in the training process."""
     cache: Literal["auto", "off"] = "auto"
-    """`auto` computes features of frozen backbones once, where nothing random comes before them; `off` in every step."""
+    """`auto` computes features of frozen backbones once if nothing random precedes them; `off` computes them in every step."""
     compile: Literal["auto", "blocks", "off"] = "auto"
-    """`blocks` compiles repeated layers one by one, which `auto` does on a GPU; `off` compiles nothing."""
+    """`blocks` compiles repeated layers one by one; `auto` does so on a GPU; `off` compiles nothing."""
     sharding: Literal["off", "full", "hybrid"] = "off"
-    """`full` spreads weights and optimiser over all processes (FSDP2), `hybrid` over those of a machine, with a copy on each."""
+    """`full` shards weights and optimizer over all processes (FSDP2), `hybrid` over those of a machine, with a copy on each."""
     cuda_graph: Literal["auto", "off"] = "auto"
-    """Whether GPUs may replay steps as CUDA graphs, which `auto` does where that is found to be faster."""
+    """`auto` replays steps as CUDA graphs if that is faster; `off` never does."""
     log_every: int = Field(default=50, ge=1)
     """Steps between log lines."""
     save_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; by default one is written every `save_minutes`, and after the last step."""
+    """Steps between checkpoints; by default one every `save_minutes`, and one after the last step."""
     save_minutes: float | None = Field(default=10.0, gt=0.0, allow_inf_nan=False)
-    """Minutes between checkpoints where there is no `save_every`; null for none but the last."""
+    """Minutes between checkpoints without `save_every`; null for only the last."""
     timeout_minutes: float | None = Field(default=30.0, gt=0.0, allow_inf_nan=False)
-    """Minutes after which a run of several processes ends where one of them hangs; null to wait for ever."""
+    """Minutes after which a run of several processes ends if one of them hangs; null to wait indefinitely."""
     keep: int = Field(default=2, ge=1)
-    """Checkpoints kept, newest first."""
+    """Number of checkpoints to keep, newest first."""
 
 
 class EvaluationSection(Section):
@@ -218,13 +218,13 @@ class EvaluationSection(Section):
     env: str
     """Environment, such as `metaworld/drawer-open-v3`."""
     embodiment: str | None = None
-    """Which robot of `data.sources` the environment holds; needed where there are sources."""
+    """Robot of `data.sources` in the environment; required with sources."""
     episodes: int = Field(default=50, ge=1)
-    """Rollouts, each from a goal of its own."""
+    """Number of rollouts, each with its own goal."""
     seed: int = Field(default=10_000, ge=0)
-    """Seed of the first rollout; demonstrations were recorded with seeds far from it."""
+    """Seed of the first rollout; demonstrations use seeds far from it."""
     control: Literal["none", "blind"] = "none"
-    """`blind` also trains and evaluates the same recipe without cameras, for comparison."""
+    """`blind` also trains and evaluates the recipe without cameras, for comparison."""
 
 
 def _policy_kind(value: Any) -> str:
@@ -245,24 +245,28 @@ def _whole(version: object) -> object:
 
 
 class Recipe(Section):
-    """One policy, from data to evaluation."""
+    """A policy, from data to evaluation."""
 
     recipe: Annotated[Literal[1], BeforeValidator(_whole)]  # True and 1.0 equal 1
     """Version of the recipe language."""
     name: Name
-    """Name of the policy; `AutoConfig` and `AutoModel` know it by this name."""
+    """Name of the policy, also in `AutoConfig` and `AutoModel`."""
+    base: str | Annotated[Names, Field(min_length=1)] | None = Field(default=None, exclude=True)
+    """Recipes to start from, relative to this one; mappings merge, later ones win, null removes."""
+    vars: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    """Values for `${vars.name}` anywhere in the recipe; `${env:NAME:-default}` reads an environment variable."""
     imports: Names = Field(default_factory=list)
-    """Python files (relative to the recipe) or modules that register parts of your own; needs `--allow-imports`."""
+    """Python files (relative to the recipe) or modules that register your own parts; needs `--allow-imports`."""
     data: DataSection
     """Demonstrations."""
     policy: PolicySection
-    """The network."""
+    """Network."""
     transforms: list[RawTransform] = Field(default_factory=list)
-    """Transforms of the batch, in order; inverted for the actions that come out."""
+    """Transforms of a batch, in order; inverted for predicted actions."""
     collator: RawCollator = Field(default_factory=lambda: {"type": "default"})
-    """Turns samples into a batch."""
+    """Collator, which turns samples into a batch."""
     training: TrainingSection
-    """Training."""
+    """Training settings."""
     evaluation: EvaluationSection | None = None
     """Closed-loop evaluation."""
     output: str | None = None

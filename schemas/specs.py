@@ -1,8 +1,8 @@
-"""Named shapes: what flows along every edge of a policy, known before any weight exists.
+"""Specs: shape, kind and range of every feature of a policy, known before any weight exists.
 
     Spec(Kind.IMAGE, ("B", 1, 3, 96, 96), why="camera corner2 of datasets/drawer_open")
 
-A dim is an int, or a symbol for what only the batch decides: `B` (batch) and `L` (text length).
+A dim is an int, or a symbol for a size of the batch: `B` (batch size) and `L` (text length).
 """
 
 from __future__ import annotations
@@ -13,47 +13,52 @@ from enum import StrEnum
 from typing import Any
 
 Dim = int | str
+IMAGES = "observation.images."
+"""Prefix of the key of a camera."""
 
 
 class Kind(StrEnum):
-    """What a tensor means; a part reads kinds, never shapes alone."""
+    """Meaning of a tensor."""
 
     IMAGE = "image"  # (B, T, 3, H, W)
     STATE = "state"  # (B, T, S)
     TEXT = "text"  # B strings
     TOKEN_IDS = "token_ids"  # (B, L) int64, with `<key minus .input_ids>.attention_mask` beside it
     ACTION = "action"  # (B, H, A)
-    EMBODIMENT = "embodiment"  # (B,) int64, the robot's number among those of the data
+    EMBODIMENT = "embodiment"  # (B,) int64, index of the robot in the data
     TOKENS = "tokens"  # (B, N, D)
     POOLED = "pooled"  # (B, D)
     LAYERS = "layers"  # (B, L, N, D), the hidden states of L layers
-    KEY_VALUES = "key_values"  # (B, L, 2, G, N, E), keys and values of L layers, G heads of size E
+    KEY_VALUES = "key_values"  # (B, L, 2, G, N, E), keys and values of L layers with G heads of size E
 
 
 FEATURES = (Kind.TOKENS, Kind.POOLED, Kind.LAYERS, Kind.KEY_VALUES)
-"""Kinds that backbones and necks publish."""
+"""Kinds of the outputs of backbones and necks."""
 
 
 class Range(StrEnum):
-    """The values of an image, a state or an action, as far as transforms must know them."""
+    """Range of the values of an image, a state or an action."""
 
     BYTES = "bytes"  # 0 to 255, uint8
     UNIT = "unit"  # floats in [0, 1]
     NORMALISED = "normalised"  # floats around zero
-    CHANGED = "changed"  # by a transform, so that the statistics of the dataset do not describe them
+    CHANGED = "changed"  # by a transform; the dataset's statistics no longer apply
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Kind and dims of one tensor; `why` says where its size comes from, in a phrase.
+    """Kind and dims of one tensor.
 
-    `vocab` is the number of different token ids, of those that the decoder of key_values writes, or of robots (None
-    where it is not known). `range` is None where nothing is known of the values, such as a robot's own units. `grid`
-    tells that tokens are the places of feature maps: F frames of h x w places, row by row (N = F * h * w). `rope` is
-    the base of the rotary embedding in keys.
-    `normalised_by` holds the mean and the deviation of each channel that were taken out of images in [0, 1].
-    `bounds` are the smallest and the largest value of a state or an action over the training episodes and all robots,
-    in the units of the values; None where no statistics describe them.
+    Attributes:
+        why: Origin of the size, as a phrase.
+        vocab: Number of token ids, of ids that the decoder of key_values writes, or of robots; None if
+            unknown.
+        range: Range of the values; None if unknown, such as a robot's own units.
+        grid: For tokens from feature maps, F frames of h x w positions, row by row (N = F * h * w).
+        rope: Base of the rotary embedding in keys.
+        normalised_by: Mean and standard deviation of each channel that were removed from images in [0, 1].
+        bounds: Minimum and maximum of a state or an action over the training episodes and all robots, in the
+            units of the values; None if no statistics describe them.
     """
 
     kind: Kind
@@ -68,7 +73,7 @@ class Spec:
 
     @property
     def width(self) -> int:
-        """Size of the last dim, which is always known."""
+        """Size of the last dim."""
         last = self.dims[-1]
         if not isinstance(last, int):
             raise TypeError(f"{self} has no width")

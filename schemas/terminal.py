@@ -1,4 +1,4 @@
-"""Text for a terminal: names, paths and values are printed as data, whatever they hold."""
+"""Safe text for a terminal, whatever names, paths and values contain."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _KEPT = "\t\n"
 
 
 def printable(text: str, kept: str = _KEPT) -> str:
-    """Return `text` with every character that could steer a terminal replaced by U+FFFD.
+    """Return `text` with control characters, lone surrogates and bidirectional marks replaced by U+FFFD.
 
-    Control characters, unpaired surrogates and marks that change the direction of writing are replaced; `kept` stays.
+    Characters in `kept` stay.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -19,7 +19,7 @@ def printable(text: str, kept: str = _KEPT) -> str:
 
 
 def forgiving_streams() -> None:
-    """Let stdout and stderr write characters that their encoding lacks as escapes (`\\u2192`) instead of failing."""
+    r"""Make stdout and stderr escape characters that their encoding lacks (`\u2192`) instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

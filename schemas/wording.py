@@ -1,4 +1,4 @@
-"""Words for values, types and limits in diagnostics."""
+"""Wording of values, types and limits in diagnostics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .document import KeyPath, dotted
+from .nodes import KeyPath, dotted
 from .yaml_scalars import resolve
 
 _RANGE = re.compile(r"(\d{0,9}):(\d{1,9})")
@@ -25,17 +25,17 @@ _TYPES = {
 
 
 def where(path: KeyPath) -> str:
-    """The thing at a path, quoted."""
+    """Return a path in backticks, or `the recipe` for an empty one."""
     return f"`{shortened(dotted(path))}`" if path else "the recipe"
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """Return a name for a message, its middle left out where it is longer than `most` characters."""
+    """Return `text` with its middle elided if it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2) :]}"
 
 
 def found(value: object) -> str:
-    """A value, for `..., found <this>`."""
+    """Describe a value, to follow the word `found`."""
     if value is None:
         return "nothing (null)"
     if isinstance(value, dict):
@@ -48,7 +48,7 @@ def found(value: object) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value as one would write it."""
+    """Return a value as JSON, elided if it is long."""
     if isinstance(value, str):
         value = value[:61]
     text = json.dumps(value, ensure_ascii=False)
@@ -56,31 +56,31 @@ def quoted(value: object) -> str:
 
 
 def expected(types: str | Sequence[str]) -> str:
-    """The types that a schema allows."""
+    """Describe the types that a schema allows."""
     names = [types] if isinstance(types, str) else [name for name in types if name != "null"]
     return either(_TYPES[name] for name in names)
 
 
 def either(words: Iterable[str], *, conjunction: str = "or") -> str:
-    """`a`, `a or b`, `a, b or c`."""
+    """Join words as `a`, `a or b`, `a, b or c`."""
     *first, last = list(words)
     return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
-def cure(value: object, types: str | Sequence[str], text: str) -> str:
-    """What to write in place of a value of the wrong type, whose source text is `text`."""
+def correction(value: object, types: str | Sequence[str], text: str) -> str:
+    """Return a label that tells how to correct a value of the wrong type, whose source text is `text`."""
     allowed = {types} if isinstance(types, str) else set(types)
     if value is None:
         return f"expected {expected(types)}"
     if "array" in allowed and not isinstance(value, dict):
         if isinstance(value, str) and (bounds := _RANGE.fullmatch(value)):
-            return f"list the numbers: {_numbers(int(bounds[1] or 0), int(bounds[2]))}"
+            return f"write the numbers as a list: {_numbers(int(bounds[1] or 0), int(bounds[2]))}"
         return f"write [{shortened(text) or quoted(value)}]"
     if isinstance(value, str) and "integer" in allowed and (bounds := _RANGE.fullmatch(value)):
-        return f"list the numbers: {_numbers(int(bounds[1] or 0), int(bounds[2]))}"
+        return f"write the numbers as a list: {_numbers(int(bounds[1] or 0), int(bounds[2]))}"
     if isinstance(value, str):
         short = len(value) <= _LONGEST_NAME
-        return (_cure_string(value, allowed, text) if short else "") or f"expected {expected(types)}"
+        return (_correct_string(value, allowed, text) if short else "") or f"expected {expected(types)}"
     if "string" in allowed and isinstance(value, (bool, int, float)):
         return f'add quotes: "{shortened(text) or quoted(value)}"'
     if "integer" in allowed and isinstance(value, float) and value.is_integer():
@@ -89,14 +89,14 @@ def cure(value: object, types: str | Sequence[str], text: str) -> str:
 
 
 def _numbers(first: int, end: int) -> str:
-    """The numbers of a Python range as a list, the middle left out of a long one."""
+    """Return the numbers of a Python range as a list, elided if it is long."""
     numbers = [str(number) for number in range(first, min(end, first + 4))]
     if end - first > len(numbers):
         numbers[-1:] = ["...", str(end - 1)]
     return f"[{', '.join(numbers)}]"
 
 
-def _cure_string(value: str, allowed: set[str], text: str) -> str:
+def _correct_string(value: str, allowed: set[str], text: str) -> str:
     if "boolean" in allowed:
         word = value.lower()
         if word in ("yes", "on", "true", "y", "no", "off", "false", "n"):
@@ -111,11 +111,11 @@ def _cure_string(value: str, allowed: set[str], text: str) -> str:
     return f"remove the quotes: {value}" if "_" not in value and text != value else f"write {number}"
 
 
-_LONGEST_NAME = 200  # beyond it, nothing is misspelt
+_LONGEST_NAME = 200  # a longer string is not a misspelled name
 
 
 def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """What was probably meant."""
+    """Return the entry of `known` that is most similar to `name`, if any; case is ignored."""
     if len(name) > _LONGEST_NAME:
         return None
     by_lower = {word.lower(): word for word in known}
@@ -141,7 +141,7 @@ _COUNTS: Mapping[str, tuple[str, str, str]] = {
 
 
 def limit(keyword: str, wanted: Any, value: Any) -> tuple[str, str]:
-    """What a broken limit asks for, as `must ...` and as a label; empty for unknown keywords."""
+    """Describe a violated limit, to follow `must` and as a label; both empty for an unknown keyword."""
     if keyword in _LIMITS:
         text = _LIMITS[keyword].format(wanted)
         return f"be {text}, found {value}", text
@@ -150,14 +150,14 @@ def limit(keyword: str, wanted: Any, value: Any) -> tuple[str, str]:
         text = f"{bound} {wanted} {one if wanted == 1 else many}"
         return f"have {text}, found {len(value)}", text
     if keyword == "uniqueItems":
-        return "not name anything twice", "written twice"
+        return "not contain duplicates", "contains duplicates"
     if keyword == "pattern":
         return f"match `{wanted}`, found {quoted(value)}", "does not match"
     return "", ""
 
 
 def alternatives(branches: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the branches of an `anyOf` allow, but for null."""
+    """Describe the branches of an `anyOf`, without null."""
     words: list[str] = []
     for branch in branches:
         values = branch.get("enum", [branch["const"]] if "const" in branch else [])
@@ -169,7 +169,7 @@ def alternatives(branches: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def about(name: str, schema: Mapping[str, Any]) -> tuple[str, ...]:
-    """A note on an option: its description and default."""
+    """Return a note with the description and default of an option, if it has a description."""
     text = schema.get("description", "")
     default = schema.get("default")
     if text and default not in (None, {}, []):

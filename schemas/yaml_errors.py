@@ -1,4 +1,4 @@
-"""What ruamel says about broken YAML, said for people who write recipes."""
+"""Explanations of YAML syntax errors for authors of recipes."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ from .diagnostics import Diagnostic, Span
 
 
 def explain(error: MarkedYAMLError, text: str, span: Callable[[int, int], Span]) -> Diagnostic:
-    """The diagnostic of a syntax error; `span` turns two offsets into a place."""
-    problem = str(error.problem or error.context or "this is not YAML")
+    """Return the diagnostic of a syntax error; `span` turns two offsets into a place."""
+    problem = str(error.problem or error.context or "the text cannot be parsed")
     mark = error.problem_mark or error.context_mark
     at = min(mark.index, len(text)) if mark is not None else 0
     place = span(at, at + 1)
     if text[at : at + 1] == "\t":
-        return Diagnostic("E001 invalid-yaml", "a tab cannot indent YAML", place, "write spaces")
+        return Diagnostic("E001 invalid-yaml", "tabs cannot indent YAML", place, "use spaces")
     if "mapping values are not allowed" in problem:
-        help = "quote a value that holds `: `; give every key a line of its own, indented like its neighbours"
-        return Diagnostic(
-            "E001 invalid-yaml", "a second `:` on the line of a value", place, "unexpected", help=help
-        )
+        help = "quote values that contain `: `; put every key on its own line, indented like its neighbors"
+        return Diagnostic("E001 invalid-yaml", "unexpected `:` after a value", place, "unexpected", help=help)
     opened = error.context_mark
     if "<block end>" in problem:
         above = len(text[: text.rfind("\n", 0, at) + 1].rstrip())
         line = text.rfind("\n", 0, above) + 1
         start = line + len(text[line:above]) - len(text[line:above].lstrip())
-        related = ((span(start, start + 1), "the line above begins here"),) if above else ()
+        related = ((span(start, start + 1), "the line above starts here"),) if above else ()
         return Diagnostic(
-            "E001 invalid-yaml", "this line is indented like no line above", place, "it begins here", related
+            "E001 invalid-yaml", "this indentation matches no line above", place, "starts here", related
         )
     if opened is not None and "flow" in str(error.context):
         bracket = text[opened.index : opened.index + 1]
@@ -42,4 +40,4 @@ def explain(error: MarkedYAMLError, text: str, span: Callable[[int, int], Span])
     if opened is not None and "quoted scalar" in str(error.context):
         here = span(opened.index, opened.index + 1)
         return Diagnostic("E001 invalid-yaml", "this quote is never closed", here, "opened here")
-    return Diagnostic("E001 invalid-yaml", f"this is not YAML: {problem}", place)
+    return Diagnostic("E001 invalid-yaml", f"invalid YAML: {problem}", place)

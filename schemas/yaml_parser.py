@@ -1,7 +1,8 @@
-"""YAML 1.2 text to nodes with exact places, by the core schema and nothing else.
+"""Parser from YAML 1.2 text, core schema only, to nodes with exact places.
 
-Refused, each with its place: tags, directives other than `%YAML 1.2`, duplicate keys, keys that are no strings,
-values that JSON cannot hold (`.nan`, `.inf`), aliases that contain themselves or unfold to huge trees.
+Rejected, each with its place: tags, directives other than `%YAML 1.2`, duplicate keys, keys that are not
+strings, values that JSON cannot hold (`.nan`, `.inf`), aliases that contain themselves or expand to huge
+trees.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from .diagnostics import Diagnostic, ErrorCode, Source, Span, in_order
-from .document import MAX_DEPTH, MAX_NODES, Entry, Node
 from .errors import RecipeError
+from .nodes import MAX_DEPTH, MAX_NODES, Entry, Node
 from .yaml_errors import explain
 from .yaml_scalars import resolve
 
@@ -33,10 +34,10 @@ _PROPERTIES = re.compile(r"(?:[&!]\S*|\s+|#[^\n]*)*")
 
 
 class Parser:
-    """Reads one recipe, or one value, from a source."""
+    """Parser of one recipe, or one value, from a source."""
 
     def __init__(self, source: Source, *, shown: Source | None = None) -> None:
-        """`shown` is what findings quote, where that is not the text that is parsed but has the same columns."""
+        """Start a parser; findings quote `shown`, a text with the same columns as the parsed one."""
         self.source = shown or source
         self._text = source.text or ""
         self._starts = [0, *(match.end() for match in re.finditer("\n", self._text))]
@@ -46,7 +47,7 @@ class Parser:
         self._found: list[Diagnostic] = []
 
     def recipe(self) -> Node:
-        """The only document, which must be a mapping. Raises RecipeError with every finding."""
+        """Parse the only document, which must be a mapping, or raise RecipeError with every finding."""
         node = self.value()
         if node is None:
             self._fail("E001 invalid-yaml", "the recipe is empty", Span(self.source))
@@ -61,7 +62,7 @@ class Parser:
         return node
 
     def value(self) -> Node | None:
-        """The only document, or None where there is none. Raises RecipeError with every finding."""
+        """Parse the only document, or raise RecipeError with every finding; None if there is no document."""
         yaml = YAML(typ="safe", pure=True)
         self._events = iter(yaml.parse(self._text))
         node: Node | None = None
@@ -73,7 +74,7 @@ class Parser:
         except MarkedYAMLError as error:
             self._found.append(explain(error, self._text, self._span))
         except ReaderError as error:
-            message = f"the recipe holds the control character U+{int(error.character):04X}"
+            message = f"the recipe contains the control character U+{int(error.character):04X}"
             self._found.append(
                 Diagnostic("E001 invalid-yaml", message, self._span(error.position, error.position + 1))
             )
@@ -84,11 +85,16 @@ class Parser:
     def _document_start(self, event: Any, first: bool) -> None:
         span = self._span(event.start_mark.index, event.end_mark.index)
         if not first:
-            self._fail("E008 refused-yaml", "a file holds one recipe", span, "a second document starts here")
+            self._fail(
+                "E008 refused-yaml",
+                "a file must contain a single recipe",
+                span,
+                "a second document starts here",
+            )
         if event.tags or (event.version is not None and tuple(event.version) != (1, 2)):
             start = re.search(r"^%(?!YAML 1\.2).*", self._text, re.MULTILINE)
             span = self._span(*start.span()) if start else span
-            message = "recipes are YAML 1.2, without directives"
+            message = "recipes are YAML 1.2 without directives"
             self._fail("E008 refused-yaml", message, span, "delete this line")
 
     def _node(self, event: Any, depth: int, empty: Span | None = None) -> Node:
@@ -98,10 +104,10 @@ class Parser:
             return self._alias(event.anchor, self._span(start, end))
         if depth > MAX_DEPTH:
             span = self._span(start, end)
-            self._fail("E008 refused-yaml", f"the recipe is more than {MAX_DEPTH} levels deep", span)
+            self._fail("E008 refused-yaml", f"the recipe is nested more than {MAX_DEPTH} levels deep", span)
         if self._read > MAX_NODES:
             span = self._span(start, end)
-            self._fail("E008 refused-yaml", f"the recipe holds more than {MAX_NODES:,} keys and values", span)
+            self._fail("E008 refused-yaml", f"the recipe has more than {MAX_NODES:,} keys and values", span)
         if event.tag is not None:
             self._refuse_tag(start)
         if event.anchor is not None or event.tag is not None:
@@ -115,8 +121,8 @@ class Parser:
         else:
             node = self._sequence(event, start, depth)
         if node.size > MAX_NODES or node.depth > MAX_DEPTH:
-            message = f"aliases unfold to more than {MAX_NODES} values or {MAX_DEPTH} levels"
-            self._fail("E008 refused-yaml", message, node.span, "written out, this is too much")
+            message = f"aliases expand to more than {MAX_NODES:,} values or {MAX_DEPTH} levels"
+            self._fail("E008 refused-yaml", message, node.span, "expands to too much")
         if event.anchor is not None:
             self._open.discard(event.anchor)
             self._anchors[event.anchor] = node
@@ -132,9 +138,7 @@ class Parser:
             return Node(span, resolve(event.value))
         except ValueError as error:
             message = f"`{event.value[:40]}` {error}"
-            self._found.append(
-                Diagnostic("E007 invalid-value", message, span, "no recipe can hold this number")
-            )
+            self._found.append(Diagnostic("E007 invalid-value", message, span, "not representable in JSON"))
             return Node(span, 0)
 
     def _mapping(self, event: Any, start: int, depth: int) -> Node:
@@ -152,10 +156,10 @@ class Parser:
                 message = f"keys must be strings, found `{text}`"
                 self._found.append(Diagnostic("E005 wrong-type", message, key.span, f'write "{text}"'))
             elif (first := entries.get(key.content)) is not None:
-                message = f"the key `{key.content[:60]}` is written twice"
-                related = ((first.key, "first written here"),)
+                message = f"duplicate key `{key.content[:60]}`"
+                related = ((first.key, "first defined here"),)
                 self._found.append(
-                    Diagnostic("E002 duplicate-key", message, key.span, "written again here", related)
+                    Diagnostic("E002 duplicate-key", message, key.span, "defined again here", related)
                 )
             else:
                 entries[key.content] = Entry(key.span, value)
@@ -174,29 +178,29 @@ class Parser:
         maps = value.content if isinstance(value.content, tuple) else (value,)
         for node in maps:
             if not isinstance(node.content, dict):
-                message = "`<<` merges a mapping, or a list of mappings"
-                self._found.append(Diagnostic("E005 wrong-type", message, node.span, "this is neither"))
+                message = "`<<` takes a mapping or a list of mappings"
+                self._found.append(Diagnostic("E005 wrong-type", message, node.span, "found neither"))
                 return
             for key, entry in node.content.items():
                 merged.setdefault(key, entry)
 
     def _alias(self, name: str, span: Span) -> Node:
         if name in self._open:
-            self._fail("E008 refused-yaml", f"`*{name}` is inside the value that it stands for", span)
+            self._fail("E008 refused-yaml", f"`*{name}` refers to a value that contains it", span)
         target = self._anchors.get(name)
         if target is None:
             known = (
-                f"anchors so far: {', '.join(self._anchors)}"
+                f"known anchors: {', '.join(self._anchors)}"
                 if self._anchors
-                else "no anchor is written above"
+                else "no anchor is defined above"
             )
-            self._fail("E001 invalid-yaml", f"no anchor `&{name}` stands above this alias", span, known)
+            self._fail("E001 invalid-yaml", f"no anchor `&{name}` precedes this alias", span, known)
         return Node(span, target.content)
 
     def _refuse_tag(self, start: int) -> None:
         tag = re.compile(r"(?:&\S+\s+)?(!\S*)").match(self._text, start)
         span = self._span(*tag.span(1)) if tag else self._span(start, start + 1)
-        message = f"the tag `{span.text}` is refused: recipes are plain data"
+        message = f"the tag `{span.text}` is not allowed; recipes are plain data"
         self._found.append(Diagnostic("E008 refused-yaml", message, span, "delete the tag"))
 
     def _fail(self, code: ErrorCode, message: str, span: Span, label: str = "") -> NoReturn:

@@ -1,4 +1,4 @@
-"""Plain scalars of the YAML 1.2 core schema: `1e-3` is a number; `1_000`, `yes` and `2026-01-01` are strings."""
+"""Plain scalars of YAML 1.2: `1e-3` is a number; `1_000`, `yes` and `2026-01-01` are strings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST = 40
 
 
 def resolve(text: str) -> Scalar:
-    """The value of a plain scalar. Raises ValueError for numbers that neither 64 bits nor JSON can hold."""
+    """Return the value of a plain scalar, or raise ValueError for a number beyond 64 bits or JSON."""
     if _NULL.fullmatch(text):
         return None
     if boolean := _BOOL.fullmatch(text):

@@ -101,7 +101,7 @@ class _Run:
         self.average = WeightAverage(self.policy, section.ema) if section.ema is not None else None
         self.optimizer = build_optimizer(self.policy, section.optimizer, self.average, bf16=bf16)
         self.identity = Identity(job.recipe, job.fingerprint, world)
-        self.saved = job.directory / "policy"
+        self.saved = job.directory / runs.POLICY
         self.step = self._start(resume=resume)
         self.rate, self.loss = 0.0, float("nan")
         self.profile = self._profile() if job.profile else None
@@ -254,7 +254,7 @@ class _Run:
                 f"set `training.steps` to {self.step + NEEDED} or more"
             )
         return Profile(
-            self.job.directory / "profile", self.accelerator.device, self.accelerator.is_main_process
+            self.job.directory / runs.PROFILE, self.accelerator.device, self.accelerator.is_main_process
         )
 
     def _stored_rows(self) -> Rows | None:
@@ -348,7 +348,7 @@ class _Run:
         if broken:
             kept = f"statistics were lost with it ({', '.join(broken[:3])}), so the last checkpoint is {self.saved}"
         else:
-            if not runs.place(self.job.directory, step).exists():
+            if not runs.checkpoint_path(self.job.directory, step).exists():
                 self._save(step)
             kept = f"the weights before it are in {self.saved}"
         raise not_finite(step, self.order.batch(step * self.section.accumulate), kept)

@@ -39,12 +39,12 @@ class Requests:
     def publish(self) -> None:
         """Pass the requests of this process on, before an update."""
         if self._several:
-            self._health.request(stop=self._signals.asked or 0, save=self._save_is_due())
+            self._health.request(stop=self._signals.received or 0, save=self._save_is_due())
 
     def after(self, step: int) -> tuple[int, bool]:
         """Return the signal to stop for, or 0, and whether to save, after an update; the same in all processes."""
         if not self._several:
-            return self._signals.asked or 0, self._save_is_due()
+            return self._signals.received or 0, self._save_is_due()
         requests = self._health.requests
         if not requests.is_cuda or step % EVERY == 0:
             flags = dict(zip(("stop", "save"), requests, strict=True))

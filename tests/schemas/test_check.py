@@ -126,7 +126,7 @@ def test_unions_that_types_do_not_decide(value: Any, message: str) -> None:
     assert found.notes == ("`x`: A size. Default: auto.",)
 
 
-def test_a_wrong_type_is_said_once() -> None:
+def test_a_wrong_type_is_reported_once() -> None:
     (found,) = check(changed(training={"steps": 1, "precision": 16}))
     assert found.code == "E005 wrong-type"
 
@@ -169,7 +169,7 @@ print(code, sorted(heavy))
 
 
 @pytest.mark.parametrize("text", [GOOD.replace("steps", "stepps"), "a: [", "a: !x 1\n"])
-def test_a_mistake_is_told_without_torch_and_pydantic(text: str, tmp_path: Path) -> None:
+def test_a_mistake_is_reported_without_torch_and_pydantic(text: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     done = subprocess.run([sys.executable, "-c", PROBE, path], capture_output=True, text=True, check=True)

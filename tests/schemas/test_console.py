@@ -6,6 +6,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,7 +75,9 @@ def test_train(called: list[tuple[str, Namespace]], recipe: str) -> None:
     assert build_and_train(arguments) == 0
     ((name, args),) = called
     assert name == "train"
-    assert vars(args) | {"function": ""} == {
+    assert args.document.value["training"] == {"steps": 1}
+    assert vars(args) | {"function": "", "document": None} == {
+        "document": None,
         "function": "",
         "recipe": recipe,
         "override": ["training.steps=1", "name=x"],
@@ -142,7 +145,6 @@ def test_recipes_are_judged_before_anything_is_imported(
 @pytest.mark.parametrize(
     "words",
     [
-        [],
         ["paint"],
         ["list", "wheels"],
         ["evaluate", "x", "--episodes", "0"],
@@ -160,6 +162,30 @@ def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> No
         policysmith(words)
     assert caught.value.code == console.USAGE
     assert "usage: policysmith" in capsys.readouterr().err
+
+
+def test_no_arguments_show_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    assert policysmith([]) == build_and_train([]) == console.USAGE
+    written = capsys.readouterr().err
+    assert "start here:" in written
+    assert "policysmith check recipes/vit_mlp.yaml" in written
+    assert "usage: build-and-train" in written
+
+
+@pytest.mark.parametrize(
+    "words", [["check"], ["evaluate"], ["import-lerobot"], ["data", "record"], ["schema"]]
+)
+def test_help_has_an_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        policysmith([*words, "--help"])
+    assert caught.value.code == console.OK
+    assert f"  policysmith {' '.join(words)} " in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        policysmith(["--version"])
+    assert capsys.readouterr().out == f"policysmith {version('policysmith')}\n"
 
 
 @pytest.mark.parametrize(

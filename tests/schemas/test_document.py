@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policysmith.schemas.diagnostics import Diagnostic
-from policysmith.schemas.document import Document, Key, dotted, from_mapping, parse, read
+from policysmith.schemas.document import Document, from_mapping, parse, read
 from policysmith.schemas.errors import RecipeError
+from policysmith.schemas.nodes import Key, dotted
 from policysmith.schemas.yaml_scalars import resolve
 
 TEXTS = st.text(st.characters(max_codepoint=0x2FF, exclude_categories=["C"]), max_size=8)
@@ -150,7 +151,7 @@ def test_a_quoted_merge_key_is_a_key() -> None:
 
 
 def test_merging_something_else_is_reported() -> None:
-    with pytest.raises(RecipeError, match="`<<` merges a mapping"):
+    with pytest.raises(RecipeError, match=r"E005.*`<<`"):
         parse("a: {<<: 1}")
 
 
@@ -236,7 +237,7 @@ def test_python_values_become_plain() -> None:
     ("value", "message"),
     [
         ({"a": {1: 2}}, r"keys must be strings, found 1\n --> recipe: a"),
-        ({"a": [{"b": {1, 2}}]}, r"`a\[0\]\.b` holds a builtins\.set"),
+        ({"a": [{"b": {1, 2}}]}, r"`a\[0\]\.b` is a builtins\.set"),
         ({"a": float("nan")}, "`a` must be finite"),
     ],
 )
@@ -248,7 +249,7 @@ def test_python_values_that_no_recipe_holds(value: dict[str, Any], message: str)
 def test_endless_python_values() -> None:
     value: dict[str, Any] = {}
     value["self"] = value
-    with pytest.raises(RecipeError, match="endless"):
+    with pytest.raises(RecipeError, match="nested"):
         from_mapping(value)
 
 

@@ -76,19 +76,19 @@ def test_places_are_those_of_the_override() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("training.steps", "there is no `=`"),
-        ("=3", "not a path"),
-        ("", "not a path"),
-        ("training..steps=3", "not a path"),
+        ("training.steps", "missing `=`"),
+        ("=3", "invalid path"),
+        ("", "invalid path"),
+        ("training..steps=3", "invalid path"),
         ("training.steps.x=3", "`training.steps` is a single value"),
-        ("transforms.2.size=3", "`transforms` is a list: it has 2 items, counted from 0"),
+        ("transforms.2.size=3", "`transforms` is a list of 2 items, counted from 0"),
         ("transforms.first.size=3", "`transforms` is a list"),
         ("transforms.-1.size=3", "`transforms` is a list"),
-        ("training.optimizer.betas.0=3", "does not write this list"),
+        ("training.optimizer.betas.0=3", "does not set this list"),
         ("name=[1", "never closed"),
         ("name=!x 1", "tag"),
         ("name=.nan", "finite"),
-        ("name={a: 1, a: 2}", "written twice"),
+        ("name={a: 1, a: 2}", "duplicate key"),
     ],
 )
 def test_mistakes(text: str, message: str) -> None:

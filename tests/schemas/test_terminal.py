@@ -1,4 +1,4 @@
-"""Names, paths and values reach the terminal as data, and what is broken or huge is told briefly."""
+"""Names, paths and values reach the terminal as data; reports on huge or broken recipes are short."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from policysmith.builder.display import PlainConsole
-from policysmith.schemas import console
+from policysmith.schemas import console, yaml_parser
 from policysmith.schemas.check import check as judge
-from policysmith.schemas.document import MAX_BYTES, parse, read
+from policysmith.schemas.document import parse, read
 from policysmith.schemas.errors import RecipeError
+from policysmith.schemas.nodes import MAX_BYTES
 from policysmith.schemas.terminal import printable
 
 RECIPE = """recipe: 1
@@ -90,11 +91,13 @@ def test_what_is_huge_is_refused_in_few_words(
     assert written.count("error[") <= 100
 
 
-def test_text_and_values_are_bounded_as_files_are() -> None:
+def test_text_and_values_are_bounded_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="larger than 1 MB"):
         parse(RECIPE + "#" * MAX_BYTES)
-    with pytest.raises(RecipeError, match="more than 100,000 keys and values"):
-        parse("[" + "1," * 100_001 + "]")
+    monkeypatch.setattr(yaml_parser, "MAX_NODES", 1_000)
+    parse("a: [" + "1," * 997 + "]")
+    with pytest.raises(RecipeError, match="more than 1,000 keys and values"):
+        parse("a: [" + "1," * 1_001 + "]")
 
 
 def test_a_caret_far_to_the_right_stands_below_its_value() -> None:
@@ -113,25 +116,41 @@ def test_a_recipe_that_never_ends_is_refused() -> None:
         read(Path("a\0b"))
 
 
-def run(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def run(
+    words: str, folder: Path, stdout: int | None = None, **env: str
+) -> subprocess.CompletedProcess[bytes]:
     (folder / "recipe.yaml").write_text(RECIPE + '"key \u2192": 1\n', encoding="utf-8")
+    program = "import sys; from policysmith.schemas.console import policysmith; sys.exit(policysmith())"
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
+        [sys.executable, "-c", program, *words.split()],
         cwd=folder,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment},
-        capture_output=True,
+        env={**os.environ, **env},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         timeout=120,
         check=False,
     )
 
 
 def test_a_reader_that_leaves_early_ends_the_program_quietly(tmp_path: Path) -> None:
-    done = run("policysmith schema | true", tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run("check recipe.yaml --format json", tmp_path, stdout=writer)
+    os.close(writer)
     assert done.returncode == console.NO_READER
     assert done.stderr == b""
 
 
+def test_a_file_that_does_not_exist_has_no_mistakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert console.policysmith(["check", str(tmp_path / "gone.yaml")]) == console.INVALID_RECIPE
+    written = capsys.readouterr().err
+    assert "error[E009" in written
+    assert "mistake" not in written
+
+
 def test_characters_that_the_terminal_lacks_are_written_as_escapes(tmp_path: Path) -> None:
-    done = run("policysmith check recipe.yaml", tmp_path, PYTHONIOENCODING="ascii")
+    done = run("check recipe.yaml", tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == console.INVALID_RECIPE
     assert b"key \\u2192" in done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..columns import describe, unread_columns
+from .columns import describe, unread_columns
 from .features import ACTION, STATE, flat_names
 from .layout import read_layout
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ..columns import Columns
+    from .columns import Columns
     from .layout import Feature, Layout
 
 

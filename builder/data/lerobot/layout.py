@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ....schemas.errors import DatasetError
 from ....schemas.paths import expanded
-from ..columns import map_columns
+from .columns import map_columns
 from .episodes import EpisodeInfo, VideoSpan, read_tables_v2, read_tables_v3
 from .features import RGB_ONLY, Camera, Feature, Storage, parse_cameras, parse_features
 from .files import read_json
@@ -26,7 +26,7 @@ from .files import read_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..columns import Columns
+    from .columns import Columns
 
 __all__ = ["Camera", "EpisodeInfo", "Feature", "Layout", "Storage", "VideoSpan", "read_layout"]
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ....schemas.errors import DatasetError
-from ..columns import cure, unread_columns
+from .columns import cure, unread_columns
 from .features import ACTION, Feature
 from .files import open_parquet, reading
 

@@ -111,7 +111,7 @@ class _Table:
         device = self._accelerator.device
         obstacles = dict.fromkeys(names, "the collator draws random numbers")
         if not is_random(self._first_batch, device):
-            first = self._policy.told(self._first_batch())
+            first = self._policy.with_action_padding(self._first_batch())
             obstacles = {name: self._randomness_before(name, first) for name in names}
         for name, obstacle in obstacles.items():
             if obstacle:
@@ -121,10 +121,11 @@ class _Table:
     def open(self, names: list[str]) -> Rows:
         """Return the rows, after computing those of a new table. Raise _ObstacleError, in all processes, if that fails."""
         policy, samples = self._policy, self._samples
-        others = policy.read_besides(names)
-        if images := sorted(policy.images & others):
+        others = policy.dependencies.read_by_others(names)
+        if images := sorted(policy.dependencies.images & others):
             raise _ObstacleError(f"`{images[0]}` is read by others too")
-        self._names, self._dropped = names, policy.read_only_by(names) | policy.images
+        own = policy.dependencies.read_only_by(names)
+        self._names, self._dropped = names, own | policy.dependencies.images
         first = self._first_batch()
         listed = sorted(key for key in others if key in first and not isinstance(first[key], Tensor))
         if listed:
@@ -219,7 +220,9 @@ class _Table:
     def _randomness_before(self, name: str, batch: dict[str, Any]) -> str:
         """Return what is random before a backbone; an empty text if nothing is."""
         policy = self._policy
-        for transform, keys in zip(policy.transforms, policy.way_to([name]), strict=True):
+        for transform, keys in zip(
+            policy.transforms, policy.dependencies.before_transforms([name]), strict=True
+        ):
             seen = {key: value for key, value in batch.items() if key in keys or key in ROBOTS}
             with training_mode(transform, True):
                 if is_random(partial(transform, seen), self._accelerator.device):

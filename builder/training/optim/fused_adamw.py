@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ....components.kernels.adamw import adamw_step, alike, flat
-from ....components.kernels.eight_bit import BLOCK, decode, encode
+from ....components.kernels.adamw import adamw_step, flat, same_memory_order
+from ....components.kernels.eight_bit import BLOCK, coded, decode, encode, moment_bytes
 from ... import compat
 from ..distributed.sharding import local, put, spread_as, whole
 from .adamw import AdamW
@@ -18,8 +18,6 @@ from .ema import WeightAverage
 
 _MOMENTS = {"exp_avg": False, "exp_avg_sq": True}
 """Names of the moments, and whether they are moments of squares."""
-_SMALLEST = 4096
-"""Fewest numbers of a weight whose moments are kept in eight bits."""
 _PIECE = 2**24
 """Numbers that are encoded at once, a multiple of 256."""
 _Kind = tuple[torch.dtype, bool]
@@ -36,21 +34,6 @@ class _Launch:
     groups: Sequence[int]
     fixed: Mapping[str, Any]
     """Step count, moments and their scales, averages, and copies."""
-
-
-def coded(part: Tensor, *, eight_bit: bool) -> bool:
-    """Return whether the moments of the part of a weight that a process holds are in eight bits."""
-    return eight_bit and part.numel() >= _SMALLEST
-
-
-def moment_bytes(parts: Iterable[Tensor], *, eight_bit: bool) -> int:
-    """Return the bytes that both moments of these weights take."""
-    return sum(
-        2 * (part.numel() + 4 * -(-part.numel() // BLOCK))
-        if coded(part, eight_bit=eight_bit)
-        else 8 * part.numel()
-        for part in parts
-    )
 
 
 class FusedAdamW(AdamW):
@@ -256,7 +239,7 @@ class FusedAdamW(AdamW):
 
     def _ordered_as(self, part: Tensor, gradient: Tensor, place: int) -> Tensor:
         """Return the gradient in the memory order of a weight's part, at an address that stays."""
-        if alike(gradient, part):
+        if same_memory_order(gradient, part):
             return gradient
         if place not in self._reordered:
             self._reordered[place] = torch.empty_like(part, dtype=gradient.dtype)

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ....components.base import Learner
-from ....components.layers.basic import repeated
+from ....components.base import Learner, repeated_layers
 from ... import compat
 from ..module_patches import restore_later
 
@@ -117,5 +116,5 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
         return module.repeated_blocks()
     learners = [child for child in module.modules() if isinstance(child, Learner)]
     if not learners:
-        return repeated(module)
+        return repeated_layers(module)
     return [block for child in module.children() for block in _blocks(child)]

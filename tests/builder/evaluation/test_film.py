@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
-from policysmith.builder.evaluation.report.video import (
+from policysmith.builder.evaluation.video import (
     BORDER,
     FAILURE,
     GAP,

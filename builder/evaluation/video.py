@@ -11,7 +11,7 @@ import av
 import numpy as np
 import PIL.Image
 
-from ...simulation.base import Image
+from ..simulation.base import Image
 
 FILM_RATE = 40
 """Frames kept per simulated second."""
