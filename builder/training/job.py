@@ -31,13 +31,13 @@ class Job:
     """Fingerprint of the dataset as it is used."""
     validation: Dataset[Any] | None = None
     keyed: bool = False
-    """Whether the dataset is indexed by `(index, key)`, to draw its augmentation by the sample's key."""
+    """True for a dataset that is indexed by `(index, key)`, to draw its augmentation by the sample's key."""
     profile: bool = False
-    """Whether to measure how the time of the first steps is spent."""
+    """True to measure how the time of the first steps is spent."""
     notes: Sequence[str] = ()
     """Lines to show before the first step."""
     verify: bool = True
-    """Whether to verify a checkpoint against its manifest before resuming from it."""
+    """True to verify a checkpoint against its manifest before resuming from it."""
     shares: Sequence[tuple[int, float]] | None = None
     """Size and weight of each dataset of a mixture; `dataset` holds them end to end."""
 

@@ -21,7 +21,7 @@ class Peers:
 
     @property
     def several(self) -> bool:
-        """Whether there is more than one process."""
+        """True for more than one process."""
         return self._count > 1
 
     def agree(self, verdict: bool) -> bool:

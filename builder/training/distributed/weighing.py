@@ -22,7 +22,7 @@ class Weighing:
         self._policy, self._processes, self._note = policy, processes, note
         self._parts = accumulate * processes
         self._equal = self._parts == 1
-        """Whether all batches have the same weight."""
+        """True if all batches have the same weight."""
 
     def __call__(self, batches: Batches) -> Batches:
         """Return the batches of the next step with their shares. All processes call it; nothing waits for the device."""

@@ -29,7 +29,7 @@ class Interval:
     since: Moment | None
     """Start of the timed steps, if that is not the end of the last interval."""
     first: bool
-    """Whether this is the first step of a process, alone."""
+    """True for the first step of a process, alone."""
     numbers: Readback
     """Means over all processes of losses, norms and seconds of waiting for data, and whether one was not finite."""
 
@@ -49,7 +49,7 @@ class Meter:
         flops: int | None = None,
         peak: float | None = None,
     ) -> None:
-        """A step of one process takes `flops` operations, where they are counted, on a device that does `peak` a second."""
+        """Measure steps of `flops` operations each, if counted, on a device with a peak of `peak` a second."""
         self._samples_per_step, self._device, self._processes = samples_per_step, device, processes
         self._flops, self._peak = flops, peak
         self._start = Moment(device)

@@ -61,7 +61,7 @@ TOLERANCE = 0.01
 
 
 class Stage(Protocol):
-    """How updates are made, until `next` names another stage."""
+    """A way to make updates, until `next` returns another one."""
 
     def take(self, batch: Batch, seed: int) -> Result: ...
 
@@ -86,7 +86,7 @@ class StepGraph:
 
 @dataclass(frozen=True)
 class _Context:
-    """What all stages use."""
+    """Objects that all stages use."""
 
     update: Update
     peers: Peers
@@ -121,10 +121,10 @@ class _Context:
 
 @dataclass
 class _Times:
-    """Seconds of updates."""
+    """Durations of updates."""
 
     host: list[float]
-    """During which the host was busy, without a graph."""
+    """Seconds that the host was busy, without a graph."""
     eager: list[float]
     replayed: list[float]
 

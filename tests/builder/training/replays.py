@@ -1,4 +1,4 @@
-"""A small model's run by a `StepGraph` beside one without, on a graph that only pretends to be one."""
+"""A small model trained by a `StepGraph` beside one trained without, on a graph that only pretends to be one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from policysmith.schemas.recipe import OptimizerSection
 
 Batch = Mapping[str, Any]
 REPLAYING = Settings(busy=0.0)
-"""A host is always busy enough."""
+"""Settings under which a host is always busy enough."""
 
 
 class Model(nn.Module):
-    """Counts its passes, and centres states by a mean over those that it saw."""
+    """A model that counts its passes, and centers states by their running mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class PlainUpdate:
 
 
 class Replayed:
-    """Stands for captured graphs: makes the update itself, with the errors that `wrong` adds to losses."""
+    """A stand-in for captured graphs: makes the update itself, with the errors that `wrong` adds to losses."""
 
     wrong: Callable[[int], float] = staticmethod(lambda replay: 0.0)
 

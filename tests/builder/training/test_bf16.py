@@ -1,4 +1,4 @@
-"""Training in bfloat16: copies of the weights, which change nothing but the casts, and the optimiser that keeps them."""
+"""Training in bfloat16: copies of the weights, which change nothing but the casts, and the optimizer that writes them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SECTION = OptimizerSection(lr=1e-2, weight_decay=0.1)
 
 
 class Odd(nn.Linear):
-    """Does more with its weight than autocast would."""
+    """A layer that uses its weight for more than autocast would cast."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.exp(), self.bias)
@@ -92,7 +92,7 @@ def test_copies_stand_where_autocast_would_cast() -> None:
 
 
 class Particular(nn.Module):
-    """Modules whose weights must stay as they are: computed anew, used without autocast as well, and not used."""
+    """Modules whose weights must not be copied: recomputed, also used without autocast, and unused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -344,7 +344,7 @@ def test_trained_weights_that_are_not_float32_are_named() -> None:
 def test_weights_are_copied_where_all_processes_found_them_cast(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DDP sends weights from one process to the others, so their types must agree."""
+    """Copy the same weights everywhere, because DDP sends weights from one process to the others."""
     from policysmith.builder.training.speed import speedups
 
     monkeypatch.setattr(

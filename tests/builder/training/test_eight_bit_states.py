@@ -1,4 +1,4 @@
-"""Training with moments in eight bits: the losses of float32 ones, v that decays, states for any AdamW, and their bytes."""
+"""Training with moments in eight bits: losses, the decay of v, states for any AdamW, and memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def network() -> nn.Sequential:
 
 
 def losses(section: OptimizerSection, steps: int) -> Tensor:
-    """Of a network that learns what another does, with clipping, a schedule and an average of the weights."""
+    """Train a network to imitate another, with clipping, a schedule and an average of the weights."""
     torch.manual_seed(0)
     teacher, model = network().requires_grad_(False), network()
     optimizer = build_optimizer(model, section, WeightAverage(model, 0.99), bf16=True)
@@ -60,7 +60,7 @@ def test_losses_are_those_of_float32_moments_within_half_a_percent() -> None:
 
 
 def decayed(steps: int) -> float:
-    """Of a second moment, what is left after steps in which the gradient is 0, beside what should be."""
+    """Return the rest of a second moment after steps with a gradient of 0, and the exact rest."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(64, 128))
     optimizer = build_optimizer(nn.ParameterList([weight]), EIGHT)
@@ -186,8 +186,8 @@ def test_blocks_lie_as_the_weight_does() -> None:
     assert largest / 480 <= optimizer.state[weight]["exp_avg_scales"][3] < largest / 240
 
 
-class Told:
-    """A reporter that keeps the notes."""
+class Recorder:
+    """A reporter that keeps notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -212,14 +212,14 @@ def test_a_run_says_what_it_saves_and_may_change_to_eight_bits(tiny: dict[str, A
     assert eight.summary is not None
     assert plain.summary is not None
     saved = plain.summary.training_bytes - eight.summary.training_bytes
-    told = Told()
+    recorder = Recorder()
     plain.override({"training.steps": 6, "training.save_every": 3, "training.keep": 5}).train(
-        output=tmp_path / "run", device="cpu", reporters=(told,)
+        output=tmp_path / "run", device="cpu", reporters=(recorder,)
     )
-    assert not [note for note in told.notes if "8 bits" in note]
+    assert not [note for note in recorder.notes if "8 bits" in note]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
-    assert eight.train(output=tmp_path / "run", device="cpu", resume=True, reporters=(told,)).steps == 6
-    (note,) = (note for note in told.notes if "8 bits" in note)
+    assert eight.train(output=tmp_path / "run", device="cpu", resume=True, reporters=(recorder,)).steps == 6
+    (note,) = (note for note in recorder.notes if "8 bits" in note)
     kept, full = (float(x) for x in re.findall(r"([\d.e-]+) GB", note))
     assert note == f"moments in 8 bits: {kept:.3g} GB instead of {full:.3g} GB"
     assert full == pytest.approx(8e-9 * plain.summary.trainable, rel=0.01)

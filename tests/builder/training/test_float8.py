@@ -30,7 +30,7 @@ SCALES: list[Literal["tensorwise", "rowwise"]] = ["tensorwise", "rowwise"]
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float8 is rounded to on any device, and small layers are large."""
+    """Round to float8 on any device, and treat small layers as large."""
     config = pytest.importorskip("torchao.float8").Float8LinearConfig
     named = config.from_recipe_name
     monkeypatch.setattr(config, "from_recipe_name", lambda name: replace(named(name), emulate=True))
@@ -40,7 +40,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cast() -> Iterator[None]:
-    """Autocast is on, as in a run."""
+    """Turn autocast on, as in a run."""
     with torch.autocast("cpu", torch.bfloat16):
         yield
 
@@ -60,7 +60,7 @@ class Layer(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A layer at rest, beside it an adapter, one of another class, odd sizes, and weights that another module holds."""
+    """A frozen layer, an adapter, a layer of another class, odd sizes, and a shared weight."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()

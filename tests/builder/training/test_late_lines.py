@@ -17,7 +17,7 @@ from .test_run import break_loss
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines are read two steps late, as on a GPU."""
+    """Read log lines two steps late, as on a GPU."""
     monkeypatch.setitem(loop.LAG, "cpu", 2)
 
 
@@ -82,7 +82,7 @@ def test_an_error_loses_no_line(
 def test_an_error_is_not_hidden_by_a_loss_before_it(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other processes do not know of the error, so nothing may be agreed upon with them."""
+    """Raise the error at once: other processes do not know of it, so nothing may be agreed upon with them."""
     tiny["training"] |= {"steps": 8, "log_every": 1}
     builder = Builder.from_recipe(tiny)
     builder.check()

@@ -137,7 +137,7 @@ def test_frozen_weights_are_not_averaged() -> None:
 
 @pytest.mark.parametrize("limit", [None, 0.01, 1.0, 1e3])
 def test_clipping_in_the_step_is_clipping_before_it(limit: float | None) -> None:
-    """Against torch's own clip_grad_norm_ and the plain implementation of AdamW, in double precision."""
+    """Compare with torch's own clip_grad_norm_ and the plain implementation of AdamW, in double precision."""
     ours = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
     theirs = copy.deepcopy(ours)
     section = OptimizerSection(lr=1e-2, weight_decay=0.1)

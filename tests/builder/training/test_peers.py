@@ -1,4 +1,4 @@
-"""Processes that replay steps take those that a wrapped policy takes, whatever happens to one of them."""
+"""Processes that replay steps train as a wrapped policy does, whatever happens to one of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRIED, CHECKED, TIMED, UNFIT = (
     Settings().unfit,
 )
 OFTEN = Settings(busy=0.0, again=10)
-"""Replays are checked often."""
+"""Settings under which replays are checked often."""
 STEPS = TRIED + 2 * (CHECKED + TIMED) + 5
 
 
@@ -122,7 +122,7 @@ def weights_without_a_gradient(patch: pytest.MonkeyPatch, second: bool) -> list[
 
 
 def taken(pair: Pair, size: Callable[[int], int] = lambda step: 4, steps: int = STEPS) -> list[str]:
-    """The notes of a run, and last whether its last step went through the wrapped policy."""
+    """Return the notes of a run, and whether its last step went through the wrapped model."""
     pair.take(steps - 1, size)
     before = pair.ours.together
     pair.take(1, size)
@@ -150,7 +150,7 @@ CASES = {
 
 
 def process(rank: int, folder: Path) -> None:
-    """One of two, which goes through all cases, each with batches of its own."""
+    """Go through all cases as one of two processes, each with its own batches."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
@@ -172,7 +172,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_processes_go_the_same_way(case: Any, found: list[dict[str, str]]) -> None:
-    """Weights and statistics were held to those of a wrapped policy, to the bit, in the processes themselves."""
+    """Compare notes; the processes themselves compared weights and buffers with those of a wrapped model, to the bit."""
     for expected, notes in zip(CASES[case], found, strict=True):
         for part in expected.split("|"):
             assert part in notes[case.__name__]

@@ -57,7 +57,7 @@ def test_a_layer_errs_no_more_with_fused_operators(kind: str, device: str) -> No
 
 
 def found(function: Callable[..., Tensor], *given: Tensor) -> int:
-    """How many operators are put into a function, whose results must stay."""
+    """Return the number of operators that are put into a function, after comparing its results."""
     torch._dynamo.reset()
     traced = Traced()
     expected = function(*given)

@@ -79,7 +79,7 @@ def test_training_changes_every_trainable_weight_and_the_loss_falls(
 def test_the_first_step_is_as_long_as_the_schedule_says(
     precision: str, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    """AdamW's first step moves a weight by its rate, whatever the size of its gradient."""
+    """Compare first steps, in which AdamW moves a weight by its rate, whatever the size of its gradient."""
     tiny["training"] |= {
         "precision": precision,
         "steps": 1,
@@ -346,7 +346,7 @@ def test_a_forward_that_its_author_decorated_stays_decorated(
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-    """The `at`-th loss that is learned from is NaN; a first one is only counted for its operations."""
+    """Make the `at`-th training loss NaN; a first pass only counts operations."""
     from policysmith.components.heads.mlp import MlpHead
 
     good, calls = MlpHead.loss, {"count": -1}

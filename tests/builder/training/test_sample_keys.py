@@ -1,4 +1,4 @@
-"""Keys of samples in the batches of a run: of seed, step and sample, and of nothing else."""
+"""Keys of samples in the batches of a run depend on seed, step and sample, and on nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Keys = dict[int, set[int]]
 
 
 class Numbers(Dataset[dict[str, int]]):
-    """Samples that hold their index, or what they are indexed by."""
+    """Samples that hold their index, or their `(index, key)`."""
 
     def __len__(self) -> int:
         return SIZE
@@ -50,7 +50,7 @@ def coming(order: Any, accumulate: int = 1, workers: int = 0) -> Iterator[dict[s
 
 
 def of_step(step: int, world: int, batch: int, accumulate: int, *, mixed: bool, seed: int = 0) -> Keys:
-    """What a run of so many processes, batches and samples has in one step."""
+    """Return the samples and keys of one step, for so many processes, batches and samples."""
     found: Keys = {}
     for rank in range(world):
         place = {"batch_size": batch, "seed": seed, "rank": rank, "world_size": world}
@@ -124,7 +124,7 @@ def test_a_step_sees_the_same_images_in_one_batch_or_in_two(
     forward = Vit.forward
 
     def seen(accumulate: int) -> list[set[tuple[float, ...]]]:
-        """What the backbone sees in every step."""
+        """Record the input of the backbone in every step."""
         images: list[tuple[float, ...]] = []
 
         def watched(self: Vit, observations: Any, outputs: Any) -> Any:
@@ -173,7 +173,7 @@ def test_a_hand_written_policys_samples_are_changed_like_those_of_a_composed_one
 
 
 class Samples(Dataset[dict[str, Any]]):
-    """The samples of a batch."""
+    """Collate samples into a batch."""
 
     def __init__(self, batch: dict[str, Any]) -> None:
         self._batch = {key: value for key, value in batch.items() if key != SAMPLE_KEY}

@@ -1,4 +1,4 @@
-"""When steps are replayed and when not, with a graph that only pretends to be one; real ones need a GPU (`test_gpu.py`)."""
+"""Decisions about replaying steps, with a graph that only pretends to be one; real ones need a GPU (`test_gpu.py`)."""
 
 from __future__ import annotations
 

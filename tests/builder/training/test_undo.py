@@ -1,4 +1,4 @@
-"""Modules are after a training, or a pass that should leave no trace, what they were before."""
+"""Modules are the same after a run, or after a pass that must leave no trace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from policysmith.builder.training.module_patches import BufferSnapshot, restore_
 
 
 class Counting(nn.Module):
-    """Makes a buffer, puts another in the place of one, and changes a third."""
+    """A module that creates a buffer, replaces another, and changes a third."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The numbers that a run tells are those that their names say."""
+"""Numbers in the log are what their names say."""
 
 from __future__ import annotations
 
