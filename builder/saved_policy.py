@@ -199,6 +199,27 @@ class SavedPolicy:
         return loaded
 
 
+def load(
+    run_or_checkpoint: str | Path, *, device: str = "cpu", allow_imports: bool = False, verify: bool = True
+) -> BasePolicyModel:
+    """Load a trained policy, in evaluation mode.
+
+    Args:
+        run_or_checkpoint: A run, for its newest policy, or the directory of a checkpoint.
+        device: Device of the policy.
+        allow_imports: Run the files under `imports:` of its recipe, which a hand-written policy needs.
+        verify: Verify the files of the policy against its manifest.
+
+    Raises:
+        CheckpointError: The directory holds no policy, it is damaged, or imports are not allowed.
+        WeightsError: The weights do not fit the policy.
+        RecipeError: An import fails.
+    """
+    saved = SavedPolicy.find(run_or_checkpoint, verify=verify)
+    saved.run_imports(allowed=allow_imports)
+    return saved.load(device)
+
+
 def _check_sections(recipe: Mapping[str, Any]) -> None:
     """Raise ValueError or TypeError for a recipe whose sections an evaluation could not read."""
     DataSection.model_validate(recipe["data"])
