@@ -66,7 +66,7 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
         super().__init__(config)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
         if "forward" in vars(cls):
             cls.forward = keywords.accepts_keywords(vars(cls)["forward"])  # type: ignore[method-assign]
 
@@ -93,10 +93,6 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
         raise NotImplementedError(
             f"{type(self).__name__} must implement forward(batch) -> {{'loss', 'prediction'}}"
         )
-
-    def inference(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
-        """Return an action chunk (B, H, A) for a collated batch without actions."""
-        raise NotImplementedError(f"{type(self).__name__} must implement inference(batch) -> (B, H, A)")
 
     def loss_counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the number of values behind each mean in the loss of a batch, as scalars by kind of value.

@@ -111,6 +111,10 @@ class RobotInterface(_Base):
         """Robots that the policy is for; empty if its data does not tell them apart."""
         return Robots.from_json(self.content.get("robots"), self.pipeline.specs)
 
+    def inference(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
+        """Return an action chunk (B, H, A) for a collated batch without actions."""
+        raise NotImplementedError(f"{type(self).__name__} must implement inference(batch) -> (B, H, A)")
+
     def reset(self) -> None:
         """Forget the running chunk and the observation history: a new episode begins."""
         self._queue.clear()
