@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import logging
 import os
 import sys
+import textwrap
 from argparse import Namespace
 from pathlib import Path
 from typing import get_args
@@ -16,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from ..components.base import Part
 from ..components.registry import REGISTRIES
 from ..schemas.errors import RegistryError
 from ..schemas.part import PartConfig
@@ -125,7 +128,7 @@ def explain(args: Namespace) -> int:
     """Run `policysmith explain`."""
     first, *steps = args.topic.split(".")
     seen: list[str] = []
-    text, sections = "", list[type[BaseModel]]([Recipe])
+    text, sections, example = "", list[type[BaseModel]]([Recipe]), ""
     if first not in REGISTRIES:
         steps = [first, *steps]
     elif not steps:
@@ -134,7 +137,7 @@ def explain(args: Namespace) -> int:
     else:
         part = REGISTRIES[first].get(steps[0])
         seen, steps = [first, steps[0]], steps[1:]
-        text, sections = inspect.getdoc(part) or "", [part.Config]
+        text, sections, example = inspect.getdoc(part) or "", [part.Config], example_of(part)
     for step in steps:
         fields = {
             field.alias or name: field for section in sections for name, field in section.model_fields.items()
@@ -147,13 +150,25 @@ def explain(args: Namespace) -> int:
                 here, known = "did you mean", ", ".join(f"`{kind}.{step}`" for kind in kinds) + "?"
             raise RegistryError(f"`{args.topic}` does not exist, so it cannot be explained; {here}: {known}")
         seen.append(step)
-        text, sections = fields[step].description or "", _models(fields[step].annotation)
+        text, sections, example = fields[step].description or "", _models(fields[step].annotation), ""
     console.print(text)
     for section in sections:
         if not issubclass(section, PartConfig):
             console.print(f"\n{inspect.getdoc(section) or ''}")
         _show_options(section)
+    if example:
+        console.print(f"\nexample:\n\n{textwrap.indent(example, '    ')}", end="")
     return 0
+
+
+def example_of(part: type[Part]) -> str:
+    """Return the example config of a part as YAML."""
+    from ruamel.yaml import YAML
+
+    yaml, stream = YAML(), io.StringIO()
+    yaml.default_flow_style = None
+    yaml.dump(part.example().model_dump(mode="json", exclude_unset=True), stream)
+    return stream.getvalue()
 
 
 def _models(annotation: object) -> list[type[BaseModel]]:

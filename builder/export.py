@@ -64,7 +64,7 @@ def merge_adapters(policy: RecipePolicy) -> None:
         CheckpointError: The policy has no adapters.
         WeightsError: An adapter is not finite.
     """
-    adapted = [name for name, backbone in policy.backbones.items() if lora.count(backbone)]
+    adapted = [name for name, backbone in policy.backbones.items() if lora.count_adapters(backbone)]
     if not adapted:
         raise CheckpointError(
             "the policy has no low-rank adapters to merge; leave `--merge` out (adapters come from `lora` of a backbone)"

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...components.images.specs import ImageTransform
+from ...components.images.transform import ImageTransform
 from ...components.registry import BACKBONES, HEADS, NECKS, TRANSFORMS
 from ...schemas.document import from_mapping
 from ...schemas.errors import CheckpointError, SpecError
-from ...schemas.specs import Kind
+from ...schemas.specs import IMAGES, Kind
 from .. import runs
 from ..builder import Builder
-from ..planning.compatibility import IMAGES
 from ..saved_policy import SavedPolicy
 
 SUFFIX = "_blind"

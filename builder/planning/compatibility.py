@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
-from ...schemas.specs import Kind
+from ...schemas.specs import IMAGES, Kind
 from ..data.lerobot.features import ACTION
 from ..data.lerobot.info import DatasetInfo
 from ..data.signals import Signals, listed, order
@@ -20,7 +20,6 @@ from ..simulation.base import Environment
 from ..wiring.parts import Parts
 from ..wiring.solve import Wiring, observed_keys, wire, with_statistics
 
-IMAGES = "observation.images."
 STATE = "observation.state"
 
 

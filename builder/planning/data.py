@@ -13,7 +13,7 @@ from ...schemas.errors import DatasetError, RecipeError, SpecError
 from ...schemas.nodes import Key, KeyPath
 from ...schemas.paths import expanded
 from ...schemas.recipe import DataSection, SourceSection
-from ...schemas.specs import Kind, Range, Spec
+from ...schemas.specs import IMAGES, Kind, Range, Spec
 from ..data.dataset import task_texts
 from ..data.frames.probing import probe_cameras
 from ..data.lerobot.columns import column_faults, cure
@@ -27,7 +27,7 @@ from ..data.time_steps import TimeSteps
 from ..recipe import rules
 from ..recipe.loaded import LoadedRecipe
 from .non_finite import without_unusable
-from .sources import IMAGES, DataPlan, DataSource, common_specs
+from .sources import DataPlan, DataSource, common_specs
 
 _logger = logging.getLogger(__name__)
 

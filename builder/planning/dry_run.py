@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...components.base import Feature
-from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding_mask
 from ...components.kernels.eight_bit import moment_bytes
 from ...components.pretrained import lora
 from ...schemas.diagnostics import Diagnostic, in_order
@@ -83,7 +83,7 @@ def dry_run(
     if problems:
         raise RecipeError(in_order(problems))
     trainable = [p for p in policy.parameters() if p.requires_grad]
-    adapted = {f"backbones.{name}": lora.count(module) for name, module in policy.backbones.items()}
+    adapted = {f"backbones.{name}": lora.count_adapters(module) for name, module in policy.backbones.items()}
     return Summary(
         name=loaded.sections.name,
         parameters=sum(p.numel() for p in policy.parameters()),
@@ -230,7 +230,7 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
             features |= made
         site = parts.head
         ordered = {**{key: features[key] for key in wiring.features}, **robots}
-        losses = policy.head.loss(ordered, batch["action"], padding(batch))
+        losses = policy.head.loss(ordered, batch["action"], padding_mask(batch))
         if "loss" not in losses or any(value.ndim for value in losses.values()):
             raise SpecError('returns no scalar "loss"', label=_DEFECT)
         _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})

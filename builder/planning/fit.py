@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from ...components.base import ActionHead, Batch, Chunks
-from ...components.embodiments import padding
+from ...components.embodiments import padding_mask
 from ...schemas.errors import PolicysmithError, SpecError
 from ..wiring.parts import Parts, Problem, WiringError
 from ..wiring.solve import Wiring
@@ -47,7 +47,7 @@ def _chunks(parts: Parts, wiring: Wiring, data: DataPlan) -> Chunks:
         for transform in transforms:
             batch = transform(batch)
         actions.append(batch["action"])
-        pads.append(padding(batch))
+        pads.append(padding_mask(batch))
     return torch.cat(actions), torch.cat(pads)
 
 

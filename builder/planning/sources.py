@@ -14,7 +14,7 @@ import numpy as np
 from ...components.embodiments import EMBODIMENT
 from ...schemas.nodes import KeyPath
 from ...schemas.recipe import DataSection
-from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.specs import IMAGES, Kind, Spec, Specs
 from ..data.dataset import LeRobotDataset
 from ..data.lerobot.columns import Columns
 from ..data.lerobot.info import DatasetInfo
@@ -25,8 +25,6 @@ from ..data.robots import Robots
 from ..data.signals import Signals
 from ..data.time_steps import TimeSteps
 from ..data.windows import windows as numeric_windows
-
-IMAGES = "observation.images."
 
 
 @dataclass(frozen=True)

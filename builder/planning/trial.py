@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
+from ...schemas.specs import IMAGES
 from ..data.dataset import LeRobotDataset
 from ..policy import BasePolicyModel, DataCollatorRegistry
 from ..policy.sample_pipeline import SamplePipeline, set_mode
-from .sources import IMAGES, DataPlan
+from .sources import DataPlan
 
 LARGE = 1_000_000_000
 """Number of parameters beyond which a check does not run a policy on the CPU."""

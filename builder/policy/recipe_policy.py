@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Neck, Transform
-from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padding
-from ...components.images.fusion import chains, fused, fuses
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padding_mask
+from ...components.images.fusion import can_fuse, fusable_chains, run_fused
 from ...components.layers.recomputation import recompute
 from ...components.pretrained import lora
 from ...components.shares import shares_in, without_shares
@@ -92,7 +92,7 @@ class RecipePolicy(BasePolicyModel):
     def _freeze(self) -> dict[str, int]:
         """Freeze what the recipe freezes. Return the number of values frozen by each pattern."""
         for backbone in self.backbones.values():
-            lora.rest(backbone)
+            lora.freeze_all_but_adapters(backbone)
         return freeze(self, (self.config.recipe or {})["policy"]["freeze"])
 
     @property
@@ -141,7 +141,7 @@ class RecipePolicy(BasePolicyModel):
         return [part for name, part in parts.items() if Kind.KEY_VALUES in self._wiring.outputs[name]]
 
     def fused_transforms(self, batch: Batch) -> list[list[str]]:
-        together = [chain for chain in chains(list(self.transforms)) if fuses(chain, batch)]
+        together = [chain for chain in fusable_chains(list(self.transforms)) if can_fuse(chain, batch)]
         return [[cast(Transform, each).config.type for each in chain] for chain in together]
 
     def recomputable(self) -> list[nn.Module]:
@@ -159,7 +159,7 @@ class RecipePolicy(BasePolicyModel):
         backbone = cast(Backbone, self.backbones[name])
         backbone.config = self._parts.backbones[name].resolved_config(self.directory)
         try:
-            with lora.set_aside(backbone):
+            with lora.without_adapters(backbone):
                 backbone.load_pretrained()
         finally:
             backbone.config = self._parts.backbones[name].config
@@ -179,7 +179,7 @@ class RecipePolicy(BasePolicyModel):
         output: dict[str, Tensor] = {}
         if "action" in transformed:
             options = [shares] if shares else []
-            output |= self.head.loss(features, transformed["action"], padding(transformed), *options)
+            output |= self.head.loss(features, transformed["action"], padding_mask(transformed), *options)
         if not self.training:
             output["prediction"] = self._actions(features, transformed, None)
         return output
@@ -189,7 +189,7 @@ class RecipePolicy(BasePolicyModel):
         """Return the counts of the head."""
         images = self.dependencies.images
         transformed = self.transform({key: value for key, value in batch.items() if key not in images})
-        return self.head.counts(transformed["action"], padding(transformed))
+        return self.head.counts(transformed["action"], padding_mask(transformed))
 
     @torch.no_grad()
     def inference(self, batch: Batch, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
@@ -228,9 +228,9 @@ class RecipePolicy(BasePolicyModel):
         """
         current = self.with_action_padding(batch)
         with torch.autocast(self.device.type, enabled=False):
-            for chain in chains(list(self.transforms)):
-                if fuses(chain, current):
-                    current = fused(chain, current)
+            for chain in fusable_chains(list(self.transforms)):
+                if can_fuse(chain, current):
+                    current = run_fused(chain, current)
                 else:
                     for transform in chain:
                         current = transform(current)

@@ -41,6 +41,8 @@ def recipe_schema() -> dict[str, Any]:
         types = {name: registry.get(name).Config for name in registry.names()}
         definitions[kind] = _choice(list(types), lambda name, kind=kind: {"$ref": f"#/$defs/{kind}.{name}"})
         definitions |= {f"{kind}.{name}": model_schema(config) for name, config in types.items()}
+    needed = {"required": root.pop("required")}
+    root |= {"if": {"required": ["base"]}, "then": {}, "else": needed}
     sorted_root: dict[str, Any] = _sorted({**root, "$defs": definitions})
     return {
         "$schema": _DIALECT,

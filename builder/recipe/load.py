@@ -17,6 +17,7 @@ from typing import Any
 from ...components.registry import REGISTRIES
 from ...schemas import overrides as override
 from ...schemas.check import check
+from ...schemas.composition import composed, resolved
 from ...schemas.diagnostics import in_order
 from ...schemas.document import Document, from_mapping, read
 from ...schemas.errors import RecipeError
@@ -46,7 +47,7 @@ def load_recipe(
     Raises:
         RecipeError: The recipe is wrong; it carries every finding, sorted by position.
     """
-    document = open_document(source, overrides)
+    document = resolved(open_document(source, overrides))
     known = {kind: registry.registered for kind, registry in REGISTRIES.items()} | {"policies": policies()}
     found = check(document, allow_imports=allow_imports, known=known)
     failed = run_imports(document) if allow_imports else []
@@ -81,6 +82,7 @@ def open_document(source: RecipeSource, overrides: Sequence[str] | Mapping[str, 
         document = from_mapping(source)
     else:
         document = read(Path(source))
+    document = composed(document)
     if isinstance(overrides, Mapping):
         return override.apply_mapping(document, overrides)
     return override.apply(document, overrides)

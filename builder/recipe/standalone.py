@@ -13,14 +13,13 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from ...schemas.composition import PATH_KEYS
 from ...schemas.document import Document, parse
 from ...schemas.errors import RecipeError
 from ...schemas.json_schema import SCHEMA_FILE
 from ...schemas.nodes import KeyPath
 from ...schemas.paths import exists, expanded
-from ..wiring.parts import LOCATIONS
 
-_PATHS = (*LOCATIONS, "init", "from")
 _HEADER = re.compile(r"^(#\s*yaml-language-server:\s*\$schema=)(\S+)", re.MULTILINE)
 
 
@@ -130,7 +129,7 @@ def _path_options(recipe: Mapping[str, Any]) -> Iterator[KeyPath]:
         place = nodes.pop()
         node = _at(recipe, place)
         if isinstance(node, dict):
-            yield from ((*place, key) for key in _PATHS if key in node)
+            yield from ((*place, key) for key in PATH_KEYS if key in node)
             nodes += [(*place, key) for key in node]
         elif isinstance(node, list):
             nodes += [(*place, index) for index in range(len(node))]

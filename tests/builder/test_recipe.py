@@ -156,9 +156,11 @@ def test_imports_are_named_once(tmp_path: Path) -> None:
 class FancyHead(ActionHead):
     """Stands for a head of another distribution."""
 
+    accepts = ()
+    specs = example = loss = sample = None  # type: ignore[assignment]
+
     class Config(HeadConfig):
         type: Literal["fancy"]
-        """Fancy."""
         layers: int = Field(default=2, ge=1)
         """Number of layers."""
         width: int = 64

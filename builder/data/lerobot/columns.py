@@ -15,7 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ....schemas.errors import DatasetError, SpecError
-from .features import ACTION, IMAGES, OBSERVATION, STATE, Feature, flat_names
+from ....schemas.specs import IMAGES
+from .features import ACTION, OBSERVATION, STATE, Feature, flat_names
 
 Columns = Mapping[str, str | Sequence[str] | None]
 BOOKKEEPING = frozenset(("timestamp", "frame_index", "episode_index", "index", "task_index"))

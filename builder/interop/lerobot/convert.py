@@ -16,7 +16,7 @@ from ....components.base import Backbone
 from ....components.heads.diffusion import Diffusion
 from ....schemas.errors import WeightsError
 from ....schemas.paths import expanded
-from ....schemas.specs import Kind, Spec
+from ....schemas.specs import IMAGES, Kind, Spec
 from ...composed import assemble
 from ...planning.data import plan_data
 from ...planning.dry_run import dry_run
@@ -29,7 +29,7 @@ from . import files, normalization
 from .files import Checkpoint
 
 _TYPES = {Kind.IMAGE: "VISUAL", Kind.STATE: "STATE"}
-_STATE, _ENVIRONMENT, _IMAGES = "observation.state", "observation.environment_state", "observation.images."
+_STATE, _ENVIRONMENT = "observation.state", "observation.environment_state"
 
 
 def types() -> list[str]:
@@ -160,7 +160,7 @@ def _features(policy: RecipePolicy) -> tuple[dict[str, Any], dict[str, Any]]:
             "type": "ENV" if key == _ENVIRONMENT else _TYPES[specs[key].kind],
             "shape": list(specs[key].dims[2:]),
         }
-        for key in sorted(dict.fromkeys(read), key=lambda key: key.startswith(_IMAGES))
+        for key in sorted(dict.fromkeys(read), key=lambda key: key.startswith(IMAGES))
         if key in specs and specs[key].kind in _TYPES
     }
     return inputs, {"action": {"type": "ACTION", "shape": [specs["action"].width]}}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....components.kernels.adamw import adamw_step, alike, flat
+from ....components.kernels.adamw import adamw_step, flat, same_memory_order
 from ....components.kernels.eight_bit import BLOCK, coded, decode, encode, moment_bytes
 from ..distributed.sharding import local, put, spread_as, whole
 from .ema import WeightAverage
@@ -257,7 +257,7 @@ class FusedAdamW(torch.optim.AdamW):
 
     def _ordered_as(self, part: Tensor, gradient: Tensor, place: int) -> Tensor:
         """The gradient, in the order in which the part of a weight lies in memory, at an address that stays."""
-        if alike(gradient, part):
+        if same_memory_order(gradient, part):
             return gradient
         if place not in self._ordered:
             self._ordered[place] = torch.empty_like(part, dtype=gradient.dtype)

@@ -16,7 +16,7 @@ from policysmith.builder.evaluation import evaluate as evaluation
 from policysmith.builder.evaluation.blind_control import BlindControl
 from policysmith.builder.planning.compatibility import needs_of
 from policysmith.builder.saved_policy import SavedPolicy
-from policysmith.components.registry import BACKBONES, COLLATORS
+from policysmith.components.registry import BACKBONES
 from policysmith.schemas.errors import CheckpointError, RecipeError, SpecError
 
 VISION = {"type": "vit", "patch_size": 16, "width": 16, "depth": 1, "heads": 2}
@@ -210,16 +210,22 @@ def test_a_run_that_is_no_control_is_left_alone(tiny: dict[str, Any], tmp_path: 
 
 
 @pytest.fixture
-def home(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved_tokenizer: Any,
+    saved_text_encoder: Any,
+) -> Path:
     """The directory of a recipe whose dataset and tokenizer lie beside it, with a trained run elsewhere."""
     home = tmp_path / "recipes"
     home.mkdir()
     shutil.copytree(tiny["data"]["path"], home / "demos")
-    tokenizer = COLLATORS.get("language").tiny(home).tokenizer
+    tokenizer = saved_tokenizer(home)["tokenizer"]
     tiny["data"] = {"path": "demos", "horizon": 4, "episodes": [0]}
     tiny["collator"] = {"type": "language", "tokenizer": Path(tokenizer).name}
-    language = BACKBONES.get("language").tiny(home)
-    tiny["policy"]["backbones"]["text"] = {"type": "language", "pretrained": Path(language.pretrained).name}
+    language = saved_text_encoder(home)["pretrained"]
+    tiny["policy"]["backbones"]["text"] = {"type": "language", "pretrained": Path(language).name}
     tiny["training"]["steps"] = 1
     (home / "recipe.yaml").write_text(json.dumps(tiny))
     Builder.from_recipe(home / "recipe.yaml").train(output=tmp_path / "run", device="cpu")

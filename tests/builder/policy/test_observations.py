@@ -97,8 +97,8 @@ def test_only_what_is_read_is_needed(tiny: dict[str, Any], observation: dict[str
 def test_an_instruction_is_needed_where_it_is_tokenized(
     tiny: dict[str, Any], observation: dict[str, Any], tmp_path: Path
 ) -> None:
-    tiny["collator"] = COLLATORS.get("language").tiny(tmp_path).model_dump(mode="json")
-    text = BACKBONES.get("language").tiny(tmp_path).model_dump(mode="json")
+    tiny["collator"] = COLLATORS.get("language").example().model_dump(mode="json")
+    text = BACKBONES.get("language").example().model_dump(mode="json")
     seeing = Builder.from_recipe(tiny).build()
     tiny["policy"]["backbones"] = {"text": text}
     reading = Builder.from_recipe(tiny).build()
