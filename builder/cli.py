@@ -1,4 +1,7 @@
-"""Commands of `build-and-train` and `policysmith`. `schemas/console.py` parses the flags and validates the recipe."""
+"""Commands of `build-and-train` and `policysmith`.
+
+`schemas/console.py` parses the flags and validates the recipe.
+"""
 
 from __future__ import annotations
 
