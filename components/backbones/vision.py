@@ -27,14 +27,14 @@ class _Traits(NamedTuple):
 
     class_token: bool
     """True if a token for the whole image precedes those of registers and patches."""
-    positions: Literal["asked", "resized", "any"]
+    positions: Literal["on_request", "resized", "any"]
     """Resizing of learned positions to other images: on request, always, or not needed."""
 
 
 _TRAITS = {
-    "vit": _Traits(True, "asked"),
-    "clip_vision_model": _Traits(True, "asked"),
-    "siglip_vision_model": _Traits(False, "asked"),
+    "vit": _Traits(True, "on_request"),
+    "clip_vision_model": _Traits(True, "on_request"),
+    "siglip_vision_model": _Traits(False, "on_request"),
     "siglip2_vision_model": _Traits(False, "resized"),
     "dinov2": _Traits(True, "resized"),
     "dinov2_with_registers": _Traits(True, "resized"),
@@ -137,7 +137,7 @@ class Vision(Backbone):
                     [grid], device="cpu"
                 ),  # on the host, because transformers reads its values
             }
-        if self._traits.positions == "asked":
+        if self._traits.positions == "on_request":
             own = _native(self.model.config) == tuple(images.shape[2:])
             return {"pixel_values": images, "interpolate_pos_encoding": not own}
         return {"pixel_values": images}

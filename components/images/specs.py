@@ -137,7 +137,7 @@ def with_size(spec: Spec, size: tuple[int, int], why: str) -> Spec:
     return replace(spec, dims=(*spec.dims[:3], *size), why=f"{spec.why}, {why}".removeprefix(", "))
 
 
-def refuse_normalized(cameras: Specs, name: str, why: str) -> None:
+def refuse_normalized_images(cameras: Specs, name: str, why: str) -> None:
     """Raise SpecError for images that are already normalized; `why` says in a phrase what `name` requires."""
     for key, spec in cameras.items():
         if spec.range is Range.NORMALISED:
