@@ -88,7 +88,7 @@ class Vision(Backbone):
         otherwise = "use `type: timm` for other image models"
         found = {"config": read_config(source, tuple(_TRAITS), otherwise, part="vision_config")}
         normalization = read_normalization(source) if config.pretrained is not None else {}
-        return {**found, "normalisation": normalization} if normalization else found
+        return {**found, "normalization": normalization} if normalization else found
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
@@ -96,8 +96,8 @@ class Vision(Backbone):
         cameras = cls.reads(config, inputs)
         sizes, size = _sizes(facts), frame_size(cameras)
         _check_size(config, sizes, size, next(iter(cameras)))
-        if "normalisation" in facts:
-            check_normalization(cameras, facts["normalisation"], str(config.pretrained))
+        if normalization := facts.get("normalization", facts.get("normalisation")):  # 0.1 saved the latter
+            check_normalization(cameras, normalization, str(config.pretrained))
         _check_pooling(config, sizes)
         patch = _patch(sizes)
         grid = (size[0] // patch, size[1] // patch)

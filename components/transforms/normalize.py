@@ -92,7 +92,7 @@ class Normalize(Transform):
             SpecError: Statistics are missing or do not fit a mode, or values are already normalized.
         """
         for key in (normalized := _modes(config, inputs)):
-            if inputs[key].range is Range.NORMALISED:
+            if inputs[key].range is Range.NORMALIZED:
                 raise SpecError(
                     f"`{key}` is already normalized",
                     field=None if config.keys is None else f"keys.{config.keys.index(key)}",
@@ -104,7 +104,7 @@ class Normalize(Transform):
         bounds = {key: _bounds(robots) for key, robots in _scalings(config, inputs, facts).items()}
         return {
             **inputs,
-            **{key: replace(inputs[key], range=Range.NORMALISED, bounds=bounds[key]) for key in normalized},
+            **{key: replace(inputs[key], range=Range.NORMALIZED, bounds=bounds[key]) for key in normalized},
         }
 
     @classmethod
