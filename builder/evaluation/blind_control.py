@@ -19,9 +19,9 @@ from ...components.registry import BACKBONES, HEADS, NECKS, TRANSFORMS
 from ...schemas.document import from_mapping
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import IMAGES, Kind
+from .. import runs
 from ..builder import Builder
 from ..saved_policy import SavedPolicy
-from ..training.checkpoint import checkpoints, latest
 
 SUFFIX = "_blind"
 
@@ -181,7 +181,7 @@ class BlindControl:
         recipe = blind(_with_dataset(saved), parameters)
         document = from_mapping(recipe, "the blind control", directory=saved.recipe_directory)
         builder = Builder.from_recipe(document, allow_imports=allow_imports)
-        newest = latest(directory) if directory.is_dir() else None
+        newest = runs.latest(directory) if directory.is_dir() else None
         same = newest is not None and _is_same(SavedPolicy.find(newest), builder, saved)
         if newest is not None and not same:
             _require_control(directory, SavedPolicy.find(newest))
@@ -193,11 +193,11 @@ class BlindControl:
     @property
     def trained(self) -> bool:
         """Whether no step is left to take."""
-        return self.found is not None and self.found.name == f"step-{self._steps:08d}"
+        return self.found is not None and runs.step_of(self.found) == self._steps
 
     @property
     def _steps(self) -> int:
-        return self.builder.recipe.recipe.training.steps
+        return self.builder.recipe.sections.training.steps
 
     def train(self, device: str | None, tell: Callable[[str], None]) -> Path:
         """The run of the control, trained. Raises as `Builder.train`."""
@@ -232,5 +232,5 @@ def _is_same(before: SavedPolicy, builder: Builder, saved: SavedPolicy) -> bool:
 
 
 def _require_control(directory: Path, before: SavedPolicy) -> None:
-    if not before.recipe["name"].endswith(SUFFIX) or not checkpoints(directory):
+    if not before.recipe["name"].endswith(SUFFIX) or not runs.checkpoints(directory):
         raise CheckpointError(f"{directory} holds a run that is no blind control; move it elsewhere")

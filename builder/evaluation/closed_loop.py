@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...schemas.errors import SimulatorError
+from ..planning.compatibility import Reordering, Scene, check_scene, needs_of
 from ..saved_policy import SavedPolicy, choose_device
 from ..simulation.base import environments, make
 from ..simulation.seeds import evaluation_seed
 from . import rollout
-from .compatibility import Mapped, Scene, check_scene, needs_of
 from .interval import wilson
 from .rollout import EnvironmentFactory, Episode, Job, Rollout
 from .video import FILM_RATE, save_strip, save_video
@@ -165,7 +165,7 @@ def evaluate_closed_loop(
         processes=processes,
         device=job.device,
         filmed=len(filmed),
-        notes=Mapped.of(needs, scene).notes,
+        notes=Reordering.of(needs, scene).notes,
     )
 
 

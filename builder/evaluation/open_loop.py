@@ -5,22 +5,19 @@ All numbers are in the robot's units. Steps of a chunk beyond the end of an epis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ...schemas.errors import DatasetError
 from ..data.dataset import LeRobotDataset
 from ..data.mixture import RobotDataset
-from ..policy import BasePolicyModel, RecipePolicy
+from ..policy import BasePolicyModel
 from ..policy.ranges import finite
-from ..policy.registry import DataCollatorRegistry
-from ..policy.sample_pipeline import SamplePipeline
 
 Array = NDArray[np.float64]
 
@@ -101,7 +98,6 @@ def evaluate_open_loop(
         DatasetError: the dataset has other windows or another action size than the policy.
         SpecError: the policy predicts something that is not finite.
     """
-    predict = _predictor(policy)
     horizon, size = dataset.shape("action")
     size = dataset.robot.action_dim if isinstance(dataset, RobotDataset) else size
     mean = statistics["action"]["mean"] if statistics and "action" in statistics else None
@@ -117,7 +113,7 @@ def evaluate_open_loop(
             samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
             true = torch.stack([sample["action"] for sample in samples])  # (B, H, A)
             counts = ~torch.stack([sample["action_is_pad"] for sample in samples])  # (B, H)
-            predicted = predict(samples)
+            predicted = policy.predict(samples).float().cpu()
             finite(
                 "action",
                 predicted,
@@ -155,32 +151,6 @@ def evaluate_open_loop(
 def executed(chunks: Array, execute: int) -> Array:
     """Actions (L, A) that a robot would run, given the chunk predicted at each of L frames (L, H, A)."""
     return np.stack([chunks[frame - frame % execute, frame % execute] for frame in range(len(chunks))])
-
-
-Samples = Sequence[Mapping[str, Any]]
-
-
-def _predictor(policy: BasePolicyModel) -> Callable[[Samples], Tensor]:
-    """From raw samples to chunks (B, H, A) in the robot's units, on the CPU."""
-
-    def to_device(batch: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v.to(policy.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-    if isinstance(policy, RecipePolicy):
-        collator = policy.collator
-        return lambda samples: policy.inference(to_device(collator(samples))).float().cpu()
-    pipeline = SamplePipeline(policy.config)
-    collate = DataCollatorRegistry.get(policy.config.model_type)
-
-    def predict(samples: Samples) -> Tensor:
-        hidden = [
-            {**sample, "action": torch.full_like(sample["action"], float("nan"))} for sample in samples
-        ]  # a policy that looks at the answer gives NaN
-        transformed = [pipeline(sample) for sample in hidden]
-        actions = policy.inference(to_device(collate(transformed)))
-        return pipeline.inverse(actions, transformed).float().cpu()
-
-    return predict
 
 
 class _Sums:

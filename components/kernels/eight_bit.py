@@ -11,17 +11,36 @@ numbers. Decoding is therefore exact, and encoding a decoded number reproduces i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from .philox import philox
 
 BLOCK = 256
+_SMALLEST = 4096
+"""Size of a weight from which its moments are stored in eight bits."""
 _BIAS = 120
 """Exponent 0 of a code in float32; numbers below 2^-6 are multiples of a smallest one."""
 _INFINITE = 0x7F800000
 _LOWEST = {False: 10 << 23, True: 74 << 23}
 """Smallest scales, 2^-117 and 2^-53, as bits of float32."""
+
+
+def coded(part: Tensor, *, eight_bit: bool) -> bool:
+    """Return whether the moments of a weight, or of the part of it in this process, are stored in eight bits."""
+    return eight_bit and part.numel() >= _SMALLEST
+
+
+def moment_bytes(parts: Iterable[Tensor], *, eight_bit: bool) -> int:
+    """Return the bytes of both moments of weights."""
+    return sum(
+        2 * (part.numel() + 4 * -(-part.numel() // BLOCK))
+        if coded(part, eight_bit=eight_bit)
+        else 8 * part.numel()
+        for part in parts
+    )
 
 
 def encode(values: Tensor, words: Tensor | None = None, *, squared: bool) -> tuple[Tensor, Tensor]:

@@ -307,7 +307,7 @@ def test_a_backbone_that_breaks_its_word_is_at_fault(
     assert finding.label == "a defect of this part"
     assert finding.span.text.startswith('"proprio"')
     if defect == "shape":
-        assert "published pooled (B, 8) for `proprio.pooled` but gives (2, 9)" in finding.message
+        assert "published pooled (B, 8) for `proprio.pooled` but returns (2, 9)" in finding.message
 
 
 @pytest.mark.parametrize("method", ["sample", "loss"])

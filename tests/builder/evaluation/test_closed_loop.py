@@ -9,9 +9,9 @@ import av
 import pytest
 
 from policysmith.builder.evaluation import evaluate_closed_loop
-from policysmith.builder.evaluation.compatibility import Needs, Scene, check_scene, needs_of
 from policysmith.builder.evaluation.rollout import Episode
 from policysmith.builder.evaluation.video import HOLD
+from policysmith.builder.planning.compatibility import Needs, Scene, check_scene, needs_of
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.builder.simulation.seeds import evaluation_seed
 from policysmith.schemas.errors import CheckpointError, SimulatorError, SpecError
@@ -71,7 +71,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_any_rollout(save_policy: S
 def test_what_fits_passes_and_other_observations_do_not() -> None:
     check_scene(Needs({"top": (16, 16)}, {"observation.state": 4}, 2), PLANE)
     check_scene(Needs({}, {}, 2), PLANE)
-    with pytest.raises(SpecError, match=r"reads `observation.force`, plane/reach gives only"):
+    with pytest.raises(SpecError, match=r"reads `observation.force`, plane/reach has only"):
         check_scene(Needs({}, {"observation.force": 6}, 2), PLANE)
 
 
@@ -101,7 +101,7 @@ def test_an_unknown_environment_is_told_at_once(save_policy: SavePolicy) -> None
 
 
 def test_what_is_no_policy_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no directory"):
+    with pytest.raises(CheckpointError, match="is not a directory"):
         SavedPolicy.find(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="neither a run"):
         SavedPolicy.find(tmp_path)

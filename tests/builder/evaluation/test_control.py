@@ -14,7 +14,7 @@ from policysmith.builder import Builder
 from policysmith.builder.evaluation import blind
 from policysmith.builder.evaluation import evaluate as evaluation
 from policysmith.builder.evaluation.blind_control import BlindControl
-from policysmith.builder.evaluation.compatibility import needs_of
+from policysmith.builder.planning.compatibility import needs_of
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.components.registry import BACKBONES
 from policysmith.schemas.errors import CheckpointError, RecipeError, SpecError
@@ -256,14 +256,14 @@ def test_a_dataset_that_moved_is_taken_from_where_it_was_recorded_or_where_the_r
     description.write_text(json.dumps({**recorded, "data": str(tmp_path / "else" / "demos")}))
     saved = SavedPolicy.find(tmp_path / "run")
     control = BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False)
-    assert control.builder.recipe.recipe.data.path == os.path.join("..", "else", "demos")  # noqa: PTH118
+    assert control.builder.recipe.sections.data.path == os.path.join("..", "else", "demos")  # noqa: PTH118
     shutil.copytree(home, tmp_path / "moved")
     shutil.move(tmp_path / "else" / "demos", tmp_path / "moved" / "demos")
     moved = {**recorded, "data": "/gone", "recipe_directory": str(tmp_path / "moved")}
     description.write_text(json.dumps(moved))
     saved = SavedPolicy.find(tmp_path / "run")
     control = BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False)
-    assert control.builder.recipe.recipe.data.path == "demos"
+    assert control.builder.recipe.sections.data.path == "demos"
 
 
 def test_what_keeps_a_control_from_training_is_said_before_any_rollout(

@@ -117,7 +117,7 @@ def test_statistics_survive_a_cast_to_bf16(
     given = loaded.transform(batch())["observation.state"]
     assert torch.equal(given[..., varies], ((state - mean) / std)[..., varies])
     assert varies.sum() == 3
-    assert held == builder._data.statistics["observation.state"]
+    assert held == builder.sources[0].statistics["observation.state"]
 
 
 def test_the_order_of_backbones_and_cameras_is_no_matter_of_spelling(

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from policysmith.builder import Builder
 from policysmith.builder.training.optim.adamw import adamw, clip, learning_rate, set_rate
 from policysmith.builder.training.optim.ema import WeightAverage
-from policysmith.builder.training.optim.fused_adamw import FusedAdamW, moment_bytes
+from policysmith.builder.training.optim.fused_adamw import FusedAdamW
 from policysmith.builder.training.speed.compilation import channels_last
 from policysmith.components.kernels import adamw as kernel
 from policysmith.components.kernels.adamw import flat, memory_order
+from policysmith.components.kernels.eight_bit import moment_bytes
 from policysmith.schemas.recipe import OptimizerSection, ScheduleSection
 
 FP32 = OptimizerSection(lr=3e-3, weight_decay=0.1)

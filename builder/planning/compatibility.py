@@ -1,4 +1,4 @@
-"""What a policy must be given and what it commands, held against an environment or a dataset before anything runs."""
+"""Compatibility of a policy's observations and actions with an environment or a dataset, before anything runs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from ...schemas.errors import SpecError
 from ...schemas.specs import IMAGES, Kind
 from ..data.lerobot.features import ACTION
 from ..data.lerobot.info import DatasetInfo
+from ..data.signals import Signals, listed, order
 from ..saved_policy import SavedPolicy
-from ..signals import Signals, listed, order
 from ..simulation.base import Environment
 from ..wiring.parts import Parts
-from ..wiring.solve import Wiring, demanded, wire, with_statistics
+from ..wiring.solve import Wiring, observed_keys, wire, with_statistics
 
 STATE = "observation.state"
 
 
 @dataclass(frozen=True)
 class Needs:
-    """`cameras` maps a name to (height, width) in pixels, `vectors` a key to its size; both only what is read.
+    """Observations that a policy reads, and the size of its actions.
 
-    For one of several robots, cameras have the names of its dataset, and sizes are its own.
+    `cameras` maps a name to (height, width) in pixels, `vectors` a key to its size. For one of several robots, cameras
+    have the names of its dataset, and sizes are its own.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -35,12 +36,12 @@ class Needs:
     action_dim: int
     embodiment: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
-    """What the policy calls a camera, by the name above; by default the same."""
+    """Camera names of the policy, by the names above; by default the same."""
     signals: Signals = field(default_factory=Signals)
-    """Names, order and rate of the data it was trained on."""
+    """Names, order and rate of its training data."""
 
     def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """What the policy gets of an observation, by its own names."""
+        """Return the part of an observation that the policy reads, by its own names."""
         names = {f"{IMAGES}{own}": f"{IMAGES}{name}" for own, name in self.names.items()}
         seen = {names.get(key, key): value for key, value in observation.items() if key in self.keys}
         return seen if self.embodiment is None else {**seen, EMBODIMENT: self.embodiment}
@@ -52,7 +53,7 @@ class Needs:
 
     @property
     def image_size(self) -> int | None:
-        """Side of the square images in pixels; None without cameras. Raises SpecError where they are no such."""
+        """Side of the square images in pixels; None without cameras. Raises SpecError if they differ or are not square."""
         sizes = {side for size in self.cameras.values() for side in size}
         if len(sizes) > 1:
             shown = ", ".join(f"`{name}` {h} x {w}" for name, (h, w) in self.cameras.items())
@@ -64,18 +65,17 @@ class Needs:
 
 
 def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
-    """What the parts of a composed policy read; all that a hand-written one was trained with.
+    """Return what the parts of a composed policy read, or everything that a hand-written one was trained with.
 
-    Raises SpecError where the policy is for several robots and none, or another one, is named.
+    Raises:
+        SpecError: The policy is for several robots, and `embodiment` names none of them.
     """
     robot = saved.robot(embodiment)
     specs = saved.specs
     read = set(specs)
     if not saved.handwritten:
-        wiring = wiring_of(saved)
-        wanted = demanded(Parts.from_resolved(saved.recipe), wiring)
-        if wanted <= specs.keys() | wiring.collated.keys():
-            read = wanted & specs.keys()
+        parts = Parts.from_resolved(saved.recipe)
+        read = observed_keys(parts, wiring_of(saved, parts))
     own = specs if robot is None else robot.own
     chosen = saved.data_section(embodiment).get("cameras")
     called = chosen if isinstance(chosen, dict) else {}
@@ -93,17 +93,16 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
     return Needs(cameras, vectors, own["action"].width, embodiment, {} if robot is None else names, signals)
 
 
-def wiring_of(saved: SavedPolicy) -> Wiring:
-    """The edges of a composed policy."""
-    parts = Parts.from_resolved(saved.recipe)
+def wiring_of(saved: SavedPolicy, parts: Parts) -> Wiring:
+    """Return the edges of a composed policy."""
     held = saved.content.get("facts") or {}
-    way = [parts.collator, *parts.transforms]
-    return wire(parts, saved.specs, with_statistics(held, way, saved.content["statistics"]))
+    readers = [parts.collator, *parts.transforms]
+    return wire(parts, saved.specs, with_statistics(held, readers, saved.content["statistics"]))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An environment in numbers, as `simulation.base.Environment` defines them."""
+    """Cameras, sizes, rate and names of an environment, as `simulation.base.Environment` defines them."""
 
     name: str
     cameras: tuple[str, ...]
@@ -117,7 +116,7 @@ class Scene:
 
     @classmethod
     def of(cls, environment: Environment | type[Environment]) -> Scene:
-        """An environment, which names its dimensions if it likes to."""
+        """Return the scene of an environment, which may name its dimensions."""
         names: dict[str, Any] = {name: getattr(environment, name, None) for name in cls.__dataclass_fields__}
         for field_ in ("cameras", "state_names", "action_names"):
             names[field_] = None if names[field_] is None else tuple(names[field_])
@@ -125,22 +124,22 @@ class Scene:
 
     @property
     def signals(self) -> Signals:
-        """Names, order and rate of its numbers."""
+        """Names, order and rate of its states and actions."""
         given = {STATE: self.state_names, ACTION: self.action_names}
         return Signals(self.fps, {key: names for key, names in given.items() if names})
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """An environment's numbers in the policy's order, and the policy's actions in the environment's; None as they are."""
+class Reordering:
+    """Reordering of the environment's state for the policy, and of the policy's actions for it; None for no change."""
 
     state: tuple[int, ...] | None = None
     action: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, needs: Needs, scene: Scene) -> Mapped:
-        """By names, where both sides have them."""
+    def of(cls, needs: Needs, scene: Scene) -> Reordering:
+        """Return the reordering by names, if both sides have them."""
         found: dict[str, tuple[int, ...]] = {}
         notes = []
         theirs = scene.signals
@@ -156,8 +155,8 @@ class Mapped:
         unnamed = [k for k in (STATE, ACTION) if k in theirs.names and k not in needs.signals.names]
         if not needs.signals:
             notes.append(
-                f"The policy does not say at which rate and with which names it was trained, so they are not compared "
-                f"with those of {scene.name} ({scene.fps} steps per second)."
+                f"The policy does not record its rate and names, so they are not compared with those of {scene.name} "
+                f"({scene.fps} steps per second)."
             )
         elif unnamed := [key for key in unnamed if key == ACTION or key in needs.vectors]:
             notes.append(
@@ -166,21 +165,21 @@ class Mapped:
             )
         return cls(found.get(STATE), found.get(ACTION), tuple(notes))
 
-    def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """The observation in the policy's order."""
+    def observation(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the observation in the policy's order."""
         if self.state is None or STATE not in observation:
             return dict(observation)
         return {**observation, STATE: observation[STATE][..., list(self.state)]}
 
-    def done(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The action in the environment's order."""
+    def command(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the action in the environment's order."""
         return action if self.action is None else action[..., list(self.action)]
 
 
 def check_scene(needs: Needs, scene: Scene) -> None:
-    """Raises SpecError with everything in which a policy and an environment differ.
+    """Raise SpecError with every difference between a policy and an environment.
 
-    Names in another order are no difference: they are mapped.
+    The same names in another order are mapped and do not count as a difference.
     """
     problems = [
         f"the policy sees camera `{name}`, {scene.name} has {_listed(scene.cameras)}"
@@ -189,12 +188,12 @@ def check_scene(needs: Needs, scene: Scene) -> None:
     ]
     for key, size in needs.vectors.items():
         if key != STATE:
-            problems.append(f"the policy reads `{key}`, {scene.name} gives only `{STATE}`")
+            problems.append(f"the policy reads `{key}`, {scene.name} has only `{STATE}`")
         elif size != scene.state_dim:
             problems.append(f"the policy reads a state of {size} values, {scene.name} has {scene.state_dim}")
     if needs.action_dim != scene.action_dim:
         problems.append(
-            f"the policy gives actions of {needs.action_dim} values, {scene.name} takes {scene.action_dim}"
+            f"the policy predicts actions of {needs.action_dim} values, {scene.name} takes {scene.action_dim}"
         )
     if needs.signals.other_rate(scene.signals):
         problems.append(
@@ -209,13 +208,13 @@ def check_scene(needs: Needs, scene: Scene) -> None:
     if problems:
         raise SpecError(
             f"the policy does not fit the environment: {'; '.join(problems)}",
-            help="choose with `--env` the environment its demonstrations come from, or train on demonstrations of "
-            f"this one: `policysmith data record --env {scene.name} --output DIR`",
+            help="choose the environment of its demonstrations with `--env`, or train on demonstrations of this one: "
+            f"`policysmith data record --env {scene.name} --output DIR`",
         )
 
 
 def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: str | None = None) -> None:
-    """Raises SpecError with everything in which a policy, as it drives one robot, and a dataset differ."""
+    """Raise SpecError with every difference between a policy, as it drives one robot, and a dataset."""
     needs = needs_of(saved, embodiment)
     problems = []
     for camera, (height, width) in needs.cameras.items():
@@ -234,7 +233,7 @@ def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: 
             problems.append(f"the policy reads {size} values of `{key}`, the dataset has {held}")
     if info.action_dim != needs.action_dim:
         problems.append(
-            f"the policy gives actions of {needs.action_dim} values, the dataset has {info.action_dim}"
+            f"the policy predicts actions of {needs.action_dim} values, the dataset has {info.action_dim}"
         )
     if needs.signals.other_rate(Signals.of(info)):
         problems.append(
@@ -248,7 +247,7 @@ def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: 
     if problems:
         raise SpecError(
             f"the policy does not fit the dataset {name}: {'; '.join(problems)}",
-            help="name the dataset it was trained on, or one recorded with the same robot and cameras",
+            help="use its training dataset, or one recorded with the same robot and cameras",
         )
 
 
