@@ -105,9 +105,19 @@ def listing(args: Namespace) -> int:
 
     known = {kind: registry.names() for kind, registry in REGISTRIES.items()} | {"policies": list(policies())}
     for kind, names in known.items():
-        if args.kind in (None, kind):
-            console.print(f"{kind}: {', '.join(names) or 'none'}")
+        if args.kind not in (None, kind):
+            continue
+        console.print(f"{kind}:{'' if names else ' none'}")
+        width = max(map(len, names), default=0)
+        for name in names:
+            described = REGISTRIES[kind].get(name) if kind in REGISTRIES else policies()[name]
+            console.print(f"  {name:<{width}}  {_summary(described)}")
     return 0
+
+
+def _summary(described: type) -> str:
+    """Return the first line of a docstring."""
+    return (inspect.getdoc(described) or "").partition("\n")[0]
 
 
 def explain(args: Namespace) -> int:

@@ -12,7 +12,6 @@ file that is imported, such as those under `imports:` of a recipe:
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -23,6 +22,7 @@ from typing import Generic, TypeVar
 
 from ..schemas.errors import RegistryError
 from ..schemas.part import PartConfig
+from ..schemas.wording import did_you_mean
 from .base import ActionHead, Backbone, Collator, Neck, Network, Part, Transform
 
 P = TypeVar("P", bound=Part)
@@ -99,10 +99,9 @@ class Registry(Generic[P]):
             self._check(name, part, f"entry point {plugin.value} of {_owner(plugin)}")
             return typing.cast(type[P], part)
         if not (_HOME / self.kind / f"{name}.py").exists():
-            near = difflib.get_close_matches(name, self.names(), n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
+            hint = did_you_mean(name, self.names())
             raise RegistryError(
-                f"no {self.kind} part is called `{name}`; known: {', '.join(self.names())}{hint}"
+                f"no {self.kind} part is called `{name}`; known: {', '.join(self.names())}{'; ' * bool(hint)}{hint}"
             )
         module = importlib.import_module(f"{__package__}.{self.kind}.{name}")
         parts = [

@@ -7,7 +7,6 @@ which dimensions of the action are not its own.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from ...components.features import chunk_size
 from ...components.images.specs import scaled
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,9 @@ class Robots:
             raise SpecError(
                 f"`{EMBODIMENT}` is missing: the policy is for several robots", help=f"name one of {listed}"
             )
-        near = difflib.get_close_matches(name, self.names, n=1) if isinstance(name, str) else []
-        meant = f"did you mean `{near[0]}`? " if near else ""
+        meant = did_you_mean(name, self.names) if isinstance(name, str) else ""
         raise SpecError(
-            f"the policy knows no robot {name!r}", field=EMBODIMENT, help=f"{meant}it knows {listed}"
+            f"the policy has no robot {name!r}", field=EMBODIMENT, help=f"{meant} it has {listed}".lstrip()
         )
 
     def split(self, batch: Mapping[str, Any], actions: Tensor) -> Iterator[tuple[str | None, Tensor]]:

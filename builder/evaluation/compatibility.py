@@ -1,4 +1,4 @@
-"""What a policy must be given and what it commands, held against an environment or a dataset before anything runs."""
+"""Check of the inputs and outputs of a policy against an environment or a dataset, before anything runs."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ STATE = "observation.state"
 
 @dataclass(frozen=True)
 class Needs:
-    """`cameras` maps a name to (height, width) in pixels, `vectors` a key to its size; both only what is read.
+    """The inputs that a policy reads, and the size of its actions.
 
     For one of several robots, cameras have the names of its dataset, and sizes are its own.
     """
 
     cameras: Mapping[str, tuple[int, int]]
+    """Height and width in pixels, by name."""
     vectors: Mapping[str, int]
+    """Sizes of states, by key."""
     action_dim: int
     embodiment: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
-    """What the policy calls a camera, by the name above; by default the same."""
+    """Names of cameras in the policy, by the names above; equal by default."""
     signals: Signals = field(default_factory=Signals)
-    """Names, order and rate of the data it was trained on."""
+    """Names, order and rate of the training data."""
 
-    def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """What the policy gets of an observation, by its own names."""
+    def select(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of an observation that the policy reads, under its own names."""
         names = {f"{IMAGES}{own}": f"{IMAGES}{name}" for own, name in self.names.items()}
-        seen = {names.get(key, key): value for key, value in observation.items() if key in self.keys}
-        return seen if self.embodiment is None else {**seen, EMBODIMENT: self.embodiment}
+        read = {names.get(key, key): value for key, value in observation.items() if key in self.keys}
+        return read if self.embodiment is None else {**read, EMBODIMENT: self.embodiment}
 
     @property
     def keys(self) -> frozenset[str]:
@@ -53,21 +55,26 @@ class Needs:
 
     @property
     def image_size(self) -> int | None:
-        """Side of the square images in pixels; None without cameras. Raises SpecError where they are no such."""
+        """Side of the square images in pixels; None without cameras.
+
+        Raises:
+            SpecError: Images are not square, or differ in size.
+        """
         sizes = {side for size in self.cameras.values() for side in size}
         if len(sizes) > 1:
             shown = ", ".join(f"`{name}` {h} x {w}" for name, (h, w) in self.cameras.items())
             raise SpecError(
-                f"simulators draw square images of one size, but the policy sees {shown} (height x width)",
+                f"simulators render square images of one size, but the policy reads {shown} (height x width)",
                 help="train on square images, or evaluate with `--open-loop`",
             )
         return sizes.pop() if sizes else None
 
 
 def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
-    """What the parts of a composed policy read; all that a hand-written one was trained with.
+    """Return the inputs that a composed policy reads, or all training inputs of a hand-written one.
 
-    Raises SpecError where the policy is for several robots and none, or another one, is named.
+    Raises:
+        SpecError: The policy is for several robots, and `embodiment` is not one of them.
     """
     robot = saved.robot(embodiment)
     specs = saved.specs
@@ -95,7 +102,7 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
 
 
 def wiring_of(saved: SavedPolicy) -> Wiring:
-    """The edges of a composed policy."""
+    """Return the wiring of a composed policy."""
     parts = Parts.from_resolved(saved.recipe)
     held = saved.content.get("facts") or {}
     way = [parts.collator, *parts.transforms]
@@ -104,7 +111,7 @@ def wiring_of(saved: SavedPolicy) -> Wiring:
 
 @dataclass(frozen=True)
 class Scene:
-    """An environment in numbers, as `simulation.base.Environment` defines them."""
+    """The attributes of an environment; see `simulation.base.Environment`."""
 
     name: str
     cameras: tuple[str, ...]
@@ -118,7 +125,7 @@ class Scene:
 
     @classmethod
     def of(cls, environment: Environment | type[Environment]) -> Scene:
-        """An environment, which names its dimensions if it likes to."""
+        """Copy the attributes of an environment; names of dimensions are optional."""
         names: dict[str, Any] = {name: getattr(environment, name, None) for name in cls.__dataclass_fields__}
         for field_ in ("cameras", "state_names", "action_names"):
             names[field_] = None if names[field_] is None else tuple(names[field_])
@@ -126,14 +133,14 @@ class Scene:
 
     @property
     def signals(self) -> Signals:
-        """Names, order and rate of its numbers."""
+        """Names, order and rate of its values."""
         given = {STATE: self.state_names, ACTION: self.action_names}
         return Signals(self.fps, {key: names for key, names in given.items() if names})
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """An environment's numbers in the policy's order, and the policy's actions in the environment's; None as they are."""
+    """Permutations from the environment's state to the policy's, and back for actions; None is identity."""
 
     state: tuple[int, ...] | None = None
     action: tuple[int, ...] | None = None
@@ -141,7 +148,7 @@ class Mapped:
 
     @classmethod
     def of(cls, needs: Needs, scene: Scene) -> Mapped:
-        """By names, where both sides have them."""
+        """Match dimensions by name, where both sides have names."""
         found: dict[str, tuple[int, ...]] = {}
         notes = []
         theirs = scene.signals
@@ -152,50 +159,50 @@ class Mapped:
             if places is not None:
                 found[key] = tuple(places)
                 notes.append(
-                    f"`{key}` is mapped by name: {scene.name} has {listed(names)}, the policy {listed(own)}."
+                    f"`{key}` is mapped by name: {scene.name} has {listed(names)}, the policy has {listed(own)}."
                 )
         unnamed = [k for k in (STATE, ACTION) if k in theirs.names and k not in needs.signals.names]
         if not needs.signals:
             notes.append(
-                f"The policy does not say at which rate and with which names it was trained, so they are not compared "
-                f"with those of {scene.name} ({scene.fps} steps per second)."
+                f"The policy stores neither the rate nor the names of its training data, so they are not compared with "
+                f"those of {scene.name} ({scene.fps} steps per second)."
             )
         elif unnamed := [key for key in unnamed if key == ACTION or key in needs.vectors]:
             notes.append(
-                f"The data of the policy has no names for {' and '.join(f'`{key}`' for key in unnamed)}, so the order "
-                f"is not compared with that of {scene.name}."
+                f"The training data has no names for {' and '.join(f'`{key}`' for key in unnamed)}, so their order is not "
+                f"compared with that of {scene.name}."
             )
         return cls(found.get(STATE), found.get(ACTION), tuple(notes))
 
-    def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """The observation in the policy's order."""
+    def observation(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the observation in the policy's order."""
         if self.state is None or STATE not in observation:
             return dict(observation)
         return {**observation, STATE: observation[STATE][..., list(self.state)]}
 
-    def done(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The action in the environment's order."""
+    def actions(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the action in the environment's order."""
         return action if self.action is None else action[..., list(self.action)]
 
 
 def check_scene(needs: Needs, scene: Scene) -> None:
-    """Raises SpecError with everything in which a policy and an environment differ.
+    """Raise SpecError with all differences between a policy and an environment.
 
-    Names in another order are no difference: they are mapped.
+    Names in another order are mapped and do not count.
     """
     problems = [
-        f"the policy sees camera `{name}`, {scene.name} has {_listed(scene.cameras)}"
+        f"the policy reads camera `{name}`, {scene.name} has {_listed(scene.cameras)}"
         for name in needs.cameras
         if name not in scene.cameras
     ]
     for key, size in needs.vectors.items():
         if key != STATE:
-            problems.append(f"the policy reads `{key}`, {scene.name} gives only `{STATE}`")
+            problems.append(f"the policy reads `{key}`, {scene.name} has only `{STATE}`")
         elif size != scene.state_dim:
             problems.append(f"the policy reads a state of {size} values, {scene.name} has {scene.state_dim}")
     if needs.action_dim != scene.action_dim:
         problems.append(
-            f"the policy gives actions of {needs.action_dim} values, {scene.name} takes {scene.action_dim}"
+            f"the policy predicts actions of {needs.action_dim} values, {scene.name} takes {scene.action_dim}"
         )
     if needs.signals.other_rate(scene.signals):
         problems.append(
@@ -210,24 +217,24 @@ def check_scene(needs: Needs, scene: Scene) -> None:
     if problems:
         raise SpecError(
             f"the policy does not fit the environment: {'; '.join(problems)}",
-            help="choose with `--env` the environment its demonstrations come from, or train on demonstrations of "
-            f"this one: `policysmith data record --env {scene.name} --output DIR`",
+            help="pass the environment of its demonstrations with `--env`, or train on demonstrations of this one: "
+            f"`policysmith data record --env {scene.name} --output DIR`",
         )
 
 
 def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: str | None = None) -> None:
-    """Raises SpecError with everything in which a policy, as it drives one robot, and a dataset differ."""
+    """Raise SpecError with all differences between a policy, for one robot, and a dataset."""
     needs = needs_of(saved, embodiment)
     problems = []
     for camera, (height, width) in needs.cameras.items():
         if camera not in info.cameras:
             problems.append(
-                f"the policy sees camera `{camera}`, the dataset has {_listed(tuple(info.cameras))}"
+                f"the policy reads camera `{camera}`, the dataset has {_listed(tuple(info.cameras))}"
             )
         elif info.cameras[camera] != (height, width):
             h, w = info.cameras[camera]
             problems.append(
-                f"the policy sees `{camera}` at {height} x {width} pixels (height x width), the dataset has {h} x {w}"
+                f"the policy reads `{camera}` at {height} x {width} pixels (height x width), the dataset has {h} x {w}"
             )
     for key, size in needs.vectors.items():
         if info.vectors.get(key) != size:
@@ -235,7 +242,7 @@ def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: 
             problems.append(f"the policy reads {size} values of `{key}`, the dataset has {held}")
     if info.action_dim != needs.action_dim:
         problems.append(
-            f"the policy gives actions of {needs.action_dim} values, the dataset has {info.action_dim}"
+            f"the policy predicts actions of {needs.action_dim} values, the dataset has {info.action_dim}"
         )
     if needs.signals.other_rate(Signals.of(info)):
         problems.append(
@@ -249,7 +256,7 @@ def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: 
     if problems:
         raise SpecError(
             f"the policy does not fit the dataset {name}: {'; '.join(problems)}",
-            help="name the dataset it was trained on, or one recorded with the same robot and cameras",
+            help="use its training dataset, or one recorded with the same robot and cameras",
         )
 
 

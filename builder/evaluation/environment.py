@@ -1,4 +1,4 @@
-"""The `evaluation` section of a recipe held against the policy, before anything is trained."""
+"""Check of the `evaluation` section of a recipe against its policy, before training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .compatibility import Scene, check_scene, needs_of
 def environment_findings(
     loaded: LoadedRecipe, model_type: str, content: Mapping[str, Any]
 ) -> list[Diagnostic]:
-    """Findings where the environment does not exist, or the policy that a config's content describes does not fit it."""
+    """Return findings for an unknown environment, or one that does not fit the policy of `content`."""
     section = loaded.recipe.evaluation
     if section is None:
         return []
@@ -28,7 +28,7 @@ def environment_findings(
         return [loaded.diagnostic(place, str(error), code="E007 invalid-value")]
     try:
         needs = needs_of(SavedPolicy(Path(), model_type, content), section.embodiment)
-        _ = needs.image_size
+        _ = needs.image_size  # raises for images that simulators cannot render
         check_scene(needs, scene)
     except SpecError as error:
         return [loaded.diagnostic(place, error)]

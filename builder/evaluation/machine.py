@@ -1,4 +1,4 @@
-"""What an evaluation ran on."""
+"""Hardware and package versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("policysmith", "torch", "transformers", "timm", "accelerate", "numpy
 
 
 def hardware() -> dict[str, str]:
-    """Processor and accelerator, in words."""
+    """Return the names of processor and accelerators."""
     found = {"cpu": f"{_processor()}, {os.cpu_count()} cores"}
     if torch.cuda.is_available():
         found["gpu"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
@@ -21,7 +21,7 @@ def hardware() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that are installed."""
+    """Return the versions of Python and of installed packages."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,7 +16,7 @@ from ...schemas.json_schema import SchemaTree, shipped_schema
 from ...schemas.nodes import Key, KeyPath
 from ...schemas.part import PartConfig
 from ...schemas.recipe import Recipe
-from ...schemas.wording import where
+from ...schemas.wording import did_you_mean, where
 from .json_schema import model_schema
 
 Pair = tuple[type[Any], PartConfig]
@@ -128,8 +127,7 @@ def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
             message = "`evaluation` needs the key `embodiment`: the policy is for several robots"
             report(("evaluation",), "E004 missing-key", message, "`embodiment` is missing", help)
         else:
-            near = difflib.get_close_matches(judged.embodiment, data.sources, n=1)
-            label = f"did you mean `{near[0]}`?" if near else "no such robot"
+            label = did_you_mean(judged.embodiment, data.sources, "no such robot")
             message = f"no robot is called `{judged.embodiment}`"
             help = f"`data.sources` names {names}"
             report(("evaluation", "embodiment"), "E025 unknown-embodiment", message, label, help)

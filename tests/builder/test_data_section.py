@@ -131,7 +131,7 @@ def test_a_missing_action_names_the_columns_and_the_mapping(openpi: Path, refuse
     [
         ({"action": "actoins"}, "no column `actoins`|did you mean `actions`?"),
         ({"action": ["actions", "griper"]}, "no column `griper`|did you mean `gripper`?"),
-        ({"actions": "actions"}, "`actions` is nothing that a policy reads|did you mean `action`?"),
+        ({"actions": "actions"}, "`actions` is not a feature that a policy reads|did you mean `action`?"),
         ({"observation.images.x": "state"}, "column `state` is float32 [3]: no images|does not fit"),
         ({"action": "observation.images.top"}, "is video [32, 64, 3]: no numbers|does not fit"),
         ({"observation.nothing": None}, "no column `observation.nothing`|"),

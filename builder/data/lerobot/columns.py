@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from ....schemas.errors import DatasetError, SpecError
+from ....schemas.wording import did_you_mean, near
 from .features import ACTION, IMAGES, OBSERVATION, STATE, Feature, flat_names
 
 Columns = Mapping[str, str | Sequence[str] | None]
@@ -50,11 +50,10 @@ def column_faults(features: Mapping[str, Feature], columns: Columns) -> Iterator
                 yield _unknown(key, features, key)
             continue
         if key != ACTION and not key.startswith(OBSERVATION):
-            near = get_close_matches(key, (ACTION, STATE), n=1, cutoff=0.5)
             yield SpecError(
-                f"`{key}` is nothing that a policy reads",
+                f"`{key}` is not a feature that a policy reads",
                 field=key,
-                label=f"did you mean `{near[0]}`?" if near else "not read",
+                label=did_you_mean(key, (ACTION, STATE), "not read", cutoff=0.5),
                 help=f"columns become `{ACTION}`, `{STATE}`, `{OBSERVATION}<name>` or `{IMAGES}<camera>`",
             )
             continue
@@ -95,10 +94,10 @@ def cure(key: str, unread: Mapping[str, str]) -> str:
         return f"choose a dataset that has `{key}`"
     known = [name for name in _SYNONYMS.get(key, ()) if name in unread]
     split = sorted(name for name in unread if name.startswith((f"{key}.", f"{key}s.")))
-    near = known or get_close_matches(key, unread, n=1, cutoff=0.5)
-    if not near and split:
+    meant = next(iter(known), None) or near(key, unread, 0.5)
+    if meant is None and split:
         return f"join its parts in the order that the robot has, `columns: {{{key}: [{', '.join(split)}]}}`"
-    return f"map one or several, `columns: {{{key}: {near[0] if near else '<column>'}}}`"
+    return f"map one or several, `columns: {{{key}: {meant or '<column>'}}}`"
 
 
 def _listed(source: str | Sequence[str] | None) -> list[str]:
@@ -109,11 +108,10 @@ def _listed(source: str | Sequence[str] | None) -> list[str]:
 
 def _unknown(name: str, features: Mapping[str, Feature], field: str) -> SpecError:
     own = {key: describe(feature) for key, feature in features.items() if key not in BOOKKEEPING}
-    near = get_close_matches(name, own, n=1)
     return SpecError(
         f"the dataset has no column `{name}`",
         field=field,
-        label=f"did you mean `{near[0]}`?" if near else "no such column",
+        label=did_you_mean(name, own, "no such column"),
         help=f"it has: {', '.join(f'`{key}` {text}' for key, text in own.items()) or 'none'}",
     )
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....schemas.errors import DatasetError
 from ....schemas.paths import expanded
+from ....schemas.wording import did_you_mean
 from .columns import map_columns
 from .episodes import EpisodeInfo, VideoSpan, read_tables_v2, read_tables_v3
 from .features import RGB_ONLY, Camera, Feature, Storage, parse_cameras, parse_features
@@ -61,10 +61,9 @@ class Layout:
             names = tuple(self.cameras)
         for name in names:
             if name not in self.cameras:
-                close = get_close_matches(name, self.cameras, n=1)
-                hint = f" Did you mean `{close[0]}`?" if close else ""
                 known = ", ".join(f"`{camera}`" for camera in self.cameras) or "none"
-                raise DatasetError(f"{self.root} has no camera `{name}`; its cameras are: {known}.{hint}")
+                hint = did_you_mean(name, self.cameras, "choose among them")
+                raise DatasetError(f"{self.root} has no camera `{name}`, only {known}; {hint}")
         if len(set(names)) < len(names):
             raise DatasetError(f"a camera is chosen twice: {', '.join(names)}. Name each one once")
         for name in names:

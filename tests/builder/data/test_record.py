@@ -162,7 +162,7 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, Any])
 
 
 def test_an_unknown_environment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SimulatorError, match="Did you mean `metaworld/drawer-open-v3`"):
+    with pytest.raises(SimulatorError, match="did you mean `metaworld/drawer-open-v3`"):
         record("metaworld/drawer-opn-v3", 1, tmp_path / "set")
 
 

@@ -57,9 +57,9 @@ def test_names_in_another_order_are_mapped_both_ways() -> None:
     ours = needs(("goal_x", "goal_y", "x", "y"), ("dy", "dx"))
     check_scene(ours, SCENE)
     mapped = Mapped.of(ours, SCENE)
-    seen = mapped.seen({"observation.state": np.array([1.0, 2.0, 3.0, 4.0]), "task": ""})
+    seen = mapped.observation({"observation.state": np.array([1.0, 2.0, 3.0, 4.0]), "task": ""})
     assert seen["observation.state"].tolist() == [3.0, 4.0, 1.0, 2.0]
-    assert mapped.done(np.array([5.0, 6.0], dtype=np.float32)).tolist() == [6.0, 5.0]
+    assert mapped.actions(np.array([5.0, 6.0], dtype=np.float32)).tolist() == [6.0, 5.0]
     assert "(x, y, goal_x, goal_y)" in mapped.notes[0]
     assert "(goal_x, goal_y, x, y)" in mapped.notes[0]
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_mapped_is_refused_with_both_sides(ours: Needs, complaint
 @pytest.mark.parametrize(
     ("ours", "said"),
     [
-        (needs(None, None, None), "does not say at which rate"),
+        (needs(None, None, None), "neither the rate nor the names"),
         (needs(None), "no names for `observation.state`"),
         (needs(action=None), "no names for `action`"),
     ],
@@ -151,8 +151,8 @@ def test_a_dataset_of_another_rate_or_order_is_not_judged_on(saved: Path, tmp_pa
 @pytest.mark.parametrize(
     ("env", "code", "complaint"),
     [
-        ("metaworld/reach-v33", "E007 invalid-value", "Did you mean `metaworld/reach-v3`"),
-        ("libero/any", "E007 invalid-value", "no environment is called `libero/any`"),
+        ("metaworld/reach-v33", "E007 invalid-value", "did you mean `metaworld/reach-v3`"),
+        ("libero/any", "E007 invalid-value", "unknown environment `libero/any`"),
     ],
 )
 def test_check_finds_an_environment_that_does_not_exist(
