@@ -26,7 +26,7 @@ slow-test: $(STAMP) graphics
 	$(BIN)/python -m pytest -q -m slow
 
 gpu-test: $(STAMP)
-	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python -m pytest -q -m gpu -W default  # other versions of torch warn of other things
 
 $(STAMP): pyproject.toml tools/setup.sh
 	bash tools/setup.sh $(PYTHON) $(VENV)

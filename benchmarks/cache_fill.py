@@ -4,9 +4,8 @@
 
 The backbone is that of the work `vit_b_frozen` of `train_step.py`, under bf16 on a GPU; images lie on the device. The eager
 pass is transforms and backbone without gradients, in batches; filling also stores the features and the rest of every
-sample, and hashes the weights, whatever the number of `--batches`. Runs compile only where a minute of work is left; here
-both are timed, with the layers compiled before. Each is
-run `--rounds` times in turn, after each of which results are written; `--tiny` shows that it works, and nothing of speed.
+sample, and hashes the weights, whatever the number of `--batches`. Each is run `--rounds`
+times in turn, after each of which results are written; `--tiny` shows that it works, and nothing of speed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from step.works import choose
 
 from policysmith.builder.evaluation.machine import hardware, versions
 from policysmith.builder.training.distributed.accelerator import make_accelerator
-from policysmith.builder.training.frozen import fill
 from policysmith.builder.training.frozen.cache import Samples, stored_rows
 
 
@@ -48,13 +46,12 @@ def main() -> None:
     device = torch.device(arguments.device)
     bench = Bench.make(work, Protocol(), device, [])
     bench = Bench(bench.policy, bench.batches * arguments.batches, bench.builder, bench.protocol, device)
-    seconds: dict[str, list[float]] = {"eager forward": [], "filling": [], "filling, compiled": []}
+    seconds: dict[str, list[float]] = {"eager forward": [], "filling": []}
     eager(bench)  # the first pass chooses algorithms
-    filling(bench, compiles=True)  # and compiles
+    filling(bench)
     for _ in range(arguments.rounds):
         seconds["eager forward"].append(eager(bench))
-        seconds["filling"].append(filling(bench, compiles=False))
-        seconds["filling, compiled"].append(filling(bench, compiles=True))
+        seconds["filling"].append(filling(bench))
         rates = {name: bench.size / statistics.median(found) for name, found in seconds.items()}
         sys.stdout.write(", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()) + " samples/s\n")
         sys.stdout.flush()
@@ -93,9 +90,8 @@ def eager(bench: Bench) -> float:
     return now(bench.device) - start
 
 
-def filling(bench: Bench, *, compiles: bool) -> float:
-    """Seconds of the pass that leaves a table; compiled from its sixth batch on, if that `compiles`."""
-    fill.COMPILES = 0.0
+def filling(bench: Bench) -> float:
+    """Return the seconds that the pass takes which writes a table."""
     policy: Any = bench.policy
     accelerator = make_accelerator(bench.section, bench.device.type)
     with tempfile.TemporaryDirectory() as folder:
@@ -109,9 +105,7 @@ def filling(bench: Bench, *, compiles: bool) -> float:
             "synthetic",
         )
         start = now(bench.device)
-        rows = stored_rows(
-            policy, samples, 100 * bench.size, accelerator, lambda note: None, compiles=compiles
-        )
+        rows = stored_rows(policy, samples, 100 * bench.size, accelerator, lambda note: None)
         seconds = now(bench.device) - start
         assert rows is not None
     return seconds

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,41 @@ def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["POLICYSMITH_CACHE"]
     else:
         os.environ["POLICYSMITH_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[subprocess.Popen[str]]:
+    """A process with policysmith imported, which forks to run commands."""
+    command = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield server
+
+
+@pytest.fixture
+def command(
+    fork_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`command(argv, folder, **environment)`: run a command as in a new process, with one thread."""
+
+    def run(argv: Sequence[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        written = tmp_path_factory.mktemp("command")
+        request = {
+            "argv": [str(word) for word in argv],
+            "folder": str(folder),
+            "environment": {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            "stdout": str(written / "out"),
+            "stderr": str(written / "err"),
+        }
+        assert fork_server.stdin is not None
+        assert fork_server.stdout is not None
+        fork_server.stdin.write(json.dumps(request) + "\n")
+        fork_server.stdin.flush()
+        code = json.loads(fork_server.stdout.readline())
+        return subprocess.CompletedProcess(
+            argv, code, *((written / name).read_text() for name in ("out", "err"))
+        )
+
+    return run
 
 
 TINY: dict[str, Any] = {

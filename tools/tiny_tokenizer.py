@@ -1,6 +1,6 @@
 """Makes the tokenizer `policysmith/tiny`: byte-level BPE (Sennrich et al., 2016), so that it can write any text.
 
-python tools/tiny_tokenizer.py components/tokenizers/policysmith--tiny
+python tools/tiny_tokenizer.py components/pretrained/tokenizers/policysmith--tiny
 """
 
 from __future__ import annotations

@@ -241,9 +241,7 @@ class _Run:
             job.fingerprint,
         )
         seen = (section.steps - self.step) * section.accumulate * section.batch_size * world
-        return stored_rows(
-            self.policy, samples, seen, self.accelerator, self._note, compiles=self.speedups.compiles
-        )
+        return stored_rows(self.policy, samples, seen, self.accelerator, self._note)
 
     def _note(self, message: str) -> None:
         for reporter in self.reporters:

@@ -77,6 +77,19 @@ def fresh() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture
+def forked(command: Callable[..., Any], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`forked(code, *arguments)`: run Python code in a process that has imported policysmith, and nothing else."""
+
+    def run(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+        done: subprocess.CompletedProcess[str] = command(
+            ["python", "-c", textwrap.dedent(code), *arguments], tmp_path
+        )
+        return done
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def refused() -> Callable[[Callable[[], Any]], tuple[Diagnostic, ...]]:
     """`refused(action)`: the diagnostics of the RecipeError that an action raises."""

@@ -66,7 +66,7 @@ def raw_batch(builder: Builder, policy: Any, size: int = 3) -> Any:
     return batch
 
 
-def test_the_stock_command_trains_it(home: Path, fresh: Callable[..., Any], run: Any) -> None:
+def test_the_stock_command_trains_it(home: Path, forked: Callable[..., Any], run: Any) -> None:
     """One fresh process, as `build-and-train` starts it; the same weights come out as from Python."""
     pytest.importorskip("policysmith.builder.cli")
     code = """
@@ -75,7 +75,7 @@ def test_the_stock_command_trains_it(home: Path, fresh: Callable[..., Any], run:
         sys.exit(build_and_train())
     """
     options = ["--allow-imports", "--output", str(home / "by_command"), "--device", "cpu"]
-    done = fresh(code, home / "recipe.yaml", *options)
+    done = forked(code, home / "recipe.yaml", *options)
     assert done.returncode == 0, done.stderr + done.stdout
     same = AutoModel.from_pretrained(home / "by_command" / "policy").state_dict()
     assert all(torch.allclose(value, same[key]) for key, value in run.policy.state_dict().items())
@@ -91,7 +91,7 @@ def test_training_goes_through_the_stock_trainer(home: Path, run: Any) -> None:
 
 
 def test_a_fresh_process_acts_the_same_to_the_bit(
-    home: Path, run: Any, fresh: Callable[..., Any], observation: dict[str, Any]
+    home: Path, run: Any, forked: Callable[..., Any], observation: dict[str, Any]
 ) -> None:
     torch.save(observation, home / "observation.pt")
     code = """
@@ -104,7 +104,7 @@ def test_a_fresh_process_acts_the_same_to_the_bit(
         observation = torch.load(sys.argv[1] + "/observation.pt")
         torch.save([policy.select_action(observation) for _ in range(3)], sys.argv[1] + "/actions.pt")
     """
-    done = fresh(code, home, run.checkpoint)
+    done = forked(code, home, run.checkpoint)
     assert done.returncode == 0, done.stderr
     run.policy.reset()
     expected = [run.policy.select_action(observation) for _ in range(3)]
@@ -338,7 +338,7 @@ def test_building_again_leaves_a_policy_its_own_config(builder: Builder) -> None
 
 
 def test_one_file_imported_by_the_recipe_and_by_the_user_is_one_definition(
-    home: Path, run: Any, fresh: Callable[..., Any]
+    home: Path, run: Any, forked: Callable[..., Any]
 ) -> None:
     code = """
         import sys
@@ -354,7 +354,7 @@ def test_one_file_imported_by_the_recipe_and_by_the_user_is_one_definition(
         assert isinstance(before.config, type(before).config_class)
         assert Builder.from_recipe(sys.argv[1] + "/recipe.yaml", allow_imports=True).build().__class__ is type(policy)
     """
-    done = fresh(code, home, run.checkpoint)
+    done = forked(code, home, run.checkpoint)
     assert done.returncode == 0, done.stderr
     assert "is defined again" in done.stderr
 

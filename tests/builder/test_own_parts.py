@@ -54,7 +54,7 @@ def test_a_type_that_no_import_registers(recipe: Path, refused: Any) -> None:
     assert finding.help == "register it with `@BACKBONES.register` in a file under `imports:`"
 
 
-def test_a_checkpoint_is_loaded_once_its_file_is_imported(recipe: Path, batch: Any, fresh: Any) -> None:
+def test_a_checkpoint_is_loaded_once_its_file_is_imported(recipe: Path, batch: Any, forked: Any) -> None:
     home = recipe.parent
     Builder.from_recipe(recipe, allow_imports=True).build().save_pretrained(home / "policy")
     code = """
@@ -67,9 +67,9 @@ def test_a_checkpoint_is_loaded_once_its_file_is_imported(recipe: Path, batch: A
         policy = AutoModel.from_pretrained(sys.argv[1] + "/policy")
         print(type(policy.backbones["vision"]).__name__)
     """
-    loaded = fresh(code, home, "import")
+    loaded = forked(code, home, "import")
     assert loaded.stdout.strip() == "MeanColour", loaded.stderr
-    failed = fresh(code, home)
+    failed = forked(code, home)
     last = failed.stderr.strip().splitlines()[-1]
     assert (
         "RegistryError: `policy.backbones.vision` cannot be made: no backbones part is called `mean_colour`"

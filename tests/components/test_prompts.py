@@ -158,7 +158,7 @@ def test_prompts_with_the_state_are_not_to_be_remembered() -> None:
 def test_the_bundled_tokenizer_is_what_its_script_makes(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "tools/tiny_tokenizer.py", str(tmp_path)], cwd=root, check=True)
-    bundled = root / "components/tokenizers/policysmith--tiny"
+    bundled = root / "components/pretrained/tokenizers/policysmith--tiny"
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in bundled.iterdir()}
     assert (tmp_path / "tokenizer.json").read_bytes() == (bundled / "tokenizer.json").read_bytes()
 

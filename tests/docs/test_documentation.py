@@ -8,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from policysmith.components.registry import REGISTRIES
 from policysmith.schemas import arguments, console
 
 ROOT = Path(__file__).parents[2]
-BINARIES = Path(sys.executable).parent
+Run = Callable[..., str]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 POLICIES = ROOT / "docs" / "policies.md"
@@ -26,10 +28,10 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
 
 
-def run(folder: Path, *command: str) -> str:
+def separately(folder: Path, *command: str) -> str:
+    """Run a command of a checkout's copy in a new process, and return its output."""
     environment = {
         **os.environ,
-        "PATH": f"{BINARIES}:{os.environ['PATH']}",
         "PYTHONPATH": f"{folder}:{folder}/.namespace:{os.environ.get('PYTHONPATH', '')}",
     }
     done = subprocess.run(
@@ -37,6 +39,18 @@ def run(folder: Path, *command: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def run(command: Callable[..., Any], clone: Path) -> Run:
+    """`run(*words)`: run a command in the clone, and return its output."""
+
+    def do(*words: str) -> str:
+        done = command(words, clone)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return str(done.stdout)
+
+    return do
 
 
 @pytest.fixture
@@ -66,10 +80,10 @@ def test_the_error_of_the_readme_is_what_is_said(
     assert shown.rstrip() in capsys.readouterr().err
 
 
-def test_the_python_of_the_readme_runs(clone: Path) -> None:
+def test_the_python_of_the_readme_runs(clone: Path, run: Run) -> None:
     builder, loading, _ = blocks(ROOT / "README.md", "python")
     (clone / "snippets.py").write_text(builder + loading + "print(tuple(action.shape))\n")
-    assert run(clone, sys.executable, "snippets.py").endswith("(4,)\n")
+    assert run("python", "snippets.py").endswith("(4,)\n")
     assert len(builder.strip().splitlines()) <= 8
 
 
@@ -84,7 +98,7 @@ def test_the_part_of_the_readme_passes_the_contract_tests_unasked(clone: Path) -
     recipe = blocks(ROOT / "README.md", "yaml")[0].replace("vision.tokens", "vision")
     (clone / "mine.yaml").write_text(re.sub(r"vision: \{.*\}", "vision: {type: mean_color}", recipe))
     check = "from policysmith.schemas.console import policysmith as p; raise SystemExit(p(['check', 'mine.yaml']))"
-    assert "(B, 3)" in run(clone, sys.executable, "-c", check)
+    assert "(B, 3)" in separately(clone, sys.executable, "-c", check)
     tests = (
         "-m",
         "pytest",
@@ -95,26 +109,20 @@ def test_the_part_of_the_readme_passes_the_contract_tests_unasked(clone: Path) -
         "-k",
         "mean_color",
     )
-    assert re.search(r"\b([5-9]|\d\d) passed", run(clone, sys.executable, *tests))
+    assert re.search(r"\b([5-9]|\d\d) passed", separately(clone, sys.executable, *tests))
 
 
-def test_the_hand_written_policy_trains_and_acts(clone: Path) -> None:
+def test_the_hand_written_policy_trains_and_acts(clone: Path, run: Run, command: Any) -> None:
     page = ROOT / "docs" / "hand_written_policy.md"
     module, use = blocks(page, "python")
     (recipe,) = blocks(page, "yaml")
-    (command,) = blocks(page, "bash")
+    (train,) = blocks(page, "bash")
     (clone / "color_policy.py").write_text(module)
     (clone / "color_policy.yaml").write_text(recipe)
-    refused = subprocess.run(
-        [BINARIES / "build-and-train", "color_policy.yaml"],
-        cwd=clone,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    refused = command(["build-and-train", "color_policy.yaml"], clone)
     assert refused.returncode == console.INVALID_RECIPE
     assert "--allow-imports" in refused.stderr
-    run(clone, *shlex.split(command))
+    run(*shlex.split(train))
     act = (
         "import torch\n"
         "observation = {'observation.images.corner2': torch.zeros(3, 96, 96, dtype=torch.uint8),\n"
@@ -122,36 +130,36 @@ def test_the_hand_written_policy_trains_and_acts(clone: Path) -> None:
         "print(policy.select_action(observation).isfinite().all().item(), policy.config.hidden_dim)\n"
     )
     (clone / "use.py").write_text(use + act)
-    assert run(clone, sys.executable, "use.py").endswith("True 64\n")
+    assert run("python", "use.py").endswith("True 64\n")
 
 
-def test_one_policy_learns_from_two_robots_and_drives_each(clone: Path) -> None:
+def test_one_policy_learns_from_two_robots_and_drives_each(clone: Path, run: Run) -> None:
     page = ROOT / "docs" / "multi_embodiment.md"
     second, use = blocks(page, "python")
     (recipe,), (commands,), (shown,) = (blocks(page, language) for language in ("yaml", "bash", "text"))
     (clone / "second_robot.py").write_text(second)
     (clone / "two_robots.yaml").write_text(recipe)
     make, check, train, evaluate = (shlex.split(line) for line in commands.splitlines())
-    run(clone, sys.executable, *make[1:])
-    assert shown in run(clone, *check)
-    run(clone, *train)
-    assert "robot          second" in run(clone, *evaluate)
+    run("python", *make[1:])
+    assert shown in run(*check)
+    run(*train)
+    assert "robot          second" in run(*evaluate)
     (clone / "use.py").write_text(use + "print(tuple(action.shape), action.isfinite().all().item())\n")
-    assert run(clone, sys.executable, "use.py").endswith("(7,) True\n")
+    assert run("python", "use.py").endswith("(7,) True\n")
 
 
-def test_training_starts_from_a_trained_policy(clone: Path) -> None:
+def test_training_starts_from_a_trained_policy(clone: Path, run: Run) -> None:
     (commands,) = blocks(ROOT / "docs" / "fine_tuning.md", "bash")
     first, second, check = commands.replace("$PWD", str(clone)).splitlines()
-    run(clone, *shlex.split(first))
-    assert "starts from" in run(clone, *shlex.split(second))
-    assert "values\n" in run(clone, *shlex.split(check))
+    run(*shlex.split(first))
+    assert "starts from" in run(*shlex.split(second))
+    assert "values\n" in run(*shlex.split(check))
 
 
-def test_the_trainer_of_transformers_trains_and_judges(clone: Path) -> None:
+def test_the_trainer_of_transformers_trains_and_judges(clone: Path, run: Run) -> None:
     (snippet,) = blocks(ROOT / "docs" / "transformers_trainer.md", "python")
     (clone / "trainer.py").write_text(snippet)
-    run(clone, sys.executable, "trainer.py")
+    run("python", "trainer.py")
     assert (clone / "runs" / "trainer" / "policy" / "model.safetensors").exists()
 
 
@@ -191,12 +199,12 @@ def test_parts_that_do_not_fit_are_told(
     assert said in capsys.readouterr().err.splitlines()[0]
 
 
-def test_a_composition_of_ones_own_trains(clone: Path) -> None:
+def test_a_composition_of_ones_own_trains(clone: Path, run: Run) -> None:
     (recipe,) = blocks(POLICIES, "yaml")
     (clone / "my_mix.yaml").write_text(recipe)
-    run(clone, "build-and-train", "my_mix.yaml", "-o", "training.steps=2")
+    run("build-and-train", "my_mix.yaml", "-o", "training.steps=2")
     train = blocks(POLICIES, "bash")[0]
-    assert "runs/pi0_tiny" in run(clone, *shlex.split(train))
+    assert "runs/pi0_tiny" in run(*shlex.split(train))
 
 
 def test_every_policy_is_on_its_page() -> None:
@@ -230,11 +238,11 @@ def test_the_readme_names_parts_that_exist() -> None:
         assert name in REGISTRIES[kind].names()
 
 
-def test_the_commands_of_the_page_about_runs_work(clone: Path) -> None:
+def test_the_commands_of_the_page_about_runs_work(clone: Path, run: Run) -> None:
     page = ROOT / "docs" / "runs.md"
     for block in blocks(page, "bash"):
         for line in block.splitlines():
-            run(clone, *shlex.split(line))
+            run(*shlex.split(line))
     assert (clone / "runs" / "first" / "policy").readlink().name == "step-00000003"
 
 

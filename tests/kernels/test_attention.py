@@ -17,44 +17,27 @@ SHAPES = ((3, 5, 7, 2, 8), (1, 65, 70, 1, 6), (1, 49, 33, 2, 16), (2, 1, 2, 1, 3
 """Samples, queries, keys, heads and their width."""
 
 
-HELD = pytest.mark.parametrize("held", [1, 2, 3], ids=["apart", "pairs", "one"])
-"""How many of queries, keys and values are one tensor."""
+PACKED = pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
+"""Whether keys and values are one tensor."""
 
 
 def inputs_of(
-    shape: tuple[int, ...], held: int = 1, *, biased: bool = False, dtype: torch.dtype = torch.float64
+    shape: tuple[int, ...], *, packed: bool = False, dtype: torch.dtype = torch.float64
 ) -> dict[str, Any]:
     samples, queries, keys, heads, width = shape
     query, key, value = (
-        torch.randn(samples, queries if held == 3 else count, heads, width, dtype=dtype)
-        for count in (queries, keys, keys)
+        torch.randn(samples, count, heads, width, dtype=dtype) for count in (queries, keys, keys)
     )
-    bias = {"bias": torch.randn(held, heads, width, dtype=dtype)} if biased else {}
-    if held == 3:
-        return {"query": torch.stack([query, key, value], dim=2), "key": None, "value": None, **bias}
-    if held == 2:
-        return {"query": query, "key": torch.stack([key, value], dim=2), "value": None, **bias}
+    if packed:
+        return {"query": query, "key": torch.stack([key, value], dim=2), "value": None}
     return {"query": query, "key": key, "value": value}
 
 
-def with_bias(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same of a tensor that a bias is added to; the reference has its gradient from there."""
-
-    def run(query: Tensor, key: Tensor | None, value: Tensor | None, bias: Tensor) -> Tensor:
-        known = function is attention
-        added = bias.detach() if known else bias
-        query, key = (query + added, None) if key is None else (query, key + added)
-        return function(query, key, value, bias=bias if known else None)
-
-    return run
-
-
 def half_seen(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same where each sample sees other keys, and the last sees none, if there are several."""
+    """Hide other keys from each sample, and all from the last, if there are several."""
 
-    def run(query: Tensor, key: Tensor | None, value: Tensor | None) -> Tensor:
-        count = (query if key is None else key).shape[1]
-        samples, keys = (torch.arange(n, device=query.device) for n in (len(query), count))
+    def run(query: Tensor, key: Tensor, value: Tensor | None) -> Tensor:
+        samples, keys = (torch.arange(n, device=query.device) for n in (len(query), key.shape[1]))
         hidden = (keys[:, None] + 2 * samples) % 3 == 1  # (keys, samples), read as it lies
         hidden[:, -1] |= len(query) > 1
         return function(query, key, value, ~hidden.T)
@@ -63,32 +46,17 @@ def half_seen(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("held", "dtype"),
-    [
-        *((held, torch.float32) for held in (1, 2, 3)),
-        (1, torch.bfloat16),
-        (3, torch.bfloat16),
-        (2, torch.float16),
-    ],
+    ("packed", "dtype"),
+    [(False, torch.float32), (True, torch.float32), (False, torch.bfloat16), (True, torch.float16)],
     ids=str,
 )
-def test_it_errs_no_more_than_eager(held: int, dtype: torch.dtype, compare: Callable[..., None]) -> None:
-    compare(attention, reference, [inputs_of(shape, held) for shape in SHAPES], dtype)
+def test_it_errs_no_more_than_eager(packed: bool, dtype: torch.dtype, compare: Callable[..., None]) -> None:
+    compare(attention, reference, [inputs_of(shape, packed=packed) for shape in SHAPES], dtype)
 
 
-@pytest.mark.parametrize(
-    ("held", "dtype"), [(2, torch.float32), (3, torch.float32), (3, torch.bfloat16)], ids=str
-)
-def test_the_gradient_of_a_bias_is_what_adding_it_gives(
-    held: int, dtype: torch.dtype, compare: Callable[..., None]
-) -> None:
-    draws = [inputs_of(shape, held, biased=True) for shape in SHAPES]
-    compare(with_bias(attention), with_bias(reference), draws, dtype)
-
-
-@pytest.mark.parametrize(("held", "dtype"), [(2, torch.bfloat16), (3, torch.float32)], ids=str)
-def test_hidden_keys_change_nothing(held: int, dtype: torch.dtype, compare: Callable[..., None]) -> None:
-    draws = [inputs_of(shape, held) for shape in SHAPES]
+@pytest.mark.parametrize(("packed", "dtype"), [(True, torch.bfloat16), (False, torch.float32)], ids=str)
+def test_hidden_keys_change_nothing(packed: bool, dtype: torch.dtype, compare: Callable[..., None]) -> None:
+    draws = [inputs_of(shape, packed=packed) for shape in SHAPES]
     compare(half_seen(attention), half_seen(reference), draws, dtype)
 
 
@@ -100,40 +68,23 @@ def test_hidden_keys_change_nothing(held: int, dtype: torch.dtype, compare: Call
 def test_it_errs_no_more_than_eager_at_the_size_of_a_policy(
     shape: tuple[int, ...], masked: bool, compare: Callable[..., None]
 ) -> None:
-    functions = (half_seen(f) if masked else with_bias(f) for f in (attention, reference))
-    held = 3 if shape[1] == shape[2] else 2
-    compare(*functions, [inputs_of(shape, held, biased=not masked)], torch.bfloat16)
+    functions = (half_seen(f) if masked else f for f in (attention, reference))
+    compare(*functions, [inputs_of(shape, packed=True)], torch.bfloat16)
 
 
-@pytest.mark.parametrize("held", [2, 3], ids=["pairs", "one"])
-def test_a_query_that_sees_nothing_gathers_zeros_and_passes_no_gradient(held: int, device: str) -> None:
-    inputs = inputs_of((2, 7, 7, 2, 8), held, biased=True, dtype=torch.float32)
+@PACKED
+def test_a_query_that_sees_nothing_gathers_zeros_and_passes_no_gradient(packed: bool, device: str) -> None:
+    inputs = inputs_of((2, 7, 7, 2, 8), packed=packed, dtype=torch.float32)
     given = {k: v.to(device).requires_grad_() for k, v in inputs.items() if v is not None}
     seen = torch.ones(2, 7, dtype=torch.bool, device=device)
     seen[1] = False
     out = attention(**given, seen=seen)
     assert not out[1].any()
     assert out[0].isfinite().all()
-    *changes, of_bias = torch.autograd.grad((out + 1.0).square().sum(), [*given.values()])
-    for change in changes:
+    for change in torch.autograd.grad((out + 1.0).square().sum(), [*given.values()]):
         assert change.isfinite().all()
         assert not change[1].any()
         assert change[0].any()
-    first = {k: (v if k == "bias" else v[:1]).detach().requires_grad_() for k, v in given.items()}
-    [expected] = torch.autograd.grad((attention(**first) + 1.0).square().sum(), [first["bias"]])
-    torch.testing.assert_close(of_bias, expected)
-
-
-def test_a_bias_may_be_of_another_dtype_and_at_rest(device: str) -> None:
-    inputs = inputs_of((2, 5, 5, 2, 8), 3, biased=True, dtype=torch.float32)
-    packed, bias = (inputs[name].to(device) for name in ("query", "bias"))
-    packed = packed.bfloat16().requires_grad_()
-    [plain] = torch.autograd.grad(attention(packed, bias=bias).sum(), packed)
-    change, of_bias = torch.autograd.grad(attention(packed, bias=bias.requires_grad_()).sum(), [packed, bias])
-    assert torch.equal(change, plain)
-    assert of_bias.dtype == torch.float32
-    torch.testing.assert_close(of_bias, change.float().sum((0, 1)), rtol=2e-2, atol=5e-2)
-    assert not of_bias[1].any()  # nothing that all keys have in common is seen
 
 
 def test_large_scores_stay_finite(device: str) -> None:
@@ -183,11 +134,11 @@ def test_it_says_what_it_is_not_made_for(device: str) -> None:
             attention(*(x.to(device) for x in inputs_of(shape).values()))
 
 
-@HELD
-def test_its_operations_are_counted_as_those_of_torch(held: int, device: str) -> None:
-    counts, keys = [], 5 if held == 3 else 7
+@PACKED
+def test_its_operations_are_counted_as_those_of_torch(packed: bool, device: str) -> None:
+    counts, keys = [], 7
     for function in (attention, reference):
-        inputs = inputs_of((2, 5, keys, 2, 8), held).values()
+        inputs = inputs_of((2, 5, keys, 2, 8), packed=packed).values()
         given = [None if x is None else x.to(device).bfloat16().requires_grad_() for x in inputs]
         with FlopCounterMode(display=False) as counter:
             function(*given).sum().backward()
@@ -201,8 +152,7 @@ def test_its_operations_are_counted_as_those_of_torch(held: int, device: str) ->
 def test_shapes_must_fit(device: str) -> None:
     query, key, value = (x.to(device) for x in inputs_of((2, 5, 7, 2, 8)).values())
     seen = torch.ones(2, 7, dtype=torch.bool, device=device)
-    both, bias = torch.stack([key, value], dim=2), torch.ones(2, 2, 8, device=device)
-    thirds = torch.stack([query] * 3, dim=2)
+    both = torch.stack([key, value], dim=2)
     wrong = [
         (query[:1], key, value),
         (query, key[:1], value[:1]),
@@ -211,15 +161,9 @@ def test_shapes_must_fit(device: str) -> None:
         (query, key, value, seen[:1]),
         (query, key, value, seen[:, :5]),
         (query, both[:, :, :1], None),
-        (query,),
-        (both,),
-        (thirds, None, value),
-        (thirds, key, value),
-        (thirds, None, None, seen),
-        (query, key, value, None, bias),
-        (query, both, None, None, bias[:1]),
-        (query, both, None, None, bias[:, :1]),
-        (thirds, None, None, None, bias),
+        (query, both, value),
+        (query, key),
+        (both, key, value),
         (query, key.half(), value.half()),
         (query, key, value.half()),
         (query, both.half()),
@@ -230,39 +174,28 @@ def test_shapes_must_fit(device: str) -> None:
 
 
 @pytest.mark.usefixtures("references")
-@HELD
-def test_gradients_in_float64(held: int) -> None:
-    biased = held > 1
-    inputs = inputs_of((2, 4, 5, 2, 3), held, biased=biased)
+@PACKED
+def test_gradients_in_float64(packed: bool) -> None:
+    inputs = inputs_of((2, 4, 5, 2, 3), packed=packed)
     given = {k: v.requires_grad_() for k, v in inputs.items() if v is not None}
-    holder = "query" if held == 3 else "key"
+    seen = torch.tensor([[True, False, True, True, True], [False] * 5])
 
     def function(*values: Tensor) -> Tensor:
-        named = dict(zip(given, values, strict=True))
-        if biased:
-            named[holder] = named[holder] + named["bias"].detach()
-        seen = torch.tensor([[True, False, True, True, True], [False] * 5])
-        return attention(**named, seen=seen[:, : named[holder].shape[1]])
+        return attention(**dict(zip(given, values, strict=True)), seen=seen)
 
     assert torch.autograd.gradcheck(function, tuple(given.values()))
 
 
 @pytest.mark.parametrize(
-    ("held", "masked", "dtype"),
-    [
-        *((held, held == 1, torch.float32) for held in (1, 2, 3)),
-        (2, True, torch.bfloat16),
-    ],
+    ("packed", "masked", "dtype"),
+    [(False, True, torch.float32), (True, False, torch.float32), (True, True, torch.bfloat16)],
     ids=str,
 )
-def test_it_is_a_sound_operator(held: int, masked: bool, dtype: torch.dtype, device: str) -> None:
-    inputs = inputs_of((2, 5, 5, 2, 3), held, biased=held > 1, dtype=dtype)
-    query, key, value, bias = (
-        None if x is None else x.to(device).requires_grad_()
-        for x in (inputs.get(name) for name in ("query", "key", "value", "bias"))
-    )
+def test_it_is_a_sound_operator(packed: bool, masked: bool, dtype: torch.dtype, device: str) -> None:
+    inputs = inputs_of((2, 5, 5, 2, 3), packed=packed, dtype=dtype)
+    query, key, value = (None if x is None else x.to(device).requires_grad_() for x in inputs.values())
     seen = torch.ones(2, 5, dtype=torch.bool, device=device) if masked else None
-    torch.library.opcheck(module._forward, (query, key, value, seen, bias, 0.5))
+    torch.library.opcheck(module._forward, (query, key, value, seen, 0.5))
 
 
 def test_it_compiles_without_a_break(device: str) -> None:

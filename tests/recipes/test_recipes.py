@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -54,21 +55,30 @@ def push(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.fixture(params=ALL, ids=named)
-def builder(request: pytest.FixtureRequest) -> Builder:
-    changes = offline(request.param)
-    if "push" in request.param.stem:
-        changes["data.path"] = str(request.getfixturevalue("push"))
-    return Builder.from_recipe(request.param).override(changes)
+@pytest.fixture(scope="module")
+def builder_of(request: pytest.FixtureRequest) -> Callable[[Path], Builder]:
+    """`builder_of(path)`: the builder of a recipe, which checks it once for all tests."""
+
+    @cache
+    def make(path: Path) -> Builder:
+        changes = offline(path)
+        if "push" in path.stem:
+            changes["data.path"] = str(request.getfixturevalue("push"))
+        return Builder.from_recipe(path).override(changes)
+
+    return make
 
 
 @pytest.mark.sim
-def test_it_wires_and_its_name_is_its_file(builder: Builder) -> None:
-    path = Path(str(builder.source))
-    name = f"{path.stem}_tiny" if path.parent.name == "tiny" else path.stem
-    builder.check()
-    assert builder.recipe.recipe.name == ("pi0_policy" if name == "pi0" else name)  # a name of transformers
-    assert builder.build(device="meta").device.type == "meta"
+@pytest.mark.parametrize("path", [path for path in ALL if path not in TINY], ids=named)
+def test_it_wires_and_its_name_is_its_file(path: Path, builder_of: Callable[[Path], Builder]) -> None:
+    builder = builder_of(path).check()
+    name = builder.recipe.recipe.name
+    assert name == ("pi0_policy" if path.stem == "pi0" else path.stem)  # a name of transformers
+
+
+def test_it_is_built_on_the_meta_device(builder_of: Callable[[Path], Builder]) -> None:
+    assert builder_of(RECIPES / "act.yaml").build(device="meta").device.type == "meta"
 
 
 @pytest.mark.parametrize("path", ALL, ids=named)
@@ -171,9 +181,9 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_full_size_recipe_has_the_published_size(name: str) -> None:
-    path, count = RECIPES / f"{name}.yaml", COUNTS[name]
-    summary = Builder.from_recipe(path).override(offline(path)).summary
+def test_a_full_size_recipe_has_the_published_size(name: str, builder_of: Callable[[Path], Builder]) -> None:
+    count = COUNTS[name]
+    summary = builder_of(RECIPES / f"{name}.yaml").summary
     assert summary is not None
     ours = summary.parameters - summary.parts.get(count.apart, 0)
     assert ours == pytest.approx(count.original + sum(count.differences.values()), rel=0.01)
@@ -252,6 +262,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
 def test_a_tiny_one_trains_is_saved_and_acts(path: Path, tmp_path: Path) -> None:
     changes = {"training.steps": 2, "training.batch_size": 4, "training.schedule.warmup": 0}
     builder = Builder.from_recipe(path).override(changes)
+    assert builder.recipe.recipe.name == f"{path.stem}_tiny"
     result = builder.train(output=tmp_path, device="cpu")
     assert 0.0 < result.loss < 100.0
     policy = AutoModel.from_pretrained(tmp_path / "policy").eval()

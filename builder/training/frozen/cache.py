@@ -23,7 +23,7 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ....schemas.errors import DatasetError
@@ -33,7 +33,7 @@ from ...policy.cached_features import as_entries
 from ...policy.recipe_policy import ROBOTS
 from ..batches import on_device, to_device
 from ..chance import is_random, mode
-from .fill import FrozenPass
+from .fill import fast_backbones
 from .key import feature_key
 from .table import DamagedTableError, Rows, RowsWriter, UnlikeRowsError, open_rows
 
@@ -66,19 +66,16 @@ def stored_rows(
     seen: int,
     accelerator: Accelerator,
     note: Callable[[str], None],
-    *,
-    compiles: bool = False,
 ) -> Rows | None:
     """All training samples with the features of the frozen backbones, on the device where they are small there.
 
     None where there is nothing to store, or it cannot be, or would not pay for `seen` samples of all processes that are
-    still to be seen; `note` is told why, and what is done instead. All processes do the same. Backbones that would run
-    for long are compiled where that `compiles`.
+    still to be seen; `note` is told why, and what is done instead. All processes do the same.
     """
     names = policy.at_rest if isinstance(policy, RecipePolicy) else []
     if not names:
         return None
-    table = _Table(policy, samples, seen, accelerator, note, compiles)
+    table = _Table(policy, samples, seen, accelerator, note)
     if not (steady := table.steady(names)):
         return None
     try:
@@ -102,10 +99,9 @@ class _Table:
         seen: int,
         accelerator: Accelerator,
         note: Callable[[str], None],
-        compiles: bool,
     ) -> None:
         self._policy, self._samples, self._seen = policy, samples, seen
-        self._accelerator, self._note, self._compiles = accelerator, note, compiles
+        self._accelerator, self._note = accelerator, note
         self._names: list[str] = []
         self._dropped: set[str] = set()
 
@@ -198,14 +194,13 @@ class _Table:
             num_workers=samples.workers,
             pin_memory=device.type == "cuda",
         )
-        with FrozenPass(
-            self._policy, self._names, self._accelerator, len(loader) if self._compiles else 0
-        ) as run:
+        backbones = nn.ModuleDict({name: self._policy.backbones[name] for name in self._names})
+        probe = partial(self._entries, self._first())
+        with fast_backbones(backbones, probe, self._accelerator.mixed_precision):
             coming: _OnHost | None = None
             for first, batch in zip(share[:: samples.batch_size], on_device(loader, device), strict=True):
                 size = min(samples.batch_size, share.stop - first)
-                entries = run(partial(self._entries, batch), whole=size == samples.batch_size)
-                done, coming = coming, _OnHost(first, size, entries)
+                done, coming = coming, _OnHost(first, size, self._entries(batch))
                 if done is not None:
                     done.write(writer)
             if coming is not None:

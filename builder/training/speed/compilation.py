@@ -33,7 +33,7 @@ def compiled_blocks(policy: nn.Module, undo: ExitStack, *, trained: bool) -> lis
     """Compile the layers that the parts of a policy repeat, or the `trained` ones, until `undo` closes; gives them."""
     import torch._dynamo  # takes seconds
 
-    from .fx.passes import rewritten
+    from .fx.passes import backend
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
     torch._dynamo.config.accumulated_recompile_limit = max(
@@ -47,9 +47,9 @@ def compiled_blocks(policy: nn.Module, undo: ExitStack, *, trained: bool) -> lis
     for block in blocks:
         remember(undo, block, "forward", "_compiled_call_impl")
         if isinstance(block, FSDPModule):  # weights come together before what is compiled
-            block.forward = torch.compile(block.forward, backend=rewritten)
+            block.forward = torch.compile(block.forward, backend=backend)
         else:
-            block.compile(backend=rewritten)
+            block.compile(backend=backend)
     return blocks
 
 

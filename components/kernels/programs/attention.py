@@ -1,4 +1,4 @@
-"""Triton programs of attention: a tile of queries a program forwards, all queries of a head and a sample backwards."""
+"""Triton programs of attention: one tile of queries per program forwards, all queries of a head and sample backwards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..attention import apart
+from ..attention import split
 from ..dispatch import INTERPRETED
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -14,9 +14,9 @@ _WIDENS = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits o
 _KEYS = 64
 
 
-def forward(query, key, value, seen, bias, scale):
-    """What the reference of `attention` gives."""
-    query, key, value = (_dense(x) for x in apart(query, key, value))
+def forward(query, key, value, seen, scale):
+    """Compute what the reference of `attention` returns."""
+    query, key, value = (_dense(x) for x in (query, *split(key, value)))
     batch, queries, heads, depth = query.shape
     keys = key.shape[1]
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -31,37 +31,35 @@ def forward(query, key, value, seen, bias, scale):
     return out, norm
 
 
-def backward(d_out, query, key, value, seen, out, norm, biased, scale):
-    """What the reference of its gradients gives."""
+def backward(d_out, query, key, value, seen, out, norm, scale):
+    """Compute what the reference of its gradients returns."""
     d_query, d_key, d_value = (
         query.new_empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
         for x in (query, key, value)
     )
-    grads = apart(d_query, None if key is None else d_key, None if value is None else d_value)
-    held = 3 if key is None else 2
-    d_out, query, key, value = (_dense(x) for x in (d_out, *apart(query, key, value)))
+    grads = d_query, *split(d_key, None if value is None else d_value)
+    d_out, query, key, value = (_dense(x) for x in (d_out, query, *split(key, value)))
     batch, queries, heads, depth = query.shape
     keys = key.shape[1]
-    sums = norm.new_empty((batch, held, heads, depth) if biased else 0)
     tile = _tile(queries)
     _backward[(batch * heads,)](
-        d_out, query, key, value, query if seen is None else seen.contiguous(), out, norm, *grads, sums,
+        d_out, query, key, value, query if seen is None else seen.contiguous(), out, norm, *grads,
         scale, heads, queries, keys, depth,
         *(stride for x in (d_out, query, key, value, out, *grads) for stride in x.stride()[:3]),
-        MASKED=seen is not None, SUMS=held if biased else 0, QUERIES=tile, **_key_tiles(keys),
-        DEPTH=_tile(depth), num_warps=4 if tile <= 64 else 8, num_stages=2,
+        MASKED=seen is not None, QUERIES=tile, **_key_tiles(keys), DEPTH=_tile(depth),
+        num_warps=4 if tile <= 64 else 8, num_stages=2,
     )  # fmt: skip
-    return d_query, d_key, d_value, sums.sum(0) if biased else sums
+    return d_query, d_key, d_value
 
 
 def _key_tiles(keys):
-    """Keys in whole tiles, and in one for the rest."""
+    """Return the sizes of whole tiles of keys, and of one tile for the remainder."""
     step = min(_KEYS, _tile(keys))
     return {"KEYS": step, "REST": _tile(keys % step) if keys % step else 0}
 
 
 def _dense(values):
-    """The values, so that the last dimension is dense, and tokens lie within 32 bits of each other."""
+    """Return the values with a dense last dimension, and tokens within 32 bits of each other."""
     near = values.stride(-1) == 1 and values.stride(1) * values.shape[1] < 2**31
     return values if near else values.contiguous()
 
@@ -101,7 +99,7 @@ def _write(values, given, rows, count, stride, depth: tl.constexpr, WHOLE: tl.co
 
 @triton.jit
 def _scores(q, k, seen, columns, keys, scale, MASKED: tl.constexpr, WHOLE: tl.constexpr):
-    """Scores of keys, minus infinity for those that are not there or may not be seen."""
+    """Compute the scores of keys, minus infinity for those past the end or hidden."""
     scores = _dot(q, tl.trans(k), None) * scale
     if MASKED or not WHOLE:
         shown = columns < keys
@@ -148,7 +146,7 @@ def _mix(
     q, best, total, mixed, key, value, seen, first, keys, kt, vt, scale,
     depth: tl.constexpr, MASKED: tl.constexpr, WHOLE: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Adds the values of some keys to what is mixed."""
+    """Add the values of a tile of keys to the running output."""
     columns = first + tl.arange(0, KEYS)
     k = _read(key, columns, keys, kt, depth, WHOLE, DEPTH)
     v = _read(value, columns, keys, vt, depth, WHOLE, DEPTH)
@@ -163,12 +161,11 @@ def _mix(
 
 @triton.jit
 def _backward(
-    d_out, query, key, value, seen, out, norm, d_query, d_key, d_value, sums, scale, heads, queries, keys,
+    d_out, query, key, value, seen, out, norm, d_query, d_key, d_value, scale, heads, queries, keys,
     depth: tl.constexpr,
     db, dt, dh, qb, qt, qh, kb, kt, kh, vb, vt, vh, ob, ot, oh,
     dqb, dqt, dqh, dkb, dkt, dkh, dvb, dvt, dvh,
-    MASKED: tl.constexpr, SUMS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, REST: tl.constexpr,
-    DEPTH: tl.constexpr,
+    MASKED: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, REST: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0).to(tl.int64)
     batch, head = index // heads, index % heads
@@ -183,12 +180,6 @@ def _backward(
     o = _read(out + batch * ob + head * oh, rows, queries, ot, depth, False, DEPTH)
     delta = tl.sum(o.to(tl.float32) * d.to(tl.float32), 1)
     total = tl.load(norm + index * queries + rows, rows < queries, other=float("inf"))
-    if SUMS > 0:  # of the last of them, the values; the keys' are zero
-        at = sums + ((batch * SUMS + SUMS - 1) * heads + head) * depth + tl.arange(0, DEPTH)
-        within = tl.arange(0, DEPTH) < depth
-        passed = tl.where((total < float("inf"))[:, None], d.to(tl.float32), 0.0)
-        tl.store(at, tl.sum(passed, 0), within)
-        tl.store(at - heads * depth, tl.zeros([DEPTH], tl.float32), within)
     dq = tl.zeros([QUERIES, DEPTH], tl.float32)
     whole = keys // KEYS * KEYS
     for first in range(0, whole, KEYS):
@@ -199,9 +190,6 @@ def _backward(
                            kt, vt, dkt, dvt, scale, depth, MASKED, False, REST, DEPTH)  # fmt: skip
     dq *= scale
     _write(d_query + batch * dqb + head * dqh, dq, rows, queries, dqt, depth, False, DEPTH)
-    if SUMS == 3:
-        at = sums + (batch * SUMS * heads + head) * depth + tl.arange(0, DEPTH)
-        tl.store(at, tl.sum(dq, 0), tl.arange(0, DEPTH) < depth)
 
 
 @triton.jit
@@ -209,7 +197,7 @@ def _tile_of_keys(
     q, d, delta, total, dq, key, value, seen, d_key, d_value, first, keys, kt, vt, dkt, dvt, scale,
     depth: tl.constexpr, MASKED: tl.constexpr, WHOLE: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradients of some keys and their values, and adds theirs to that of the queries."""
+    """Write the gradients of a tile of keys and values, and add its share to that of the queries."""
     columns = first + tl.arange(0, KEYS)
     k = _read(key, columns, keys, kt, depth, WHOLE, DEPTH)
     v = _read(value, columns, keys, vt, depth, WHOLE, DEPTH)
