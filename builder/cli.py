@@ -216,7 +216,7 @@ def data_record(args: Namespace) -> int:
 
 def data_info(args: Namespace) -> int:
     """`policysmith data info`."""
-    from .data.lerobot.columns import cure
+    from .data.lerobot.columns import mapping_hint
     from .data.lerobot.features import ACTION, STATE
     from .data.lerobot.info import inspect as describe
 
@@ -239,7 +239,7 @@ def data_info(args: Namespace) -> int:
         console.print(line)
     for key in (ACTION, STATE):
         if key not in info.columns:
-            console.print(f"there is no `{key}`: {cure(key, info.unread)} in `data`")
+            console.print(f"there is no `{key}`: {mapping_hint(key, info.unread)} in `data`")
     return 0
 
 

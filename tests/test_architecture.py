@@ -10,7 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("builder", "components", "schemas")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-WRITES_TO_THE_TERMINAL = {"builder/cli.py", "builder/display.py", "schemas/arguments.py", "schemas/console.py"}
+WRITES_TO_THE_TERMINAL = {
+    "builder/cli.py",
+    "builder/display.py",
+    "schemas/arguments.py",
+    "schemas/console.py",
+}
 
 
 def names(path: Path) -> set[str]:

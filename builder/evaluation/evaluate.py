@@ -1,7 +1,7 @@
-"""A whole evaluation of a policy: numbers, video, plots and a report.
+r"""A whole evaluation of a policy: numbers, video, plots and a report.
 
     result = evaluate("runs/vit_mlp")
-    print("\\n".join(result.lines))
+    print("\n".join(result.lines))
 
 Prints nothing; `progress` receives a line now and then.
 """

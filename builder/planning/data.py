@@ -16,7 +16,7 @@ from ...schemas.specs import Kind, Range, Spec
 from ...schemas.wording import did_you_mean
 from ..data.dataset import task_texts
 from ..data.frames.probing import probe_cameras
-from ..data.lerobot.columns import column_faults, cure
+from ..data.lerobot.columns import column_faults, mapping_hint
 from ..data.lerobot.features import ACTION, RGB_ONLY
 from ..data.lerobot.info import DatasetInfo, summarize
 from ..data.lerobot.layout import read_layout
@@ -104,7 +104,7 @@ class _Reader:
             fault = SpecError(
                 "the dataset has no numeric column `action`",
                 label=f"it has: {listed or 'none'}",
-                help=f"{cure(ACTION, info.unread)} below `{'.'.join(map(str, self.place))}`",
+                help=f"{mapping_hint(ACTION, info.unread)} below `{'.'.join(map(str, self.place))}`",
             )
             self._report((*self.place, "path"), fault)
         cameras = self._cameras(info)

@@ -170,7 +170,7 @@ class DataPlan:
                 table, self.windows.observations, self.windows.actions, tasks=layout.tasks
             )
             for batch in given:
-                yield batch if source.name is None else self.robots.find(source.name).unified_batch(batch)
+                yield batch if source.name is None else self.robots.find(source.name).batch_to_common(batch)
 
     def samples(self, most: int = 4096) -> Iterator[dict[str, Any]]:
         """About as many training samples as `most`, evenly spaced, without images."""

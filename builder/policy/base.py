@@ -157,7 +157,7 @@ class BasePolicyModel(PreTrainedModel, metaclass=PolicyMeta):
             chunk = self._predict(observation, generator)
         else:
             robot = self.robots.find(observation[EMBODIMENT])
-            chunk = self._predict(robot.unified(observation), generator)[:, : robot.action_dim]
+            chunk = self._predict(robot.to_common(observation), generator)[:, : robot.action_dim]
         finite("action", chunk, BROKEN)
         self._ranges_of(observation).check("action", chunk, BROKEN)
         return chunk
