@@ -27,7 +27,7 @@ from step.pace import Protocol
 from step.variants import Indices, Resident
 from step.works import choose
 
-from policysmith.builder.evaluation.machine import hardware, versions
+from policysmith.builder.provenance import hardware, machine_versions
 from policysmith.builder.training.distributed.accelerator import make_accelerator
 from policysmith.builder.training.frozen.cache import Samples, stored_rows
 
@@ -71,7 +71,7 @@ def write(
         "seconds": seconds,
         "samples_per_second": rates,
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": machine_versions(),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
@@ -85,7 +85,7 @@ def eager(bench: Bench) -> float:
     with torch.no_grad(), accelerator.autocast():
         for batch in bench.batches:
             transformed = policy.transform(batch)
-            for name in policy.at_rest:
+            for name in policy.frozen_backbones:
                 policy.encode(name, transformed)
     return now(bench.device) - start
 

@@ -146,10 +146,10 @@ def gelu_case(rows: int, width: int, dropout: float, device: str, compiles: bool
 
 
 def image_case(count: int, before: int, after: int, device: str, compiles: bool) -> Case:
-    """Random crop, resize and colour jitter of single frames."""
+    """Random crop, resize and color jitter of single frames."""
     images = torch.randint(0, 256, (count, 1, 3, before, before), dtype=torch.uint8, device=device)
     keys = torch.arange(count, device=device)
-    boxes, colours = boxes_and_colours(keys, before)
+    boxes, colors = boxes_and_colors(keys, before)
     given: dict[str, Any] = {"size": (after, after), "mean": MEAN, "std": STD, "dtype": torch.bfloat16}
     one_draw = v2.Compose(
         [
@@ -162,29 +162,29 @@ def image_case(count: int, before: int, after: int, device: str, compiles: bool)
     )
     frames = images[:, 0]
     variants: dict[str, Run] = {
-        "reference": lambda: image_batch.reference(images, boxes, colours, **given),
+        "reference": lambda: image_batch.reference(images, boxes, colors, **given),
         "torchvision, one draw a batch": lambda: one_draw(frames),
         "torchvision, sample by sample": lambda: torch.stack([one_draw(frame) for frame in frames]),
-        "draws alone": lambda: boxes_and_colours(keys, before),
+        "draws alone": lambda: boxes_and_colors(keys, before),
     }
     if compiles:
         compiled = torch.compile(image_batch.reference, dynamic=False)
-        variants["compiled"] = lambda: compiled(images, boxes, colours, **given)
+        variants["compiled"] = lambda: compiled(images, boxes, colors, **given)
     if device == "cuda":
-        variants["ours"] = lambda: image_batch.image_batch(images, boxes, colours, **given)
+        variants["ours"] = lambda: image_batch.image_batch(images, boxes, colors, **given)
         variants["ours, without jitter"] = lambda: image_batch.image_batch(images, boxes, None, **given)
     moved = images.numel() + 2 * count * 3 * after * after
     return Case("images", f"{count} of {before} -> {after}, uint8 -> bf16", moved, variants)
 
 
-def boxes_and_colours(keys: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Boxes (B, 4) of 70 to 100 % of the area, of aspects as torchvision's, and colours (B, 4), by keys (B,)."""
+def boxes_and_colors(keys: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Boxes (B, 4) of 70 to 100 % of the area, of aspects as torchvision's, and colors (B, 4), by keys (B,)."""
     draws = Draws({SAMPLE_KEY: keys}, keys, "benchmark")
     areas, ratios = draws.uniform(1, 0.7, 1.0), draws.uniform(1, math.log(3 / 4), math.log(4 / 3)).exp()
     sizes = (areas * torch.cat([1.0 / ratios, ratios], 1)).sqrt().clamp_max(1.0) * side
     corners = draws.uniform(2) * (side - sizes)
-    colours = torch.cat([draws.uniform(3, 0.7, 1.3), draws.uniform(1, -0.05, 0.05)], 1)
-    return torch.cat([corners, sizes], 1), colours
+    colors = torch.cat([draws.uniform(3, 0.7, 1.3), draws.uniform(1, -0.05, 0.05)], 1)
+    return torch.cat([corners, sizes], 1), colors
 
 
 def adamw_case(tiny: bool, device: str, *, eight_bit: bool = False) -> Case:

@@ -166,7 +166,7 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
     """In a row's process: train policy and control side by side, then judge one after the other."""
     from policysmith.builder import Builder
     from policysmith.builder.evaluation import evaluate_closed_loop
-    from policysmith.builder.evaluation.machine import hardware, versions
+    from policysmith.builder.provenance import hardware, machine_versions
 
     run = arguments.runs.resolve() / recipe.stem
     changes: dict[str, Any] = {"training.precision": "fp32"}
@@ -175,7 +175,7 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
     if arguments.record:
         changes["data.path"] = os.path.relpath(demonstrations(dataset(recipe), arguments), recipe.parent)
     builder = Builder.from_recipe(recipe).override(changes).check()
-    section, evaluation = builder.recipe.recipe.training, builder.recipe.recipe.evaluation
+    section, evaluation = builder.recipe.sections.training, builder.recipe.sections.evaluation
     assert evaluation is not None
     assert builder.summary is not None
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
@@ -209,7 +209,7 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
         "final_loss": last_loss(run),
         "trial": {"steps": arguments.steps, "episodes": arguments.episodes},
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": machine_versions(),
         "commands": [
             " ".join([command, *(f"-o {key}={value}" for key, value in changes.items())]),
             f"policysmith evaluate runs/learning/{recipe.stem} --control blind --device {closed.device}",

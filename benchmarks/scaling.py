@@ -99,7 +99,7 @@ def take_steps(arguments: argparse.Namespace) -> None:
     from step.variants import Indices, Resident
     from step.works import choose
 
-    from policysmith.builder.evaluation.machine import hardware, versions
+    from policysmith.builder.provenance import hardware, machine_versions
     from policysmith.builder.training import loop
     from policysmith.builder.training.distributed.accelerator import make_accelerator
     from policysmith.builder.training.job import Job
@@ -138,7 +138,7 @@ def take_steps(arguments: argparse.Namespace) -> None:
             "notes": reporter.notes,
             "peak_bytes": torch.cuda.max_memory_allocated() if place.type == "cuda" else None,
             "hardware": hardware(),
-            "versions": versions(),
+            "versions": machine_versions(),
         }
         Path(os.environ["SCALING_TOLD"]).write_text(json.dumps(told))
     if several:

@@ -1,8 +1,8 @@
-"""From a recipe to a robot. Importing this registers policysmith's policies with transformers."""
+"""Building, training and evaluation of policies. Importing it registers their classes with transformers."""
 
 import logging
 
-# torchao, which transformers imports where it is installed, makes torch warn of how it registers its own classes
+# if torchao is installed, transformers imports it, and torch warns about its registration of classes
 logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 from .builder import Builder

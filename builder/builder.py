@@ -1,46 +1,43 @@
-"""The Python side of `build-and-train`.
-
-from policysmith.builder import Builder
+"""`Builder`: the Python side of `build-and-train`.
 
 builder = Builder.from_recipe("recipes/vit_mlp.yaml").override({"training.steps": 500})
 builder.check()                      # every problem at once, as RecipeError.diagnostics
 policy = builder.build()             # a transformers model with initial weights
-result = builder.train()             # trains, saves, and gives the trained policy
+result = builder.train()             # trains, saves, and returns the trained policy
 """
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch.utils.data import Dataset
-from transformers import PretrainedConfig
 
-from ..schemas.diagnostics import Diagnostic
 from ..schemas.document import Document, parse
-from ..schemas.errors import CheckpointError, RecipeError
+from ..schemas.errors import CheckpointError
 from ..schemas.paths import expanded
-from . import composed, handwritten, runs
+from . import runs
+from .composed import Composed
 from .data.dataset import LeRobotDataset
 from .data.mixture import Mixture
-from .fine_tuning.base_policy import Kept, Start
-from .fine_tuning.transfer import Taken
-from .planning import dry_run
+from .fine_tuning.base_policy import BasePolicy
+from .fine_tuning.initialization import Initialization
+from .handwritten import Handwritten
 from .planning.data import plan_data
-from .planning.policy import PolicyPlan, plan_policy
-from .planning.sources import DataPlan, Source, Windows
-from .policy import MODEL_TYPE, BasePolicyModel, RecipePolicy
-from .policy.freezing import freeze
-from .policy.registry import DataCollatorRegistry
-from .policy.sample_pipeline import KEY, SamplePipeline, TransformedDataset
-from .recipe.load import LoadedRecipe, load_recipe, open_document
-from .recipe.standalone import standalone
+from .planning.sources import DataSource
+from .planning.summary import Summary
+from .policy import BasePolicyModel
+from .provenance import policy_provenance
+from .recipe.load import load_recipe, open_document
+from .recipe.loaded import LoadedRecipe
+from .recipe.rules import ignored_options
+from .recipe.standalone import same_spelling, standalone
+from .saved_policy import SavedPolicy
 from .training import batches, loop
 from .training.distributed.accelerator import make_accelerator, require_device
 from .training.distributed.agreement import refuse_existing
@@ -48,159 +45,108 @@ from .training.job import Job, Result
 from .training.monitoring.logs import FileLog, Reporter
 from .training.optim.adamw import shortfall
 
+Overrides = Mapping[str, Any] | Sequence[str]
+
 
 @dataclass(frozen=True)
 class Builder:
-    """A recipe on its way to a policy. Immutable: `override` gives a new one."""
+    """A recipe on its way to a policy. Immutable: `override` returns a new one."""
 
     source: str | Path | Mapping[str, Any] | Document
-    overrides: tuple[Mapping[str, Any] | Sequence[str], ...] = ()
+    overrides: tuple[Overrides, ...] = ()
     allow_imports: bool = False
     checkpoint: Path | None = None
-    """The checkpoint that a run goes on from; `policy.init` of the recipe is not read then."""
+    """Checkpoint that a run resumes from; `policy.init` of the recipe is then not read."""
 
     @classmethod
     def from_recipe(
         cls, source: str | Path | Mapping[str, Any] | Document, *, allow_imports: bool = False
     ) -> Builder:
-        """A builder for a recipe: a path, a mapping, a parsed document, or YAML text (recognised by its line breaks).
+        """Return a builder for a recipe.
 
-        `allow_imports` lets the files under `imports:` run.
+        Args:
+            source: A path, a mapping, a parsed document, or YAML text, recognized by its line breaks.
+            allow_imports: Run the files under `imports:`.
         """
         return cls(source, (), allow_imports)
 
     def override(self, changes: Mapping[str, Any] | str) -> Builder:
-        """Return the same builder with some values changed.
+        """Return a builder with some values changed.
 
-        `changes` maps dotted paths to values (`{"training.steps": 500}`), nests mappings, or is the text of one
-        change as on the command line (`"training.steps=500"`). Raise TypeError for anything else.
+        Args:
+            changes: A mapping of dotted paths to values (`{"training.steps": 500}`), nested mappings, or the text of
+                one change as on the command line (`"training.steps=500"`).
+
+        Raises:
+            TypeError: `changes` is something else.
         """
         if not isinstance(changes, Mapping | str):
             raise TypeError(
                 f"override takes a mapping of paths to values, or a text `path=value`, not {type(changes).__name__}"
             )
-        change = [changes] if isinstance(changes, str) else dict(changes)
+        change: Overrides = [changes] if isinstance(changes, str) else dict(changes)
         return replace(self, overrides=(*self.overrides, change))
 
     def resuming(self, output: str | Path | None = None) -> Builder:
-        """The same for a run that goes on from its newest checkpoint, where there is one."""
+        """Return a builder for a run that resumes from its newest checkpoint, if it has one."""
         return replace(self, checkpoint=runs.latest(self.run_directory(output)))
 
     @cached_property
     def recipe(self) -> LoadedRecipe:
         """The validated recipe. Raises RecipeError with every problem."""
         source = self.source
-        text = isinstance(source, str) and "\n" in source
-        document = parse(str(source)) if text else open_document(source)
+        is_text = isinstance(source, str) and "\n" in source
+        document = parse(str(source)) if is_text else open_document(source)
         for change in self.overrides:
             document = open_document(document, change)
         return load_recipe(document, allow_imports=self.allow_imports)
 
     def check(self) -> Builder:
-        """Validate, wire and rehearse without allocating the policy. Raises RecipeError with every problem.
+        """Validate, wire and dry-run the recipe without allocating the policy, and return the builder itself.
 
-        A hand-written policy is built and run once, on the CPU. Weights files on this machine are read; a hub is asked for no more than configs and tokenizers.
+        A hand-written policy is built and run once, on the CPU. Weights files on this machine are read; a hub is asked
+        only for configs and tokenizers.
+
+        Raises:
+            RecipeError: The recipe is wrong; it carries every problem.
         """
-        _ = self.recipe, self._data, self.summary
-        if self._judged:
-            raise RecipeError(self._judged)
-        if self._config is not None and "_tried" not in vars(self):
-            _ = self._rehearsed
-            vars(self)["_tried"] = True
+        self._kind.check(self._init)
         return self
-
-    @cached_property
-    def _judged(self) -> list[Diagnostic]:
-        """Findings where the policy does not fit the environment that it is to be evaluated in."""
-        from .evaluation.environment import environment_findings
-
-        if self._composed is not None:
-            return environment_findings(
-                self.recipe, MODEL_TYPE, composed.content(self.recipe, self._data, self._composed)
-            )
-        assert self._config is not None
-        config = handwritten.attach(self.recipe, copy.deepcopy(self._config), self._data)
-        return environment_findings(self.recipe, config.model_type, getattr(config, KEY))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines for a person before a run begins: what a policy to start from gives, and doubts that stop nothing."""
-        self.check()
-        lines: list[str] = []
-        if self._start is not None and self.checkpoint is None:
-            lines += self._start.report(self.recipe, self._data, vars(self)["_taken"], self._begun[1])
-        warnings = (
-            self.summary.warnings
-            if self.summary is not None
-            else handwritten.warnings(self.recipe, self._data)
-        )
-        short = shortfall(self.recipe.recipe.training)
-        warnings = (*warnings, *self._data.warnings, *([short] if short else []))
-        return (*lines, *(f"warning: {text}" for text in warnings))
-
-    @cached_property
-    def summary(self) -> composed.Summary | None:
-        """Sizes of a composed policy; None for a hand-written one, which only its constructor knows."""
-        if self._composed is None:
-            return None
-        return dry_run.rehearse(self.recipe, self._data, self._composed, self._take)
+        """Lines for a person before a run: what comes from the policy to start from, and doubts that stop nothing."""
+        checked, training = self._kind.check(self._init), self.recipe.sections.training
+        short = shortfall(training)
+        warnings = [
+            *checked.warnings,
+            *self._init.data.warnings,
+            *([short] if short else []),
+            *ignored_options(training),
+        ]
+        return (*checked.report, *(f"warning: {text}" for text in warnings))
 
     @property
-    def sources(self) -> tuple[Source, ...]:
-        """The datasets, with what is used of each; of several robots, in the order of their names."""
-        return self._data.sources
+    def summary(self) -> Summary | None:
+        """Sizes of a composed policy; None for a hand-written one. Raises RecipeError like `check`."""
+        return self._kind.check(self._init).summary
+
+    @property
+    def sources(self) -> tuple[DataSource, ...]:
+        """The datasets in use; for several robots, in the order of their names."""
+        return self._init.data.sources
 
     def build(self, device: str = "cpu") -> BasePolicyModel:
-        """The policy with its initial weights, pretrained ones included, in evaluation mode.
+        """Return the policy with its initial weights, pretrained ones included, in evaluation mode.
 
-        On `meta` nothing is allocated. Raises RecipeError, and TrainingError for a device that is not there.
+        On `meta` nothing is allocated.
+
+        Raises:
+            RecipeError: The recipe is wrong.
+            TrainingError: The device is not available.
         """
         require_device(device)
-        self.check()
-        if self._composed is not None:
-            policy = composed.assemble(self.recipe, self._data, self._composed, device, self._covered)
-            self._begin(policy, fill=device != "meta")
-            freeze(policy, list(self.summary.unused if self.summary is not None else ()))
-            return policy
-        held: BasePolicyModel | None = vars(self).pop("_rehearsed", None) if device == "cpu" else None
-        return held if held is not None else self._assemble_by_hand(device)
-
-    def _assemble_by_hand(self, device: str) -> BasePolicyModel:
-        assert self._config is not None
-        policy = handwritten.assemble(self.recipe, self._config, self._data, device)
-        self._begin(policy, fill=device != "meta")
-        return policy
-
-    def _begin(self, policy: BasePolicyModel, *, fill: bool) -> None:
-        """Give a new policy what it takes of the one it starts from, and note that in its config."""
-        if self._start is None:
-            return
-        provenance = policy.content["provenance"]
-        if self.checkpoint is not None:
-            provenance["init"] = self._start.provenance
-            return
-        taken, kept = self._take(policy, fill=fill), self._begun[1]
-        provenance["init"] = {**self._start.identity, "kept": [*kept.kept], "computed": [*kept.computed]}
-        if taken is not None:
-            provenance["init"] |= taken.to_json()
-
-    def _take(self, policy: BasePolicyModel, *, fill: bool = False) -> Taken | None:
-        """Return what a policy takes of the one it starts from, filled in where asked."""
-        if self._start is None or self.checkpoint is not None:
-            return None
-        taken = self._start.take(self.recipe, policy, fill=fill)
-        vars(self)["_taken"] = taken
-        return taken
-
-    def _covered(self, policy: RecipePolicy) -> set[str]:
-        """Backbones that take all their weights of the policy they start from, or of a checkpoint."""
-        if self.checkpoint is not None:
-            return set(policy.backbones)
-        taken = self._take(policy)
-        if taken is None:
-            return set()
-        anew = {name.split(".")[1] for name in taken.anew if name.startswith("backbones.")}
-        return set(policy.backbones) - anew
+        return self._kind.build(self._init, device)
 
     def train(
         self,
@@ -212,12 +158,22 @@ class Builder:
         profile: bool = False,
         verify: bool = True,
     ) -> Result:
-        """Build, train and save. Raises RecipeError, TrainingError, CheckpointError, and Interrupted for a signal.
+        """Build, train and save a policy.
 
-        `output` is the run's directory, by default the recipe's `output`, by default `runs/<name>`. `resume`
-        continues from its newest checkpoint, whose files must be those that were saved, unless `verify` is off. No
-        other process can train in the directory meanwhile. `device` is `cpu`, `cuda`, or None for the best there is.
-        `profile` leaves a table of where the time of a step goes, and a trace, in `<output>/profile`.
+        Args:
+            output: Directory of the run; by default the recipe's `output`, by default `runs/<name>`. No other process
+                can train there meanwhile.
+            resume: Continue from its newest checkpoint.
+            device: `cpu`, `cuda`, or None for the best available.
+            reporters: Receivers of progress and log lines.
+            profile: Write a table of the time of each phase of a step, and a trace, to `<output>/profile`.
+            verify: Verify the files of the checkpoint to resume from.
+
+        Raises:
+            RecipeError: The recipe is wrong.
+            CheckpointError: The directory holds another run, or its checkpoint cannot be resumed from or written.
+            TrainingError: Training cannot continue.
+            Interrupted: A signal stopped the run.
         """
         directory = self.claim(output, resume=resume)
         if resume and self.checkpoint is None and runs.latest(directory) is not None:
@@ -232,14 +188,14 @@ class Builder:
         if os.environ.get("RANK", "0") != "0":  # the main process holds the directory for all
             return self._train(directory, resume, device, reporters, profile, verify)
         with runs.held(directory):
-            runs.tidy(directory, self.recipe.recipe.training.keep)
+            runs.tidy(directory, self.recipe.sections.training.keep)
             return self._train(directory, resume, device, reporters, profile, verify)
 
     def claim(self, output: str | Path | None = None, *, resume: bool = False) -> Path:
-        """The run's directory. Raises CheckpointError where no run can be kept there, or another is already."""
+        """Return the directory of the run. Raise CheckpointError if no run can be written or started there."""
         directory = self.run_directory(output)
-        runs.usable(directory)
         alone = os.environ.get("WORLD_SIZE", "1") == "1"  # several processes agree once they can talk
+        runs.check_claimable(directory, alone=alone)
         if not resume and alone and runs.latest(directory) is not None:
             raise CheckpointError(
                 f"{directory} already holds a run; continue it with `--resume`, choose another `--output`, or remove it"
@@ -256,28 +212,29 @@ class Builder:
         verify: bool,
     ) -> Result:
         notes = self.notes
-        section = self.recipe.recipe.training
+        section = self.recipe.sections.training
         accelerator = make_accelerator(section, device)
         if not resume:
             refuse_existing(directory, accelerator)
         with accelerator.main_process_first():
-            training, validation = self.datasets()
+            samples = self._init.data.open("training")
+            held_out = self._init.data.open("validation")
+        assert samples is not None
         policy = self.build()
-        source = _source(training)
-        composed.record_data(policy, source)
+        _record_data(policy, samples)
         job = Job(
             policy=policy,
-            dataset=training,
+            dataset=self._kind.dataset(samples, self._init),
             collate=self.collate(policy),
             section=section,
             directory=directory,
-            recipe=self.recipe.resolved(),
-            fingerprint=source.fingerprint,
-            validation=validation,
-            keyed=isinstance(training, TransformedDataset),
+            recipe=self._recipe_identity(),
+            fingerprint=samples.fingerprint,
+            validation=None if held_out is None else self._kind.dataset(held_out, self._init),
+            keyed=self._kind.keyed,
             profile=profile,
             verify=verify,
-            shares=source.shares if isinstance(source, Mixture) else None,
+            shares=samples.shares if isinstance(samples, Mixture) else None,
             notes=notes,
         )
         if not accelerator.is_main_process:
@@ -290,81 +247,66 @@ class Builder:
             log.close()
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None]:
-        """Training samples, and validation samples where the recipe holds episodes out. Decodes videos once."""
-        splits = [self._dataset("training"), self._dataset("validation")]
-        return splits[0], splits[1]  # type: ignore[return-value]
+        """Return training samples, and validation samples if the recipe holds episodes out.
+
+        Videos are decoded once and cached.
+        """
+        data = self._init.data
+        training, validation = data.open("training"), data.open("validation")
+        assert training is not None
+        return self._kind.dataset(training, self._init), (
+            None if validation is None else self._kind.dataset(validation, self._init)
+        )
 
     def collate(self, policy: BasePolicyModel) -> batches.Collate:
-        """What turns samples of `datasets()` into batches for the policy."""
-        if isinstance(policy, RecipePolicy):
-            return policy.collator
-        return DataCollatorRegistry.get(policy.config.model_type)
+        """Return the function from samples of `datasets()` to batches for the policy."""
+        return policy.collator
 
     def run_directory(self, output: str | Path | None = None) -> Path:
-        """Where the run goes."""
-        recipe = self.recipe.recipe
-        return expanded(output or recipe.output or Path("runs") / recipe.name)
-
-    def _dataset(self, split: Literal["training", "validation"]) -> Dataset[Any] | None:
-        dataset = self._data.open(split)
-        if self._config is None or dataset is None:
-            return dataset
-        policy_config = handwritten.attach(self.recipe, self._config, self._data)
-        return TransformedDataset(dataset, SamplePipeline(policy_config))
+        """Return the directory of the run. Raise CheckpointError for an empty path."""
+        sections = self.recipe.sections
+        if output is not None and not str(output):
+            raise CheckpointError("`output` is empty; name a directory, or leave it out for `runs/<name>`")
+        return expanded(output or sections.output or Path("runs") / sections.name)
 
     @cached_property
-    def _config(self) -> PretrainedConfig | None:
-        return None if self.recipe.recipe.policy.type == "composed" else handwritten.configure(self.recipe)
-
-    @property
-    def _data(self) -> DataPlan:
-        return self._begun[0]
+    def _kind(self) -> Composed | Handwritten:
+        """The stages of the policy that the recipe describes."""
+        return (Composed if self.recipe.sections.policy.type == "composed" else Handwritten)(self.recipe)
 
     @cached_property
-    def _begun(self) -> tuple[DataPlan, Kept]:
-        """The data, and what of its statistics is as the policy to start from has it."""
-        windows = Windows.of(self.recipe.recipe.data)
-        if self._config is not None:
-            windows = handwritten.windows(self.recipe, self._config)
-        planned = plan_data(self.recipe, windows)
-        if self._start is None:
-            return planned, Kept()
-        self._start.refuse_other_order(self.recipe, planned)
-        return self._start.over(planned)
-
-    @cached_property
-    def _start(self) -> Start | None:
+    def _init(self) -> Initialization:
+        """The data, and the weights that a new policy begins with."""
+        data = plan_data(self.recipe, self._kind.time_steps())
         if self.checkpoint is not None:
-            return Start.resumed(self.recipe, self.checkpoint)
-        return Start.find(self.recipe, allow_imports=self.allow_imports)
+            base = BasePolicy.of_resumed_run(self.recipe, self.checkpoint)
+        else:
+            base = BasePolicy.find(self.recipe, allow_imports=self.allow_imports)
+        return Initialization.of(self.recipe, data, base, resumed=self.checkpoint is not None)
 
-    @cached_property
-    def _rehearsed(self) -> BasePolicyModel:
-        """A hand-written policy as it begins, which has run once."""
-        policy = self._assemble_by_hand("cpu")
-        handwritten.rehearse(self.recipe, policy, self._data)
-        return policy
-
-    @cached_property
-    def _composed(self) -> PolicyPlan | None:
-        if self._config is not None:
-            return None
-        held = self._start.facts(self.recipe.resolved(), self._data) if self._start is not None else None
-        return plan_policy(self.recipe, self._data, held)
+    def _recipe_identity(self) -> dict[str, Any]:
+        """Return the resolved recipe, with the paths of a run to resume where both name the same files."""
+        recipe = self.recipe.resolved()
+        if self.checkpoint is None:
+            return recipe
+        saved = SavedPolicy.find(self.checkpoint, verify=False)
+        return same_spelling(recipe, self.recipe.directory, saved.recipe, saved.recipe_directory)
 
     def _description(self) -> dict[str, Any]:
         return {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.directory.resolve()),
-            "data": self._data.paths,
-            **composed.provenance(self.recipe),
+            "data": self._init.data.paths,
+            **policy_provenance(self.recipe),
         }
 
 
-def _source(dataset: Any) -> LeRobotDataset | Mixture:
-    source = getattr(dataset, "source", dataset)
-    assert isinstance(source, LeRobotDataset | Mixture)
-    return source
+def _record_data(policy: BasePolicyModel, samples: LeRobotDataset | Mixture) -> None:
+    """Record the fingerprint of the training data in a policy's config, for several robots also that of each."""
+    provenance = policy.content["provenance"]
+    provenance["dataset"] = samples.fingerprint
+    if isinstance(samples, Mixture):
+        provenance["datasets"] = samples.fingerprints
 
 
 __all__ = ["Builder"]

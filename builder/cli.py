@@ -1,12 +1,14 @@
-"""The verbs of the command line, once a recipe has passed the schema. `schemas/console.py` parses the flags."""
+"""Commands of `build-and-train` and `policysmith`. `schemas/console.py` parses the flags and validates the recipe."""
 
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import logging
 import os
 import sys
+import textwrap
 from argparse import Namespace
 from pathlib import Path
 from typing import get_args
@@ -16,11 +18,13 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from ..components.base import Part
 from ..components.registry import REGISTRIES
 from ..schemas.errors import RegistryError
 from ..schemas.part import PartConfig
 from ..schemas.paths import expanded
 from ..schemas.recipe import Recipe
+from . import runs
 from .builder import Builder
 from .display import PlainConsole, PlainFormatter, TerminalProgress, show_robots, show_summary, shown
 
@@ -28,7 +32,8 @@ console = PlainConsole()
 is_main_process = os.environ.get("RANK", "0") == "0"
 
 
-def _quiet() -> None:
+def _set_up_logging() -> None:
+    """Log warnings and the project's own lines to stderr, and hide those of libraries."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(PlainFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[lines])
@@ -38,12 +43,12 @@ def _quiet() -> None:
 
 
 def _builder(args: Namespace) -> Builder:
-    _quiet()
-    return Builder(Path(args.recipe), (list(args.override),) if args.override else (), args.allow_imports)
+    _set_up_logging()
+    return Builder.from_recipe(args.document, allow_imports=args.allow_imports)
 
 
 def train(args: Namespace) -> int:
-    """`build-and-train`."""
+    """Run `build-and-train`."""
     builder = _builder(args)
     builder.claim(args.output, resume=args.resume)
     builder = (builder.resuming(args.output) if args.resume else builder).check()
@@ -68,14 +73,14 @@ def train(args: Namespace) -> int:
         speed = f" at {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else ""
         speed = speed if result.taken else " before"
         console.print(f"trained {result.steps} steps{speed}")
-        console.print(f"policy  {shown(run)}/policy  ->  AutoModel.from_pretrained")
-        if builder.recipe.recipe.evaluation is not None:
+        console.print(f"policy  {shown(run)}/{runs.POLICY}  ->  AutoModel.from_pretrained")
+        if builder.recipe.sections.evaluation is not None:
             console.print(f"next    policysmith evaluate {shown(run)}")
     return 0
 
 
 def check(args: Namespace) -> int:
-    """`policysmith check`."""
+    """Run `policysmith check`."""
     builder = _builder(args).check()
     if args.format == "json":
         sys.stdout.write("[]\n")
@@ -85,12 +90,12 @@ def check(args: Namespace) -> int:
         show_summary(console, builder.summary)
     for line in builder.notes:
         console.print(line)
-    console.print(f"{args.recipe} is good")
+    console.print(f"{args.recipe} is valid")
     return 0
 
 
 def render(args: Namespace) -> int:
-    """`policysmith render`."""
+    """Run `policysmith render`."""
     from ruamel.yaml import YAML
 
     yaml = YAML()
@@ -100,18 +105,22 @@ def render(args: Namespace) -> int:
 
 
 def listing(args: Namespace) -> int:
-    """`policysmith list`."""
+    """Run `policysmith list`."""
     from .policy.registry import policies
 
-    known = {kind: registry.names() for kind, registry in REGISTRIES.items()} | {"policies": list(policies())}
-    for kind, names in known.items():
+    known: dict[str, dict[str, type]] = {
+        kind: {name: registry.get(name) for name in registry.names()} for kind, registry in REGISTRIES.items()
+    }
+    known["policies"] = dict(policies())
+    for kind, classes in known.items():
         if args.kind not in (None, kind):
             continue
-        console.print(f"{kind}:{'' if names else ' none'}")
-        width = max(map(len, names), default=0)
-        for name in names:
-            described = REGISTRIES[kind].get(name) if kind in REGISTRIES else policies()[name]
-            console.print(f"  {name:<{width}}  {_summary(described)}")
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, described in classes.items():
+            table.add_row(f"  {name}", (inspect.getdoc(described) or "").partition("\n")[0])
+        console.print(f"{kind}:" if classes else f"{kind}: none")
+        if classes:
+            console.print(table)
     return 0
 
 
@@ -121,10 +130,10 @@ def _summary(described: type) -> str:
 
 
 def explain(args: Namespace) -> int:
-    """`policysmith explain`."""
+    """Run `policysmith explain`."""
     first, *steps = args.topic.split(".")
     seen: list[str] = []
-    text, sections = "", list[type[BaseModel]]([Recipe])
+    text, sections, example = "", list[type[BaseModel]]([Recipe]), ""
     if first not in REGISTRIES:
         steps = [first, *steps]
     elif not steps:
@@ -133,30 +142,42 @@ def explain(args: Namespace) -> int:
     else:
         part = REGISTRIES[first].get(steps[0])
         seen, steps = [first, steps[0]], steps[1:]
-        text, sections = inspect.getdoc(part) or "", [part.Config]
+        text, sections, example = inspect.getdoc(part) or "", [part.Config], example_of(part)
     for step in steps:
         fields = {
             field.alias or name: field for section in sections for name, field in section.model_fields.items()
         }
         if step not in fields:
-            here = f"`{'.'.join(seen)}` has" if seen else "here are"
+            here = f"`{'.'.join(seen)}` has" if seen else "choose from"
             known = ", ".join(dict.fromkeys([*fields, *(() if seen else REGISTRIES)])) or "no options"
             kinds = [] if seen else [kind for kind, parts in REGISTRIES.items() if step in parts.names()]
             if kinds:
                 here, known = "did you mean", ", ".join(f"`{kind}.{step}`" for kind in kinds) + "?"
-            raise RegistryError(f"there is nothing called `{args.topic}` to explain; {here}: {known}")
+            raise RegistryError(f"`{args.topic}` does not exist, so it cannot be explained; {here}: {known}")
         seen.append(step)
-        text, sections = fields[step].description or "", _models(fields[step].annotation)
+        text, sections, example = fields[step].description or "", _models(fields[step].annotation), ""
     console.print(text)
     for section in sections:
         if not issubclass(section, PartConfig):
             console.print(f"\n{inspect.getdoc(section) or ''}")
         _show_options(section)
+    if example:
+        console.print(f"\nexample:\n\n{textwrap.indent(example, '    ')}", end="")
     return 0
 
 
+def example_of(part: type[Part]) -> str:
+    """Return the example config of a part as YAML."""
+    from ruamel.yaml import YAML
+
+    yaml, stream = YAML(), io.StringIO()
+    yaml.default_flow_style = None
+    yaml.dump(part.example().model_dump(mode="json", exclude_unset=True), stream)
+    return stream.getvalue()
+
+
 def _models(annotation: object) -> list[type[BaseModel]]:
-    """The sections that an annotation allows, out of unions, lists and `Annotated`."""
+    """Return the sections inside an annotation: unions, lists and `Annotated`."""
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
@@ -182,22 +203,22 @@ def _plain(value: object) -> object:
 
 
 def schema(args: Namespace) -> int:
-    """`policysmith schema`."""
+    """Run `policysmith schema`."""
     from ..schemas.json_schema import SCHEMA_FILE
     from .recipe.json_schema import schema_text, write_schema
 
     if args.write:
-        console.print(f"{shown(SCHEMA_FILE)}: {'written' if write_schema() else 'was up to date'}")
+        console.print(f"{shown(SCHEMA_FILE)}: {'written' if write_schema() else 'up to date'}")
     else:
         sys.stdout.write(schema_text())
     return 0
 
 
 def data_record(args: Namespace) -> int:
-    """`policysmith data record`."""
+    """Run `policysmith data record`."""
     from .data.writing.record import record
 
-    _quiet()
+    _set_up_logging()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("recording", total=args.episodes)
         summary = record(
@@ -215,7 +236,7 @@ def data_record(args: Namespace) -> int:
 
 
 def data_info(args: Namespace) -> int:
-    """`policysmith data info`."""
+    """Run `policysmith data info`."""
     from .data.lerobot.columns import mapping_hint
     from .data.lerobot.features import ACTION, STATE
     from .data.lerobot.info import inspect as describe
@@ -239,16 +260,16 @@ def data_info(args: Namespace) -> int:
         console.print(line)
     for key in (ACTION, STATE):
         if key not in info.columns:
-            console.print(f"there is no `{key}`: {mapping_hint(key, info.unread)} in `data`")
+            console.print(f"`{key}` is missing: {mapping_hint(key, info.unread)} in `data`")
     return 0
 
 
 def evaluate(args: Namespace) -> int:
-    """`policysmith evaluate`."""
-    from .evaluation.evaluate import evaluate as judge
+    """Run `policysmith evaluate`."""
+    from .evaluation.evaluate import evaluate as run_evaluation
 
-    _quiet()
-    result = judge(
+    _set_up_logging()
+    result = run_evaluation(
         Path(args.checkpoint),
         env=args.env,
         embodiment=args.embodiment,
@@ -268,10 +289,10 @@ def evaluate(args: Namespace) -> int:
 
 
 def import_lerobot(args: Namespace) -> int:
-    """`policysmith import-lerobot`."""
+    """Run `policysmith import-lerobot`."""
     from .interop.lerobot.convert import import_policy
 
-    _quiet()
+    _set_up_logging()
     policy = import_policy(args.directory, data=args.data, output=args.output)
     console.print(
         f"{sum(p.numel() for p in policy.parameters()):,} parameters of {args.directory}", markup=False
@@ -281,20 +302,20 @@ def import_lerobot(args: Namespace) -> int:
 
 
 def export_lerobot(args: Namespace) -> int:
-    """`policysmith export-lerobot`."""
+    """Run `policysmith export-lerobot`."""
     from .interop.lerobot.convert import export_policy
 
-    _quiet()
+    _set_up_logging()
     config = export_policy(args.checkpoint, output=args.output)
-    console.print(f"{config['type']} of LeRobot  {shown(Path(args.output))}")
+    console.print(f"LeRobot {config['type']}  {shown(Path(args.output))}")
     return 0
 
 
 def export(args: Namespace) -> int:
-    """`policysmith export`."""
+    """Run `policysmith export`."""
     from .export import export as write
 
-    _quiet()
+    _set_up_logging()
     write(
         args.checkpoint,
         args.output,

@@ -1,121 +1,105 @@
-"""From a plan to a policy: its config, then weights, then pretrained weights."""
+"""A policy composed of parts, on its way from a recipe to a model with initial weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch.utils.data import Dataset
 
 from ..schemas.errors import PolicysmithError, RecipeError
-from ..schemas.specs import Spec, Specs
-from .data.dataset import LeRobotDataset
-from .data.mixture import Mixture
-from .planning.policy import PolicyPlan, specs_to_json
-from .planning.sources import DataPlan
-from .policy import BasePolicyModel, RecipePolicy
-from .policy.named_classes import pair
-from .recipe.load import LoadedRecipe
+from .data.time_steps import TimeSteps
+from .fine_tuning.initialization import Initialization
+from .fine_tuning.transfer import Transfer
+from .planning.dry_run import dry_run
+from .planning.environment import environment_findings
+from .planning.policy import PolicyPlan, config_content, plan_policy
+from .planning.sources import DataPlan, recipe_time_steps
+from .planning.summary import Checked
+from .policy import MODEL_TYPE, RecipePolicy
+from .policy.freezing import freeze
+from .policy.named_classes import named_classes
+from .recipe.loaded import LoadedRecipe
 from .recipe.standalone import standalone
 
-Covered = Callable[[RecipePolicy], Collection[str]]
-_PACKAGES = ("policysmith", "torch", "transformers", "timm", "peft", "accelerate")
 
+class Composed:
+    """Stages of a composed policy. `Handwritten` has the same methods."""
 
-@dataclass(frozen=True)
-class Summary:
-    """What a policy will be, known without allocating it."""
+    keyed: ClassVar[bool] = False
+    """Its datasets are indexed by `index` alone; the model augments whole batches."""
 
-    name: str
-    parameters: int
-    trainable: int
-    frozen: dict[str, int]
-    """Parameters stopped by each `freeze` pattern."""
-    parts: dict[str, int]
-    """Parameters by part."""
-    trains: dict[str, int]
-    """Those of them that train."""
-    adapted: dict[str, int]
-    """Layers with a low-rank adapter, by backbone that has some."""
-    features: Specs
-    action: Spec
-    unused: dict[str, int]
-    """Parameters that feed nothing, by pattern; they are frozen too."""
-    moments: int
-    """Bytes of the moments that AdamW keeps of what trains, in one process."""
-    warnings: tuple[str, ...] = ()
-    """Doubts that do not stop a run."""
+    def __init__(self, loaded: LoadedRecipe) -> None:
+        self._loaded = loaded
+        self._plan: PolicyPlan | None = None
+        self._checked: Checked | None = None
 
-    @property
-    def training_bytes(self) -> int:
-        """Weights in fp32, and gradient and two AdamW moments of what trains; activations not included."""
-        return 4 * self.parameters + 4 * self.trainable + self.moments
+    def time_steps(self) -> TimeSteps:
+        """Return the time steps of its samples."""
+        return recipe_time_steps(self._loaded.sections.data)
 
+    def check(self, init: Initialization) -> Checked:
+        """Wire the policy and run it on the meta device. Raise RecipeError with every problem."""
+        if self._checked is None:
+            plan, transfers = self._plan_for(init), list[Transfer | None]()
 
-def content(loaded: LoadedRecipe, data: DataPlan, policy: PolicyPlan) -> dict[str, Any]:
-    """The fields of the policy's config."""
-    return {
-        "recipe": loaded.resolved(),
-        "specs": specs_to_json(data.specs),
-        "facts": policy.facts,
-        "statistics": data.statistics,
-        "robots": data.robots.to_json(),
-        "signals": data.signals,
-        "provenance": provenance(loaded),
-    }
+            def filled(policy: RecipePolicy) -> Collection[str]:
+                transfers.append(init.transfer(policy))
+                return () if transfers[0] is None else transfers[0].names.keys()
 
+            summary = dry_run(self._loaded, init.data, plan, filled)
+            content = config_content(self._loaded, init.data, plan.facts)
+            if found := environment_findings(self._loaded, MODEL_TYPE, content):
+                raise RecipeError(found)
+            self._checked = Checked(summary, init.report(transfers[0]), summary.warnings)
+        return self._checked
 
-def provenance(loaded: LoadedRecipe) -> dict[str, Any]:
-    """What made a policy: hash of its recipe and versions of the packages, those that own its parts included."""
-    versions = {name: _version(name) for name in _PACKAGES}
-    return {"recipe_sha256": loaded.sha256, "versions": versions | _plugins(loaded)}
+    def build(self, init: Initialization, device: str) -> RecipePolicy:
+        """Return the checked policy with its initial weights, in evaluation mode."""
+        summary = self.check(init).summary
+        assert summary is not None
+        policy = assemble(self._loaded, init.data, self._plan_for(init), device, filled=init.filled_backbones)
+        init.fill(policy, weights=device != "meta")
+        freeze(policy, list(summary.unused))
+        return policy
 
+    def dataset(self, samples: Dataset[Any], init: Initialization) -> Dataset[Any]:
+        """Return the samples that its collator reads: those of the data itself."""
+        return samples
 
-def record_data(policy: BasePolicyModel, source: LeRobotDataset | Mixture) -> None:
-    """Note in a policy's config the fingerprint of the data it is trained on; of several robots, also that of each."""
-    provenance = policy.content["provenance"]
-    provenance["dataset"] = source.fingerprint
-    if isinstance(source, Mixture):
-        provenance["datasets"] = source.fingerprints
-
-
-def _plugins(loaded: LoadedRecipe) -> dict[str, str]:
-    """Versions of the distributions whose entry points give the recipe's parts."""
-    parts = {
-        "collators": [loaded.collator],
-        "transforms": loaded.transforms,
-        "backbones": loaded.backbones.values(),
-        "necks": loaded.necks.values(),
-        "heads": [] if loaded.head is None else [loaded.head],
-    }
-    points = [
-        point
-        for kind, pairs in parts.items()
-        for point in entry_points(group=f"policysmith.{kind}")
-        if point.name in {config.type for _, config in pairs}
-    ]
-    return {point.dist.name: point.dist.version for point in points if point.dist is not None}
+    def _plan_for(self, init: Initialization) -> PolicyPlan:
+        if self._plan is None:
+            self._plan = plan_policy(self._loaded, init.data, init.facts())
+        return self._plan
 
 
 def assemble(
-    loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan, device: str, covered: Covered = lambda policy: ()
+    loaded: LoadedRecipe,
+    data: DataPlan,
+    plan: PolicyPlan,
+    device: str,
+    *,
+    filled: Callable[[RecipePolicy], Collection[str]] = lambda policy: (),
 ) -> RecipePolicy:
-    """The policy with its initial weights, in evaluation mode; on `meta`, without any.
+    """Return the policy with its initial weights, in evaluation mode; on `meta` without weights.
 
-    `covered` names backbones that get all their weights elsewhere. Raises RecipeError for pretrained weights that do not fit, RegistryError where the name belongs to something else.
+    `filled` returns the backbones that take all their weights from elsewhere.
+
+    Raises:
+        RecipeError: Pretrained weights do not fit.
+        RegistryError: The name of the recipe is taken.
     """
-    config, model = pair(content(loaded, data, plan))
-    torch.manual_seed(loaded.recipe.training.seed)
+    config, model = named_classes(config_content(loaded, data, plan.facts))
+    torch.manual_seed(loaded.sections.training.seed)
     with torch.device(device):
         policy: RecipePolicy = model(config())
     if loaded.document.root.span.source.text is not None:
         policy.recipe_text = standalone(loaded.document, located=False)
     policy.directory = loaded.directory
-    elsewhere = covered(policy) if device != "meta" else plan.parts.backbones
+    skipped = filled(policy) if device != "meta" else plan.parts.backbones
     for name, site in plan.parts.backbones.items():
-        if name in elsewhere:
+        if name in skipped:
             continue
         try:
             policy.load_pretrained(name)
@@ -126,11 +110,4 @@ def assemble(
     return policy.eval()
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-__all__ = ["Summary", "assemble", "content", "provenance", "record_data"]
+__all__ = ["Composed", "assemble"]

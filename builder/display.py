@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal."""
+"""Terminal output of a run: progress, sizes of the policy, robots."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from rich.table import Table
 from rich.text import Text
 
 from ..schemas.terminal import printable
-from .composed import Summary
-from .planning.sources import Source
+from .planning.sources import DataSource
+from .planning.summary import Summary
 
 
 class PlainConsole(Console):
-    """A console that prints names, paths and values as they are: no markup, emoji codes or escape sequences in them."""
+    """A console that prints names, paths and values literally, without markup, emoji codes or escape sequences."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return the text with control characters replaced; rich calls this for every string that it prints."""
+        """Return the text with control characters replaced. rich calls this for every string it prints."""
         return super().render_str(printable(text), **options)
 
 
 class PlainFormatter(logging.Formatter):
-    """Log lines without characters that could steer a terminal."""
+    """A log formatter that replaces control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
+        """Return the line for a record."""
         return printable(super().format(record))
 
 
 class TerminalProgress:
-    """A progress bar with the latest loss, speed and data wait; plain lines where there is no terminal."""
+    """A progress bar with the latest loss, speed and data wait; plain lines without a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -53,15 +53,18 @@ class TerminalProgress:
         self._task = self._bar.add_task("training", total=None, latest="")
 
     def start(self, step: int, steps: int) -> None:
+        """Start the bar at a step of all steps."""
         self._bar.start()
         self._bar.update(self._task, completed=step, total=steps)
         if step:
             self.note(f"resumed at step {step}")
 
     def advance(self, step: int) -> None:
+        """Move the bar to a step."""
         self._bar.update(self._task, completed=step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
+        """Show the values of a log interval."""
         text = f"loss {values['loss']:.4f}  {values['samples_per_second']:,.0f} samples/s  data wait {values['data_wait']:.0%}"
         if "mfu" in values:
             text += f"  MFU {values['mfu']:.0%}"
@@ -72,43 +75,45 @@ class TerminalProgress:
             self._console.print(f"step {step}  {text}")
 
     def note(self, message: str) -> None:
+        """Print a message above the bar."""
         self._console.print(message)
 
     def close(self) -> None:
+        """Stop the bar."""
         self._bar.stop()
 
 
 def show_summary(console: Console, summary: Summary) -> None:
-    """The parts of a policy and their sizes."""
+    """Print the parts of a policy and their sizes."""
     table = Table(box=None, pad_edge=False)
     table.add_column("part")
     table.add_column("parameters", justify="right")
     table.add_column("trainable", justify="right")
-    table.add_column("gives")
+    table.add_column("output")
     for part, count in summary.parts.items():
         name = part.partition(".")[2]
-        given = [
+        published = [
             f"{key} {_dims(spec.dims)}" for key, spec in summary.features.items() if key.split(".")[0] == name
         ]
-        gives = ", ".join(given) if part != "head" else f"action {_dims(summary.action.dims)}"
-        table.add_row(part, f"{count:,}", f"{summary.trains[part]:,}", gives)
+        output = ", ".join(published) if part != "head" else f"action {_dims(summary.action.dims)}"
+        table.add_row(part, f"{count:,}", f"{summary.trains[part]:,}", output)
     console.print(table)
     frozen = summary.parameters - summary.trainable
     console.print(
         f"{summary.parameters:,} parameters, {summary.trainable:,} trainable, {frozen:,} frozen; "
-        f"{summary.training_bytes / 2**20:,.0f} MiB for weights, gradients and optimiser",
+        f"{summary.training_bytes / 2**20:,.0f} MiB for weights, gradients and optimizer",
     )
     for part, layers in summary.adapted.items():
-        console.print(f"lora {part}: adapters beside {layers} layers, the rest is frozen")
+        console.print(f"lora {part}: adapters for {layers} layers, all other weights frozen")
     for pattern, count in summary.frozen.items():
         console.print(f"freeze {pattern}: {count:,} parameters")
     if summary.unused:
         count, names = sum(summary.unused.values()), ", ".join(summary.unused)
-        console.print(f"unused: {count:,} parameters feed nothing and are frozen: {names}")
+        console.print(f"unused: {count:,} parameters do not affect the loss and are frozen: {names}")
 
 
-def show_robots(console: Console, sources: Sequence[Source]) -> None:
-    """The robots that a policy is for, and what each has of its own; nothing where there is one without a name."""
+def show_robots(console: Console, sources: Sequence[DataSource]) -> None:
+    """Print the robots of a policy with their sizes and shares; nothing for a single dataset."""
     if sources[0].name is None:
         return
     table = Table(box=None, pad_edge=False)
@@ -137,7 +142,7 @@ def _dims(dims: tuple[int | str, ...]) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as short as it can be said from here."""
+    """Return a path relative to the working directory if it lies inside."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:

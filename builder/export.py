@@ -1,4 +1,4 @@
-"""A trained policy, written as a checkpoint of its own.
+"""Export of a trained policy as a separate checkpoint.
 
 export("runs/vla", "vla_merged", merge=True)
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from pathlib import Path
+from typing import cast
 
 from ..components.pretrained import lora
 from ..schemas.errors import CheckpointError
@@ -23,37 +24,47 @@ def export(
     allow_imports: bool = False,
     verify: bool = True,
 ) -> None:
-    """Write the newest policy of a run, or the policy in a checkpoint, to a new directory; `merge` as `merge_adapters`.
+    """Write the policy of a run or checkpoint to a new directory.
+
+    Args:
+        run_or_checkpoint: A run, for its newest policy, or a checkpoint.
+        output: Directory to write, which must be empty or absent.
+        merge: Merge low-rank adapters into the weights, as `merge_adapters` does.
+        allow_imports: Run the files under `imports:` of its recipe.
+        verify: Verify the files of the checkpoint against its manifest.
 
     Raises:
-        CheckpointError: there is no policy, its files are not those that were saved (unless `verify` is off), it has no
-            adapters to merge, or the directory holds something or cannot be written.
-        WeightsError: the adapters cannot be merged.
-        RecipeError: a file that the recipe imports fails.
+        CheckpointError: The policy is missing or damaged, has no adapters to merge, or the directory is not empty or
+            cannot be written.
+        WeightsError: The adapters cannot be merged.
+        RecipeError: A file that the recipe imports fails.
     """
     output = expanded(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"{output} exists and holds something; choose another `--output`")
+        raise CheckpointError(f"{output} is not empty; choose another `--output`")
     saved = SavedPolicy.find(run_or_checkpoint, verify=verify)
     saved.run_imports(allowed=allow_imports)
     policy = saved.load()
     if merge:
-        if not isinstance(policy, RecipePolicy):
+        if saved.handwritten:
             raise CheckpointError(
-                f"`{saved.model_type}` is written by hand, and merges its adapters itself; leave `--merge` out"
+                f"`{saved.model_type}` is hand-written, so its class must merge its own adapters; leave `--merge` out"
             )
-        merge_adapters(policy)
+        merge_adapters(cast(RecipePolicy, policy))
     policy.save_pretrained(output)
 
 
 def merge_adapters(policy: RecipePolicy) -> None:
-    """Add the low-rank adapters of a policy to the weights beside them, and take them out of its recipe.
+    """Merge the low-rank adapters of a policy into its weights, and remove them from its recipe.
 
-    What it does stays the same, but for rounding; what it costs at every step is that of the plain layers. Patterns of
-    the recipe that named adapters alone go with them. Raises CheckpointError for a policy without adapters, and
-    WeightsError for adapters that are not finite.
+    Its actions stay the same except for rounding, at the cost of the plain layers. Patterns of the recipe that match only
+    adapters are removed too.
+
+    Raises:
+        CheckpointError: The policy has no adapters.
+        WeightsError: An adapter is not finite.
     """
-    adapted = [name for name, backbone in policy.backbones.items() if lora.count(backbone)]
+    adapted = [name for name, backbone in policy.backbones.items() if lora.count_adapters(backbone)]
     if not adapted:
         raise CheckpointError(
             "the policy has no low-rank adapters to merge; leave `--merge` out (adapters come from `lora` of a backbone)"
@@ -71,7 +82,7 @@ def merge_adapters(policy: RecipePolicy) -> None:
     optimizer = recipe["training"]["optimizer"]
     optimizer["groups"] = [group for group in optimizer["groups"] if matches(group["match"])]
     policy.content["provenance"]["merged"] = adapted
-    policy.recipe_text = None  # as it was written, it has the adapters
+    policy.recipe_text = None  # the author's text has the adapters
 
 
 __all__ = ["export", "merge_adapters"]

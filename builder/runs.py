@@ -1,10 +1,14 @@
-"""The directory of a run: its checkpoints, the link to the newest, and who may touch them.
+"""The directory of a run: the names of its files, its checkpoints, and the locks that guard them.
 
     <run>/policy                        link to the newest checkpoint
-          checkpoints/step-00002000/    whole from the moment it has this name
+          checkpoints/step-00002000/    complete from the moment it has this name
+          run.json                      what the run is
+          recipe.yaml                   its recipe, which trains the same again from anywhere
+          log.jsonl, tensorboard/       its losses and speed
+          profile/                      the time of its steps, with `--profile`
           .lock                         held by the process that trains here
 
-The kernel releases locks when a process ends, however it ends. Where a file system has none, nothing is locked.
+The kernel releases locks when a process ends, however it ends. A file system without locks leaves runs unguarded.
 """
 
 from __future__ import annotations
@@ -25,9 +29,12 @@ from ..schemas.errors import CheckpointError
 from ..schemas.paths import exists
 
 CHECKPOINTS, POLICY, LOCK = "checkpoints", "policy", ".lock"
+DESCRIPTION, RECIPE, LOG, TENSORBOARD, PROFILE = (
+    "run.json", "recipe.yaml", "log.jsonl", "tensorboard", "profile",
+)  # fmt: skip
 _STEP = re.compile(r"step-(\d{8,})")
 _LEFT = re.compile(r"\.+step-\d{8,}\..+")
-"""Names of what a killed process leaves: checkpoints half written, half removed, or set aside."""
+"""Names that a killed process leaves behind: checkpoints half written, half removed, or set aside."""
 
 
 class Handle:
@@ -38,7 +45,7 @@ class Handle:
         _opened.add(self)
 
     def fileno(self) -> int:
-        """The descriptor. Raises ValueError once closed."""
+        """Return the descriptor. Raise ValueError once closed."""
         if self._descriptor is None:
             raise ValueError("the file is closed")
         return self._descriptor
@@ -68,41 +75,46 @@ def _release_in_child() -> None:
 os.register_at_fork(after_in_child=_release_in_child)
 
 
-def place(run: Path, step: int) -> Path:
+def checkpoint_path(run: Path, step: int) -> Path:
     """Return the directory of the checkpoint after `step` updates."""
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run that a checkpoint belongs to, by its path, or None for any other directory."""
+    return checkpoint.parents[1] if checkpoint.parent.name == CHECKPOINTS else None
+
+
 def step_of(checkpoint: Path) -> int | None:
-    """The number of updates before a checkpoint, by its name; None for a directory of another name."""
+    """Return the number of updates before a checkpoint, by its name, or None for a directory of another name."""
     named = _STEP.fullmatch(checkpoint.name)
     return int(named[1]) if named is not None else None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first. Raises CheckpointError where they cannot be listed."""
+    """Return the complete checkpoints of a run, oldest first. Raise CheckpointError if they cannot be listed."""
     folder = run / CHECKPOINTS
     try:
         found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except ValueError as error:
-        raise CheckpointError(f"{str(run)!r} is no path ({error}); choose another `output`") from error
+        raise CheckpointError(f"{str(run)!r} is not a path ({error}); choose another `output`") from error
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror}); check its permissions") from error
     return [path for _, path in sorted(found)]
 
 
 def latest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run, if there is one."""
+    """Return the newest complete checkpoint of a run, if any."""
     found = checkpoints(run)
     return found[-1] if found else None
 
 
 def point(run: Path) -> None:
-    """Let `<run>/policy` be a link to the newest checkpoint. Raises OSError."""
+    """Point `<run>/policy` at the newest checkpoint."""
     link = run / POLICY
-    while (found := latest(run)) is not None:  # again, where a newer one came meanwhile
+    while (found := latest(run)) is not None:  # again if a newer one appeared meanwhile
         aim = found.relative_to(run)
         if link.is_symlink() and link.readlink() == aim:
             return
@@ -112,29 +124,29 @@ def point(run: Path) -> None:
 
 
 def newest(path: Path) -> Path:
-    """The newest checkpoint for a link of a run to its policy, which is repaired; any other path as it is.
+    """Return the newest checkpoint for a run's link to its policy, and repair the link; return any other path itself.
 
-    A process that is killed between a checkpoint and its link leaves the link behind.
+    A process that is killed between writing a checkpoint and its link leaves an old link.
     """
     if not path.is_symlink() or path.name != POLICY or path.readlink().parent != Path(CHECKPOINTS):
         return path
     found = latest(path.parent)
     if found is None:
         return path
-    with contextlib.suppress(OSError):  # a run that is read-only is used all the same
+    with contextlib.suppress(OSError):  # a read-only run can be used too
         point(path.parent)
     return found
 
 
 def prune(run: Path, keep: int) -> str:
-    """Remove all but the newest `keep` checkpoints, and leave those that somebody reads for the next time.
+    """Remove all but the newest `keep` checkpoints, except those being read, and return why one cannot be removed.
 
-    A checkpoint loses its name in one step. Gives the reason where one cannot be removed, by which nothing is lost.
+    A checkpoint loses its name in one step.
     """
     try:
         _prune(run, keep)
     except OSError as error:
-        return f"former checkpoints cannot be removed ({error.strerror or error}); the run goes on"
+        return f"old checkpoints cannot be removed ({error.strerror or error}); the run continues"
     return ""
 
 
@@ -145,7 +157,7 @@ def _prune(run: Path, keep: int) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            except OSError:  # this file system has no locks
+            except OSError:  # a file system without locks
                 pass
             doomed = path.with_name(f".{path.name}.pruned-{platform.node()}-{os.getpid()}")
             path.rename(doomed)
@@ -153,9 +165,9 @@ def _prune(run: Path, keep: int) -> None:
 
 
 def tidy(run: Path, keep: int) -> None:
-    """Remove what killed processes left, and all but the newest `keep` checkpoints, and repair the link.
+    """Remove what killed processes left and all but the newest `keep` checkpoints, and repair the link.
 
-    Only for the process that holds the run. What cannot be removed stays.
+    Only the process that holds the run may call it. It skips what cannot be removed.
     """
     with contextlib.suppress(OSError):
         _sweep(run)
@@ -173,12 +185,12 @@ def _sweep(run: Path) -> None:
 
 
 def pin(checkpoint: Path) -> Handle | None:
-    """Keep a checkpoint from being pruned until the file given back is closed; None where it is gone already."""
+    """Return a handle that keeps a checkpoint from being pruned until it is closed, or None if it is gone."""
     try:
         file = Handle(checkpoint, os.O_RDONLY | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with contextlib.suppress(OSError):  # this file system has no locks
+    with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(file, fcntl.LOCK_SH)
     if _is(file.fileno(), checkpoint):
         return file
@@ -186,24 +198,58 @@ def pin(checkpoint: Path) -> Handle | None:
     return None
 
 
-def usable(run: Path) -> None:
-    """Raises CheckpointError where a run's directory is a file, or can be neither made nor written to."""
+def check_claimable(run: Path, *, alone: bool = True) -> None:
+    """Raise CheckpointError if no run can be written to a directory.
+
+    If this process trains `alone`, also raise CheckpointError if another one is training there.
+    """
     there = next(path for path in (run.absolute(), *run.absolute().parents) if exists(path))
+    dangling = next(
+        (p for p in (run.absolute(), *run.absolute().parents) if p.is_symlink() and not exists(p)), None
+    )
+    if dangling is not None:
+        raise CheckpointError(
+            f"{dangling} is a link to {dangling.readlink()}, which does not exist; create it, remove the link, or choose "
+            "another `--output`"
+        )
     if not there.is_dir():
-        raise CheckpointError(f"{there} is a file, so no run can be kept there; choose another `--output`")
+        raise CheckpointError(f"{there} is a file, so it cannot hold a run; choose another `--output`")
     if not os.access(there, os.W_OK | os.X_OK):
         raise CheckpointError(
-            f"{there} cannot be written to, so no run can be kept there; choose another `--output`"
+            f"{there} cannot be written to, so it cannot hold a run; choose another `--output`"
         )
+    link = run / POLICY
+    if exists(link) and not link.is_symlink():
+        raise CheckpointError(
+            f"{link} is not a link, but a run keeps its link to the newest checkpoint there; move it away, or choose "
+            "another `--output`"
+        )
+    if alone and exists(run / LOCK):
+        with Handle(run / LOCK, os.O_RDONLY) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _in_use(run, file) from None
+            except OSError:  # a file system without locks
+                pass
+
+
+def _in_use(run: Path, lock: Handle) -> CheckpointError:
+    """Return the error for a run whose lock another process holds."""
+    owner = os.pread(lock.fileno(), 200, 0).decode(errors="replace").strip() or "another process"
+    return CheckpointError(
+        f"{run} is in use: {owner} is training there; wait for it to end, or choose another `--output`"
+    )
 
 
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Hold a run's directory, which is made where it is missing, against other processes that would train there.
+    """Hold a run's directory against other processes while the context is active; create it if it is missing.
 
-    Raises CheckpointError where one does, or where the directory cannot be written to.
+    Raises:
+        CheckpointError: Another process holds it, or it cannot be written to.
     """
-    usable(run)
+    check_claimable(run)
     made = not exists(run)
     lock = run / LOCK
     try:
@@ -219,23 +265,21 @@ def held(run: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             lock.unlink(missing_ok=True)
             if made:
-                run.rmdir()  # which is refused unless the run left nothing
+                run.rmdir()  # fails unless the run left nothing
         file.close()
 
 
 def _exclusive(lock: Path) -> Handle:
-    """The lock file, locked. Raises CheckpointError where another process has it."""
+    """Return the lock file, locked. Raise CheckpointError if another process holds it."""
     while True:
         file = Handle(lock, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.read(file.fileno(), 200).decode(errors="replace").strip() or "another process"
+            raised = _in_use(lock.parent, file)
             file.close()
-            raise CheckpointError(
-                f"{lock.parent} is in use: {owner} trains there; wait for it to end, or choose another `--output`"
-            ) from None
-        except OSError:  # this file system has no locks
+            raise raised from None
+        except OSError:  # a file system without locks
             pass
         if _is(file.fileno(), lock):
             break
@@ -246,7 +290,7 @@ def _exclusive(lock: Path) -> Handle:
 
 
 def _is(handle: int, path: Path) -> bool:
-    """Return True as long as an open file is the one of this name."""
+    """Return whether an open file still has this name."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A trained policy on disk, known before any of its weights is read."""
+"""A trained policy on disk, before its weights are read."""
 
 from __future__ import annotations
 
@@ -23,37 +23,36 @@ from . import runs
 from .data.robots import Robot, Robots
 from .policy import BasePolicyModel, manifest
 from .policy.loading import FOREIGN, misread
-from .policy.recipe_policy import MODEL_TYPE
+from .policy.recipe_config import MODEL_TYPE
 from .policy.registry import policies
 from .policy.sample_pipeline import KEY
 from .policy.saving import STATE, read_json
 from .recipe.imports import run_imports
-from .runs import latest
 from .training.state import load as load_state
 
 
 @dataclass(frozen=True)
 class SavedPolicy:
-    """A checkpoint, and the run it belongs to where there is one. Plain values: it travels to other processes."""
+    """A checkpoint, and its run if it has one. It holds plain values, and can be sent to other processes."""
 
     directory: Path
     model_type: str
     content: Mapping[str, Any] = field(repr=False)
-    """What the config holds of its making: `recipe`, `specs`, `statistics`, `provenance`, and `facts` of its parts."""
+    """Record of its making in its config: `recipe`, `specs`, `facts`, `statistics`, `provenance`."""
     run: Path | None = None
 
     @classmethod
     def find(cls, path: str | Path, *, verify: bool = True) -> SavedPolicy:
-        """The policy in a checkpoint directory, or the newest of a run directory.
+        """Return the policy in a checkpoint directory, or the newest one of a run.
 
-        As long as this object lives, the run that it is of does not prune it.
+        Its run does not prune the checkpoint while the returned object is alive.
 
         Raises:
-            CheckpointError: there is none, it is damaged, it was not made from a recipe, or, unless `verify` is off, its
-                files are not those that its manifest lists.
+            CheckpointError: The directory holds no policy, one that is damaged or was not made from a recipe, or, unless
+                `verify` is off, other files than its manifest lists.
         """
         while (pin := runs.pin(directory := _directory(expanded(path)))) is None:
-            pass  # pruned since it was found: there is a newer one
+            pass  # pruned meanwhile: the run has a newer one
         try:
             saved = cls._read(directory, verify=verify)
         except BaseException:
@@ -77,8 +76,8 @@ class SavedPolicy:
             or not content.get("specs")
         ):
             raise CheckpointError(
-                f"{directory} holds a `{str(config.get('model_type'))[:80]}` that was not made from a recipe: it does not say "
-                "what it observes; train it with `build-and-train`"
+                f"{directory} holds a `{str(config.get('model_type'))[:80]}` that was not made from a recipe, so its "
+                "observations are unknown; train it with `build-and-train`"
             )
         try:
             _check_sections(content["recipe"])
@@ -88,11 +87,12 @@ class SavedPolicy:
             dict(content.get("provenance") or {})
         except FOREIGN as error:
             raise misread(directory, error) from error
-        run = directory.parents[1] if directory.parent.name == "checkpoints" else None
+        run = runs.run_of(directory)
         return cls(directory, config["model_type"], content, run)
 
     @property
     def handwritten(self) -> bool:
+        """True for a hand-written policy, False for a composed one."""
         return self.model_type != MODEL_TYPE
 
     @property
@@ -103,59 +103,60 @@ class SavedPolicy:
 
     @cached_property
     def specs(self) -> dict[str, Spec]:
-        """What the dataset gave, by key."""
+        """Specs of the dataset's samples, by key."""
         return {key: Spec.from_json(spec) for key, spec in self.content["specs"].items()}
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """The run's `run.json`; empty where there is none."""
-        path = self.run / "run.json" if self.run is not None else None
+        """Content of the run's `run.json`; empty without a run."""
+        path = self.run / runs.DESCRIPTION if self.run is not None else None
         return dict(read_json(path)) if path is not None and path.exists() else {}
 
     @property
     def recipe_directory(self) -> Path:
-        """What relative paths of the recipe start from."""
+        """Directory that relative paths of the recipe start from."""
         return Path(self.description.get("recipe_directory", "."))
 
     @cached_property
     def robots(self) -> Robots:
-        """The robots it is for, which are none where its data tells none apart."""
+        """Robots that the policy is for; empty if its data does not tell them apart."""
         return Robots.from_json(self.content.get("robots"), self.specs)
 
     def robot(self, embodiment: str | None) -> Robot | None:
-        """The robot called so; None for a policy of one robot. Raises SpecError for a name that says nothing here."""
+        """Return the robot of this name, or None for a policy of one robot. Raise SpecError for an unknown name."""
         if self.robots:
             return self.robots.find(embodiment)
         if embodiment is not None:
             raise SpecError(
-                f"the policy is for one robot: there is no `{embodiment}` to choose",
+                f"the policy is for one robot, so `{embodiment}` cannot be chosen",
                 help="leave `embodiment` out",
             )
         return None
 
     def data_section(self, embodiment: str | None) -> dict[str, Any]:
-        """What the recipe says of the dataset, or of that of one of several robots."""
+        """Return the `data` section of the recipe, for one of several robots with its own source."""
         section: dict[str, Any] = {"validation": 0.0, "split_seed": 0, **self.recipe["data"]}
         return section if embodiment is None else {**section, **section["sources"][embodiment]}
 
     def dataset_path(self, embodiment: str | None = None) -> Path:
-        """Where the demonstrations were when the policy was trained, or where the recipe has them."""
+        """Return the directory of the demonstrations during training, or of those in the recipe if it is gone."""
         recorded = self.description.get("data", "")
-        place = Path(recorded.get(embodiment, "") if isinstance(recorded, dict) else recorded)
-        if place.is_absolute() and place.is_dir():
-            return place
+        directory = Path(recorded.get(embodiment, "") if isinstance(recorded, dict) else recorded)
+        if directory.is_absolute() and directory.is_dir():
+            return directory
         return self.recipe_directory / expanded(str(self.data_section(embodiment)["path"]))
 
     @property
     def is_newest(self) -> bool:
-        """Whether its run holds no later checkpoint."""
-        newest = latest(self.run) if self.run is not None else None
+        """True unless its run holds a later checkpoint."""
+        newest = runs.latest(self.run) if self.run is not None else None
         return newest is None or newest.resolve() == self.directory
 
     def fingerprint(self, embodiment: str | None = None) -> str | None:
-        """Fingerprint of the data it was trained on, where the checkpoint can still be resumed from, or of one robot's.
+        """Return the fingerprint of the training data, or of one robot's; None if training cannot be resumed.
 
-        Raises CheckpointError for a damaged state of training.
+        Raises:
+            CheckpointError: The state of training is damaged.
         """
         if embodiment is not None:
             held: Mapping[str, str] = self.content.get("provenance", {}).get("datasets", {})
@@ -168,28 +169,28 @@ class SavedPolicy:
         """Run the files under `imports:` of its recipe, which register its class.
 
         Raises:
-            CheckpointError: they are not allowed, or afterwards the policy's class is still unknown.
-            RecipeError: one of them failed.
+            CheckpointError: Imports are not allowed, or none of them registers the policy's class.
+            RecipeError: An import fails.
         """
         entries = self.recipe.get("imports") or []
         if entries and not allowed:
             raise CheckpointError(
-                f"{self.directory} needs {', '.join(f'`{entry}`' for entry in entries)}, which its recipe imports: no "
-                "code runs unless it is told to; read it, then add `--allow-imports` (Python: `allow_imports=True`)"
+                f"{self.directory} needs {', '.join(f'`{entry}`' for entry in entries)}, which its recipe imports, and "
+                "code does not run unless allowed; read it, then add `--allow-imports` (Python: `allow_imports=True`)"
             )
         name = str(self.directory / "config.json")
         if found := run_imports(from_mapping({"imports": entries}, name, directory=self.recipe_directory)):
             raise RecipeError(found)
         if self.handwritten and self.model_type not in policies():
             raise CheckpointError(
-                f"{self.directory} holds a hand-written policy, `{self.model_type}`, that nothing registers; "
+                f"{self.directory} holds a hand-written policy, `{self.model_type}`, that is not registered; "
                 "name its file under `imports:` of its recipe"
             )
 
     def load(self, device: str = "cpu") -> BasePolicyModel:
-        """The policy in evaluation mode. Its imports must have run. Raises CheckpointError, WeightsError."""
+        """Return the policy in evaluation mode; its imports must have run. Raise CheckpointError or WeightsError."""
         try:
-            policy: Any = AutoModel.from_pretrained(self.directory, verify=False)  # `find` did
+            policy: Any = AutoModel.from_pretrained(self.directory, verify=False)  # `find` has verified it
         except PolicysmithError:
             raise
         except FOREIGN as error:
@@ -199,22 +200,22 @@ class SavedPolicy:
 
 
 def _check_sections(recipe: Mapping[str, Any]) -> None:
-    """Raises ValueError or TypeError for a recipe that does not say what an evaluation looks up, in its form."""
+    """Raise ValueError or TypeError for a recipe whose sections an evaluation could not read."""
     DataSection.model_validate(recipe["data"])
     if recipe.get("evaluation") is not None:
         EvaluationSection.model_validate(recipe["evaluation"])
     for key, kind in (("policy", dict), ("training", dict), ("imports", list), ("name", str)):
         if not isinstance(recipe.get(key, kind()), kind):
-            raise TypeError(f"`{key}` is no {kind.__name__}")
+            raise TypeError(f"`{key}` is not a {kind.__name__}")
     if not all(isinstance(entry, str) for entry in recipe.get("imports", ())):
         raise TypeError("`imports` must name files or modules")
 
 
 def _directory(path: Path) -> Path:
-    """The directory of a checkpoint, or of the newest one of a run, whose link to it is repaired. Raises CheckpointError."""
+    """Return the directory of a checkpoint, or of a run's newest one, and repair the run's link to it."""
     path = runs.newest(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path} is no directory; name a run or a checkpoint")
+        raise CheckpointError(f"{path} is not a directory; name a run or a checkpoint")
     if (path / "config.json").exists():
         return path.resolve()
     if (found := runs.latest(path)) is None:
@@ -222,13 +223,13 @@ def _directory(path: Path) -> Path:
             f"{path} holds neither a run (checkpoints/) nor a policy (config.json); "
             "train one with `build-and-train RECIPE`"
         )
-    with suppress(OSError):  # a run that is read-only is used all the same
+    with suppress(OSError):  # a read-only run can be used too
         runs.point(path)
     return found.resolve()
 
 
 def choose_device(device: str | None) -> str:
-    """`cpu` or `cuda`; None is the best there is. Raises TrainingError for a GPU that is not there."""
+    """Return `cpu` or `cuda`; for None the best available. Raise TrainingError if no GPU is available."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("this machine shows no CUDA device; use `cpu`")
+        raise TrainingError("no CUDA device is available; use `cpu`")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,22 +1,23 @@
-"""The contracts of the kinds of parts.
+"""Contracts of the kinds of parts.
 
-A part is one class with a nested pydantic `Config`, in a file named like its `type`. Its life:
+A part is one class with a nested pydantic `Config`, in a file named like its `type`. It goes through four stages:
 
-1. `facts(config)` looks up what the config only points at (a hub id, a local directory): plain JSON values that
-   are saved with the policy, so that a checkpoint is rebuilt without them.
-2. `specs(config, inputs, facts)` tells what comes out for what goes in. It is pure and allocates nothing.
-   What does not fit raises `SpecError`, which names the option at fault and the cure.
-3. `__init__(config, inputs, facts)` allocates, from these alone: no download, no `.item()`, no plain tensor
+1. `facts(config)` looks up what the config refers to (a model on the hub, a local directory). Facts are plain JSON
+   values that are saved with the policy, so that a checkpoint is rebuilt without their source.
+2. `specs(config, inputs, facts)` returns the specs of the outputs for those of the inputs. It is pure and allocates
+   nothing. It raises `SpecError`, with the option at fault and the cure, if the inputs do not fit.
+3. `__init__(config, inputs, facts)` allocates from these alone: no downloads, no `.item()`, no plain tensor
    attributes, because it also runs on the meta device.
-4. `load_pretrained()` fills weights, after allocation, only when a policy is first made.
+4. `load_pretrained()` fills weights after allocation, only when a policy is first built.
 
 Options called `pretrained`, `architecture` or `tokenizer` may name files relative to the recipe; `facts` and
-`load_pretrained` get them spelled out. Weights that modules of a part share are declared, `_tied_weights_keys = {"target": "source"}`.
+`load_pretrained` receive absolute paths. Declare weights that modules of a part share as
+`_tied_weights_keys = {"target": "source"}`.
 
 Batches use LeRobot's flat keys: `observation.images.<camera>` (B, T, 3, H, W), `observation.state` (B, T, S),
-`task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). Where robots differ, `embodiment` (B,) numbers them
-and `action_dim_is_pad` (B, A) marks the dimensions that a robot does not have. In training, `sample.key` (B,), int64,
-is what random numbers of a sample follow from. No part changes a batch it was given.
+`task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). With several robots, `embodiment` (B,) numbers them
+and `action_dim_is_pad` (B, A) marks the dimensions that a robot lacks. In training, `sample.key` (B,), int64,
+determines the random numbers of a sample. Parts never modify their input batch.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 from ..schemas.errors import SpecError
 from ..schemas.part import BackboneConfig, HeadConfig, NeckConfig, NetworkConfig, PartConfig
 from ..schemas.specs import Kind, Spec, Specs
-from .layers.basic import repeated
+from .contract import check_contract
 from .randomness.per_sample import Draws
 from .shares import WHOLE, Shares
 
@@ -41,33 +42,33 @@ Batch = Mapping[str, Any]
 Facts = Mapping[str, Any]
 Context = dict[str, Tensor]
 Chunks = tuple[Tensor, Tensor]
-"""Actions (N, H, A) as the head gets them, and is_pad (N, H, A)."""
+"""Actions (N, H, A) as the head sees them, and is_pad (N, H, A)."""
 
 
 class Decoder(Protocol):
-    """A causal language model that goes on where a backbone stopped reading."""
+    """A causal language model that continues where a backbone stopped reading."""
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (B, M) as embeddings (B, M, D)."""
+        """Return embeddings (B, M, D) of token ids (B, M)."""
         ...
 
     def extend(self, past: Feature, embeddings: Tensor) -> tuple[Tensor, Feature]:
-        """Hidden states (B, M, D) of embeddings that follow `past`, its key_values feature, and the longer past.
+        """Return hidden states (B, M, D) of embeddings after `past`, a key_values feature, and the extended past.
 
-        Each attends to all valid tokens of the past, to those before it and to itself.
+        Each token attends to the valid tokens of the past, to earlier new tokens and to itself.
         """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores (B, M, vocabulary) of the tokens that follow."""
+        """Return scores (B, M, vocabulary) of the next tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What a backbone or a neck publishes, shaped as its Kind says, with a mask (B, N) of the tokens, True where valid.
+    """Output of a backbone or a neck, shaped as its Kind defines, with a mask (B, N) that is True for valid tokens.
 
-    Key_values also tell `end` (B,), the position that follows the last token, and may hold the `decoder` that made them.
+    Key_values also hold `end` (B,), the position after the last token, and optionally the `decoder` that made them.
     """
 
     values: Tensor
@@ -77,54 +78,74 @@ class Feature:
 
 
 class Part(ABC):
-    """What all parts share."""
+    """Base of all parts. A class with a `Config` of its own is checked when it is defined."""
 
-    Config: ClassVar[type[PartConfig]]
+    Config: ClassVar[type[PartConfig]] = PartConfig
+    required: ClassVar[tuple[str, ...]] = ()
+    """Class attributes that every part of the kind must have."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_contract(cls, cls.required)
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
-        """JSON values that the config points at but does not hold. Raises WeightsError where they cannot be read."""
+        """Return JSON values that the config refers to but does not hold; raise WeightsError if unreadable."""
         return {}
 
     @classmethod
     @abstractmethod
     def specs(cls, config: Any, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Specs of the outputs for specs of the inputs; raises SpecError where they do not fit."""
+        """Return the specs of the outputs for those of the inputs; raise SpecError if they do not fit."""
 
     @classmethod
     @abstractmethod
-    def tiny(cls, directory: Path) -> Any:
-        """A config small enough for a test on a CPU; files it points at are written into `directory`."""
+    def example(cls) -> Any:
+        """Return a small config, which `policysmith explain` prints and the contract tests build."""
 
 
 class Learner(nn.Module, Part):
-    """A part that learns: a backbone, a neck, a head or a network."""
+    """A part with weights: a backbone, a neck, a head or a network."""
 
     def repeated_blocks(self) -> list[nn.Module]:
-        """The layers that it repeats, which are compiled one by one; each compiles as one graph."""
-        return repeated(self)
+        """Return the layers that the part repeats; training compiles them one by one, each as one graph."""
+        return repeated_layers(self)
+
+
+def repeated_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the composite layers in lists and sequences, in order, without those nested inside them."""
+    containers = (nn.ModuleList, nn.Sequential)
+    found = []
+    for child in module.children():
+        in_list = isinstance(module, containers) and not isinstance(child, containers)
+        if in_list and next(child.children(), None) is not None:
+            found.append(child)
+        else:
+            found += repeated_layers(child)
+    return found
 
 
 class Backbone(Learner):
-    """Encodes observations. Publishes `pooled` (B, D), `tokens` (B, N, D), or other outputs of the kinds in FEATURES."""
+    """Encoder of observations; publishes `pooled` (B, D), `tokens` (B, N, D), or other FEATURES."""
 
-    Config: ClassVar[type[BackboneConfig]]
+    Config: ClassVar[type[PartConfig]] = BackboneConfig
+    required = ("kind",)
     kind: ClassVar[Kind]
-    """Kind of the inputs it reads when the recipe does not say."""
+    """Kind of the inputs that the backbone reads by default."""
     own: ClassVar[tuple[str, ...]] = ()
-    """Children that no pretrained weights fill: they train beside adapters, and get none."""
+    """Children without pretrained weights: they train beside adapters and receive none."""
     joint: ClassVar[bool] = False
-    """Whether it reads images together with something else, and cannot do without them."""
+    """True if the backbone reads images together with other inputs and cannot run without images."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         super().__init__()
         self.config = config
         self.keys = tuple(self.reads(config, inputs))
-        """The observations it reads."""
+        """Observations that the backbone reads."""
 
     @classmethod
     def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
-        """The inputs it reads among those available; raises SpecError for an unknown key or a wrong kind."""
+        """Return the inputs to read; raise SpecError for an unknown key or a wrong kind."""
         if config.reads is None:
             found = {key: spec for key, spec in available.items() if spec.kind is cls.kind}
             if not found:
@@ -148,56 +169,63 @@ class Backbone(Learner):
 
     @abstractmethod
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """The named outputs, and only those."""
+        """Return the named outputs, and only those."""
 
     def load_pretrained(self) -> None:
-        """Fill the weights that the config names; nothing by default. Raises WeightsError."""
+        """Load the weights that the config names, if any; raise WeightsError if they do not fit."""
 
 
 class Neck(Learner):
-    """Turns features into other features: pools, resamples, mixes or modulates them. Publishes like a backbone.
+    """Map from features to features, by pooling, resampling, mixing or modulation. Publishes like a backbone.
 
-    Options that name features are listed in `roles`; `components.features.select` finds these among the inputs.
+    `roles` lists the options that name features; `components.features.select` finds those among the inputs.
     """
 
-    Config: ClassVar[type[NeckConfig]]
+    Config: ClassVar[type[PartConfig]] = NeckConfig
     roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"reads": (Kind.TOKENS, Kind.POOLED)}
-    """By option that names features: the kinds it accepts, best first."""
+    """Accepted kinds, best first, by option that names features."""
     joint: ClassVar[bool] = False
-    """Whether heads that read it cannot do without it, as `joint` of a backbone."""
+    """True if heads that read the neck cannot run without it, as `joint` of a backbone."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """`inputs` holds all features that it reads, by name (`vision.tokens`), and `embodiment` where there is one."""
+        """Build the neck; `inputs` holds the features to read by name (`vision.tokens`), and any `embodiment`."""
         super().__init__()
         self.config = config
 
     @abstractmethod
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """The named outputs, and only those. `features` also holds `embodiment` (B,) where the batch does."""
+        """Return the named outputs, and only those; `features` also holds `embodiment` (B,) if the batch does."""
 
 
 class ActionHead(Learner):
-    """Predicts action chunks from features, in normalised units."""
+    """Predictor of action chunks from features, in normalized units."""
 
-    Config: ClassVar[type[HeadConfig]]
+    Config: ClassVar[type[PartConfig]] = HeadConfig
+    required = ("accepts",)
     accepts: ClassVar[tuple[Kind, ...]]
-    """Kinds of features that it can read, best first."""
+    """Kinds of features that the head can read, best first."""
+    averages_values: ClassVar[bool] = False
+    """True if `loss` is a mean over the values that are not padding, times `shares["values"]`."""
     waits_for_device: ClassVar[bool] = False
-    """Whether its loss needs values on the host, so that a GPU cannot run ahead."""
+    """True if `loss` needs values on the host, so that a GPU cannot run ahead."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """`inputs` holds the features by name (`vision.tokens`), `action` (B, H, A), and `embodiment` where there is one."""
+        """Build the head.
+
+        Args:
+            inputs: The features by name (`vision.tokens`), `action` (B, H, A), and `embodiment` if any.
+        """
         super().__init__()
         self.config = config
 
     @classmethod
     def kinds(cls, config: Any) -> tuple[Kind, ...]:
-        """Kinds of features that it can read as configured, best first."""
+        """Return the kinds of features that the head can read as configured, best first."""
         return cls.accepts
 
     @classmethod
     def fit(cls, config: Any, inputs: Specs, facts: Facts, chunks: Callable[[], Chunks]) -> dict[str, Any]:
-        """More facts, learned from the training chunks, such as a vocabulary; nothing by default."""
+        """Return further facts learned from the training chunks, such as a vocabulary; none by default."""
         return {}
 
     @abstractmethod
@@ -208,121 +236,141 @@ class ActionHead(Learner):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """`{"loss": scalar, "<term>": scalar, ...}` for actions (B, H, A); values where is_pad (B, H, A) do not count.
+        """Return `{"loss": scalar, "<term>": scalar, ...}` for actions (B, H, A) without values at is_pad (B, H, A).
 
-        Padded are steps after the end of an episode, and dimensions that a robot does not have. `features` also holds
-        `embodiment` (B,) and `action_dim_is_pad` (B, A) where the batch does. Each mean is multiplied by the share of its
-        kind of value, where there are `shares`: that of a batch in a step that several make.
+        Padding covers steps after the end of an episode and dimensions that a robot lacks. `features` also holds
+        `embodiment` (B,) and `action_dim_is_pad` (B, A) if the batch does. Where several batches make one step,
+        multiply each mean by its entry in `shares`.
         """
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """How many values the means of `loss` are over, as scalars by kind of value, for actions and is_pad (B, H, A).
+        """Return the number of values behind each mean of `loss`, as scalars by kind of value.
 
-        Shares are computed from them. With none, which is the default, all batches of a step weigh alike, and `loss` is
+        Shares are computed from these counts. Without counts, all batches of a step weigh the same, and `loss` is
         called without shares.
         """
-        return {}
+        return {"values": (~is_pad).sum()} if self.averages_values else {}
 
     @abstractmethod
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """An action chunk (B, H, A)."""
+        """Return an action chunk (B, H, A)."""
 
 
 class Network(Learner):
-    """The network of a head that denoises: predicts, at every step of a noisy chunk, what an objective asks for.
+    """Network of a denoising head: predicts the target of an objective from a noisy chunk.
 
-    A head names it in the recipe, `network: {type: dit}`, and asks for `accepts` of it in place of its own.
+    A recipe nests it in the head, `network: {type: dit}`; the head then accepts the kinds that its network accepts.
     """
 
-    Config: ClassVar[type[NetworkConfig]]
+    Config: ClassVar[type[PartConfig]] = NetworkConfig
+    required = ("accepts",)
     accepts: ClassVar[tuple[Kind, ...]]
-    """Kinds of features that it can read, best first."""
+    """Kinds of features that the network can read, best first."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """`inputs` are those of the head; `facts["time"]` is `unit` for times in [0, 1], `steps` for 0, 1, 2, ..."""
+        """Build the network.
+
+        Args:
+            inputs: The inputs of the head.
+            facts: `facts["time"]` is `unit` for times in [0, 1], `steps` for 0, 1, 2, ...
+        """
         super().__init__()
         self.config = config
 
     @abstractmethod
     def encode(self, features: Mapping[str, Feature]) -> Context:
-        """What depends on the features alone, computed once for all times; every tensor begins with B."""
+        """Return all that depends on the features alone, once for all times; every tensor begins with B."""
 
     @abstractmethod
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Prediction (B, H, A), float32, at chunk (B, H, A) and time (B,), float32; steps where is_pad (B, H) are hidden."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,), float32.
+
+        Steps at is_pad (B, H) are hidden.
+        """
 
 
 class Transform(nn.Module, Part):
-    """Acts on a whole batch, on the device it lives on. Random in `train()` mode, deterministic in `eval()`.
+    """Operation on a whole batch, on its device; random in `train()` mode, deterministic in `eval()` mode.
 
-    Its `specs` mark the range of values that it leaves behind, and refuse one that it cannot work on.
-    Random numbers come from `draws`, so that a sample is changed alike whatever batch, process or device it is in.
+    `specs` marks the range of the resulting values and rejects a range that the transform cannot handle. Take random
+    numbers from `draws`, so that a sample changes the same way in any batch, process or device.
     """
 
     place: str = ""
-    """Where it stands in a recipe; transforms at other places draw other numbers."""
+    """Position in the recipe; it determines the random numbers."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """`facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the dataset,
-        `facts["measured"]` the same of the keys in `measures` whose values earlier transforms change. Of several robots,
-        each is by the robot's name first, and as wide as its own vectors (see `components.embodiments`).
+        """Build the transform.
+
+        Args:
+            facts: `facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the
+                dataset, `facts["measured"]` the same for keys in `measures` whose values earlier transforms change.
+                With several robots, both are nested under the robot's name and as wide as its own vectors
+                (see `components.embodiments`).
         """
         super().__init__()
         self.config = config
 
     @classmethod
     def needs(cls, config: Any, inputs: Specs) -> Collection[str]:
-        """Observations that it cannot do without, whether a backbone reads them or not; by default none."""
+        """Return the observations that the transform requires, whether or not a backbone reads them."""
         return ()
 
     @classmethod
     def measures(cls, config: Any, inputs: Specs) -> Collection[str]:
-        """Keys whose statistics it reads; by default none."""
+        """Return the keys whose statistics the transform reads."""
         return ()
 
     @classmethod
     def remarks(cls, config: Any, inputs: Specs, facts: Facts) -> list[str]:
-        """Return what a user must know of the data as it is treated here, a sentence each; by default nothing."""
+        """Return notes for the user about how the data is treated, one sentence each."""
         return []
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch; keys that are absent (actions, at deployment) are passed over.
+        """Return a new batch; skip absent keys, such as actions at deployment.
 
-        It may add `action_*` keys, such as what `inverse` must know.
+        The batch may gain `action_*` keys, such as values that `inverse` reads.
         """
 
     def draws(self, batch: Batch, values: Tensor, key: str = "") -> Draws:
-        """Random numbers for each sample of `values` (B, ...), which are of the batch; with a `key`, others for every key.
+        """Return random numbers for each sample of `values` (B, ...), different for every `key`.
 
-        They begin anew with every call.
+        Each call starts the same sequence again.
         """
         return Draws(batch, values, f"{self.place}/{key}")
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
-        """Undo what `forward` did to `action` (and to the state, where it can be undone)."""
+        """Undo the effect of `forward` on `action`, and on the state if possible."""
         return dict(batch)
 
 
 class Collator(Part):
-    """Turns a list of samples into a batch, in the loader."""
+    """Conversion of a list of samples to a batch, in the loader."""
 
     def __init__(self, config: Any, facts: Facts, assets: Path | None = None) -> None:
-        """`facts["statistics"]` as of transforms; `assets` is where `save_assets` wrote, when a saved policy is loaded."""
+        """Build the collator.
+
+        Args:
+            facts: As for transforms.
+            assets: Directory that `save_assets` wrote, when a saved policy is loaded.
+        """
         self.config = config
 
     @abstractmethod
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Samples (T, ...) -> batch (B, T, ...)."""
+        """Stack samples (T, ...) to a batch (B, T, ...)."""
 
     def check(self, instructions: Sequence[str], samples: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        """Raise SpecError for demonstrations that cannot become a batch; nothing by default.
+        """Raise SpecError if some demonstrations cannot become a batch; accept all by default.
 
-        `instructions` are the different ones of all demonstrations, `samples()` gives demonstrations without images.
+        Args:
+            instructions: The distinct instructions of all demonstrations.
+            samples: Iterates over demonstrations without images.
         """
 
     def save_assets(self, directory: Path) -> None:
-        """Write what the collator needs beside its config, such as a tokenizer's files."""
+        """Write files that the collator needs beside its config, such as those of a tokenizer."""
 
 
 def _listing(specs: Specs) -> str:

@@ -1,7 +1,7 @@
-"""Robots that differ in states and actions: how many there are, and what each of them has of its own.
+"""Robots with different states and actions.
 
-Vectors are as wide as the widest robot's; narrower ones end in zeros. `embodiment` (B,) holds the place of each
-sample's robot among the sorted names.
+Vectors have the width of the widest robot's; narrower ones end in zeros. `embodiment` (B,) is the position of
+each sample's robot among the sorted names.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ ACTION_PADDING = "action_dim_is_pad"
 
 
 def embodiments(inputs: Specs) -> int | None:
-    """Number of robots that the data tells apart; None where it does not."""
+    """Return the number of robots in the data; None if the data does not distinguish robots."""
     spec = inputs.get(EMBODIMENT)
     return spec.vocab if spec is not None and spec.kind is Kind.EMBODIMENT else None
 
 
 def required_embodiments(inputs: Specs, field: str) -> int:
-    """Number of robots, for an option that means something only for several; raises SpecError where the data has one."""
+    """Return the number of robots, for an option that requires several; raise SpecError for data of one."""
     count = embodiments(inputs)
     if count is None:
         raise SpecError(
-            f"`{field}` needs to know which robot a sample is from, and the data does not say",
+            f"`{field}` needs to know which robot a sample is from, and the data does not record it",
             field=field,
             label="the data has one robot",
             help=f"remove `{field}`, or name the robots' datasets under `data.sources`",
@@ -39,9 +39,10 @@ def required_embodiments(inputs: Specs, field: str) -> int:
 
 
 def facts_by_robot(inputs: Specs, facts: Facts) -> list[Facts]:
-    """Facts of each robot, in the order of their numbers; where the data tells no robots apart, the facts alone.
+    """Return the facts of each robot, in order; the facts alone if the data does not distinguish robots.
 
-    The statistics of several robots are `{name: {key: {"mean": [...], ...}}}`, each as wide as the robot's own vectors.
+    The statistics of several robots are `{name: {key: {"mean": [...], ...}}}`, as wide as the robot's own
+    vectors.
     """
     if embodiments(inputs) is None:
         return [facts]
@@ -56,30 +57,30 @@ def facts_by_robot(inputs: Specs, facts: Facts) -> list[Facts]:
 _BY_ROBOT = ("statistics", "measured")
 
 
-def padding(batch: Batch) -> Tensor:
-    """Which values of the actions do not count (B, H, A): steps after the end, and dimensions a robot does not have."""
+def padding_mask(batch: Batch) -> Tensor:
+    """Return a mask (B, H, A) of padding in actions: steps after the end, and dimensions that a robot lacks."""
     steps: Tensor = batch["action_is_pad"][..., None]
     dims = batch.get(ACTION_PADDING)
     return steps.expand_as(batch["action"]) if dims is None else steps | dims[:, None]
 
 
-def padded(values: Tensor, width: int) -> Tensor:
-    """Vectors (..., D) with zeros after the last dimension, (..., width)."""
+def pad_width(values: Tensor, width: int) -> Tensor:
+    """Pad vectors (..., D) with zeros to (..., width)."""
     return F.pad(values, (0, width - values.shape[-1]))
 
 
-def each_own(table: Tensor, ids: Tensor, values: Tensor) -> Tensor:
-    """Rows of a table (R, D) for samples of robots ids (B,), shaped to meet values (B, ..., D)."""
+def rows_by_robot(table: Tensor, ids: Tensor, values: Tensor) -> Tensor:
+    """Return rows of a table (R, D) for robots ids (B,), in a shape that broadcasts with values (B, ..., D)."""
     rows: Tensor = table[ids]
     return rows.reshape(len(ids), *[1] * (values.ndim - 2), -1)
 
 
 def ids_of(batch: Any) -> Tensor:
-    """The robots' numbers (B,) of a batch. Raises SpecError where it does not say."""
+    """Return the robots' numbers (B,) in a batch; raise SpecError if they are missing."""
     if EMBODIMENT not in batch:
         raise SpecError(
-            f"the batch lacks `{EMBODIMENT}`: several robots are told apart by their numbers",
-            help="give the number of each sample's robot among the sorted names, int64 (B,)",
+            f"the batch lacks `{EMBODIMENT}`, which distinguishes the robots",
+            help="add the number of each sample's robot among the sorted names, int64 (B,)",
         )
     ids: Tensor = batch[EMBODIMENT]
     return ids

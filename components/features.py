@@ -1,4 +1,4 @@
-"""What heads, networks and necks share: features by name, the size of a chunk, and losses over the values that count."""
+"""Features by name, the size of a chunk, and masked losses, for heads, networks and necks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..schemas.specs import FEATURES, Kind, Range, Spec, Specs
 
 
 def features_of(inputs: Specs) -> dict[str, Spec]:
-    """The features among the inputs of a head, in order; raises SpecError where there are none."""
+    """Return the features among the inputs of a head, in order; raise SpecError if there are none."""
     features = {key: spec for key, spec in inputs.items() if spec.kind in FEATURES}
     if not features:
         raise SpecError("the head has no features to read", field="reads", label="no features")
     return features
 
 
-def named(entry: str, inputs: Specs, kinds: Sequence[Kind]) -> str | None:
-    """The input that `vision` or `vision.tokens` means: of several outputs, one of the kind that comes first."""
+def resolve(entry: str, inputs: Specs, kinds: Sequence[Kind]) -> str | None:
+    """Return the input that `vision` or `vision.tokens` names; among several outputs, the best kind."""
     if "." in entry:
         return entry if entry in inputs else None
     offered = {key: spec for key, spec in inputs.items() if key.partition(".")[0] == entry}
@@ -27,10 +27,10 @@ def named(entry: str, inputs: Specs, kinds: Sequence[Kind]) -> str | None:
 
 
 def select(entries: Iterable[str], inputs: Specs, kinds: Sequence[Kind], field: str) -> dict[str, Spec]:
-    """The inputs that an option of a part names; raises SpecError, located at the entry, for one that is not there."""
+    """Return the inputs that an option names; raise SpecError, located at the entry, for an unknown one."""
     found: dict[str, Spec] = {}
     for position, entry in enumerate(entries):
-        key = named(entry, inputs, kinds)
+        key = resolve(entry, inputs, kinds)
         if key is None or inputs[key].kind not in kinds:
             raise SpecError(
                 f"`{entry}` is not among the features that are read, or is none of {' or '.join(kinds)}",
@@ -43,27 +43,29 @@ def select(entries: Iterable[str], inputs: Specs, kinds: Sequence[Kind], field: 
 
 
 def action_spec(inputs: Specs) -> Spec:
-    """Spec of the action chunk, as the data has it."""
+    """Return the spec of the action chunk."""
     return inputs["action"]
 
 
 def chunk_size(inputs: Specs) -> tuple[int, int]:
-    """Horizon H and action dimension A."""
+    """Return horizon H and action dimension A."""
     _, horizon, width = action_spec(inputs).dims
     assert isinstance(horizon, int)
     assert isinstance(width, int)
     return horizon, width
 
 
-def largest(inputs: Specs) -> float | None:
-    """Return the largest absolute value of the actions of the training data; None where it is unknown, or 0."""
+def largest_action(inputs: Specs) -> float | None:
+    """Return the largest absolute value of the actions of the training data; None if it is unknown or 0."""
     bounds = action_spec(inputs).bounds
     return None if bounds is None else max(-bounds[0], bounds[1]) or None
 
 
 def require_bound(inputs: Specs, bound: float, field: str, instead: str) -> None:
-    """Raise SpecError where a head that predicts within +-`bound`, by its option `field`, cannot reach every action of
-    the training data, or nothing is known of actions that a transform changed. `instead` begins the cure.
+    """Raise SpecError if predictions within +-`bound` cannot reach every action of the training data.
+
+    This includes actions that a transform changed to an unknown range. `field` is the option of the bound,
+    and `instead` begins the cure.
     """
     spec = action_spec(inputs)
     if spec.bounds is None and spec.range is not Range.CHANGED:
@@ -86,12 +88,12 @@ def require_bound(inputs: Specs, bound: float, field: str, instead: str) -> None
 
 
 def padded_steps(is_pad: Tensor) -> Tensor:
-    """Steps (B, H) of which no value counts, for is_pad (B, H, A)."""
+    """Return the steps (B, H) that consist of padding, for is_pad (B, H, A)."""
     return is_pad.all(-1)
 
 
 def masked_mean(errors: Tensor, is_pad: Tensor, share: Tensor | None = None) -> Tensor:
-    """Mean of errors (B, H, A) over the values where is_pad (B, H, A) is False, times `share`; 0 where all is padding."""
+    """Return the mean of errors (B, H, A) where is_pad (B, H, A) is False, times `share`, or 0."""
     total = errors.masked_fill(is_pad, 0.0).sum()
     mean = total / (~is_pad).sum().clamp_min(1)
     return mean if share is None else mean * share

@@ -1,4 +1,4 @@
-"""Parts inside parts: an option of a head that holds a network, judged by that network's own Config.
+"""Options that hold the options of another part, such as the network of a head.
 
 network: Annotated[NetworkConfig, *nested(NETWORKS)] = Field(default_factory=default_network)
 """
@@ -16,9 +16,9 @@ from .registry import Registry
 
 
 def nested(registry: Registry[Any]) -> tuple[Any, ...]:
-    """Annotations of an option that holds the options of another part, chosen by its `type`."""
+    """Return annotations of an option that holds the options of another part, selected by its `type`."""
 
-    def judge(value: Any) -> Any:
+    def validate(value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
         try:
@@ -27,5 +27,5 @@ def nested(registry: Registry[Any]) -> tuple[Any, ...]:
             raise ValueError(str(error)) from error
         return part.Config.model_validate(value)
 
-    any_of_its_own: Any = SerializeAsAny
-    return BeforeValidator(judge), any_of_its_own(), Field(json_schema_extra={"x-part": registry.kind})
+    serialize_as_any: Any = SerializeAsAny
+    return BeforeValidator(validate), serialize_as_any(), Field(json_schema_extra={"x-part": registry.kind})

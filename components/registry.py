@@ -3,27 +3,26 @@
     HEADS.names()                 # lists files and entry points, imports nothing
     HEADS.get("flow_matching")    # imports that one file
 
-A part outside this package comes by an entry point of the group `policysmith.<kind>`, named like its type, or from a
-file that is imported, such as those under `imports:` of a recipe:
+A part outside this package comes from an entry point of the group `policysmith.<kind>`, named like its type,
+or from an imported file, such as those under `imports:` of a recipe:
 
     @BACKBONES.register
-    class MyBackbone(Backbone): ...        # known by the `type` of its Config
+    class MyBackbone(Backbone): ...        # named by the `type` of its Config
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 import typing
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..schemas.errors import RegistryError
-from ..schemas.part import PartConfig
 from ..schemas.wording import did_you_mean
 from .base import ActionHead, Backbone, Collator, Neck, Network, Part, Transform
+from .contract import class_location, declared_type
 
 P = TypeVar("P", bound=Part)
 Registered = TypeVar("Registered", bound=type[Part])
@@ -32,22 +31,24 @@ _LONGEST = 100  # characters of a name
 
 
 class Registry(Generic[P]):
-    """The parts of one kind."""
+    """Parts of one kind."""
 
     def __init__(self, kind: str, base: type[P]) -> None:
         self.kind, self._base = kind, base
         self._registered: dict[str, tuple[str, type[P]]] = {}
 
     def register(self, part: Registered) -> Registered:
-        """Make a part known by the `type` of its Config; a decorator.
+        """Register a part under the `type` of its Config; a decorator.
 
-        A file that is imported again replaces what it registered before. Raises RegistryError for a name that is
-        taken, and for a class that is no part of this kind.
+        Importing a file again replaces its parts.
+
+        Raises:
+            RegistryError: The name is taken, or the class is not a part of this kind.
         """
-        owner = _place(part)
-        name = str(next(iter(typing.get_args(_type_of(part))), "<name>"))
+        owner = class_location(part)
+        name = declared_type(part) or "<name>"
         self._check(name, part, owner)
-        taken = self._registered[name][0] if name in self._registered else self._elsewhere(name)
+        taken = self._registered[name][0] if name in self._registered else self._provider(name)
         if taken not in (None, owner, f"{part.__module__}:{part.__qualname__}"):
             raise RegistryError(
                 f"two parts are called {self.kind} `{name}`: {taken} and {owner}; rename one of them"
@@ -57,11 +58,11 @@ class Registry(Generic[P]):
 
     @property
     def registered(self) -> list[str]:
-        """Types that this process has registered, by an imported file or in a notebook."""
+        """Types registered in this process, by an imported file or in a notebook."""
         return sorted(self._registered)
 
-    def _elsewhere(self, name: str) -> str | None:
-        """The plugin or the file of our own that provides a name."""
+    def _provider(self, name: str) -> str | None:
+        """Return the plug-in or the file of this package that provides a name, if any."""
         if (plugin := self._plugins().get(name)) is not None:
             return plugin.value
         path = _HOME / self.kind / f"{name}.py"
@@ -81,12 +82,12 @@ class Registry(Generic[P]):
         return found
 
     def names(self) -> list[str]:
-        """Every known type, sorted."""
+        """Return every known type, sorted."""
         own = {path.stem for path in (_HOME / self.kind).glob("[a-z]*.py")}
         return sorted(own | set(self._plugins()) | set(self._registered))
 
     def get(self, name: str) -> type[P]:
-        """The class behind `type: <name>`; raises RegistryError with what exists and what was probably meant."""
+        """Return the class of `type: <name>`; raise RegistryError with known types and the likely one."""
         if name in self._registered:
             return self._registered[name][1]
         if len(name) > _LONGEST or not name.isidentifier():
@@ -120,22 +121,11 @@ class Registry(Generic[P]):
 
     def _check(self, name: str, part: object, place: str) -> None:
         if not (inspect.isclass(part) and issubclass(part, self._base)):
-            raise RegistryError(f"{place} is no {self._base.__name__}")
-        if typing.get_args(_type_of(part)) != (name,) or not part.Config.model_fields["type"].is_required():
+            raise RegistryError(f"{place} is not a subclass of {self._base.__name__}")
+        if declared_type(part) != name:
             raise RegistryError(
                 f'{place}: its Config must declare `type: Literal["{name}"]`, without a default'
             )
-
-
-def _type_of(part: type[Part]) -> object:
-    """Annotation of the `type` of a part's Config."""
-    return getattr(part, "Config", PartConfig).model_fields["type"].annotation
-
-
-def _place(part: type[Part]) -> str:
-    """File and name of a class, the same however often the file is imported."""
-    file = getattr(sys.modules.get(part.__module__), "__file__", None)
-    return f"{file or part.__module__}:{part.__qualname__}"
 
 
 def _owner(point: EntryPoint) -> str:

@@ -252,4 +252,6 @@ class _Checker:
         help: str = "",
     ) -> Diagnostic:
         span = self.document.span(path, "key" if key else "value")
-        return Diagnostic(code, message, span, label, notes=notes, help=help)
+        origin = None if key else self.document.origin(path)
+        related = ((origin, "the value is set here"),) if origin is not None else ()
+        return Diagnostic(code, message, span, label, related, notes=notes, help=help)

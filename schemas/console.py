@@ -96,11 +96,12 @@ def _say(message: str) -> None:
 def _validated(args: Namespace) -> Document:
     """Return the recipe with its overrides, or raise RecipeError with all findings that need no torch."""
     from .check import check
+    from .composition import composed, resolved
     from .document import read
     from .overrides import apply
 
-    document = apply(read(Path(args.recipe)), args.override)
-    found = check(document, allow_imports=args.allow_imports)
+    document = apply(composed(read(Path(args.recipe))), args.override)
+    found = check(resolved(document), allow_imports=args.allow_imports)
     if found:
         raise RecipeError(found)
     return document

@@ -33,6 +33,7 @@ ErrorCode = Literal[
     "E010 bad-override",
     "E011 import-refused",
     "E012 import-failed",
+    "E013 bad-reference",
     "E020 bad-wiring",
     "E021 dim-mismatch",
     "E022 missing-input",

@@ -10,6 +10,7 @@ Documents are immutable; an override creates a new one.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -50,9 +51,39 @@ class Document:
                 return key
         return key if part == "key" else node.span
 
+    def origin(self, path: Sequence[Key]) -> Span | None:
+        """Return the place of the variable that the value at `path` comes from, if any."""
+        node = self.root
+        for step in path:
+            if isinstance(node.content, dict) and step in node.content:
+                node = node.content[str(step)].node
+            elif isinstance(node.content, tuple) and isinstance(step, int) and step < len(node.content):
+                node = node.content[step]
+            else:
+                return None
+        return node.origin
+
     def replaced(self, path: Sequence[Key], entry: Entry) -> Document:
         """Return a copy with another value at `path`, whose parents must exist."""
         return replace(self, root=_replaced(self.root, tuple(path), entry))
+
+    def without(self, path: Sequence[Key]) -> Document:
+        """Return a copy without the entry or item at `path`, which must exist."""
+        return replace(self, root=_without(self.root, tuple(path)))
+
+
+def _without(node: Node, path: KeyPath) -> Node:
+    step, rest = path[0], path[1:]
+    if isinstance(node.content, tuple):
+        items = list(node.content)
+        items[int(step) : int(step) + 1] = [_without(items[int(step)], rest)] if rest else []
+        return replace(node, content=tuple(items))
+    assert isinstance(node.content, dict)
+    entries = dict(node.content)
+    old = entries.pop(str(step))
+    if rest:
+        entries = {**node.content, str(step): Entry(old.key, _without(old.node, rest))}
+    return replace(node, content=entries)
 
 
 def _replaced(node: Node, path: KeyPath, entry: Entry) -> Node:
@@ -75,11 +106,13 @@ def _replaced(node: Node, path: KeyPath, entry: Entry) -> Node:
 
 
 def read(path: Path) -> Document:
-    """Parse a recipe file.
+    """Parse a recipe file, or stdin for `-`.
 
     Raises:
         RecipeError: The file is invalid, unreadable or larger than MAX_BYTES.
     """
+    if path == Path("-"):
+        return _parsed(sys.stdin.buffer.read(MAX_BYTES + 1), Source("<stdin>"), Path())
     path = expanded(path)
     source = Source(os.fspath(path))
     if "\0" in source.name:
@@ -87,17 +120,22 @@ def read(path: Path) -> Document:
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise _unreadable(source, _TOO_LARGE)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise _unreadable(source, f"cannot read the recipe: {reason}") from error
+    return _parsed(content, source, path.parent)
+
+
+def _parsed(content: bytes, source: Source, directory: Path) -> Document:
+    if len(content) > MAX_BYTES:
+        raise _unreadable(source, _TOO_LARGE)
+    try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _unreadable(
             source, f"the recipe is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
         ) from error
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise _unreadable(source, f"cannot read the recipe: {reason}") from error
-    return parse(text, source.name, directory=path.parent)
+    return parse(text, source.name, directory=directory)
 
 
 def _unreadable(source: Source, message: str) -> RecipeError:

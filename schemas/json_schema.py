@@ -104,6 +104,8 @@ class SchemaTree:
 
 
 def _holds(condition: Schema, value: object) -> bool:
+    if "properties" not in condition:
+        return isinstance(value, dict) and all(key in value for key in condition["required"])
     wanted = condition["properties"]["type"]["const"]
     if not isinstance(value, dict) or "type" not in value:
         return "required" not in condition

@@ -23,10 +23,17 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Node:
-    """A value and its place. `size` and `depth` cover everything below it, with aliases expanded."""
+    """A value and its place. `size` and `depth` cover everything below it, with aliases expanded.
+
+    Attributes:
+        origin: The place of the variable that the value comes from, if any.
+        removes: Whether a null stands for the removal of a value below it.
+    """
 
     span: Span
     content: Scalar | tuple[Node, ...] | dict[str, Entry]
+    origin: Span | None = None
+    removes: bool = False
 
     @cached_property
     def children(self) -> tuple[Node, ...]:

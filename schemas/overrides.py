@@ -1,8 +1,9 @@
 """Overrides: `-o training.steps=10` on the command line, `Builder.override({...})` in Python.
 
 Values are YAML, so `-o policy.head.hidden=[64, 64]` is a list. List items go by number:
-`transforms.0.size=64`. Keys that contain a dot are quoted: `transforms.1.modes."observation.state"=q99`.
-Missing parents are created and the result is validated, so a misspelled path is reported like a misspelled
+`transforms.0.size=64` or `transforms[0].size=64`. Keys that contain a dot are quoted:
+`transforms.1.modes."observation.state"=q99`. `~policy.necks.film` removes a value, and so does null if the option
+does not accept it. Missing parents are created and the result is validated, so a misspelled path is reported like a misspelled
 key, at its place in the override.
 """
 
@@ -10,16 +11,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from .diagnostics import Diagnostic, Source, Span
 from .document import Document
 from .errors import RecipeError
 from .nodes import Entry, Key, KeyPath, Node, dotted, plain_node
+from .wording import near, where
 from .yaml_parser import Parser
 
-_STEP = re.compile(r"""(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<plain>[^.='"\s]+))(?P<after>[.=]|$)""")
-_FLAG = "-o "
+_STEP = re.compile(
+    r"""(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|\[(?P<index>\d+)\]|(?P<plain>[^.='"\s\[\]]+))(?P<after>\.|=|(?=\[)|$)"""
+)
+_FLAG, _REMOVE = "-o ", "~"
 
 
 def apply(document: Document, overrides: Iterable[str]) -> Document:
@@ -56,6 +61,9 @@ def apply_mapping(document: Document, overrides: Mapping[str, Any]) -> Document:
 
 def _apply(document: Document, source: Source) -> Document:
     text = source.text or ""
+    if text.startswith(_FLAG + _REMOVE):
+        prefix = _FLAG + _REMOVE
+        return _removed(document, _steps(text[len(prefix) :], source, len(prefix)))
     steps = _steps(text[len(_FLAG) :], source, len(_FLAG))
     start = steps[-1][1].end_column
     equals = text.find("=", start - 1)
@@ -89,12 +97,12 @@ def _steps(text: str, source: Source, offset: int = 0) -> list[tuple[str, Span]]
             span = Span(source, 1, offset + position + 1, 1, offset + position + 2)
             message = "an override has the form `path=value`, with a path such as `training.steps`"
             raise RecipeError([Diagnostic("E010 bad-override", message, span, "invalid path")])
-        key = next(group for group in match.group("double", "single", "plain") if group is not None)
+        key = next(group for group in match.group("double", "single", "index", "plain") if group is not None)
         end = offset + match.start("after") + 1
         steps.append((key, Span(source, 1, offset + position + 1, 1, end)))
-        if match["after"] != ".":
-            return steps
         position = match.end()
+        if match["after"] == "=" or (not match["after"] and position == len(text)):
+            return steps
 
 
 def _put(document: Document, steps: list[tuple[str, Span]], node: Node) -> Document:
@@ -117,7 +125,29 @@ def _put(document: Document, steps: list[tuple[str, Span]], node: Node) -> Docum
         else:
             message = f"`{dotted(path)}` is a single value without a key `{key}`"
             raise RecipeError([Diagnostic("E010 bad-override", message, span, "no such key")])
+    if node.content is None:
+        node = replace(node, removes=True)
     return document.replaced(path, Entry(steps[-1][1], node))
+
+
+def _removed(document: Document, steps: list[tuple[str, Span]]) -> Document:
+    """Return the document without the value at the path, or raise RecipeError if there is none."""
+    path: list[Key] = []
+    current = document.root
+    for key, span in steps:
+        if isinstance(current.content, tuple):
+            path.append(_index(key, span, tuple(path), current))
+            current = current.content[int(path[-1])]
+            continue
+        entries = current.content if isinstance(current.content, dict) else {}
+        if key not in entries:
+            meant = near(key, entries)
+            label = f"did you mean `{meant}`?" if meant else "nothing to remove"
+            message = f"{where(tuple(path))} has no key `{key}`"
+            raise RecipeError([Diagnostic("E010 bad-override", message, span, label)])
+        path.append(key)
+        current = entries[key].node
+    return document.without(path)
 
 
 def _nested(steps: list[tuple[str, Span]], node: Node) -> Node:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 MOST_LAYERS = 1_000
 """Largest number of stacked layers; checking a hundred thousand would take minutes."""
 
+Count = Annotated[int, Field(ge=1)]
+"""Positive number of something, such as tokens, heads or channels."""
 Depth = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 """Number of stacked layers."""
 

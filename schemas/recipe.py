@@ -251,6 +251,10 @@ class Recipe(Section):
     """Version of the recipe language."""
     name: Name
     """Name of the policy, also in `AutoConfig` and `AutoModel`."""
+    base: str | Annotated[Names, Field(min_length=1)] | None = Field(default=None, exclude=True)
+    """Recipes to start from, relative to this one; mappings merge, later ones win, null removes."""
+    vars: dict[str, Any] = Field(default_factory=dict, exclude=True)
+    """Values for `${vars.name}` anywhere in the recipe; `${env:NAME:-default}` reads an environment variable."""
     imports: Names = Field(default_factory=list)
     """Python files (relative to the recipe) or modules that register your own parts; needs `--allow-imports`."""
     data: DataSection

@@ -13,6 +13,8 @@ from enum import StrEnum
 from typing import Any
 
 Dim = int | str
+IMAGES = "observation.images."
+"""Prefix of the key of a camera."""
 
 
 class Kind(StrEnum):

@@ -104,3 +104,42 @@ def make_tiny() -> Callable[[], dict[str, Any]]:
 def tiny() -> dict[str, Any]:
     """A recipe that trains in a second."""
     return copy.deepcopy(TINY)
+
+
+@pytest.fixture(scope="session")
+def saved_text_encoder() -> Callable[[Path], dict[str, Any]]:
+    """`saved_text_encoder(directory)`: options of a `language` backbone with weights that it saves there."""
+
+    def save(directory: Path) -> dict[str, Any]:
+        from transformers import BertConfig, BertModel
+
+        sizes = BertConfig(
+            vocab_size=64,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+        )
+        BertModel(sizes, add_pooling_layer=False).save_pretrained(directory / "text_encoder")
+        return {"type": "language", "pretrained": str(directory / "text_encoder")}
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def saved_tokenizer() -> Callable[[Path], dict[str, Any]]:
+    """`saved_tokenizer(directory)`: options of a `language` collator with a tokenizer that it saves there."""
+
+    def save(directory: Path) -> dict[str, Any]:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        words = {"[PAD]": 0, "[UNK]": 1, "open": 2, "close": 3, "the": 4, "drawer": 5, "door": 6}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+        fast.save_pretrained(str(directory / "tokenizer"))
+        return {"type": "language", "tokenizer": str(directory / "tokenizer"), "max_length": 16}
+
+    return save

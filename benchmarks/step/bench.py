@@ -52,7 +52,7 @@ class Bench:
     @property
     def section(self) -> TrainingSection:
         """The recipe's training section."""
-        return self.builder.recipe.recipe.training
+        return self.builder.recipe.sections.training
 
     @property
     def size(self) -> int:

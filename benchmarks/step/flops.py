@@ -30,7 +30,7 @@ def survey(work: Work, device: torch.device, changes: list[str]) -> dict[str, An
         forward = counter.get_total_flops()
         loss.backward()
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    resting = {f"{type(policy).__name__}.backbones.{name}" for name in policy.at_rest}
+    resting = {f"{type(policy).__name__}.backbones.{name}" for name in policy.frozen_backbones}
     frozen = sum(counts.get(name, 0) for name in resting)
     parameters = list(policy.parameters())
     return {

@@ -148,14 +148,6 @@ def _peak(place: Any) -> float | None:
 
 
 def _machine() -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
+    from policysmith.builder.provenance import hardware, machine_versions
 
-    from policysmith.builder.evaluation.machine import hardware, versions
-
-    found = versions()
-    for package in ("triton", "peft", "liger-kernel"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {"hardware": hardware(), "versions": found}
+    return {"hardware": hardware(), "versions": machine_versions("triton", "peft", "liger-kernel")}

@@ -50,7 +50,7 @@ class SyntheticBuilder(Builder):
     @cached_property
     def _data(self) -> DataPlan:
         assert self.inputs is not None
-        windows = Windows.of(self.recipe.recipe.data)
+        windows = Windows.of(self.recipe.sections.data)
         steps, why = len(windows.observations), "synthetic"
         specs = {
             f"observation.images.{name}": Spec(Kind.IMAGE, ("B", steps, 3, *size), why, range=Range.BYTES)
@@ -63,7 +63,7 @@ class SyntheticBuilder(Builder):
 
     def batches(self, policy: Any, size: int, count: int, device: torch.device) -> list[dict[str, Any]]:
         """So many batches on the device, as the policy's collator gives them."""
-        generator = torch.Generator().manual_seed(self.recipe.recipe.training.seed)
+        generator = torch.Generator().manual_seed(self.recipe.sections.training.seed)
         made = []
         for _ in range(count):
             batch = policy.collator([self._sample(generator) for _ in range(size)])

@@ -20,10 +20,11 @@ import torch
 from torch.utils.data import Dataset
 
 from ...schemas.errors import DatasetError
+from ...schemas.specs import IMAGES
 from .frames.cache import cache_root
 from .frames.digests import file_digest
 from .frames.store import open_cameras
-from .lerobot.features import ACTION, IMAGES, Storage
+from .lerobot.features import ACTION, Storage
 from .lerobot.info import DatasetInfo, inspect
 from .lerobot.layout import read_layout
 from .lerobot.table import read_table

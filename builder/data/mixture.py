@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from ...schemas.specs import IMAGES
 from .dataset import LeRobotDataset
-from .lerobot.features import ACTION, IMAGES
+from .lerobot.features import ACTION
 from .robots import Robot
 
 

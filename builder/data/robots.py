@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padded
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, pad_width
 from ...components.features import chunk_size
-from ...components.images.specs import scaled
+from ...components.pixels import resize_images
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind, Spec, Specs
 from ...schemas.wording import did_you_mean
@@ -43,9 +43,9 @@ class Robot:
             if spec.kind is Kind.STATE and key not in self.own:
                 values[key] = torch.zeros(self._steps(spec), spec.width)
             elif key in sample and spec.kind in (Kind.STATE, Kind.ACTION):
-                values[key] = padded(sample[key], spec.width)
+                values[key] = pad_width(sample[key], spec.width)
             elif key in sample and spec.kind is Kind.IMAGE:
-                values[key] = scaled(sample[key][None], self._size(spec))[0]
+                values[key] = resize_images(sample[key][None], self._size(spec))[0]
         values[EMBODIMENT] = torch.tensor(self.number)
         values[ACTION_PADDING] = self.action_padding
         return values
@@ -57,7 +57,7 @@ class Robot:
             if spec.kind is Kind.STATE and key not in self.own:
                 values[key] = torch.zeros(count, self._steps(spec), spec.width)
             elif key in batch and spec.kind in (Kind.STATE, Kind.ACTION):
-                values[key] = padded(batch[key], spec.width)
+                values[key] = pad_width(batch[key], spec.width)
         values[EMBODIMENT] = torch.full((count,), self.number)
         values[ACTION_PADDING] = self.action_padding.expand(count, -1)
         return values

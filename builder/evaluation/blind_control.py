@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...components.images.specs import ImageTransform
+from ...components.images.transform import ImageTransform
 from ...components.registry import BACKBONES, HEADS, NECKS, TRANSFORMS
 from ...schemas.document import from_mapping
 from ...schemas.errors import CheckpointError, SpecError
-from ...schemas.specs import Kind
+from ...schemas.specs import IMAGES, Kind
+from .. import runs
 from ..builder import Builder
-from ..runs import checkpoints, latest, step_of
 from ..saved_policy import SavedPolicy
-from .compatibility import IMAGES
 
 SUFFIX = "_blind"
 
@@ -181,7 +180,7 @@ class BlindControl:
         recipe = blind(_with_dataset(saved), parameters)
         document = from_mapping(recipe, "the blind control", directory=saved.recipe_directory)
         builder = Builder.from_recipe(document, allow_imports=allow_imports)
-        newest = latest(directory) if directory.is_dir() else None
+        newest = runs.latest(directory) if directory.is_dir() else None
         same = newest is not None and _is_same(SavedPolicy.find(newest), builder, saved)
         if newest is not None and not same:
             _require_control(directory, SavedPolicy.find(newest))
@@ -193,11 +192,11 @@ class BlindControl:
     @property
     def trained(self) -> bool:
         """True once training is complete."""
-        return self.found is not None and step_of(self.found) == self._steps
+        return self.found is not None and runs.step_of(self.found) == self._steps
 
     @property
     def _steps(self) -> int:
-        return self.builder.recipe.recipe.training.steps
+        return self.builder.recipe.sections.training.steps
 
     def train(self, device: str | None, tell: Callable[[str], None]) -> Path:
         """Train the control unless it is trained already, and return its run. Raises like `Builder.train`."""
@@ -232,5 +231,5 @@ def _is_same(before: SavedPolicy, builder: Builder, saved: SavedPolicy) -> bool:
 
 
 def _require_control(directory: Path, before: SavedPolicy) -> None:
-    if not before.recipe["name"].endswith(SUFFIX) or not checkpoints(directory):
+    if not before.recipe["name"].endswith(SUFFIX) or not runs.checkpoints(directory):
         raise CheckpointError(f"{directory} holds a run that is not a blind control; move it elsewhere")

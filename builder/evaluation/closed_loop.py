@@ -1,7 +1,7 @@
 """Success in simulation: rollouts of a saved policy, each from an initial state that its seed determines.
 
-    result = evaluate_closed_loop("runs/vit_mlp/policy", env="metaworld/drawer-open-v3", episodes=50,
-    seed=10_000) result.success_rate, result.interval          # 1.0, (0.929, 1.0)
+    result = evaluate_closed_loop("runs/vit_mlp", env="metaworld/drawer-open-v3", episodes=50, seed=10_000)
+    result.success_rate, result.interval          # 1.0, (0.929, 1.0)
 
 Rollouts run in spawned processes, so a script needs `if __name__ == "__main__":`.
 """
@@ -21,11 +21,11 @@ from statistics import NormalDist
 from typing import Any, Self
 
 from ...schemas.errors import SimulatorError
+from ..planning.compatibility import Reordering, Scene, check_scene, needs_of
 from ..saved_policy import SavedPolicy, choose_device
 from ..simulation.base import environments, make
 from ..simulation.seeds import evaluation_seed
 from . import rollout
-from .compatibility import Mapped, Scene, check_scene, needs_of
 from .rollout import EnvironmentFactory, Episode, Job, Rollout
 from .video import FILM_RATE, save_strip, save_video
 
@@ -177,7 +177,7 @@ def evaluate_closed_loop(
         processes=processes,
         device=job.device,
         filmed=len(filmed),
-        notes=Mapped.of(needs, scene).notes,
+        notes=Reordering.of(needs, scene).notes,
     )
 
 

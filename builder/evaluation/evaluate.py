@@ -23,11 +23,11 @@ from ..data.dataset import LeRobotDataset, inspect
 from ..data.lerobot.files import read_json
 from ..data.mixture import RobotDataset
 from ..data.splits import split_episodes
+from ..planning.compatibility import check_dataset
 from ..policy import BasePolicyModel
 from ..saved_policy import SavedPolicy, choose_device
 from .blind_control import BlindControl
 from .closed_loop import ClosedLoopResult, evaluate_closed_loop
-from .compatibility import check_dataset
 from .open_loop import OpenLoopResult, evaluate_open_loop
 from .report.report import write_report
 from .result import EvaluationResult

@@ -5,7 +5,7 @@ All values are in the robot's units. Steps of a chunk beyond the end of an episo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,9 @@ from torch import Tensor
 from ...schemas.errors import DatasetError
 from ..data.dataset import LeRobotDataset
 from ..data.mixture import RobotDataset
-from ..policy import BasePolicyModel, RecipePolicy
-from ..policy.base import BROKEN
+from ..policy import BasePolicyModel
 from ..policy.ranges import Ranges, finite
-from ..policy.registry import DataCollatorRegistry
-from ..policy.sample_pipeline import SamplePipeline
+from ..policy.robot_interface import BROKEN
 
 Array = NDArray[np.float64]
 
@@ -110,7 +108,7 @@ def evaluate_open_loop(
         DatasetError: The dataset has other windows or another action size than the policy.
         SpecError: An observation or a prediction is not finite, or far outside the range of training.
     """
-    predict = _predictor(policy, statistics or {})
+    ranges = Ranges(statistics or {})
     horizon, size = dataset.shape("action")
     size = dataset.robot.action_dim if isinstance(dataset, RobotDataset) else size
     mean = statistics["action"]["mean"] if statistics and "action" in statistics else None
@@ -126,7 +124,10 @@ def evaluate_open_loop(
             samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
             true = torch.stack([sample["action"] for sample in samples])  # (B, H, A)
             counts = ~torch.stack([sample["action_is_pad"] for sample in samples])  # (B, H)
-            predicted = predict(samples)
+            for key in (key for key in samples[0] if isinstance(samples[0][key], Tensor) and key != "action"):
+                observed = torch.stack([sample[key] for sample in samples])
+                ranges.check(key, observed, "the dataset may be damaged")
+            predicted = policy.predict(samples).float().cpu()
             finite(
                 "action",
                 predicted,
@@ -138,6 +139,7 @@ def evaluate_open_loop(
                     f"{tuple(true.shape[1:])}; open it with the action indices of the policy"
                 )
             predicted, true = predicted[..., :size], true[..., :size]
+            ranges.check("action", predicted, BROKEN)
             sums.add(predicted.double().numpy(), true.double().numpy(), counts.numpy())
             if start < first_length:
                 chunks.append(predicted[: first_length - start].double().numpy())
@@ -164,37 +166,6 @@ def evaluate_open_loop(
 def executed(chunks: Array, execute: int) -> Array:
     """Return the executed actions (L, A), given the chunk predicted at each of L frames (L, H, A)."""
     return np.stack([chunks[frame - frame % execute, frame % execute] for frame in range(len(chunks))])
-
-
-Samples = Sequence[Mapping[str, Any]]
-
-
-def _predictor(policy: BasePolicyModel, statistics: Mapping[str, Any]) -> Callable[[Samples], Tensor]:
-    """Return a function from raw samples to chunks (B, H, A) in the robot's units, on the CPU."""
-
-    def to_device(batch: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v.to(policy.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-    if isinstance(policy, RecipePolicy):
-        collator = policy.collator
-        return lambda samples: policy.inference(to_device(collator(samples))).float().cpu()
-    pipeline = SamplePipeline(policy.config)
-    collate = DataCollatorRegistry.get(policy.config.model_type)
-    ranges = Ranges(statistics)
-
-    def predict(samples: Samples) -> Tensor:
-        for key in (key for key in samples[0] if key != "action" and isinstance(samples[0][key], Tensor)):
-            ranges.check(key, torch.stack([sample[key] for sample in samples]), "the dataset may be damaged")
-        hidden = [
-            {**sample, "action": torch.full_like(sample["action"], float("nan"))} for sample in samples
-        ]  # a policy that reads the answer returns NaN
-        transformed = [pipeline(sample) for sample in hidden]
-        actions = policy.inference(to_device(collate(transformed)))
-        chunk = pipeline.inverse(actions, transformed).float().cpu()
-        ranges.check("action", chunk, BROKEN)
-        return chunk
-
-    return predict
 
 
 class _Sums:

@@ -14,10 +14,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError, SpecError
+from ...schemas.specs import IMAGES
+from ..planning.compatibility import Needs, Reordering, Scene
 from ..policy import BasePolicyModel
 from ..saved_policy import SavedPolicy
 from ..simulation.base import Environment, Image, Observation, make
-from .compatibility import IMAGES, Mapped, Needs, Scene
 
 EnvironmentFactory = Callable[[int, bool], Environment]
 """Module-level function that makes an environment from the side of its images in pixels and whether it renders."""
@@ -84,7 +85,7 @@ def roll_out(
     """
     torch.manual_seed(seed)
     policy.reset()
-    mapped = Mapped.of(needs, Scene.of(environment))
+    reordering = Reordering.of(needs, Scene.of(environment))
     observation = environment.reset(seed)
     frames: list[Image] = []
     success, steps = False, 0
@@ -92,8 +93,8 @@ def roll_out(
         if film_every is not None and steps % film_every == 0:
             frames.append(_view(observation, environment))
         try:
-            seen = needs.select(mapped.observation(observation))
-            action = mapped.actions(policy.select_action(seen).float().numpy().astype(np.float32))
+            seen = needs.seen(reordering.observation(observation))
+            action = reordering.command(policy.select_action(seen).float().numpy().astype(np.float32))
         except SpecError as error:
             raise SimulatorError(f"episode {index} (seed {seed}), step {steps}: {error}") from error
         result = environment.step(action)

@@ -1,8 +1,8 @@
-"""A trained policy that a new one starts from: `policy.init` of a recipe.
+"""The trained policy that a new one starts from: `policy.init` of a recipe.
 
-Weights are taken by name and shape. Cameras, widths and robots may differ: what has no counterpart begins anew, and the
-report says so. With `statistics: keep`, what comes with the weights in numbers comes along: statistics, those measured
-between transforms, and what a head learned from its data, such as a vocabulary.
+Weights are taken by name and shape. Cameras, widths and robots may differ: tensors without a counterpart keep their
+initial values, and the report lists them. With `statistics: keep`, the numbers behind the weights come along:
+statistics, those measured between transforms, and what a head learned from its data, such as a vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,22 +23,20 @@ from torch import nn
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
 from ...schemas.nodes import KeyPath
 from ...schemas.paths import exists, expanded
+from ..data.signals import Signals, listed, order
 from ..planning.sources import DataPlan
 from ..policy import BasePolicyModel, RecipeConfig, RecipePolicy, saving
-from ..recipe.load import LoadedRecipe
-from ..signals import Signals, listed, order
-from .transfer import Taken, copy, differences, match
-
-if TYPE_CHECKING:
-    from ..saved_policy import SavedPolicy
+from ..recipe.loaded import LoadedRecipe
+from ..saved_policy import SavedPolicy
+from .transfer import Transfer, changed_options, copy_weights, match_weights
 
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-Statistics = Literal["keep", "recompute"]
+StatisticsOption = Literal["keep", "recompute"]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Keys whose statistics stay as the weights know them, keys that have those of the data, and doubts about that."""
+class KeptStatistics:
+    """Keys whose statistics stay those of the trained policy, keys with those of the data, and doubts about it."""
 
     kept: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
@@ -46,76 +44,87 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Start:
-    """The saved policy that a new one starts from, and the fate of its statistics."""
+class BasePolicy:
+    """A saved policy that a new one starts from."""
 
     given: str
-    """As the recipe names it."""
+    """Its name in the recipe."""
     place: KeyPath
     saved: SavedPolicy
-    statistics: Statistics
+    statistics: StatisticsOption
     allow_imports: bool = False
     hub: bool = False
-    """True for a policy on a hub, whose weights may not be here yet."""
+    """True for a policy on a hub, whose weights may not be on this machine yet."""
 
     @classmethod
-    def find(cls, loaded: LoadedRecipe, *, allow_imports: bool) -> Start | None:
-        """The policy that a recipe starts from, if any. Raises RecipeError where there is none at its place."""
-        init = loaded.recipe.policy.init
+    def find(cls, loaded: LoadedRecipe, *, allow_imports: bool) -> BasePolicy | None:
+        """Return the policy that a recipe starts from, if any. Raise RecipeError if it cannot be found."""
+        init = loaded.sections.policy.init
         if init is None:
             return None
-        statistics: Statistics
+        statistics: StatisticsOption
         given, statistics = (init, "keep") if isinstance(init, str) else (init.source, init.statistics)
         place: KeyPath = ("policy", "init") if isinstance(init, str) else ("policy", "init", "from")
         path = loaded.directory / expanded(given)
         hub = not exists(path) and _HUB.fullmatch(given) is not None
         try:
-            saved = _saved(_snapshot(given, [saving.CONFIG]) if hub else path)
+            saved = _find(_download(given, [saving.CONFIG]) if hub else path)
         except PolicysmithError as error:
             raise RecipeError([loaded.diagnostic(place, str(error), code="E024 bad-weights")]) from error
         return cls(given, place, saved, statistics, allow_imports, hub)
 
     @classmethod
-    def resumed(cls, loaded: LoadedRecipe, checkpoint: Path) -> Start | None:
-        """As `find`, for a run that goes on: what it started from is in its own checkpoint."""
-        init = loaded.recipe.policy.init
+    def of_resumed_run(cls, loaded: LoadedRecipe, checkpoint: Path) -> BasePolicy | None:
+        """Return a resumed run's own checkpoint in place of the policy that the run started from, if any."""
+        init = loaded.sections.policy.init
         if init is None:
             return None
-        statistics: Statistics = "keep" if isinstance(init, str) else init.statistics
-        return cls(str(checkpoint), ("policy", "init"), _saved(checkpoint), statistics)
+        statistics: StatisticsOption = "keep" if isinstance(init, str) else init.statistics
+        return cls(str(checkpoint), ("policy", "init"), _find(checkpoint), statistics)
 
     @property
-    def provenance(self) -> dict[str, Any] | None:
-        """Record that the saved policy keeps of its own start."""
+    def init_provenance(self) -> dict[str, Any] | None:
+        """The saved policy's record of its own start."""
         held: dict[str, Any] | None = (self.saved.content.get("provenance") or {}).get("init")
         return held
 
-    def over(self, data: DataPlan) -> tuple[DataPlan, Kept]:
-        """The data with the statistics that stay, and which these are.
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Record of the saved policy for provenance."""
+        return {
+            "from": self.given,
+            "recipe_sha256": (self.saved.content.get("provenance") or {}).get("recipe_sha256"),
+            "statistics": self.statistics,
+        }
 
-        Statistics stay of what the data gives in as many dimensions, and under no other names.
+    def keep_statistics(self, data: DataPlan) -> tuple[DataPlan, KeptStatistics]:
+        """Return the data with the statistics of the saved policy, as far as they are kept, and which these are.
+
+        Statistics are kept for values with as many dimensions as before, unless the dimensions have other names.
         """
         kept, computed, doubts = list[str](), list[str](), list[str]()
         sources = []
         for source in data.sources:
             own = dict(source.statistics or {})
-            held = self._statistics_of(source.name) if self.statistics == "keep" else {}
+            saved = self._statistics_of(source.name) if self.statistics == "keep" else {}
             signals = Signals.of_policy(self.saved.content, source.name)
             renamed = {key for key, _, _ in Signals.of(source.info).pairs(signals)}
             for key, values in own.items():
                 label = key if source.name is None else f"{source.name}.{key}"
-                if key not in renamed and _same_sizes(values, held.get(key)):
-                    if _far(values, held[key]):
+                if key not in renamed and _same_sizes(values, saved.get(key)):
+                    if _far_apart(values, saved[key]):
                         doubts.append(
-                            f"`{label}` of the data lies far from what `{self.given}` was trained on: its units may "
-                            "differ, or set `policy.init.statistics: recompute`"
+                            f"`{label}` of the data lies far from what `{self.given}` was trained on; check its units, "
+                            "or set `policy.init.statistics: recompute`"
                         )
-                    own[key] = {**values, **held[key]}
+                    own[key] = {**values, **saved[key]}
                     kept.append(label)
                 else:
                     computed.append(label)
             sources.append(replace(source, statistics=own))
-        return replace(data, sources=tuple(sources)), Kept(tuple(kept), tuple(computed), tuple(doubts))
+        return replace(data, sources=tuple(sources)), KeptStatistics(
+            tuple(kept), tuple(computed), tuple(doubts)
+        )
 
     def _statistics_of(self, robot: str | None) -> Mapping[str, Any]:
         content = self.saved.content
@@ -124,10 +133,10 @@ class Start:
             return {}
         return held if robot is None else held.get(robot, {})
 
-    def facts(self, recipe: Mapping[str, Any], data: DataPlan) -> dict[str, Any]:
-        """Facts of the saved policy's transforms and head that hold for this recipe: those that its data taught them.
+    def kept_facts(self, recipe: Mapping[str, Any], data: DataPlan) -> dict[str, Any]:
+        """Return the facts that the saved policy's transforms and head learned from its data and that still hold.
 
-        A transform keeps them where all up to it are as they were, a head where it and all transforms are.
+        A transform keeps them if it and all before it are unchanged, a head if it and all transforms are.
         """
         if self.statistics != "keep" or self.saved.handwritten or "head" not in recipe["policy"]:
             return {}
@@ -146,7 +155,7 @@ class Start:
         return found
 
     def refuse_other_order(self, loaded: LoadedRecipe, data: DataPlan) -> None:
-        """Raises RecipeError where the saved policy knows the dimensions of the data in another order."""
+        """Raise RecipeError if the saved policy has the dimensions of the data in another order."""
         for source in data.sources:
             ours = Signals.of(source.info)
             for key, own, names in ours.pairs(Signals.of_policy(self.saved.content, source.name)):
@@ -155,27 +164,27 @@ class Start:
                         f"the policy in `{self.given}` has `{key}` in the order {listed(names)}, the dataset in the "
                         f"order {listed(own)}",
                         label="another order",
-                        help="bring the dataset into the order of the policy",
+                        help="reorder the dataset like the policy",
                     )
                     raise RecipeError([loaded.diagnostic(self.place, error, code="E024 bad-weights")])
 
-    def take(self, loaded: LoadedRecipe, policy: BasePolicyModel, *, fill: bool) -> Taken:
-        """Return what a policy takes, filled in where asked. Raise RecipeError for weights that are damaged or do not fit."""
+    def transfer(self, loaded: LoadedRecipe, policy: BasePolicyModel, *, fill: bool) -> Transfer:
+        """Return what a policy takes, and with `fill` copy it. Raise RecipeError if weights are damaged or misfit."""
         try:
-            source = self._source(weights=fill)
-            taken = match(source, policy, self.given)
+            source = self._load(weights=fill)
+            transfer = match_weights(source, policy, self.given)
             if fill:
-                copy(source, policy, taken)
-            return taken
+                copy_weights(source, policy, transfer)
+            return transfer
         except PolicysmithError as error:
             raise RecipeError([loaded.diagnostic(self.place, str(error), code="E024 bad-weights")]) from error
 
-    def _source(self, *, weights: bool) -> nn.Module:
-        """The saved policy; on the meta device where its weights are not asked for and its class allows it."""
+    def _load(self, *, weights: bool) -> nn.Module:
+        """Return the saved policy; on the meta device if its weights are not needed and its class allows it."""
         self.saved.run_imports(allowed=self.allow_imports)
         if self.saved.handwritten or weights:
             if self.hub:
-                _snapshot(
+                _download(
                     self.given, [saving.CONFIG, "model*.safetensors", saving.WEIGHTS[1], f"{saving.ASSETS}/*"]
                 )
             return self.saved.load()
@@ -185,18 +194,11 @@ class Start:
         with torch.device("meta"):
             return RecipePolicy(config)
 
-    def report(self, loaded: LoadedRecipe, data: DataPlan, taken: Taken, kept: Kept) -> list[str]:
-        """Lines for a person: what is taken, what is new, what is left, and in what the two policies differ."""
-        lines = [f"starts from {self.given}: {taken.summary}", *taken.lines]
-        lines += [f"  statistics kept: {', '.join(kept.kept)}"] if kept.kept else []
-        lines += [f"  statistics of the data: {', '.join(kept.computed)}"] if kept.computed else []
-        lines += [f"warning: {text}" for text in (*kept.doubts, *self._warnings(loaded, data))]
-        return lines
-
-    def _warnings(self, loaded: LoadedRecipe, data: DataPlan) -> list[str]:
+    def differences(self, loaded: LoadedRecipe, data: DataPlan) -> list[str]:
+        """Return warnings about differences between the two policies and their data."""
         found = [
             f"{text}: weights of `{self.given}` may mean something else here"
-            for text in differences(self.saved.recipe, loaded.resolved())
+            for text in changed_options(self.saved.recipe, loaded.resolved())
         ]
         for source in data.sources:
             ours, theirs = Signals.of(source.info), Signals.of_policy(self.saved.content, source.name)
@@ -216,41 +218,30 @@ class Start:
             ]
         return found
 
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Record of the saved policy for provenance."""
-        return {
-            "from": self.given,
-            "recipe_sha256": (self.saved.content.get("provenance") or {}).get("recipe_sha256"),
-            "statistics": self.statistics,
-        }
 
-
-def _saved(path: Path) -> SavedPolicy:
-    from ..saved_policy import SavedPolicy
-
+def _find(path: Path) -> SavedPolicy:
     if not exists(path):
         raise CheckpointError(
-            f"there is no policy at {path}; name a checkpoint or a run relative to the recipe's directory, or a policy "
+            f"no policy exists at {path}; name a checkpoint or a run relative to the recipe's directory, or a policy "
             "on the hub as `<owner>/<name>`"
         )
     config = path / saving.CONFIG
     if config.is_file() and {"type", "input_features"} <= saving.read_json(config).keys():
         raise CheckpointError(
-            f"{path} is a policy of LeRobot; bring it over first: `policysmith import-lerobot {path} --data DATASET "
+            f"{path} is a policy of LeRobot; convert it first, `policysmith import-lerobot {path} --data DATASET "
             "--output DIR`, and name DIR"
         )
     return SavedPolicy.find(path)
 
 
-def _snapshot(name: str, patterns: list[str]) -> Path:
-    """The files of a policy on a hub that match the patterns, on this machine. Raises CheckpointError."""
+def _download(name: str, patterns: list[str]) -> Path:
+    """Download the files of a policy on a hub that match the patterns. Raise CheckpointError if there are none."""
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=HF_HUB_OFFLINE))
     except Exception as error:
         where = "in the cache of the hub (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else "on the hub"
         raise CheckpointError(
-            f"there is no directory `{name}` beside the recipe, and no such policy {where}: {type(error).__name__}"
+            f"no directory `{name}` exists beside the recipe, and no such policy {where}: {type(error).__name__}"
         ) from error
 
 
@@ -261,8 +252,8 @@ def _same_sizes(own: Mapping[str, Any], held: Mapping[str, Any] | None) -> bool:
     return bool(shared) and all(np.shape(own[name]) == np.shape(held[name]) for name in shared)
 
 
-def _far(own: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
-    """Return True for data many deviations away from those that statistics were taken of, or spread otherwise."""
+def _far_apart(own: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
+    """Return whether data lies many deviations from the data behind `held`, or has a much larger spread."""
     if not {"mean", "std"} <= own.keys() & held.keys():
         return False
     spread = np.asarray(held["std"], dtype=float)
@@ -271,4 +262,4 @@ def _far(own: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
     return bool((moving & (away | (np.asarray(own["std"]) > 20.0 * spread))).any())
 
 
-__all__ = ["Kept", "Start"]
+__all__ = ["BasePolicy", "KeptStatistics"]

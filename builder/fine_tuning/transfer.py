@@ -1,4 +1,4 @@
-"""Weights of a saved policy as another one takes them, by name and shape, and a report of it."""
+"""Transfer of weights from a trained policy to a new one, by name and shape, and a report of it."""
 
 from __future__ import annotations
 
@@ -18,91 +18,104 @@ _SETTINGS = {
     "policy.init", "policy.execute", "policy.ensemble", "policy.freeze", "type", "pretrained", "tokenizer", "lora",
     "gradient_checkpointing", "dropout",
 }  # fmt: skip
-"""Options that say nothing of what weights mean."""
+"""Options that do not change the meaning of weights."""
 
 
 @dataclass(frozen=True)
-class Taken:
-    """The weights that a policy takes of another: names in both, tensors of another shape, tensors of only one of them."""
+class Transfer:
+    """Tensors that a policy takes from a trained one, tensors of another shape, and tensors of only one of the two."""
 
     names: Mapping[str, str]
-    """Names in the saved policy, by names in this one."""
+    """Names in the trained policy, by names in the new one."""
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """Shape that was and shape that is."""
+    """Shapes before and now."""
     new: tuple[str, ...]
+    """Names without a counterpart in the trained policy."""
     left: tuple[str, ...]
+    """Names of the trained policy without a counterpart in the new one."""
     values: int
-    """Numbers taken."""
+    """Number of values taken."""
     of: int
-    """Numbers of this policy."""
+    """Number of values of the new policy."""
 
     @property
-    def anew(self) -> list[str]:
-        """Names of all that begins anew."""
+    def untrained(self) -> list[str]:
+        """Names of all tensors that keep their initial values."""
         return [*self.new, *self.reshaped]
 
     @property
     def summary(self) -> str:
-        total = len(self.names) + len(self.anew)
+        """One line on how much is taken."""
+        total = len(self.names) + len(self.untrained)
         return f"{len(self.names)} of {total} tensors taken, {self.values:,} of {self.of:,} values"
 
     @property
     def lines(self) -> list[str]:
-        """Return lines that list the weights left behind."""
+        """Lines that list the tensors not taken."""
         lines = []
         if self.new:
-            lines.append(f"  new, with no counterpart there: {_some(grouped(self.new, self._own))}")
+            lines.append(f"  new, without a counterpart: {_first(grouped(self.new, self._own))}")
         if self.reshaped:
-            shapes = [f"{name} {was} -> {now}" for name, (was, now) in sorted(self.reshaped.items())]
-            lines.append(f"  new, because of another shape: {_some(shapes)}")
+            shapes = [f"{name} {before} -> {now}" for name, (before, now) in sorted(self.reshaped.items())]
+            lines.append(f"  new, with another shape: {_first(shapes)}")
         if self.left:
-            theirs = {*self.left, *self.names.values()}
-            lines.append(f"  left there: {_some(grouped(self.left, theirs))}")
+            lines.append(f"  not taken: {_first(grouped(self.left, self._theirs))}")
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        theirs = {*self.left, *self.names.values()}
+        """Return the record for provenance."""
         return {
             "tensors": len(self.names),
             "values": self.values,
             "new": grouped(self.new, self._own),
-            "reshaped": {name: [list(was), list(now)] for name, (was, now) in sorted(self.reshaped.items())},
-            "left": grouped(self.left, theirs),
+            "reshaped": {
+                name: [list(before), list(now)] for name, (before, now) in sorted(self.reshaped.items())
+            },
+            "left": grouped(self.left, self._theirs),
         }
 
     @property
     def _own(self) -> set[str]:
-        return {*self.names, *self.anew}
+        return {*self.names, *self.untrained}
+
+    @property
+    def _theirs(self) -> set[str]:
+        return {*self.left, *self.names.values()}
 
 
-def match(source: nn.Module, policy: BasePolicyModel, given: str) -> Taken:
-    """Return the weights of a source that a policy can take. Raise WeightsError where none fits, and where adapters would be lost."""
+def match_weights(source: nn.Module, policy: BasePolicyModel, given: str) -> Transfer:
+    """Return the weights of a source that a policy can take.
+
+    Raises:
+        WeightsError: No weight fits, or low-rank adapters would be lost. `given` names the source in the message.
+    """
     theirs = {name: tuple(value.shape) for name, value in source.state_dict().items()}
-    taken = _match(theirs, policy)
-    lost = [name for name in taken.left if any(mark in name for mark in _ADAPTER)]
+    transfer = _match(theirs, policy)
+    lost = [name for name in transfer.left if any(mark in name for mark in _ADAPTER)]
     if lost:
         raise WeightsError(
-            f"`{given}` has low-rank adapters that the recipe has no place for, such as `{lost[0]}`; merge them first, "
+            f"`{given}` has low-rank adapters that the recipe does not have, such as `{lost[0]}`; merge them first, "
             "`policysmith export RUN --merge --output DIR`, or give the backbone `lora` again"
         )
-    if not taken.names.keys() & dict(policy.named_parameters()).keys():
-        ours = grouped(taken.anew, set(taken.anew), whole=False)
+    if not transfer.names.keys() & dict(policy.named_parameters()).keys():
+        here = grouped(transfer.untrained, set(transfer.untrained), whole=False)
+        there = grouped(theirs, set(theirs), whole=False)
         raise WeightsError(
-            f"no weight of `{given}` fits this policy: there are {_some(grouped(theirs, set(theirs), whole=False))} "
-            f"there and {_some(ours)} here; give parts the names and sizes that they have there"
+            f"no weight of `{given}` fits this policy: it has {_first(there)}, and this policy {_first(here)}; "
+            "give parts the names and sizes that they have there"
         )
-    return taken
+    return transfer
 
 
 @torch.no_grad()
-def copy(source: nn.Module, policy: BasePolicyModel, taken: Taken) -> None:
-    """Give a policy what it takes, in the dtype of its own weights."""
+def copy_weights(source: nn.Module, policy: BasePolicyModel, transfer: Transfer) -> None:
+    """Copy the weights of a transfer, in the dtype of the policy's own."""
     own, theirs = policy.state_dict(), source.state_dict()
-    for name, other in taken.names.items():
+    for name, other in transfer.names.items():
         own[name].copy_(theirs[other])
 
 
-def _match(theirs: Mapping[str, tuple[int, ...]], policy: BasePolicyModel) -> Taken:
+def _match(theirs: Mapping[str, tuple[int, ...]], policy: BasePolicyModel) -> Transfer:
     own = policy.state_dict()
     tied = policy.get_expanded_tied_weights_keys(all_submodels=True)
     names: dict[str, str] = {}
@@ -119,7 +132,7 @@ def _match(theirs: Mapping[str, tuple[int, ...]], policy: BasePolicyModel) -> Ta
         else:
             reshaped[name] = theirs[found], tuple(value.shape)
     met = {*names.values(), *(name.replace(".base_layer.", ".") for name in reshaped), *reshaped}
-    return Taken(
+    return Transfer(
         names,
         reshaped,
         tuple(new),
@@ -129,8 +142,8 @@ def _match(theirs: Mapping[str, tuple[int, ...]], policy: BasePolicyModel) -> Ta
     )
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Options of transforms and parts, in both recipes, that make weights of one shape mean something else."""
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the options of transforms and parts, in both recipes, whose change gives weights another meaning."""
     found = []
     types = [[raw["type"] for raw in recipe["transforms"]] for recipe in (before, now)]
     if types[0] != types[1]:
@@ -143,25 +156,28 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for recipe in (before, now)
     )
     for key in one.keys() & other.keys():
-        if one[key] != other[key] and not ({key, key.rpartition(".")[2], *_starts(key)} & _SETTINGS):
+        if one[key] != other[key] and not ({key, key.rpartition(".")[2], *_prefixes(key)} & _SETTINGS):
             found.append(f"`{key}` was {one[key]!r} and is {other[key]!r}")
     return sorted(found)
 
 
 def grouped(names: Collection[str], universe: Collection[str], *, whole: bool = True) -> list[str]:
-    """Names as few patterns: `head.*` where all of the universe below `head` is among them (or any, unless `whole`)."""
-    inside = Counter(start for name in names for start in _starts(name))
-    there = Counter(start for name in universe for start in _starts(name))
+    """Return names as few patterns, such as `head.*` if they include everything below `head` in the universe.
+
+    Unless `whole`, a pattern needs only one name.
+    """
+    inside = Counter(prefix for name in names for prefix in _prefixes(name))
+    there = Counter(prefix for name in universe for prefix in _prefixes(name))
     found: dict[str, None] = {}
     for name in sorted(names):
-        starts = [s for s in _starts(name) if inside[s] == there[s] and inside[s] > 1]
+        prefixes = [p for p in _prefixes(name) if inside[p] == there[p] and inside[p] > 1]
         if not whole:
-            starts = [s for s in _starts(name) if s.count(".") == 1] or starts
-        found[f"{starts[0]}.*" if starts else name] = None
+            prefixes = [p for p in _prefixes(name) if p.count(".") == 1] or prefixes
+        found[f"{prefixes[0]}.*" if prefixes else name] = None
     return list(found)
 
 
-def _starts(name: str) -> list[str]:
+def _prefixes(name: str) -> list[str]:
     steps = name.split(".")
     return [".".join(steps[:length]) for length in range(1, len(steps))]
 
@@ -177,9 +193,9 @@ def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield place, value
 
 
-def _some(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more
 
 
-__all__ = ["Taken", "copy", "differences", "grouped", "match"]
+__all__ = ["Transfer", "changed_options", "copy_weights", "grouped", "match_weights"]

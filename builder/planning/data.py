@@ -1,4 +1,4 @@
-"""The `data` section of a recipe held against its datasets: one, or those of several robots."""
+"""The plan of the data: the `data` section of a recipe checked against its dataset, or those of several robots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...schemas.errors import DatasetError, RecipeError, SpecError
 from ...schemas.nodes import Key, KeyPath
 from ...schemas.paths import expanded
 from ...schemas.recipe import DataSection, SourceSection
-from ...schemas.specs import Kind, Range, Spec
+from ...schemas.specs import IMAGES, Kind, Range, Spec
 from ...schemas.wording import did_you_mean
 from ..data.dataset import task_texts
 from ..data.frames.probing import probe_cameras
@@ -20,26 +20,28 @@ from ..data.lerobot.columns import column_faults, mapping_hint
 from ..data.lerobot.features import ACTION, RGB_ONLY
 from ..data.lerobot.info import DatasetInfo, summarize
 from ..data.lerobot.layout import read_layout
+from ..data.signals import Signals, listed, order
 from ..data.splits import split_episodes
 from ..data.statistics import compute_statistics, unusable
-from ..recipe.load import LoadedRecipe
-from ..signals import Signals, listed, order
+from ..data.time_steps import TimeSteps
+from ..recipe import rules
+from ..recipe.loaded import LoadedRecipe
 from .non_finite import without_unusable
-from .sources import IMAGES, DataPlan, Source, Windows, common_specs
+from .sources import DataPlan, DataSource, common_specs
 
 _logger = logging.getLogger(__name__)
 
 
-def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
-    """Hold the recipe's `data` section against its datasets. Raises RecipeError with every finding."""
-    section = loaded.recipe.data
+def plan_data(loaded: LoadedRecipe, time_steps: TimeSteps) -> DataPlan:
+    """Check the `data` section against its datasets. Raise RecipeError with every finding."""
+    section = loaded.sections.data
     given: list[tuple[str | None, KeyPath, DataSection | SourceSection]] = [(None, ("data",), section)]
     if section.sources is not None:
         given = [(n, ("data", "sources", n), source) for n, source in sorted(section.sources.items())]
-    found = _past(loaded)
+    found = rules.past_actions(loaded)
     sources = []
     for name, place, one in given:
-        reader = _Reader(loaded, name, place, one, windows)
+        reader = _Reader(loaded, name, place, one, time_steps)
         if (source := reader.read()) is not None:
             sources.append(source)
         found += reader.found
@@ -48,26 +50,16 @@ def plan_data(loaded: LoadedRecipe, windows: Windows) -> DataPlan:
     if found:
         raise RecipeError(in_order(found))
     sources = [_split(loaded, source) for source in sources]
-    _check_batch(loaded, sources)
+    samples = sum(source.frames(source.training) for source in sources)
+    training = sum(len(source.training) for source in sources)
+    if found := rules.batch_size(loaded, samples, training, sum(len(s.info.episodes) for s in sources)):
+        raise RecipeError(found)
     specs = dict(sources[0].specs) if section.sources is None else common_specs(sources)
-    return without_unusable(loaded, DataPlan(windows, tuple(sources), specs))
-
-
-def _past(loaded: LoadedRecipe) -> list[Diagnostic]:
-    """A finding where all actions of a chunk were done before now."""
-    section = loaded.recipe.data
-    if section.past_actions < section.horizon:
-        return []
-    fault = SpecError(
-        f"of a chunk of {section.horizon} actions, {section.past_actions} were done before now",
-        label="leaves none to run",
-        help=f"lower `past_actions` to {section.horizon - 1} or less, or raise `data.horizon`",
-    )
-    return [loaded.diagnostic(("data", "past_actions"), fault, code="E023 bad-dataset")]
+    return without_unusable(loaded, DataPlan(time_steps, tuple(sources), specs))
 
 
 class _Reader:
-    """One dataset of a recipe; what does not fit is collected in `found`."""
+    """Reader of one dataset of a recipe, which collects misfits in `found`."""
 
     def __init__(
         self,
@@ -75,13 +67,14 @@ class _Reader:
         name: str | None,
         place: KeyPath,
         given: DataSection | SourceSection,
-        windows: Windows,
+        time_steps: TimeSteps,
     ) -> None:
-        self.loaded, self.name, self.place, self.given, self.windows = loaded, name, place, given, windows
+        self.loaded, self.name, self.place, self.given = loaded, name, place, given
+        self.time_steps = time_steps
         self.found: list[Diagnostic] = []
 
-    def read(self) -> Source | None:
-        """The dataset as the recipe uses it, not yet split; None where there is none."""
+    def read(self) -> DataSource | None:
+        """Return the dataset as the recipe uses it, not yet split, or None if it cannot be read."""
         given = self.given
         assert given.path is not None
         path = self.loaded.directory / expanded(given.path)
@@ -100,10 +93,10 @@ class _Reader:
             return None
         self._check_episodes(info)
         if not info.action_dim:
-            listed = ", ".join(f"`{key}` {text}" for key, text in {**info.columns, **info.unread}.items())
+            columns = ", ".join(f"`{key}` {text}" for key, text in {**info.columns, **info.unread}.items())
             fault = SpecError(
                 "the dataset has no numeric column `action`",
-                label=f"it has: {listed or 'none'}",
+                label=f"it has: {columns or 'none'}",
                 help=f"{mapping_hint(ACTION, info.unread)} below `{'.'.join(map(str, self.place))}`",
             )
             self._report((*self.place, "path"), fault)
@@ -113,10 +106,10 @@ class _Reader:
             size, weight = None if given.resize is None else height_width(given.resize), given.weight
         for key, text in info.unread.items():
             if key.startswith(IMAGES):
-                _logger.warning("%s: `%s` is %s, images kept as numbers, and is left out", path, key, text)
-        specs = _specs(info, cameras, self.windows, given.path)
+                _logger.warning("%s: `%s` is %s, images stored as numbers, and is ignored", path, key, text)
+        specs = _specs(info, cameras, self.time_steps, given.path)
         chosen = self._chosen(info)
-        return Source(
+        return DataSource(
             self.name,
             self.place,
             path,
@@ -171,7 +164,7 @@ class _Reader:
             )
             self._report((*self.place, "episodes", position), fault)
         longest = max((lengths[episode] for episode in self._chosen(info)), default=0)
-        horizon = len(self.windows.actions)
+        horizon = len(self.time_steps.actions)
         if longest and horizon > longest:
             whose = "" if self.name is None else f" of `{self.name}`"
             fault = SpecError(
@@ -191,12 +184,12 @@ class _Reader:
         self.found.append(self.loaded.diagnostic(place, error, code="E023 bad-dataset"))
 
 
-def _split(loaded: LoadedRecipe, source: Source) -> Source:
-    """The source with its episodes split, and the statistics of those for training. Raises RecipeError.
+def _split(loaded: LoadedRecipe, source: DataSource) -> DataSource:
+    """Return the source with its episodes split, and the statistics of the training episodes. Raise RecipeError.
 
-    All numbers are read, and as many images as `probe_cameras` finds time for.
+    It reads all numbers, and as many images as `probe_cameras` has time for.
     """
-    section = loaded.recipe.data
+    section = loaded.sections.data
     try:
         training, validation = split_episodes(
             source.episodes, validation_fraction=section.validation, seed=section.split_seed
@@ -221,22 +214,8 @@ def _split(loaded: LoadedRecipe, source: Source) -> Source:
     )
 
 
-def _check_batch(loaded: LoadedRecipe, sources: Sequence[Source]) -> None:
-    """Raises RecipeError for a batch that is larger than all training episodes."""
-    samples = sum(source.frames(source.training) for source in sources)
-    batch = loaded.recipe.training.batch_size
-    if batch > samples:
-        episodes = sum(len(source.training) for source in sources)
-        fault = SpecError(
-            f"a batch of {batch} samples is more than the {samples} of the training episodes",
-            label=f"{samples} frames in {episodes} of {sum(len(s.info.episodes) for s in sources)} episodes",
-            help=f"set `training.batch_size` to {samples} or less, or train on more episodes",
-        )
-        raise RecipeError([loaded.diagnostic(("training", "batch_size"), fault, code="E023 bad-dataset")])
-
-
-def _disagreements(loaded: LoadedRecipe, sources: Sequence[Source]) -> list[Diagnostic]:
-    """A finding for every source whose cameras, or their sizes, are not those of the first."""
+def _disagreements(loaded: LoadedRecipe, sources: Sequence[DataSource]) -> list[Diagnostic]:
+    """Return a finding for every source whose cameras, or their sizes, are not those of the first."""
     found = []
     first, *others = sources
     for source in others:
@@ -255,15 +234,15 @@ def _disagreements(loaded: LoadedRecipe, sources: Sequence[Source]) -> list[Diag
     return found
 
 
-def _other_order(loaded: LoadedRecipe, source: Source, other: Source) -> list[Diagnostic]:
-    """Findings where two datasets have the same names in another order: one robot, recorded in two ways."""
+def _other_order(loaded: LoadedRecipe, source: DataSource, other: DataSource) -> list[Diagnostic]:
+    """Return findings for two datasets with the same names in another order: one robot, recorded in two ways."""
     found = []
     for key, own, names in Signals.of(source.info).pairs(Signals.of(other.info)):
         if order(own, names) is not None:
             fault = SpecError(
                 f"`{source.name}` has `{key}` in the order {listed(own)}, `{other.name}` in the order {listed(names)}",
-                label="another order of the same names",
-                help="bring one of the datasets into the order of the other",
+                label="the same names in another order",
+                help="reorder one of the datasets",
             )
             place = (*source.place, "path")
             related = [((*other.place, "path"), "the other order")]
@@ -271,18 +250,18 @@ def _other_order(loaded: LoadedRecipe, source: Source, other: Source) -> list[Di
     return found
 
 
-def _missing(loaded: LoadedRecipe, source: Source, camera: str, other: Source) -> Diagnostic:
+def _missing(loaded: LoadedRecipe, source: DataSource, camera: str, other: DataSource) -> Diagnostic:
     own = ", ".join(f"`{name}`" for name in source.info.cameras) or "no camera"
     fault = SpecError(
         f"`{source.name}` has no camera `{camera}`, which `{other.name}` has; all robots must see the same",
         label=f"its dataset has {own}",
-        help=f"call one of its cameras so, `cameras: {{{camera}: <name in its dataset>}}`, or leave `{camera}` out of "
+        help=f"give one of its cameras this name, `cameras: {{{camera}: <name in its dataset>}}`, or leave `{camera}` out of "
         f"the `cameras` of `{other.name}`",
     )
     return _differs(loaded, source, fault, (other.place, f"has `{camera}`"))
 
 
-def _of_another_size(loaded: LoadedRecipe, source: Source, camera: str, other: Source) -> Diagnostic:
+def _of_another_size(loaded: LoadedRecipe, source: DataSource, camera: str, other: DataSource) -> Diagnostic:
     (height, width), (h, w) = source.image_size(camera), other.image_size(camera)
     fault = SpecError(
         f"`{source.name}` and `{other.name}` have camera `{camera}` at different sizes; one batch holds both",
@@ -293,15 +272,17 @@ def _of_another_size(loaded: LoadedRecipe, source: Source, camera: str, other: S
 
 
 def _differs(
-    loaded: LoadedRecipe, source: Source, fault: SpecError, other: tuple[KeyPath, str]
+    loaded: LoadedRecipe, source: DataSource, fault: SpecError, other: tuple[KeyPath, str]
 ) -> Diagnostic:
     place = (*source.place, "cameras")
     return loaded.diagnostic(place, fault, code="E023 bad-dataset", related=[other])
 
 
-def _specs(info: DatasetInfo, cameras: Mapping[str, str], windows: Windows, path: str) -> dict[str, Spec]:
-    """Specs of a dataset's own samples, by the policy's names."""
-    steps = len(windows.observations)
+def _specs(
+    info: DatasetInfo, cameras: Mapping[str, str], time_steps: TimeSteps, path: str
+) -> dict[str, Spec]:
+    """Return the specs of a dataset's own samples, by the policy's names."""
+    steps = len(time_steps.observations)
     specs: dict[str, Spec] = {}
     for camera, own in cameras.items():
         height, width = info.cameras[own]
@@ -310,12 +291,12 @@ def _specs(info: DatasetInfo, cameras: Mapping[str, str], windows: Windows, path
     for key, dim in info.vectors.items():
         specs[key] = Spec(Kind.STATE, ("B", steps, dim), f"{_origin(key, info)} of {path}")
     specs["task"] = Spec(Kind.TEXT, ("B",), f"instructions of {path}")
-    horizon = len(windows.actions)
+    horizon = len(time_steps.actions)
     specs["action"] = Spec(Kind.ACTION, ("B", horizon, info.action_dim), f"{_origin(ACTION, info)} of {path}")
     return specs
 
 
 def _origin(key: str, info: DatasetInfo) -> str:
-    """A column, and those that it is made of."""
+    """Return a column, and those that it is made of."""
     _, mapped, origins = info.columns.get(key, "").partition(" from ")
     return f"`{key}`{mapped}{origins}"

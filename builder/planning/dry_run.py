@@ -1,10 +1,10 @@
-"""Runs a policy once on the meta device, before any weight exists, and holds every shape against the wiring."""
+"""Dry run of a composed policy on the meta device: one training step, with every shape checked against the wiring."""
 
 from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,58 +12,67 @@ import torch
 from torch import nn
 
 from ...components.base import Feature
-from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding
+from ...components.embodiments import ACTION_PADDING, EMBODIMENT, padding_mask
+from ...components.kernels.eight_bit import moment_bytes
 from ...components.pretrained import lora
 from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.errors import PolicysmithError, RecipeError, SpecError
 from ...schemas.nodes import KeyPath
 from ...schemas.specs import Kind, Spec
-from ..composed import Summary, content
-from ..fine_tuning.transfer import Taken
 from ..policy import RecipeConfig, RecipePolicy
 from ..policy.freezing import freeze
-from ..policy.named_classes import refusal
-from ..policy.recipe_policy import ROBOTS, make
+from ..policy.named_classes import recipe_name_conflict
+from ..policy.recipe_policy import ROBOTS, make_part
 from ..policy.tied_weights import undeclared
-from ..recipe.load import LoadedRecipe
-from ..training.optim.fused_adamw import moment_bytes
+from ..recipe.loaded import LoadedRecipe
 from ..wiring.parts import Site
 from ..wiring.solve import Wiring, remarks
-from .policy import PolicyPlan
+from .policy import PolicyPlan, config_content
 from .sources import DataPlan
+from .summary import Summary
 from .unused import unused
 
 _SIZES = {"B": 2, "L": 5}
+"""Sizes that stand for symbols in specs."""
+_DEFECT = "a defect of this part"
 
 
-def rehearse(
-    loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan, start: Callable[[RecipePolicy], Taken | None]
+def dry_run(
+    loaded: LoadedRecipe,
+    data: DataPlan,
+    plan: PolicyPlan,
+    filled: Callable[[RecipePolicy], Collection[str]] = lambda policy: (),
 ) -> Summary:
-    """Sizes of the policy. Weights files in reach are read, and nothing is kept.
+    """Build and run a policy on the meta device, and return its sizes.
 
-    `start` tells what the policy takes of a trained one.
+    Args:
+        loaded: The recipe.
+        data: The datasets.
+        plan: The wired policy.
+        filled: Names of the parameters of a policy that come from a trained one.
 
-    Raises RecipeError for a name that is taken, a part that does otherwise than it published, weights that do not
-    fit, and patterns that match nothing.
+    Raises:
+        RecipeError: The name is taken, a part does not do what it published, weights files on this machine do not
+            fit, or a pattern matches nothing.
     """
-    if reason := refusal(loaded.recipe.name):
+    if reason := recipe_name_conflict(loaded.sections.name):
         raise RecipeError([loaded.diagnostic(("name",), reason, code="E007 invalid-value")])
     policy = _construct(loaded, data, plan)
     policy.directory = loaded.directory
     idle = unused(policy, _run(loaded, policy, plan))
     problems = [
-        *_weights(loaded, policy, plan),
-        *_collated(loaded, policy, data),
-        *shared(loaded, policy, ("policy",)),
-        *unmatched(loaded, policy, loaded.resolved()["policy"]["freeze"]),
+        *_check_weights(loaded, policy, plan),
+        *_check_collator(loaded, policy, data),
+        *undeclared_ties(loaded, policy, ("policy",)),
+        *unmatched_patterns(loaded, policy, loaded.resolved()["policy"]["freeze"]),
     ]
-    taken = start(policy)
+    known = filled(policy)
     parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
     parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
     parts["head"] = policy.head
-    warned = tuple(_random_and_frozen(policy, plan, taken))
+    warned = tuple(_random_and_frozen(policy, plan, known))
     freeze(policy, list(idle))
-    count = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
     trains = {
         name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in parts.items()
     }
@@ -73,13 +82,14 @@ def rehearse(
         problems.append(loaded.diagnostic(("policy", "freeze"), error))
     if problems:
         raise RecipeError(in_order(problems))
-    adapted = {f"backbones.{name}": lora.count(module) for name, module in policy.backbones.items()}
+    trainable = [p for p in policy.parameters() if p.requires_grad]
+    adapted = {f"backbones.{name}": lora.count_adapters(module) for name, module in policy.backbones.items()}
     return Summary(
-        name=loaded.recipe.name,
+        name=loaded.sections.name,
         parameters=sum(p.numel() for p in policy.parameters()),
-        trainable=sum(p.numel() for p in policy.parameters() if p.requires_grad),
+        trainable=sum(p.numel() for p in trainable),
         frozen=policy.frozen,
-        parts=count,
+        parts=sizes,
         trains=trains,
         adapted={name: layers for name, layers in adapted.items() if layers},
         features={
@@ -89,10 +99,7 @@ def rehearse(
         },
         action=plan.wiring.action,
         unused=idle,
-        moments=moment_bytes(
-            [p for p in policy.parameters() if p.requires_grad],
-            eight_bit=loaded.recipe.training.optimizer.states == "8bit",
-        ),
+        moments=moment_bytes(trainable, eight_bit=loaded.sections.training.optimizer.states == "8bit"),
         warnings=(*warned, *_remarks(plan)),
     )
 
@@ -103,8 +110,8 @@ def _remarks(plan: PolicyPlan) -> list[str]:
     return remarks(transforms, inputs, plan.wiring.facts)
 
 
-def _collated(loaded: LoadedRecipe, policy: RecipePolicy, data: DataPlan) -> list[Diagnostic]:
-    """Findings for demonstrations that the collator refuses, such as an instruction of too many tokens."""
+def _check_collator(loaded: LoadedRecipe, policy: RecipePolicy, data: DataPlan) -> list[Diagnostic]:
+    """Return a finding if the collator refuses demonstrations, such as an instruction with too many tokens."""
     try:
         policy.collator.check(data.instructions, data.samples)
     except PolicysmithError as error:
@@ -112,9 +119,8 @@ def _collated(loaded: LoadedRecipe, policy: RecipePolicy, data: DataPlan) -> lis
     return []
 
 
-def _random_and_frozen(policy: RecipePolicy, plan: PolicyPlan, taken: Taken | None) -> Iterator[str]:
-    """Warnings of backbones with frozen weights that nothing has trained before."""
-    filled = set() if taken is None else taken.names.keys()
+def _random_and_frozen(policy: RecipePolicy, plan: PolicyPlan, filled: Collection[str]) -> Iterator[str]:
+    """Yield a warning for every backbone with frozen weights that nothing has trained."""
     for name, site in plan.parts.backbones.items():
         if getattr(site.config, "pretrained", None) is not None:
             continue
@@ -125,19 +131,19 @@ def _random_and_frozen(policy: RecipePolicy, plan: PolicyPlan, taken: Taken | No
         ]
         if frozen and any(site.part.Config.model_fields.keys() & {"pretrained"}):
             yield (
-                f"{sum(frozen):,} weights of `backbones.{name}` are random and frozen, so it learns nothing; set "
-                f"`pretrained` of it, start from a trained policy (`policy.init`), or do not freeze it"
+                f"{sum(frozen):,} weights of `backbones.{name}` are random and frozen, so it learns nothing; set its "
+                f"`pretrained`, start from a trained policy (`policy.init`), or do not freeze it"
             )
 
 
-def shared(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]:
-    """Findings for tensors that share memory without a declaration, which no checkpoint could hold."""
+def undeclared_ties(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]:
+    """Return findings for tensors that share memory without a declaration, which no checkpoint could hold."""
     return [
         loaded.diagnostic(
             path,
             SpecError(
                 f"`{first}` and `{second}` share memory, but are not declared as tied",
-                label="a defect of this part",
+                label=_DEFECT,
                 help='declare it on their module, `_tied_weights_keys = {"<target>": "<source>"}`, or copy the tensor',
             ),
         )
@@ -145,11 +151,13 @@ def shared(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]
     ]
 
 
-def unmatched(loaded: LoadedRecipe, policy: nn.Module, freeze: Iterable[str] = ()) -> list[Diagnostic]:
-    """Findings for patterns of the recipe that match no parameter."""
+def unmatched_patterns(
+    loaded: LoadedRecipe, policy: nn.Module, freeze: Iterable[str] = ()
+) -> list[Diagnostic]:
+    """Return findings for patterns of the recipe that match no parameter."""
     names = [name for name, _ in policy.named_parameters()]
     patterns: list[tuple[KeyPath, str]] = [(("policy", "freeze", i), p) for i, p in enumerate(freeze)]
-    groups = loaded.recipe.training.optimizer.groups
+    groups = loaded.sections.training.optimizer.groups
     patterns += [(("training", "optimizer", "groups", i, "match"), g.match) for i, g in enumerate(groups)]
     return [
         loaded.diagnostic(
@@ -167,8 +175,8 @@ def unmatched(loaded: LoadedRecipe, policy: nn.Module, freeze: Iterable[str] = (
 
 
 def _construct(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> RecipePolicy:
-    """The policy on the meta device. Raises RecipeError for the part that fails."""
-    config = RecipeConfig(**content(loaded, data, plan))
+    """Return the policy on the meta device. Raise RecipeError for the part that fails."""
+    config = RecipeConfig(**config_content(loaded, data, plan.facts))
     try:
         with torch.device("meta"):
             return RecipePolicy(config)
@@ -179,36 +187,34 @@ def _construct(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> Recipe
 
 
 def _culprit(plan: PolicyPlan) -> Site | None:
-    """The part that cannot be built by itself."""
+    """Return the part that cannot be built alone."""
     for site, inputs in plan.sites():
         try:
             with torch.device("meta"):
-                make(site, inputs, plan.wiring.facts.get(site.key, {}))
-        except Exception:  # noqa: BLE001  (whatever it was is reported by the caller)
+                make_part(site, inputs, plan.wiring.facts.get(site.key, {}))
+        except Exception:  # noqa: BLE001  (the caller reports it)
             return site
     return None
 
 
 def _defect(
-    loaded: LoadedRecipe, path: KeyPath, site: Site | None, what: str, error: Exception
+    loaded: LoadedRecipe, path: KeyPath, site: Site | None, problem: str, error: Exception
 ) -> Diagnostic:
-    """An error of a part's own code; a SpecError speaks for itself."""
+    """Return a finding for an error in a part's own code, or for its SpecError."""
     if isinstance(error, SpecError):
         return loaded.diagnostic(path, error)
     name = f"`{site.config.type}`" if site is not None else "the policy"
-    message = f"{name} {what}: {type(error).__name__}: {error}"
-    defect = SpecError(message, label="a defect of this part", help="the recipe is not at fault")
-    return loaded.diagnostic(path, defect)
+    message = f"{name} {problem}: {type(error).__name__}: {error}"
+    return loaded.diagnostic(path, SpecError(message, label=_DEFECT, help="the recipe is not at fault"))
 
 
 def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.Tensor:
-    """The loss of one training step, and one sample. Raises RecipeError for the part that fails."""
+    """Return the loss of one training step, after sampling once. Raise RecipeError for the part that fails."""
     parts, wiring = plan.parts, plan.wiring
     batch = {k: v for key, spec in wiring.collated.items() for k, v in _blank(key, spec).items()}
     if policy.robots:
         batch[ACTION_PADDING] = policy.robots.action_padding(batch[EMBODIMENT])
     policy.train()
-    features: dict[str, Feature] = {}
     site = parts.head
     try:
         for index, (site, transform) in enumerate(zip(parts.transforms, policy.transforms, strict=True)):
@@ -216,32 +222,34 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
             shapes = {key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)}
             _compare(site, wiring.into(index + 1), shapes)
         robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
-        features |= robots
-        for name, site in parts.backbones.items():
-            features |= _published(site, wiring, policy.encode(name, batch))
-        for name in wiring.necks:
-            site = parts.necks[name]
-            features |= _published(site, wiring, policy.pass_on(name, features))
+        features = dict(robots)
+        walk = policy.walk(batch)
+        for site in (*parts.backbones.values(), *(parts.necks[name] for name in wiring.necks)):
+            _, made = next(walk)
+            _check_features(site, wiring, made)
+            features |= made
         site = parts.head
         ordered = {**{key: features[key] for key in wiring.features}, **robots}
-        losses = policy.head.loss(ordered, batch["action"], padding(batch))
+        losses = policy.head.loss(ordered, batch["action"], padding_mask(batch))
         if "loss" not in losses or any(value.ndim for value in losses.values()):
-            raise SpecError('gives no scalar "loss"', label="a defect of this part")
+            raise SpecError('returns no scalar "loss"', label=_DEFECT)
         _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})
     except Exception as error:
-        what = "fails on inputs of the published shapes"
-        raise RecipeError([_defect(loaded, site.path, site, what, error)]) from error
+        problem = "fails on inputs of the published shapes"
+        raise RecipeError([_defect(loaded, site.path, site, problem, error)]) from error
     loss: torch.Tensor = losses["loss"]
     return loss
 
 
-def _published(site: Site, wiring: Wiring, found: dict[str, Feature]) -> dict[str, Feature]:
-    """The features of one part, held against what it published."""
+def _check_features(site: Site, wiring: Wiring, features: Mapping[str, Feature]) -> None:
+    """Raise SpecError for features of a part that differ from what it published."""
     read = [wiring.features, *wiring.necks.values()]
-    expected = {key: spec for specs in read for key, spec in specs.items() if key in found}
-    _compare(site, expected, {key: feature.values.shape for key, feature in found.items()})
-    _compare_masks(found)
-    return found
+    expected = {key: spec for specs in read for key, spec in specs.items() if key in features}
+    _compare(site, expected, {key: feature.values.shape for key, feature in features.items()})
+    for key, feature in features.items():
+        shape = tuple(feature.values.shape)
+        if feature.mask is not None and tuple(feature.mask.shape) != (shape[0], shape[-2]):
+            raise SpecError(f"`{key}` is {shape}, but its mask is {tuple(feature.mask.shape)}", label=_DEFECT)
 
 
 def _compare(site: Site, published: Mapping[str, Spec], given: Mapping[str, torch.Size]) -> None:
@@ -250,24 +258,14 @@ def _compare(site: Site, published: Mapping[str, Spec], given: Mapping[str, torc
             continue
         shape = tuple(given[key]) if key in given else "nothing"
         raise SpecError(
-            f"part `{site.config.type}` published {spec} for `{key}` but gives {shape}",
-            label="a defect of this part",
-            help="mend `specs` or `forward` of the part; the recipe is not at fault",
+            f"part `{site.config.type}` published {spec} for `{key}` but returns {shape}",
+            label=_DEFECT,
+            help="fix `specs` or `forward` of the part; the recipe is not at fault",
         )
 
 
-def _compare_masks(features: Mapping[str, Feature]) -> None:
-    for key, feature in features.items():
-        shape = tuple(feature.values.shape)
-        if feature.mask is not None and tuple(feature.mask.shape) != (shape[0], shape[-2]):
-            raise SpecError(
-                f"`{key}` is {shape}, but its mask is {tuple(feature.mask.shape)}",
-                label="a defect of this part",
-            )
-
-
 def _agrees(spec: Spec, shape: torch.Size) -> bool:
-    """Whether a shape is one of the spec's; a symbol stands for one size throughout."""
+    """Return whether a shape fits a spec; a symbol stands for one size throughout."""
     known = [_SIZES.get(dim, dim) if isinstance(dim, str) else dim for dim in spec.dims]
     return len(known) == len(shape) and all(
         isinstance(d, str) or d == s for d, s in zip(known, shape, strict=True)
@@ -275,7 +273,7 @@ def _agrees(spec: Spec, shape: torch.Size) -> bool:
 
 
 def _blank(key: str, spec: Spec) -> dict[str, Any]:
-    """Values of a spec for a batch of two, on the meta device."""
+    """Return values of a spec for a batch of two, on the meta device."""
     if spec.kind is Kind.TEXT:
         return {key: ["", ""]}
     shape = [dim if isinstance(dim, int) else _SIZES[dim] for dim in spec.dims]
@@ -291,16 +289,16 @@ def _blank(key: str, spec: Spec) -> dict[str, Any]:
     return {key: value}
 
 
-def _weights(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> list[Diagnostic]:
-    """Findings for weights on this machine that cannot be read or do not fit; a hub is not asked."""
+def _check_weights(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> list[Diagnostic]:
+    """Return findings for weights files on this machine that cannot be read or do not fit; ask no hub."""
     found = []
     for name, site in plan.parts.backbones.items():
-        source = getattr(site.opened(loaded.directory), "pretrained", None)
+        source = getattr(site.resolved_config(loaded.directory), "pretrained", None)
         if not isinstance(source, str) or not (source.startswith("package://") or Path(source).exists()):
             continue
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of weights copied to meta, which keeps nothing
+                warnings.simplefilter("ignore")  # torch warns that copies to the meta device keep nothing
                 policy.load_pretrained(name)
         except PolicysmithError as error:
             found.append(loaded.diagnostic(site.location, str(error), code="E024 bad-weights"))
@@ -314,4 +312,4 @@ def _examples(names: list[str]) -> list[str]:
     return list(by_part.values())[:4]
 
 
-__all__ = ["rehearse", "shared", "unmatched"]
+__all__ = ["dry_run", "undeclared_ties", "unmatched_patterns"]

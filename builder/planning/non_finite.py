@@ -1,4 +1,4 @@
-"""Observations that hold NaN and the like: left out where nothing reads them, refused where something does."""
+"""Observations that hold NaN and the like: dropped if nothing reads them, refused otherwise."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.errors import RecipeError, SpecError
 from ...schemas.nodes import KeyPath
-from ..recipe.load import LoadedRecipe
+from ..recipe.loaded import LoadedRecipe
 from ..wiring.parts import Parts
-from ..wiring.solve import demanded
+from ..wiring.solve import required_keys
 from .policy import plan_policy
 from .sources import DataPlan
 
@@ -20,7 +20,10 @@ _logger = logging.getLogger(__name__)
 def without_unusable(loaded: LoadedRecipe, data: DataPlan) -> DataPlan:
     """Return the data without the columns that hold NaN, infinities or absurdly large values.
 
-    A hand-written policy may read everything. Raises RecipeError where such a column is read.
+    A hand-written policy may read every column.
+
+    Raises:
+        RecipeError: Such a column is read.
     """
     bad = {key: where for source in data.sources for key, where in source.unusable.items()}
     if not bad:
@@ -28,24 +31,24 @@ def without_unusable(loaded: LoadedRecipe, data: DataPlan) -> DataPlan:
     if loaded.head is None:
         raise RecipeError(_faults(loaded, data, dict.fromkeys(bad, ("policy", "type"))))
     plan = plan_policy(loaded, data)
-    read = demanded(plan.parts, plan.wiring) & bad.keys()
-    rest = data.without(bad.keys() - read)
+    read = required_keys(plan.parts, plan.wiring) & bad.keys()
+    usable = data.without(bad.keys() - read)
     if not read:
         try:
-            plan_policy(loaded, rest)
+            plan_policy(loaded, usable)
         except RecipeError as error:  # a transform or the collator cannot do without one of them
             raise RecipeError(_faults(loaded, data, dict.fromkeys(bad))) from error
     else:
         raise RecipeError(_faults(loaded, data, _readers(plan.parts, plan.wiring.reads, read)))
     for key, where in bad.items():
-        _logger.warning("`%s` is left out, as nothing reads it: %s", key, where)
-    return rest
+        _logger.warning("`%s` is dropped, as nothing reads it: %s", key, where)
+    return usable
 
 
 def _readers(
     parts: Parts, reads: Mapping[str, Collection[str]], keys: Collection[str]
 ) -> dict[str, KeyPath | None]:
-    """The place of a backbone that reads each key; None where only a transform does."""
+    """Return the place of a backbone that reads each key, or None if only a transform does."""
     return {
         key: next((parts.backbones[name].path for name, inputs in reads.items() if key in inputs), None)
         for key in keys

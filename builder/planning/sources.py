@@ -1,4 +1,4 @@
-"""The datasets that a recipe uses, and the form in which a policy gets their samples."""
+"""The datasets of a recipe, and the common form of their samples."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from ...components.embodiments import EMBODIMENT
 from ...schemas.nodes import KeyPath
 from ...schemas.recipe import DataSection
-from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.specs import IMAGES, Kind, Spec, Specs
 from ..data.dataset import LeRobotDataset
 from ..data.lerobot.columns import Columns
 from ..data.lerobot.info import DatasetInfo
@@ -23,70 +22,55 @@ from ..data.lerobot.layout import Layout, read_layout
 from ..data.lerobot.table import EpisodeTable, read_table
 from ..data.mixture import Mixture, RobotDataset
 from ..data.robots import Robots
+from ..data.signals import Signals
+from ..data.time_steps import TimeSteps
 from ..data.windows import windows as numeric_windows
-from ..signals import Signals
-
-IMAGES = "observation.images."
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Time steps of a sample, relative to its frame."""
-
-    observations: Sequence[int]
-    actions: Sequence[int]
-
-    @classmethod
-    def of(cls, section: DataSection) -> Windows:
-        """Those that a recipe asks for."""
-        past = section.past_actions
-        return cls(range(1 - section.observation_steps, 1), range(-past, section.horizon - past))
-
-
-@dataclass(frozen=True)
-class Source:
-    """One dataset, and what a recipe uses of it."""
+class DataSource:
+    """One dataset, and the part of it that a recipe uses."""
 
     name: str | None
-    """The robot's; None where the recipe has one dataset."""
+    """Name of its robot; None if the recipe has one dataset."""
     place: KeyPath
-    """Where the recipe says it."""
+    """Place in the recipe."""
     path: Path
     info: DatasetInfo
     cameras: Mapping[str, str]
-    """Names in the dataset, by the names that the policy knows."""
+    """Camera names in the dataset, by the names that the policy knows."""
     size: tuple[int, int] | None
-    """Height and width that images are brought to; None where they stay."""
+    """Height and width that images are resized to; None to keep their size."""
     weight: float
     specs: Specs
-    """Of the dataset's own samples, by the policy's names."""
+    """Specs of the dataset's own samples, by the policy's names."""
     episodes: tuple[int, ...]
-    """Those that are used."""
+    """Episodes in use."""
     training: tuple[int, ...] = ()
     validation: tuple[int, ...] = ()
     statistics: Mapping[str, Any] | None = None
-    """Of the training episodes, by key."""
+    """Statistics of the training episodes, by key."""
     columns: Columns | None = None
-    """Columns of the dataset to rename and join."""
+    """Columns of the dataset to rename and concatenate."""
     layout: Layout | None = None
-    """The metadata, where they were read."""
+    """Metadata of the dataset, if already read."""
     instructions: tuple[str, ...] = ()
-    """The different instructions of the episodes that are used."""
+    """Distinct instructions of the episodes in use."""
     unusable: Mapping[str, str] = field(default_factory=dict)
-    """Columns that hold NaN and the like, and where; none of them can be read."""
+    """Columns that cannot be read because they hold NaN and the like, with the place of it."""
 
     @property
     def vectors(self) -> tuple[str, ...]:
-        """The numeric observations that samples hold."""
+        """Numeric observations of its samples."""
         return tuple(key for key, spec in self.specs.items() if spec.kind is Kind.STATE)
 
     def table(self, episodes: Sequence[int]) -> tuple[Layout, EpisodeTable]:
-        """Metadata, and states and actions of some episodes. Raises DatasetError."""
+        """Return metadata, and states and actions of some episodes. Raise DatasetError if they are damaged."""
         layout = self.layout or read_layout(self.path, self.columns)
         return layout, read_table(layout, layout.choose_episodes(episodes), self.vectors)
 
-    def without(self, keys: Collection[str]) -> Source:
-        """The source as if its dataset did not have these observations."""
+    def without(self, keys: Collection[str]) -> DataSource:
+        """Return the source without some observations."""
         return replace(
             self,
             specs={key: spec for key, spec in self.specs.items() if key not in keys},
@@ -94,86 +78,86 @@ class Source:
             unusable={key: where for key, where in self.unusable.items() if key not in keys},
         )
 
-    def open(self, windows: Windows, episodes: Sequence[int]) -> LeRobotDataset:
-        """Samples of some episodes as the dataset has them. Decodes videos once."""
+    def open(self, time_steps: TimeSteps, episodes: Sequence[int]) -> LeRobotDataset:
+        """Open the samples of some episodes. Videos are decoded once and cached."""
         return LeRobotDataset(
             self.path,
             cameras=tuple(self.cameras.values()),
-            observation_indices=windows.observations,
-            action_indices=windows.actions,
+            observation_indices=time_steps.observations,
+            action_indices=time_steps.actions,
             episodes=episodes,
             vectors=self.vectors,
             columns=self.columns,
         )
 
     def image_size(self, camera: str) -> tuple[int, int]:
-        """Height and width of a camera's images as the policy gets them."""
+        """Return height and width of a camera's images as the policy reads them."""
         return self.size or self.info.cameras[self.cameras[camera]]
 
     def frames(self, episodes: Sequence[int]) -> int:
-        """Number of frames of some episodes."""
+        """Return the number of frames of some episodes."""
         lengths = dict(zip(self.info.episodes, self.info.episode_lengths, strict=True))
         return sum(lengths[episode] for episode in episodes)
 
 
 @dataclass(frozen=True)
 class DataPlan:
-    """The demonstrations a recipe uses: one source without a name, or one for each robot."""
+    """The demonstrations of a recipe: one source without a name, or one for each robot."""
 
-    windows: Windows
-    sources: tuple[Source, ...]
+    time_steps: TimeSteps
+    sources: tuple[DataSource, ...]
     specs: dict[str, Spec]
-    """Of the samples that the policy is trained on."""
+    """Specs of the samples that the policy is trained on."""
 
     @cached_property
     def robots(self) -> Robots:
-        """The robots that the data tells apart, which may be none."""
+        """Robots that the data tells apart; empty for a single dataset."""
         own = {source.name: source.specs for source in self.sources if source.name is not None}
         return Robots(own, self.specs)
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """By key; of several robots, by name and key, as wide as the robot's own vectors."""
+        """Statistics by key; for several robots by name and key, as wide as the robot's own vectors."""
         held = {source.name: dict(source.statistics or {}) for source in self.sources}
         return held[None] if None in held else {str(name): value for name, value in held.items()}
 
     @property
     def signals(self) -> dict[str, Any]:
-        """Names of the dimensions and the rate of the data, as `config.json` holds them; of several robots, by name."""
+        """Names and rate of the data, as `config.json` holds them; for several robots, by name."""
         held = {source.name: Signals.of(source.info).to_json() for source in self.sources}
         return held[None] if None in held else {str(name): value for name, value in held.items()}
 
     @property
     def warnings(self) -> list[str]:
-        """Doubts about several datasets that one policy learns from."""
+        """Doubts about the combination of several datasets."""
         first, *others = self.sources
         return [
-            f"`{first.name}` has {first.info.fps:g} frames per second and `{other.name}` {other.info.fps:g}: a chunk of "
-            "actions takes other times"
+            f"`{first.name}` has {first.info.fps:g} frames per second and `{other.name}` {other.info.fps:g}: the same "
+            "chunk of actions lasts differently"
             for other in others
             if Signals.of(first.info).other_rate(Signals.of(other.info))
         ]
 
     @property
     def paths(self) -> str | dict[str, str]:
-        """Where the dataset lies, or that of each robot by name; for the record of a run."""
+        """Absolute path of the dataset, or of each robot's by name."""
         found = {source.name: str(source.path.resolve()) for source in self.sources}
         return found[None] if None in found else {str(name): path for name, path in found.items()}
 
     def numbers(self) -> Iterator[dict[str, Any]]:
-        """States and actions of all training samples in the form the policy gets them, in batches, without images."""
+        """Yield states and actions of all training samples as the policy reads them, in batches, without images."""
         for source in self.sources:
             layout, table = source.table(source.training)
             for key in source.unusable:
                 np.nan_to_num(table.columns[key], copy=False, nan=0.0, posinf=0.0, neginf=0.0)
             given = numeric_windows(
-                table, self.windows.observations, self.windows.actions, tasks=layout.tasks
+                table, self.time_steps.observations, self.time_steps.actions, tasks=layout.tasks
             )
             for batch in given:
                 yield batch if source.name is None else self.robots.find(source.name).batch_to_common(batch)
 
     def samples(self, most: int = 4096) -> Iterator[dict[str, Any]]:
-        """About as many training samples as `most`, evenly spaced, without images."""
+        """Yield about `most` training samples, evenly spaced, without images."""
         stride = math.ceil(sum(source.frames(source.training) for source in self.sources) / most)
         for batch in self.numbers():
             for row in range(0, len(batch["task"]), stride):
@@ -181,30 +165,39 @@ class DataPlan:
 
     @property
     def instructions(self) -> tuple[str, ...]:
-        """The different instructions of all that is used."""
+        """Distinct instructions of all episodes in use."""
         return tuple(dict.fromkeys(text for source in self.sources for text in source.instructions))
 
     def without(self, keys: Collection[str]) -> DataPlan:
-        """The plan as if no dataset had these observations."""
+        """Return the plan without some observations."""
         sources = tuple(source.without(keys) for source in self.sources)
         specs = {key: spec for key, spec in self.specs.items() if key not in keys}
-        return DataPlan(self.windows, sources, specs)
+        return DataPlan(self.time_steps, sources, specs)
 
-    def open(self, split: Literal["training", "validation"]) -> Dataset[Any] | None:
-        """The samples of a split; None where it has no episodes. Decodes videos once."""
-        opened = [
-            (source, source.open(self.windows, episodes))
+    def open(self, split: Literal["training", "validation"]) -> LeRobotDataset | Mixture | None:
+        """Open the samples of a split, or return None if it has no episodes. Videos are decoded once and cached."""
+        datasets = [
+            (source, source.open(self.time_steps, episodes))
             for source in self.sources
             if (episodes := getattr(source, split))
         ]
-        if not opened or opened[0][0].name is None:
-            return opened[0][1] if opened else None
-        parts = [RobotDataset(data, self.robots.find(s.name), s.cameras) for s, data in opened]
-        return Mixture(parts, [source.weight for source, _ in opened])
+        if not datasets or datasets[0][0].name is None:
+            return datasets[0][1] if datasets else None
+        parts = [RobotDataset(data, self.robots.find(s.name), s.cameras) for s, data in datasets]
+        return Mixture(parts, [source.weight for source, _ in datasets])
 
 
-def common_specs(sources: Sequence[Source]) -> dict[str, Spec]:
-    """Specs of what all robots' samples become: vectors of the widest, images of one size, and whose they are."""
+def recipe_time_steps(section: DataSection) -> TimeSteps:
+    """Return the time steps that a recipe asks for."""
+    return TimeSteps.of(
+        horizon=section.horizon,
+        observation_steps=section.observation_steps,
+        past_actions=section.past_actions,
+    )
+
+
+def common_specs(sources: Sequence[DataSource]) -> dict[str, Spec]:
+    """Return specs of the common samples of all robots: the widest vectors, images of one size, and the robot."""
     specs: dict[str, Spec] = {}
     for source in sources:
         for key, spec in source.specs.items():

@@ -1,9 +1,9 @@
-"""Statistics of what transforms make of states and actions, for the transforms after them that normalise.
+"""Statistics of transformed states and actions, for later transforms that normalize.
 
-The dataset's statistics are of its own values. Where a transform changes these (relative actions, another
-representation of rotations), a later one gets the statistics of the values that reach it: all transforms before it
+The dataset's statistics are those of its own values. After a transform that changes them (relative actions, another
+representation of rotations), a later one needs the statistics of the values that reach it: all transforms before it
 run over the training episodes once, in evaluation mode and without images. Steps of an action chunk after the end of
-an episode do not count; of a state, the latest step does.
+an episode do not count; of a state, only the latest step does.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ def measure(
     statistics: Mapping[str, Any],
     batches: Batches,
 ) -> dict[str, dict[str, Any]]:
-    """The facts of all parts, with `measured` among those of transforms that need it.
+    """Return the facts of all parts, with `measured` added to those of transforms that need it.
 
-    `sites` are the collator and the transforms, or these alone. Where they do not fit, it stops: wiring tells why.
-    Raises WiringError for a transform that fails on numbers alone.
+    `sites` are the collator and the transforms, or the transforms alone. It stops where they do not fit, which the
+    wiring reports. Raise WiringError for a transform that fails on numbers alone.
     """
     found = dict(facts)
     specs: Specs = dict(sorted(observations.items()))
-    earlier: list[Placed] = []
+    earlier: list[PlacedTransform] = []
     for site in sites:
-        part, held = cast(type[Transform], site.part), found.get(site.key, {})
+        part, own = cast(type[Transform], site.part), found.get(site.key, {})
         try:
-            asked = part.measures(site.config, specs) if issubclass(part, Transform) else ()
+            keys = part.measures(site.config, specs) if issubclass(part, Transform) else ()
         except PolicysmithError:
             break
         robots = sorted(statistics) if embodiments(observations) is not None else None
-        if asked and earlier and (measured := _measured(earlier, asked, batches, robots)):
-            held = found[site.key] = {**held, "measured": measured}
+        if keys and earlier and (measured := _measured(earlier, keys, batches, robots)):
+            own = found[site.key] = {**own, "measured": measured}
         if issubclass(part, Transform):
-            held = {**held, "statistics": statistics}
-            earlier.append(Placed(site, specs, held))
+            own = {**own, "statistics": statistics}
+            earlier.append(PlacedTransform(site, specs, own))
         try:
-            specs = part.specs(site.config, specs, held)
+            specs = part.specs(site.config, specs, own)
         except PolicysmithError:
             break
     return found
 
 
 @dataclass
-class Placed:
-    """A transform at its place in the recipe; made when it first runs."""
+class PlacedTransform:
+    """A transform at its place in the recipe, built when it first runs."""
 
     site: Site
     inputs: Specs
@@ -68,7 +68,7 @@ class Placed:
     made: Transform | None = None
 
     def __call__(self, batch: Batch) -> Batch:
-        """Run it in evaluation mode. Raises WiringError where it fails, whatever it raised."""
+        """Run the transform in evaluation mode. Raise WiringError if it fails with any error."""
         try:
             if self.made is None:
                 self.made = cast(Any, self.site.part)(self.site.config, self.inputs, self.facts).eval()
@@ -81,9 +81,9 @@ class Placed:
 
 @torch.no_grad()
 def _measured(
-    earlier: Sequence[Placed], asked: Collection[str], batches: Batches, robots: Sequence[str] | None
+    earlier: Sequence[PlacedTransform], keys: Collection[str], batches: Batches, robots: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Statistics, by key, of those of the keys whose values are not the dataset's any more; of several robots, by name."""
+    """Return the statistics of the keys whose values have changed, by key; for several robots, by name and key."""
     sums: dict[str | None, dict[str, RunningStatistics]] = {}
     for given in batches():
         current = given
@@ -91,7 +91,7 @@ def _measured(
             current = transform(current)
         robot = None if robots is None else robots[int(given[EMBODIMENT][0])]
         if robot not in sums:
-            changed = [k for k in asked if k in current and current[k] is not given.get(k)]
+            changed = [k for k in keys if k in current and current[k] is not given.get(k)]
             sums[robot] = {key: RunningStatistics() for key in changed}
         if not sums[robot]:
             break
@@ -104,4 +104,4 @@ def _measured(
     return found.get(None, {}) if robots is None else {str(robot): own for robot, own in found.items()}
 
 
-__all__ = ["Placed", "measure"]
+__all__ = ["PlacedTransform", "measure"]

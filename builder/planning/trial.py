@@ -1,6 +1,6 @@
-"""A hand-written policy run once before it trains: its transforms, its collator, its loss and its actions.
+"""Trial of a hand-written policy before it trains: its transforms, its collator, its loss and its actions.
 
-Numbers are those of the training episodes; images are random, so that no video is decoded for it.
+Its numbers come from the training episodes; its images are random, so that no video is decoded.
 """
 
 from __future__ import annotations
@@ -16,28 +16,30 @@ from torch import Tensor
 
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
+from ...schemas.specs import IMAGES
 from ..data.dataset import LeRobotDataset
 from ..policy import BasePolicyModel, DataCollatorRegistry
-from ..policy.sample_pipeline import SamplePipeline, switch
-from .sources import IMAGES, DataPlan
+from ..policy.sample_pipeline import SamplePipeline, set_mode
+from .sources import DataPlan
 
 LARGE = 1_000_000_000
-"""Parameters beyond which a policy is not run on the CPU for a check."""
-_TRAINED = 3  # calls in training mode: noise tells them apart
-_CALLS = 64  # finds what one call in ten changes, but for one time in 800
+"""Number of parameters beyond which a check does not run a policy on the CPU."""
+_TRAINED = 3  # calls in training mode, which differ if the transform draws noise
+_CALLS = 64  # finds a change in one call of ten, except one time in 800
 
 
 def try_out(policy: BasePolicyModel, data: DataPlan) -> None:
-    """Run a policy as training and as a robot would. Raises SpecError where it breaks the contract, or what it raises.
+    """Run a policy as training and as a robot would, without changing its weights, buffers or mode.
 
-    Its weights, buffers and mode stay as they are.
+    Raises:
+        SpecError: It breaks the contract. Its own errors pass through.
     """
     own = _samples(data)
     name = data.sources[0].name
     raw = own if name is None else [data.robots.find(name).to_common(sample) for sample in own]
     pipeline = policy.pipeline
     buffers = {key: value.clone() for key, value in policy.named_buffers()}
-    with _random_numbers_kept():
+    with _keep_random_state():
         try_transforms(pipeline, raw[0], type(policy.config).__name__)
         if sum(parameter.numel() for parameter in policy.parameters()) > LARGE:
             return
@@ -45,9 +47,7 @@ def try_out(policy: BasePolicyModel, data: DataPlan) -> None:
         try:
             batch = collate([pipeline(sample, key) for key, sample in enumerate(raw)])
             if not isinstance(batch, Mapping):
-                raise SpecError(
-                    f"the collator gives {type(batch).__name__}; it must give a mapping, the batch"
-                )
+                raise SpecError(f"the collator returns {type(batch).__name__}; return a mapping, the batch")
             policy.train()
             _check_loss(policy, policy(batch))
             policy.eval()
@@ -61,15 +61,15 @@ def try_out(policy: BasePolicyModel, data: DataPlan) -> None:
 
 
 def try_transforms(pipeline: SamplePipeline, sample: Mapping[str, Any], owner: str) -> None:
-    """Raises SpecError for a transform of a config that stays random in evaluation, or changes the action for good."""
+    """Raise SpecError for a transform of a config that is random in evaluation, or changes the action irreversibly."""
     current: Mapping[str, Any] = pipeline.by_recipe(sample)
     for position, transform in enumerate(pipeline.own):
         called = f"transform {position} of {owner}.transform(), `{_name(transform)}`,"
-        switch(transform, training=False)
+        set_mode(transform, training=False)
         _seed(0)
         given = transform(_copied(current))
         if not isinstance(given, Mapping):
-            raise SpecError(f"{called} gives {type(given).__name__}; it must give a sample, a mapping")
+            raise SpecError(f"{called} returns {type(given).__name__}; return a sample, a mapping")
         for call in range(1, _CALLS):
             _seed(call)
             if _equal(given, transform(_copied(current))):
@@ -86,47 +86,49 @@ def try_transforms(pipeline: SamplePipeline, sample: Mapping[str, Any], owner: s
 
 
 def _check_training(transform: Any, called: str, before: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raise SpecError for a transform that maps actions otherwise in training than in evaluation, noise aside."""
-    switch(transform, training=True)
+    """Raise SpecError for a transform that changes actions differently in training and in evaluation, noise aside."""
+    set_mode(transform, training=True)
     try:
         trained = []
         for call in range(_TRAINED):
             _seed(call)
             trained.append(transform(_copied(before)).get("action"))
     finally:
-        switch(transform, training=False)
+        set_mode(transform, training=False)
     first = trained[0]
     if all(_equal(first, other) for other in trained[1:]) and not _equal(first, given.get("action")):
         raise SpecError(
-            f"{called} maps the action otherwise in training than in evaluation, so the robot would get other actions "
+            f"{called} changes the action differently in training and in evaluation, so the robot would get other actions "
             "than the policy learns",
-            help="let it do the same in both modes, with an `inverse`, or leave the action alone",
+            help="make both modes the same, with an `inverse`, or leave the action unchanged",
         )
 
 
 def _check_inverse(transform: Any, called: str, before: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise SpecError for a transform of the action without an inverse, or with one that does not undo it."""
     if not callable(getattr(transform, "inverse", None)):
         raise SpecError(
             f"{called} changes the action and has no `inverse`, so the robot would get changed actions",
-            help="give it a method `inverse(sample)` that brings `sample['action']` back, or leave the action alone",
+            help="add a method `inverse(sample)` that restores `sample['action']`, or leave the action unchanged",
         )
     restored = transform.inverse(_copied(given))
     action = restored.get("action") if isinstance(restored, Mapping) else None
     if not isinstance(action, Tensor):
-        raise SpecError(f"`inverse` of {called} must give a sample with `action`, a tensor")
+        raise SpecError(f"`inverse` of {called} must return a sample with `action`, a tensor")
     again = transform({**_copied(before), "action": action.clone()})["action"]
     same = again.shape == given["action"].shape and torch.allclose(
         again.float(), given["action"].float(), rtol=1e-3, atol=1e-4
     )
     if action.shape != before["action"].shape or not same:
         raise SpecError(
-            f"`inverse` of {called} does not bring the action back: {_first(before['action'])} becomes "
+            f"`inverse` of {called} does not restore the action: {_first(before['action'])} becomes "
             f"{_first(given['action'])}, and that {_first(action)}",
             help="`inverse` must undo what the transform does to `action`",
         )
 
 
 def _check_loss(policy: BasePolicyModel, output: Any) -> None:
+    """Raise SpecError for an output of `forward` without a scalar loss that depends on a trainable weight."""
     called = f"{type(policy).__name__}.forward"
     if not isinstance(output, Mapping) or not isinstance(loss := output.get("loss"), Tensor) or loss.ndim:
         found = (
@@ -134,19 +136,19 @@ def _check_loss(policy: BasePolicyModel, output: Any) -> None:
             if isinstance(output, Mapping)
             else type(output).__name__
         )
-        raise SpecError(f"{called} must give a dict with a scalar tensor `loss`; it gives {found}")
+        raise SpecError(f"{called} returns {found}; return a dict with a scalar tensor `loss`")
     if not loss.requires_grad:
-        raise SpecError(f"the `loss` of {called} depends on no weight that trains")
+        raise SpecError(f"the `loss` of {called} depends on no trainable weight")
 
 
 def _samples(data: DataPlan) -> list[dict[str, Any]]:
-    """Two samples of the first dataset, with random images."""
+    """Return two samples of the first dataset, with random images."""
     source = data.sources[0]
     dataset = LeRobotDataset(
         source.path,
         cameras=(),
-        observation_indices=data.windows.observations,
-        action_indices=data.windows.actions,
+        observation_indices=data.time_steps.observations,
+        action_indices=data.time_steps.actions,
         episodes=source.training[:1],
     )
     drawn = torch.Generator().manual_seed(0)
@@ -162,7 +164,8 @@ def _samples(data: DataPlan) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _random_numbers_kept() -> Iterator[None]:
+def _keep_random_state() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
@@ -179,7 +182,7 @@ def _seed(seed: int) -> None:
 
 
 def _copied(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample that a transform may change in place."""
+    """Return a copy of a sample that a transform may change in place."""
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in sample.items()}
 
 

@@ -1,6 +1,6 @@
-"""Parameters that feed nothing: no gradient ever reaches them, and data-parallel training stops at them.
+"""Parameters without a gradient, at which data-parallel training fails.
 
-Such are the pooled branch of a model of which only the tokens are read, or a norm before a head that was cut off.
+Examples are the pooled branch of a model whose tokens alone are read, or a norm before a head that was cut off.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 
 def unused(policy: nn.Module, loss: Tensor) -> dict[str, int]:
-    """Values of the trainable parameters that `loss` does not depend on, by as few glob patterns as name just these."""
+    """Return the number of trainable values that `loss` does not depend on, by as few glob patterns as possible."""
     reached = _leaves(loss)
     named = dict(policy.named_parameters())
     idle = {name for name, p in named.items() if p.requires_grad and id(p) not in reached}
     sizes: dict[str, int] = {}
     for name in (name for name in named if name in idle):
-        pattern = _widest(name, named, idle)
+        pattern = _widest_pattern(name, named, idle)
         sizes[pattern] = sizes.get(pattern, 0) + named[name].numel()
     return sizes
 
 
 def _leaves(loss: Tensor) -> set[int]:
-    """Ids of the tensors at the ends of the graph of a loss: read from the graph, which meta tensors have as well."""
+    """Return the ids of the leaf tensors in the graph of a loss, which meta tensors have too."""
     found: set[int] = set()
     seen: set[object] = set()
     waiting = [loss.grad_fn]
@@ -38,8 +38,8 @@ def _leaves(loss: Tensor) -> set[int]:
     return found
 
 
-def _widest(name: str, names: Iterable[str], idle: set[str]) -> str:
-    """The pattern of the outermost module around a parameter that is idle as a whole, or the name itself."""
+def _widest_pattern(name: str, names: Iterable[str], idle: set[str]) -> str:
+    """Return the pattern of the outermost idle module around a parameter, or the name itself."""
     steps = name.split(".")
     for length in range(1, len(steps)):
         module = ".".join(steps[:length]) + "."

@@ -1,4 +1,4 @@
-"""Features of a backbone as entries of a batch, so that it need not run."""
+"""Features of a backbone as entries of a batch, which take the place of running it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from ...components.base import Batch, Feature
 
 STORED = "stored."
-"""What the keys of such entries begin with."""
+"""Prefix of the keys of such entries."""
 _FIELDS = ("values", "mask", "end")
 
 
 def as_entries(features: Mapping[str, Feature]) -> dict[str, Tensor]:
-    """Features by `<backbone>.<output>` as tensors by key. Raises ValueError for one that is more than tensors."""
+    """Return features by `<backbone>.<output>` as tensors by key. Raise ValueError for one that holds more."""
     entries = {}
     for name, feature in features.items():
         if feature.decoder is not None:
-            raise ValueError(f"`{name}` goes on with the language model that made it")
+            raise ValueError(f"`{name}` continues in the language model that made it")
         for field in _FIELDS:
             if (value := getattr(feature, field)) is not None:
                 entries[_key(name, field)] = value
@@ -27,7 +27,7 @@ def as_entries(features: Mapping[str, Feature]) -> dict[str, Tensor]:
 
 
 def features_in(batch: Batch, backbone: str, outputs: Iterable[str]) -> dict[str, Feature] | None:
-    """Features of a backbone by `<backbone>.<output>`, where the batch holds them."""
+    """Return the features of a backbone by `<backbone>.<output>`, or None if the batch does not hold them."""
     names = [f"{backbone}.{output}" for output in outputs]
     if not names or any(_key(name, "values") not in batch for name in names):
         return None

@@ -1,4 +1,4 @@
-"""Temporal ensembling: a policy that predicts at every step acts by all its chunks that reach the present."""
+"""Temporal ensembling: the weighted mean of all predictions of one action."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 class Ensemble:
-    """The chunks of an episode that may still speak of the present, oldest first.
+    """Chunks of an episode that still reach the present, oldest first.
 
-    The action is their weighted mean, with weights exp(-m i), i = 0 for the oldest chunk (ACT, Zhao et al., 2023).
+    The action is the mean of their predictions with weights exp(-m i), i = 0 for the oldest (ACT, Zhao et al., 2023).
     """
 
     def __init__(self) -> None:
         self._chunks: deque[Tensor] = deque()
 
     def add(self, chunk: Tensor, decay: float) -> Tensor:
-        """The action (A,) of this step, for which `chunk` (H, A) was predicted just now."""
+        """Return the action (A,) of this step, for which `chunk` (H, A) is the newest prediction."""
         if len(self._chunks) == len(chunk):
             self._chunks.popleft()
         self._chunks.append(chunk)
@@ -28,5 +28,5 @@ class Ensemble:
         return (weights[:, None] * actions).sum(0) / weights.sum()
 
     def clear(self) -> None:
-        """Forget all chunks: a new episode begins."""
+        """Drop all chunks: a new episode begins."""
         self._chunks.clear()

@@ -1,4 +1,4 @@
-"""Parameters that do not train, and modules that stay in evaluation mode because of them."""
+"""Frozen parameters, and the modules that stay in evaluation mode because of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import fnmatch
 from torch import nn
 
 
-def rest(module: nn.Module) -> tuple[bool, bool]:
-    """Set modules whose weights are all frozen to evaluation mode. Return whether this one has weights, and trains some."""
+def keep_frozen_in_eval(module: nn.Module) -> None:
+    """Set every module whose weights are all frozen to evaluation mode, so that its statistics stay fixed."""
+    _visit(module)
+
+
+def _visit(module: nn.Module) -> tuple[bool, bool]:
+    """Visit a module and its children; return whether it has weights, and whether any of them trains."""
     found = [(True, parameter.requires_grad) for parameter in module.parameters(recurse=False)]
-    found += [rest(child) for child in module.children()]
+    found += [_visit(child) for child in module.children()]
     has, trains = any(has for has, _ in found), any(trains for _, trains in found)
     if has and not trains:
         module.train(False)
@@ -18,7 +23,7 @@ def rest(module: nn.Module) -> tuple[bool, bool]:
 
 
 def freeze(policy: nn.Module, patterns: list[str]) -> dict[str, int]:
-    """Stop the gradient of every parameter that matches a glob pattern. Return the number of values frozen by each."""
+    """Stop the gradient of every parameter that matches a glob pattern. Return the number of values by pattern."""
     frozen = {}
     for pattern in patterns:
         matched = [p for name, p in policy.named_parameters() if fnmatch.fnmatchcase(name, pattern)]
@@ -28,4 +33,4 @@ def freeze(policy: nn.Module, patterns: list[str]) -> dict[str, int]:
     return frozen
 
 
-__all__ = ["freeze", "rest"]
+__all__ = ["freeze", "keep_frozen_in_eval"]

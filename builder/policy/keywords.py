@@ -1,4 +1,4 @@
-"""Calls of the methods of a hand-written policy: batches as keywords, draws that follow from a generator."""
+"""Wrappers around the methods of a hand-written policy: batches as keywords, draws that follow from a generator."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 
-def accepted(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A `forward(self, batch, ...)` that also takes the entries of the batch as keywords; its own options stay options.
+def accepts_keywords(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `forward(self, batch, ...)` so that it also takes the entries of the batch as keywords.
 
-    Its signature has `return_loss`, by which `Trainer` learns that evaluation gives a loss without labels.
+    Its own options stay options. The wrapper has a parameter `return_loss`, which shows `transformers.Trainer` that
+    evaluation has a loss without labels.
     """
     signature = inspect.signature(forward)
     parameters = list(signature.parameters.values())
@@ -23,38 +24,39 @@ def accepted(forward: Callable[..., Any]) -> Callable[..., Any]:
     names = {option.name for option in options if option.kind is not option.VAR_KEYWORD}
 
     @functools.wraps(forward)
-    def taking_keywords(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("return_loss", None)
         if args or batch.name in kwargs:
             return forward(self, *args, **kwargs)
         given = {name: kwargs.pop(name) for name in names & kwargs.keys()}
         return forward(self, kwargs, **given)
 
-    told = inspect.Parameter("return_loss", inspect.Parameter.KEYWORD_ONLY, default=True)
-    rest = [p for p in parameters if p.kind is p.VAR_KEYWORD]
-    taking_keywords.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*(p for p in parameters if p.kind is not p.VAR_KEYWORD), told, *rest]
+    return_loss = inspect.Parameter("return_loss", inspect.Parameter.KEYWORD_ONLY, default=True)
+    variadic = [p for p in parameters if p.kind is p.VAR_KEYWORD]
+    wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*(p for p in parameters if p.kind is not p.VAR_KEYWORD), return_loss, *variadic]
     )
-    return taking_keywords
+    return wrapper
 
 
 def seeded(
     inference: Callable[..., Any], device: torch.device, generator: torch.Generator | None
 ) -> Callable[[Any], Any]:
-    """Return `inference` of one batch, in which all that is drawn from torch follows from the generator, where there is
-    one. torch's own generators are left as they were.
+    """Wrap `inference(batch)` so that all its draws from torch follow from a generator.
+
+    torch's own generators keep their state. Without a generator, return `inference` itself.
     """
     if generator is None:
         return inference
-    asked = {"generator": generator} if "generator" in inspect.signature(inference).parameters else {}
+    options = {"generator": generator} if "generator" in inspect.signature(inference).parameters else {}
 
-    def drawn(batch: Any) -> Any:
+    def wrapper(batch: Any) -> Any:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            return inference(batch, **asked)
+            return inference(batch, **options)
 
-    return drawn
+    return wrapper
 
 
-__all__ = ["accepted", "seeded"]
+__all__ = ["accepts_keywords", "seeded"]

@@ -1,4 +1,4 @@
-"""What must hold of a policy that was loaded: every weight of the checkpoint, every buffer, the same bits."""
+"""Checks of a loaded policy: every weight of the checkpoint, every buffer, the same bits."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ...schemas.errors import CheckpointError, PolicysmithError, WeightsError
-from .. import runs
+from .. import compat, runs
 from . import manifest
 
 _HUB = ("cache_dir", "local_files_only", "revision", "token")
 
 
 def home(source: Any, options: Mapping[str, Any], commit: str | None, patterns: Iterable[str]) -> Path:
-    """The directory of a policy that was loaded with these options of `from_pretrained`.
+    """Return the directory of a policy that was loaded with these options of `from_pretrained`.
 
-    For a policy of a hub it is the snapshot, of the same commit, with the files that match the patterns; raises
-    CheckpointError where its manifest lists other files.
+    For a policy on a hub, return the snapshot of the same commit, with the files that match the patterns.
+
+    Raises:
+        CheckpointError: The snapshot holds other files than its manifest lists.
     """
     subfolder = options.get("subfolder") or ""
     if Path(str(source)).is_dir():
@@ -44,10 +46,10 @@ def home(source: Any, options: Mapping[str, Any], commit: str | None, patterns: 
 
 
 @contextlib.contextmanager
-def found(source: Any) -> Iterator[Any]:
-    """The directory to load for a local one, kept from being pruned meanwhile; the newest for a run's link to its policy.
+def pinned(source: Any) -> Iterator[Any]:
+    """Provide the directory to load, and keep it from being pruned while the context is active.
 
-    A hub id is given back as it is.
+    A run's link to its policy becomes its newest checkpoint; a hub id stays itself.
     """
     path = Path(str(source))
     if not path.is_dir():
@@ -64,12 +66,12 @@ FOREIGN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NameError, OSError,
     RuntimeError, StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
-"""Errors of code that meets values it was not made for."""
+"""Errors of code that receives values it does not expect."""
 
 
 @contextlib.contextmanager
 def guarded(source: Any, *, composed: bool) -> Iterator[None]:
-    """Turns errors of damaged weights into CheckpointError; for a policy that is `composed`, any but the project's own."""
+    """Turn errors of damaged weights into CheckpointError; for a `composed` policy, any error but the project's own."""
     try:
         with _bounded(source) if composed else contextlib.nullcontext():
             yield
@@ -85,7 +87,7 @@ def guarded(source: Any, *, composed: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def readable(config: Any) -> Iterator[None]:
-    """Turns errors of values that no config can have into CheckpointError."""
+    """Turn errors of values that no config can have into CheckpointError."""
     try:
         yield
     except FOREIGN as error:
@@ -94,17 +96,17 @@ def readable(config: Any) -> Iterator[None]:
 
 
 def misread(source: Any, error: Exception) -> CheckpointError:
-    """The error for a policy that cannot be built from what its directory holds."""
+    """Return the error for a policy that cannot be built from its directory."""
     reason = str(error).strip().partition("\n")[0][:300]
     return CheckpointError(
-        f"{source} cannot be loaded ({type(error).__name__}: {reason}); where its config.json is damaged, use another "
+        f"{source} cannot be loaded ({type(error).__name__}: {reason}); if its config.json is damaged, use another "
         "checkpoint of the run, or save the policy again"
     )
 
 
 @contextlib.contextmanager
 def _bounded(source: Any) -> Iterator[None]:
-    """Stops a policy in the making with CheckpointError once it is much larger than the weights in a local directory.
+    """Raise CheckpointError as soon as a policy under construction outgrows the weights in a local directory.
 
     A damaged number in a config could otherwise take all memory, or hours.
     """
@@ -133,7 +135,7 @@ def _bounded(source: Any) -> Iterator[None]:
 
 
 def _weights_in(directory: Path) -> list[int]:
-    """Numbers in every tensor of the weights files in a directory. Raises SafetensorError for one that is damaged."""
+    """Return the number of values of every tensor in the weights files of a directory."""
     sizes = []
     for path in directory.glob("model*.safetensors"):
         with safe_open(path, "pt") as weights:
@@ -142,7 +144,7 @@ def _weights_in(directory: Path) -> list[int]:
 
 
 def refuse_misfits(source: Any, policy: nn.Module, info: Mapping[str, Any]) -> None:
-    """Raises WeightsError for weights that the checkpoint lacks, that the model lacks, and of another shape."""
+    """Raise WeightsError for weights that the checkpoint or the model lacks, and for weights of another shape."""
     complaints = [
         f"{problem}: {_some(info[key])}"
         for key, problem in (
@@ -155,12 +157,12 @@ def refuse_misfits(source: Any, policy: nn.Module, info: Mapping[str, Any]) -> N
     if complaints:
         raise WeightsError(
             f"{source} does not fit {type(policy).__name__}; {'; '.join(complaints)}; "
-            "load it by the class and the version of its parts that it was saved with"
+            "load it with the class and the version of its parts that saved it"
         )
 
 
 def refuse_not_finite(source: Any, policy: nn.Module) -> None:
-    """Raises WeightsError for weights that hold NaN or an infinity."""
+    """Raise WeightsError for weights that hold NaN or an infinity."""
     broken = [
         name
         for name, weight in policy.named_parameters()
@@ -175,9 +177,9 @@ def refuse_not_finite(source: Any, policy: nn.Module) -> None:
 
 
 def align(model: nn.Module) -> None:
-    """Move tensors that lie in the weights file as it was mapped, at any byte, to where torch itself puts them.
+    """Copy tensors that are mapped from the weights file at unaligned addresses.
 
-    CPU kernels sum in another order at odd addresses: without this a loaded policy differs in the last bit.
+    CPU kernels sum in another order at such addresses: without this, a loaded policy differs in the last bit.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % 64:
@@ -185,12 +187,12 @@ def align(model: nn.Module) -> None:
 
 
 def unsaved_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that no checkpoint holds, by name."""
+    """Return the buffers that no checkpoint holds, by name."""
     return {
         f"{prefix}.{name}" if prefix else name: buffer
         for prefix, module in model.named_modules()
         for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set
+        if name in compat.unsaved_buffer_names(module)
     }
 
 

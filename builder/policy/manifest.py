@@ -3,8 +3,8 @@
     manifest.json   {"format": 1, "files": {"model.safetensors": {"bytes": ..., "sha256": ...}, ...},
                      "step": ..., "recipe": ..., "data": ..., "seal": ...}
 
-It is written last. `seal` is the SHA-256 of the manifest's own content. A directory without a manifest, as other
-programs write it, is taken as it is; one whose manifest does not match is refused.
+The manifest is written last. `seal` is the SHA-256 of its own content. A directory without a manifest, as other
+programs write it, is accepted; one whose manifest does not match is refused.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ..data.frames.digests import digest, plain_digest
 NAME = "manifest.json"
 _FORMAT = 1
 _LARGE = 1 << 24
-"""Bytes from which the digest of a file is remembered rather than computed again."""
+"""Size in bytes from which the digest of a file is cached."""
 _CURE = (
-    "use another checkpoint of the run; where the change is yours, remove {name}, or load with `verify=False` "
+    "use another checkpoint of the run; if you changed it on purpose, remove {name} or load with `verify=False` "
     "(on the command line `--no-verify`)"
 )
 
 
 def write(directory: Path, **facts: Any) -> None:
-    """Write or extend the manifest of a directory that nobody else writes to.
+    """Write or extend the manifest of a directory.
 
-    Files that the present manifest lists are not read again. `facts` are JSON values to keep beside the files. Raises
-    OSError.
+    Nothing else may write to the directory meanwhile. Files that the present manifest lists are not read again.
+    `facts` are JSON values to store beside the files.
     """
     path = directory / NAME
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -53,7 +53,7 @@ def write(directory: Path, **facts: Any) -> None:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a directory; None where there is none. Raises CheckpointError for one that is damaged."""
+    """Return the manifest of a directory, or None if it has none. Raise CheckpointError if it is damaged."""
     path = directory / NAME
     try:
         content = json.loads(path.read_text())
@@ -62,10 +62,10 @@ def read(directory: Path) -> dict[str, Any] | None:
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({_brief(error)}); {_cure(path)}") from error
     if not isinstance(content, dict) or content.pop("seal", None) != _seal(content):
-        raise CheckpointError(f"{path} is damaged (it is not as it was written); {_cure(path)}")
+        raise CheckpointError(f"{path} is damaged (its content does not match its seal); {_cure(path)}")
     if content.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{path} has format {content.get('format')}, and this version reads {_FORMAT}; update policysmith"
+            f"{path} has format {content.get('format')}, but this version reads {_FORMAT}; update policysmith"
         )
     return content
 
@@ -73,10 +73,15 @@ def read(directory: Path) -> dict[str, Any] | None:
 def verify(
     directory: Path, *, without: Collection[str] = (), partial: bool = False
 ) -> Mapping[str, Any] | None:
-    """Hold the files of a directory against its manifest, which is returned; None where there is none.
+    """Verify the files of a directory against its manifest, and return the manifest, or None if there is none.
 
-    Files in `without` are not looked at, and with `partial` those that are not there. Raises CheckpointError naming the
-    first file that is missing or another than the one that was saved.
+    Args:
+        directory: Directory of the policy.
+        without: Names of files to skip.
+        partial: Skip files that are missing.
+
+    Raises:
+        CheckpointError: A file is missing, or is not the one that was saved.
     """
     content = read(directory)
     if content is None:
@@ -108,7 +113,7 @@ def _complaint(directory: Path, name: str, entry: Mapping[str, Any]) -> str:
 
 
 def _differs(path: Path, how: str) -> str:
-    return f"{path} is damaged or of another save: {how} that {NAME} has; {_cure(path.with_name(NAME))}"
+    return f"{path} is damaged or from another save: {how} in {NAME}; {_cure(path.with_name(NAME))}"
 
 
 def _cure(manifest: Path) -> str:

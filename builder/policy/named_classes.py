@@ -1,9 +1,9 @@
-"""A policy's own pair of classes, named after its recipe and known to `AutoConfig` and `AutoModel`.
+"""Config and policy classes named after a recipe, registered with `AutoConfig` and `AutoModel`.
 
-The pair only adds a name and defaults to `RecipeConfig` and `RecipePolicy`; checkpoints carry the static pair. The
-classes pickle by what they are made of, so instances reach spawned processes that never saw the recipe.
+They only add a name and defaults to `RecipeConfig` and `RecipePolicy`; checkpoints carry the static pair. The classes
+pickle by their content, so that instances reach spawned processes that never saw the recipe.
 
-A sweep builds many architectures under one name. The latest has the name; each keeps its classes.
+A sweep builds many architectures under one name: the latest takes the name, and each keeps its classes.
 """
 
 from __future__ import annotations
@@ -17,41 +17,45 @@ from typing import Any
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ...schemas.specs import Spec
+from .. import compat
 from .base import PolicyMeta
-from .recipe_policy import MODEL_TYPE, RecipeConfig, RecipePolicy
-from .registry import obstacle, register_pair
+from .recipe_config import MODEL_TYPE, RecipeConfig
+from .recipe_policy import RecipePolicy
+from .registry import name_conflict, register_pair
 
 log = logging.getLogger(__name__)
-Pair = tuple[type[RecipeConfig], type[RecipePolicy]]
+Classes = tuple[type[RecipeConfig], type[RecipePolicy]]
 
-_PAIRS: dict[tuple[str, str], Pair] = {}
-"""By name and architecture."""
-
-
-class ConfigMeta(type(RecipeConfig)):  # type: ignore[misc]
-    """Type of the dynamic config classes."""
+_CLASSES: dict[tuple[str, str], Classes] = {}
+"""Classes by name and architecture."""
 
 
-class DynamicPolicyMeta(PolicyMeta):
-    """Type of the dynamic policy classes."""
+class NamedConfigMeta(type(RecipeConfig)):  # type: ignore[misc]
+    """Metaclass of the config classes."""
 
 
-def pair(content: dict[str, Any]) -> Pair:
-    """Classes for a recipe's content (the fields of `RecipeConfig`), registered under its name.
+class NamedPolicyMeta(PolicyMeta):
+    """Metaclass of the policy classes."""
 
-    Recipes of one name and one architecture share them, whatever their data and training; the latest content is
-    what `AutoConfig.for_model(name)` gives. Another architecture takes the name over, and that is logged. Raises
-    RegistryError where the name belongs to something else than a recipe.
+
+def named_classes(content: dict[str, Any]) -> Classes:
+    """Return the classes for a recipe's content (the fields of `RecipeConfig`), registered under its name.
+
+    Recipes of one name and one architecture share them, whatever their data and training; `AutoConfig.for_model(name)`
+    returns the latest content. Another architecture takes the name over, which is logged.
+
+    Raises:
+        RegistryError: The name belongs to something other than a recipe.
     """
     name = content["recipe"]["name"]
     former = _registered(name)
-    found = _pair(content)
+    found = _classes_of(content)
     register_pair(name, *found)
     if former is not None and former is not found[0]:
         before, now = _architecture(former._content), _architecture(content)
         log.warning(
-            "`%s` stood for a recipe with another %s; AutoConfig and AutoModel give the latest from now on, and "
-            "policies built before stay as they are",
+            "`%s` named a recipe with another %s; AutoConfig and AutoModel return the latest from now on, and "
+            "earlier policies keep their classes",
             name,
             " and ".join(part for part in now if before[part] != now[part]),
         )
@@ -59,19 +63,19 @@ def pair(content: dict[str, Any]) -> Pair:
     return found
 
 
-def refusal(name: str) -> str | None:
-    """Why no recipe can be called so, or None."""
-    return obstacle(name, _registered(name))
+def recipe_name_conflict(name: str) -> str | None:
+    """Return the reason why no recipe can have a name, or None."""
+    return name_conflict(name, _registered(name))
 
 
 def _registered(name: str) -> Any:
-    """The dynamic config class that has a name with `AutoConfig`."""
-    present = CONFIG_MAPPING._extra_content.get(name)
-    return present if isinstance(present, ConfigMeta) else None
+    """Return the config class of a recipe that `AutoConfig` knows under a name, or None."""
+    present = compat.registered_config(name)
+    return present if isinstance(present, NamedConfigMeta) else None
 
 
 def _architecture(content: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for two policies to be of one class."""
+    """Return the values that policies of one class have in common."""
     recipe = content["recipe"]
     return {
         "policy.backbones": recipe["policy"]["backbones"],
@@ -83,12 +87,12 @@ def _architecture(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pair(content: dict[str, Any]) -> Pair:
+def _classes_of(content: dict[str, Any]) -> Classes:
     key = content["recipe"]["name"], json.dumps(_architecture(content), sort_keys=True)
-    if key not in _PAIRS:
-        _PAIRS[key] = config, _ = _classes(key[0])
+    if key not in _CLASSES:
+        _CLASSES[key] = config, _ = _classes(key[0])
         config._content = copy.deepcopy(content)  # type: ignore[attr-defined]
-    return _PAIRS[key]
+    return _CLASSES[key]
 
 
 def _classes(name: str) -> tuple[type[RecipeConfig], type[RecipePolicy]]:
@@ -98,10 +102,10 @@ def _classes(name: str) -> tuple[type[RecipeConfig], type[RecipePolicy]]:
         RecipeConfig.__init__(self, **{**copy.deepcopy(type(self)._content), **values})  # type: ignore[attr-defined]
 
     def read(cls: Any, source: Any, /, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        values, rest = super(config, cls).get_config_dict(source, **options)
-        return {**values, "model_type": name} if values.get("model_type") == MODEL_TYPE else values, rest
+        values, unused = super(config, cls).get_config_dict(source, **options)
+        return {**values, "model_type": name} if values.get("model_type") == MODEL_TYPE else values, unused
 
-    config: Any = ConfigMeta(
+    config: Any = NamedConfigMeta(
         f"Policysmith{title}Config",
         (RecipeConfig,),
         {
@@ -109,22 +113,22 @@ def _classes(name: str) -> tuple[type[RecipeConfig], type[RecipePolicy]]:
             "__init__": fill,
             "get_config_dict": classmethod(read),
             "__module__": __name__,
-            "__doc__": f"The config of recipe `{name}`, filled.",
+            "__doc__": f"Config of the recipe `{name}`, filled in.",
             "_content": {},
         },
     )
-    policy: Any = DynamicPolicyMeta(
+    policy: Any = NamedPolicyMeta(
         f"Policysmith{title}Policy",
         (RecipePolicy,),
-        {"config_class": config, "__module__": __name__, "__doc__": f"The policy of recipe `{name}`."},
+        {"config_class": config, "__module__": __name__, "__doc__": f"Policy of the recipe `{name}`."},
     )
     return config, policy
 
 
-def _unpickled(content: dict[str, Any]) -> Pair:
-    """The classes of something that was pickled. They take a name that is free, and no other."""
+def _unpickled(content: dict[str, Any]) -> Classes:
+    """Return the classes of a pickled object. They take their name only if it is free."""
     name = content["recipe"]["name"]
-    return pair(content) if name not in CONFIG_MAPPING else _pair(content)
+    return named_classes(content) if name not in CONFIG_MAPPING else _classes_of(content)
 
 
 def _config_class(content: dict[str, Any]) -> type[RecipeConfig]:
@@ -143,5 +147,5 @@ def _reduce_policy(cls: Any) -> tuple[Any, ...]:
     return _policy_class, (cls.config_class._content,)
 
 
-copyreg.pickle(ConfigMeta, _reduce_config)
-copyreg.pickle(DynamicPolicyMeta, _reduce_policy)
+copyreg.pickle(NamedConfigMeta, _reduce_config)
+copyreg.pickle(NamedPolicyMeta, _reduce_policy)

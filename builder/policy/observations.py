@@ -1,4 +1,4 @@
-"""What a robot sees, held against what its policy was trained on, and the few time steps a policy looks back on."""
+"""Observations of a robot, checked against those of training, and the few time steps that a policy looks back on."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ from .ranges import finite
 
 @dataclass(frozen=True)
 class Observed:
-    """The observations that a policy reads, and those that it may read."""
+    """Observations that a policy requires, and those that it reads if they are given."""
 
     required: Specs
     optional: Specs = field(default_factory=dict)
     robots: Robots = field(default_factory=lambda: Robots({}, {}))
-    """Of several, each is held against its own specs."""
+    """Robots that the policy is for; each has its own specs."""
 
     def admit(self, observation: Mapping[str, Any], *, windowed: bool = False) -> dict[str, Any]:
-        """The values that are read, as tensors; states in float32, which is what datasets give. Others are left out.
+        """Return the values that the policy reads, as tensors, states in float32. Leave out all others.
 
-        They are one time step, (3, H, W) or (S,), or `windowed`, with the time steps in front. Raises SpecError for a
-        value that is missing, of another shape or not finite, or an image that is not uint8: broadcasting, a fixed crop or a
-        normalisation would make actions even of these. Of several robots, `embodiment` must name one.
+        Values are one time step, (3, H, W) or (S,), or `windowed`, with the time steps in front. A policy for several
+        robots needs `embodiment`, the name of one.
+
+        Raises:
+            SpecError: A value is missing, of another shape or not finite, or an image is not uint8. Broadcasting, a
+                fixed crop or a normalization would turn even these into actions.
         """
         admitted: dict[str, Any] = {}
         wanted = {**self.required, **self.optional}
@@ -46,40 +49,41 @@ class Observed:
             if key in observation:
                 admitted[key] = _admit(key, spec, observation[key], windowed)
             elif key in self.required:
-                known = {*wanted, STATE, "task"}  # what is named rightly is no other key misspelt
+                known = {*wanted, STATE, "task"}  # a correct name is not a misspelling of another
                 alike = [given for given in observation if given not in known]
                 meant = near(key, alike)
                 raise SpecError(
                     f"the observation lacks `{key}`, which the policy reads: {_wanted(spec, windowed)}",
-                    help=f"{f'did you mean it by `{meant}`? ' if meant else ''}"
+                    help=f"{f'is `{meant}` a misspelling of it? ' if meant else ''}"
                     f"given: {', '.join(f'`{given}`' for given in observation) or 'nothing'}",
                 )
         return admitted
 
 
 class History:
-    """The latest time steps of an episode; copies, because cameras and simulators reuse their buffers."""
+    """The latest time steps of an episode, copied, because cameras and simulators reuse their buffers."""
 
     def __init__(self) -> None:
         self._frames: deque[dict[str, Any]] = deque()
 
     def add(self, frame: Mapping[str, Any], steps: Sequence[int]) -> None:
-        """Remember an admitted time step, and forget what none of `steps` reaches any more.
+        """Add an admitted time step, and drop those that none of `steps` reaches.
 
-        Raises SpecError where it is of another robot than those before.
+        Raises:
+            SpecError: The time step is of another robot than those before.
         """
         former = self._frames[-1].get(EMBODIMENT) if self._frames else frame.get(EMBODIMENT)
         if frame.get(EMBODIMENT) != former:
             raise SpecError(
-                f"the policy drives `{former}`, and this observation is of `{frame[EMBODIMENT]}`",
-                help="call `reset()` before another robot's episode begins, or load the policy once for each robot",
+                f"the policy drives `{former}`, but this observation is of `{frame[EMBODIMENT]}`",
+                help="call `reset()` before the episode of another robot, or load the policy once for each robot",
             )
         self._frames.append({k: v.clone() if isinstance(v, Tensor) else v for k, v in frame.items()})
         while len(self._frames) > 1 - min(steps):
             self._frames.popleft()
 
     def window(self, steps: Sequence[int]) -> dict[str, Any]:
-        """Values (T, ...) at `steps`, relative to now; before the first time step there is the first. Texts are now's."""
+        """Return values (T, ...) at `steps`, relative to now, padded with the first time step; texts are those of now."""
         now = len(self._frames) - 1
         frames = [self._frames[max(now + step, 0)] for step in steps]
         return {
@@ -88,6 +92,7 @@ class History:
         }
 
     def clear(self) -> None:
+        """Drop all time steps."""
         self._frames.clear()
 
 
@@ -95,7 +100,7 @@ def _admit(key: str, spec: Spec, value: Any, windowed: bool) -> Any:
     if spec.kind is Kind.TEXT:
         if not isinstance(value, str):
             raise SpecError(
-                f"`{key}` of the observation must be a str, it is {type(value).__name__}",
+                f"`{key}` of the observation is {type(value).__name__}, and must be a str",
                 help="give one instruction",
             )
         return value
@@ -107,14 +112,14 @@ def _admit(key: str, spec: Spec, value: Any, windowed: bool) -> Any:
         )
     except (TypeError, ValueError) as error:
         raise SpecError(
-            f"`{key}` of the observation is no array of numbers: {error}",
+            f"`{key}` of the observation is not an array of numbers: {error}",
             help=f"give {_wanted(spec, windowed)}",
         ) from error
     is_image = spec.kind is Kind.IMAGE
     if tuple(tensor.shape) != wanted or (is_image and tensor.dtype is not torch.uint8):
         raise SpecError(
             f"`{key}` of the observation must be {_wanted(spec, windowed)}, "
-            f"it is {_dtype(tensor)} {tuple(tensor.shape)}",
+            f"but it is {_dtype(tensor)} {tuple(tensor.shape)}",
             help=", ".join(
                 _image_cures(tensor, wanted, windowed) if is_image else [_state_cure(tensor, wanted)]
             ),
@@ -122,7 +127,7 @@ def _admit(key: str, spec: Spec, value: Any, windowed: bool) -> Any:
     if is_image:
         return tensor
     tensor = tensor.float()
-    finite(key, tensor, "a sensor may have dropped out: give its last good value, or stop")
+    finite(key, tensor, "a sensor may have failed: give its last good value, or stop")
     return tensor
 
 
@@ -145,7 +150,7 @@ def _extra(shape: Sequence[int], wanted: Sequence[Dim]) -> bool:
 
 
 def _image_cures(image: Tensor, wanted: tuple[Dim, ...], windowed: bool) -> list[str]:
-    """What to do to an image (..., 3, H, W), in order."""
+    """Return the steps that turn an image into (..., 3, H, W)."""
     shape, cures = tuple(image.shape), []
     if _extra(shape, wanted):
         shape = shape[1:]

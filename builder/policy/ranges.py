@@ -1,4 +1,4 @@
-"""Values at deployment held against those of training: what is not finite or absurd is refused before a robot moves."""
+"""Range checks of values at deployment: those not finite or absurd are refused before a robot moves."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 
 ABSURD, UNUSUAL = 1e4, 10.0
-"""Distances from the values of training, in units of their spread, that are refused and that are warned of."""
+"""Distances from the range of training, in units of its width, that raise an error and that log a warning."""
 
 log = logging.getLogger(__name__)
 
 
 def finite(key: str, values: Tensor, help: str) -> None:
-    """Raise SpecError for values (..., D) that hold NaN or an infinity."""
+    """Raise SpecError if values (..., D) hold NaN or an infinity."""
     if not (good := values.isfinite()).all():
         dims = sorted(set((~good).nonzero()[:, -1].tolist())) if values.ndim else []
         raise SpecError(
@@ -28,7 +28,7 @@ def finite(key: str, values: Tensor, help: str) -> None:
 
 
 class Ranges:
-    """Smallest and largest values of states and actions in the training episodes; of one robot."""
+    """Smallest and largest values of states and actions in the training episodes of one robot."""
 
     def __init__(self, statistics: Mapping[str, Any]) -> None:
         self._bounds = {
@@ -39,7 +39,7 @@ class Ranges:
         self._warned: set[str] = set()
 
     def check(self, key: str, values: Tensor, help: str) -> None:
-        """Raise SpecError for values (..., D) that are absurd beside those of training; warn once of unusual ones."""
+        """Raise SpecError for values (..., D) far outside the range of training; warn once about unusual ones."""
         bounds = self._bounds.get(key)
         if bounds is None or bounds[0].shape != values.shape[-1:]:
             return
@@ -54,20 +54,20 @@ class Ranges:
             dim = int(beyond.nonzero()[0, -1])
             worst = values[..., dim].flatten()[away[..., dim].argmax()].item()
             message = (
-                f"`{key}` is {worst:g} in dimension {dim}, which lay between {low[dim].item():g} and "
+                f"`{key}` is {worst:g} in dimension {dim}, which ranged from {low[dim].item():g} to "
                 f"{high[dim].item():g} in training"
             )
             if limit == ABSURD:
                 raise SpecError(message, help=help)
             self._warned.add(key)
-            log.warning("%s; %s (said once)", message, help)
+            log.warning("%s; %s (logged once)", message, help)
 
     def clamp(self, key: str, values: Tensor) -> Tensor:
-        """Values (..., D) brought into the range of training. Raises SpecError where that is not known."""
+        """Clamp values (..., D) to the range of training. Raise SpecError if it is unknown."""
         if key not in self._bounds or self._bounds[key][0].shape != values.shape[-1:]:
             raise SpecError(
-                f"the policy holds no range of `{key}` to clamp to",
-                help="leave `clamp` out; statistics with `min` and `max` come with training",
+                f"the policy has no range of `{key}` to clamp to",
+                help="leave `clamp` out; training stores statistics with `min` and `max`",
             )
         low, high = (bound.to(values) for bound in self._bounds[key])
         return values.clamp(low, high)

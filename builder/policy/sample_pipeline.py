@@ -1,7 +1,7 @@
-"""The road of one sample into a hand-written policy: the recipe's transforms, then those of its config.
+"""Transforms of a sample on its way into a hand-written policy: those of the recipe, then those of its config.
 
-A composed policy runs its transforms on whole batches inside the model. A hand-written one has a collator of its own,
-so its samples are transformed one by one, before it; the actions it predicts are brought back the same way.
+A composed policy transforms whole batches inside the model. A hand-written one has its own collator, so its samples
+are transformed one by one before it, and predicted actions are mapped back the same way.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 
 from ...components.base import Transform
 from ...components.embodiments import EMBODIMENT
+from ...components.features import chunk_size
 from ...components.randomness.per_sample import SAMPLE_KEY
 from ...components.registry import TRANSFORMS
 from ...schemas.errors import SpecError
@@ -44,19 +45,29 @@ class SamplePipeline:
             transform.place = place
             self._transforms.append(transform)
             specs = part.specs(options, specs, facts)
-        self.transformed = specs
-        self.own, _, _ = way_of_samples(config)
+        self._transformed = specs
+        self.own, _, _ = parse_transform(config)
+
+    @property
+    def chunk_size(self) -> tuple[int, int]:
+        """Steps and dimensions (H, A) of an action chunk of the dataset."""
+        return chunk_size(self.specs)
+
+    @property
+    def transformed_chunk_size(self) -> tuple[int, int]:
+        """Steps and dimensions (H, A) of an action chunk after the transforms of the recipe."""
+        return chunk_size(self._transformed)
 
     def __call__(self, sample: Mapping[str, Any], key: int | None = None) -> dict[str, Any]:
-        """A sample (T, ...) transformed, in training by its key, in evaluation without."""
+        """Transform a sample, values (T, ...); for training draw by its `key`, for evaluation draw nothing."""
         current: Mapping[str, Any] = self.by_recipe(sample, key)
         for own in self.own:
-            switch(own, training=key is not None)
+            set_mode(own, training=key is not None)
             current = own(current)
         return dict(current)
 
     def by_recipe(self, sample: Mapping[str, Any], key: int | None = None) -> dict[str, Any]:
-        """A sample (T, ...) as the transforms of the recipe leave it."""
+        """Apply the transforms of the recipe to a sample, values (T, ...)."""
         batch = {k: v.unsqueeze(0) if isinstance(v, Tensor) else [v] for k, v in sample.items()}
         if key is not None:
             batch[SAMPLE_KEY] = torch.tensor([key])
@@ -65,16 +76,20 @@ class SamplePipeline:
         return {k: v[0] for k, v in batch.items() if k != SAMPLE_KEY}
 
     def inverse(self, actions: Tensor, samples: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Predicted actions (B, H, A) in the robot's units; `samples` are what they were predicted for, transformed.
+        """Return predicted actions (B, H, A) in the robot's units.
 
-        Transforms of the config come first, from the last to the first, sample by sample.
+        Transforms of the config are inverted first, from the last to the first, sample by sample.
+
+        Args:
+            actions: Predicted actions (B, H, A).
+            samples: Transformed samples that the actions were predicted for.
         """
-        undone = [own for own in reversed(self.own) if callable(getattr(own, "inverse", None))]
-        if undone:
+        invertible = [own for own in reversed(self.own) if callable(getattr(own, "inverse", None))]
+        if invertible:
             chunks = []
             for action, sample in zip(actions.float().cpu(), samples, strict=True):
                 current: Mapping[str, Any] = {**sample, "action": action}
-                for own in undone:
+                for own in invertible:
                     current = own.inverse(current)  # type: ignore[attr-defined]
                 chunks.append(current["action"])
             actions = torch.stack(chunks)
@@ -86,25 +101,31 @@ class SamplePipeline:
         return batch["action"]
 
 
-def switch(transform: Any, *, training: bool) -> None:
-    """Set a transform of a config, and those it is composed of, to training or evaluation, where it knows the two."""
+def set_mode(transform: Any, *, training: bool) -> None:
+    """Set a transform of a config, and those inside it, to training or evaluation mode, as far as they have modes."""
     mode = getattr(transform, "train" if training else "eval", None)
     if callable(mode):
         mode()
     inner = getattr(transform, "transforms", None)
     for each in inner if isinstance(inner, list | tuple) else ():
-        switch(each, training=training)
+        set_mode(each, training=training)
 
 
-def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], list[int], list[int]]:
-    """What a hand-written config's `transform()` gives, checked: transforms (from none, one, or a list), the time steps
-    of the observations relative to the latest of them, and those of the actions relative to it. Raises SpecError.
+def parse_transform(config: PretrainedConfig) -> tuple[list[SampleTransform], list[int], list[int]]:
+    """Return what `transform()` of a hand-written config returns, checked and in one form.
+
+    Returns:
+        A list of transforms, the time steps of the observations relative to the latest of them, and the time steps
+        of the actions relative to it.
+
+    Raises:
+        SpecError: It returns something else, or action steps that are not consecutive.
     """
     result = config.transform()
     called = f"{type(config).__name__}.transform()"
     if not (isinstance(result, tuple) and len(result) == 3):
         raise SpecError(
-            f"{called} must give (transforms, observation indices, action indices), it gives {result!r}"
+            f"{called} returns {result!r}; return (transforms, observation indices, action indices)"
         )
     transforms, observations, actions = result
     if transforms is None:
@@ -112,27 +133,29 @@ def way_of_samples(config: PretrainedConfig) -> tuple[list[SampleTransform], lis
     elif not isinstance(transforms, list | tuple):
         transforms = [transforms]
     if not all(callable(transform) for transform in transforms):
-        raise SpecError(f"{called} must give None, one transform or a list of them, it gives {result[0]!r}")
+        raise SpecError(
+            f"{called} returns {result[0]!r} as transforms; return None, one transform or a list of them"
+        )
     for name, indices in (("observation", observations), ("action", actions)):
         if not isinstance(indices, Sequence) or not indices or not all(type(i) is int for i in indices):
             raise SpecError(
-                f"{called} must give a list of {name} indices, at least one, it gives {indices!r}"
+                f"{called} returns {indices!r} as {name} indices; return a list of at least one integer"
             )
     if 0 not in actions or list(actions) != list(range(actions[0], actions[0] + len(actions))):
         raise SpecError(
-            f"{called} gives the action indices {list(actions)}, but a chunk is executed step by step from 0, which is "
+            f"{called} returns the action indices {list(actions)}, but a chunk is executed step by step from 0, which is "
             "now",
             label="actions that are not consecutive",
-            help=f"give `list(range({len(actions)}))`",
+            help=f"return `list(range({len(actions)}))`",
         )
     latest = max(observations)
     return list(transforms), [step - latest for step in observations], list(actions)
 
 
 class TransformedDataset(Dataset[dict[str, Any]]):
-    """A dataset whose samples went through a pipeline. Indexed by `index`, or by `(index, key)` for training:
+    """A dataset whose samples pass through a pipeline, indexed by `index`, or by `(index, key)` for training.
 
-    what is random then follows from the key, in transforms of the config that draw from torch's generator too.
+    With a key, all random numbers follow from it, also in transforms of the config that draw from torch's generator.
     """
 
     def __init__(self, dataset: Dataset[dict[str, Any]], pipeline: SamplePipeline) -> None:
@@ -148,3 +171,6 @@ class TransformedDataset(Dataset[dict[str, Any]]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key)
             return self._pipeline(self.source[index], key)
+
+
+__all__ = ["KEY", "SamplePipeline", "TransformedDataset", "parse_transform", "set_mode"]

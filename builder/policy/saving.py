@@ -1,7 +1,7 @@
-"""Directories that hold a whole policy, or none that passes for one.
+"""Crash-safe saving: a directory holds a whole policy, or nothing that could be taken for one.
 
-A directory of its own is replaced in one step. In one that holds anything else, such as the working directory, files
-are replaced one by one, and config.json, without which there is no policy, goes first and comes last.
+A directory that holds nothing else is replaced in one step. In any other, such as the working directory, files are
+replaced one by one; config.json, without which there is no policy, is removed first and written last.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ...schemas.errors import CheckpointError
 from . import manifest
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_CURE = "the checkpoint is not whole; use another one of the run, or save the policy again"
+_CURE = "the checkpoint is incomplete; use another one of the run, or save the policy again"
 CONFIG, RECIPE, ASSETS = "config.json", "recipe.yaml", "collator"
 STATE = "training.pt"
-"""The state of training, which only `--resume` needs."""
+"""State of training, which only `--resume` needs."""
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 _OTHERS = {CONFIG, RECIPE, "recipe.lock.yaml", "policy_shim.py", ASSETS, manifest.NAME}
 _STAGING = ".staging-"
 
-SHIM = '''"""Lets `AutoModel.from_pretrained(..., trust_remote_code=True)` find the policy's classes."""
+SHIM = '''"""Classes of the policy, for `AutoModel.from_pretrained(..., trust_remote_code=True)`."""
 
 try:
     from policysmith.builder.policy import RecipeConfig, RecipePolicy
@@ -50,17 +50,18 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """A directory whose files take the place of those in `target` when the block ends well, and vanish when not.
+    """Provide a directory whose files replace those in `target` if the block succeeds, and vanish if it fails.
 
-    In one step where `target` is new, empty, or holds nothing but a former checkpoint. Otherwise, and where it is a
-    volume, the working directory, or in a directory that cannot be written to, file by file: what else it holds is
-    not touched, and as long as files are mixed there is no config.json.
+    They replace it in one step if `target` is new, empty, or holds only a former checkpoint. Otherwise (also for a
+    mount point, the working directory, or a parent that is read-only) they replace it file by file: other files stay
+    untouched, and config.json is absent while old and new files are mixed.
 
-    Raises CheckpointError where that cannot be written, whatever the block was doing.
+    Raises:
+        CheckpointError: Something cannot be written, there or in the block.
     """
     if target.is_file():
         raise CheckpointError(f"{target} is a file; name a directory")
-    if _STAGING in target.name:  # a save within a save, whose errors are told by the outer one
+    if _STAGING in target.name:  # a save within a save: the outer one reports its errors
         with _staged(target) as directory:
             yield directory
         return
@@ -70,8 +71,8 @@ def staged(target: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{target} cannot be written ({reason}); what was saved before is as it was. Make room or set its "
-            "permissions right, and save again, or go on with `--resume`"
+            f"{target} cannot be written ({reason}), and earlier saves are untouched; free space or fix its permissions, "
+            "then save again, or continue with `--resume`"
         ) from error
 
 
@@ -98,7 +99,7 @@ def _staged(target: Path) -> Iterator[Path]:
 
 
 def _replaceable(target: Path) -> bool:
-    """Whether nothing is lost, and nobody left in a directory that is gone, when another takes its place."""
+    """Return whether another directory can take the place of `target` without loss, or a process left in a deleted one."""
     with contextlib.suppress(FileNotFoundError):
         if Path.cwd().is_relative_to(target):
             return False
@@ -109,7 +110,7 @@ def _replaceable(target: Path) -> bool:
 
 
 def _fill(target: Path, staging: Path) -> None:
-    """Replace a checkpoint file by file, around whatever else lies there."""
+    """Replace a checkpoint file by file, and leave other files alone."""
     (target / CONFIG).unlink(missing_ok=True)
     _sync(target)
     for path in target.iterdir():
@@ -117,7 +118,9 @@ def _fill(target: Path, staging: Path) -> None:
             path.unlink()
     for path in (target / RECIPE, *_files(target / ASSETS)):
         if path.is_file() and not (staging / path.relative_to(target)).exists():
-            log.warning("%s is not of the policy saved beside it, but will be loaded with it", path)
+            log.warning(
+                "%s belongs to another policy than the one saved beside it, but will be loaded with it", path
+            )
     for path in sorted(_files(staging), key=lambda path: path == staging / CONFIG):
         place = target / path.relative_to(staging)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +135,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _staging(target: Path) -> Path:
-    """A free directory name beside `target`; removes what processes of this machine that are gone have left."""
+    """Return a free directory name beside `target`, and remove what dead processes of this machine left there."""
     stem = f".{target.name}{_STAGING}{platform.node()}-"
     for left in target.parent.glob(f"{glob.escape(stem)}*"):
         owner = left.name.removeprefix(stem)
@@ -152,7 +155,7 @@ def _alive(process: int) -> bool:
 
 
 def _exchange(staging: Path, target: Path) -> None:
-    """Swap two directories: in one step on Linux, elsewhere in two, with the former one set aside between them."""
+    """Swap two directories: in one step on Linux, elsewhere in two steps, with the former one set aside."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     if renameat2 is not None:
         here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -169,7 +172,7 @@ def _former(target: Path) -> Path:
 
 
 def verify(directory: Path) -> None:
-    """Read back config and weights. Raises CheckpointError for what is missing, empty or cut short."""
+    """Read back config and weights. Raise CheckpointError if a file is missing, empty or truncated."""
     read_json(directory / CONFIG)
     index = directory / WEIGHTS[1]
     names = [WEIGHTS[0]]
@@ -190,17 +193,17 @@ def verify(directory: Path) -> None:
 
 
 def check_directory(path: Any, subfolder: str | None = None, *, digests: bool = False) -> None:
-    """Refuse a local directory that holds no whole checkpoint; a hub id passes. Raises CheckpointError.
+    """Raise CheckpointError for a local directory without a complete checkpoint; accept a hub id.
 
-    With `digests`, files that a policy is loaded from must be those that its manifest lists, where it has one.
+    With `digests`, also verify the files of the policy against its manifest, if it has one.
     """
     directory = Path(str(path))
     if directory.is_dir():
         directory /= subfolder or ""
         if not (directory / CONFIG).exists():
             raise CheckpointError(
-                f"{directory} holds no config.json; name the directory of a policy, or save it again where saving "
-                "was interrupted"
+                f"{directory} holds no config.json; name the directory of a policy, or save it again if saving was "
+                "interrupted"
             )
         verify(directory)
         if digests:
@@ -214,7 +217,7 @@ def check_directory(path: Any, subfolder: str | None = None, *, digests: bool = 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file. Raises CheckpointError where there is none."""
+    """Return the mapping in a JSON file. Raise CheckpointError if the file holds none."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -222,7 +225,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); {_CURE}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged (it holds no mapping); {_CURE}")
+        raise CheckpointError(f"{path} is damaged (not a mapping); {_CURE}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""`imports:` of a recipe: Python of the user's own, run once per process and only when asked to."""
+"""`imports:` of a recipe: the user's own Python, run once per process and only if allowed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _loaded: dict[Path, ModuleType] = {}
 
 
 def run_imports(document: Document) -> list[Diagnostic]:
-    """Import every entry of `imports:`; a located finding for each that fails."""
+    """Import every entry of `imports:`. Return a located finding for each that fails."""
     entries = document.value.get("imports")
     found = []
     for position, entry in enumerate(entries if isinstance(entries, list) else ()):
@@ -25,7 +25,7 @@ def run_imports(document: Document) -> list[Diagnostic]:
             continue
         try:
             _run(entry, document.directory)
-        except Exception as error:  # noqa: BLE001  (foreign code may raise anything; it is reported at its place)
+        except Exception as error:  # noqa: BLE001  (foreign code may raise anything)
             message = f"importing `{entry}` failed: {type(error).__name__}: {error}"
             found.append(Diagnostic("E012 import-failed", message, document.span(("imports", position))))
     return found

@@ -1,7 +1,8 @@
 """The JSON Schema of recipes, generated from the pydantic models that validate them.
 
-`policysmith schema --write` puts it where the command line and editors read it: `schemas/recipe.v1.json`. A choice by
-`type` becomes an `enum` plus one `if`/`then` each, because editors and validators explain those well and `oneOf` badly.
+`policysmith schema --write` writes it to `schemas/recipe.v1.json`, for the command line and for editors. A choice by
+`type` becomes an `enum` and one `if`/`then` for each, because editors and validators explain those well and `oneOf`
+badly.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class _Generator(GenerateJsonSchema):
-    """Also shows defaults that are made by a factory."""
+    """Generator that also includes defaults made by a factory."""
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
         factory = schema.get("default_factory")
@@ -33,13 +34,15 @@ class _Generator(GenerateJsonSchema):
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of recipes with every part that is registered here."""
+    """Return the JSON Schema (draft 2020-12) of recipes, with every registered part."""
     root = model_schema(Recipe)
     definitions: dict[str, Any] = {}
     for kind, registry in sorted(REGISTRIES.items()):
         types = {name: registry.get(name).Config for name in registry.names()}
         definitions[kind] = _choice(list(types), lambda name, kind=kind: {"$ref": f"#/$defs/{kind}.{name}"})
         definitions |= {f"{kind}.{name}": model_schema(config) for name, config in types.items()}
+    needed = {"required": root.pop("required")}
+    root |= {"if": {"required": ["base"]}, "then": {}, "else": needed}
     sorted_root: dict[str, Any] = _sorted({**root, "$defs": definitions})
     return {
         "$schema": _DIALECT,
@@ -49,18 +52,18 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def model_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON Schema of one section or of one part's `Config`, without references except to kinds of parts."""
+    """Return the JSON Schema of a section or of a part's `Config`; its only references are to kinds of parts."""
     raw = model.model_json_schema(schema_generator=_Generator)
     return _tidy(raw, raw.pop("$defs", {}))
 
 
 def schema_text() -> str:
-    """The exact content of `schemas/recipe.v1.json`."""
+    """Return the exact content of `schemas/recipe.v1.json`."""
     return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def write_schema(path: Path = SCHEMA_FILE) -> bool:
-    """Write the schema; tells whether that changed anything."""
+    """Write the schema. Return whether the file changed."""
     text = schema_text()
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
@@ -69,7 +72,7 @@ def write_schema(path: Path = SCHEMA_FILE) -> bool:
 
 
 def _tidy(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """One schema, its references inlined, its titles dropped, its unions in a form that is easy to explain."""
+    """Return a schema with references inlined, titles dropped, and unions in a form that is easy to explain."""
     schema = dict(schema)
     if (reference := schema.pop("$ref", None)) is not None:
         schema = {**definitions[reference.removeprefix("#/$defs/")], **schema}
@@ -98,7 +101,7 @@ def _tidy(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str
 
 
 def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
-    """Either of several schemas, without `oneOf`, and without `anyOf` where types alone tell them apart."""
+    """Return the union of schemas without `oneOf`, and without `anyOf` if their types differ."""
     tags = [member.get("properties", {}).get("type", {}).get("const") for member in members]
     if (
         len(members) == 2
@@ -119,22 +122,22 @@ def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for member in members:
         own = member.get("type")
-        rest = {key: value for key, value in member.items() if key != "type"}
+        others = {key: value for key, value in member.items() if key != "type"}
         names = [own] if isinstance(own, str) else list(own or ())
-        if not names or set(names) & set(types) or rest.keys() & merged.keys():
+        if not names or set(names) & set(types) or others.keys() & merged.keys():
             return {"anyOf": members}
         if names == ["null"] and merged.keys() & {"enum", "const"}:
             values = merged.pop("enum", None) or [merged.pop("const")]
             merged["enum"] = [*values, None]
-        elif merged.keys() & {"enum", "const"} or (types and rest.keys() & {"enum", "const"}):
+        elif merged.keys() & {"enum", "const"} or (types and others.keys() & {"enum", "const"}):
             return {"anyOf": members}
         types += names
-        merged |= rest
+        merged |= others
     return {"type": types, **merged}
 
 
 def _choice(names: list[str], schema_of: Any) -> dict[str, Any]:
-    """A mapping whose `type` decides about its other keys."""
+    """Return the schema of a mapping whose `type` determines its other keys."""
     return {
         "type": "object",
         "required": ["type"],

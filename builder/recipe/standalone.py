@@ -1,34 +1,39 @@
-"""The text of a recipe as it was trained: overrides written into it, and paths that resolve from anywhere."""
+"""The text of a recipe as it was trained: overrides applied, and paths that resolve from anywhere."""
 
 from __future__ import annotations
 
 import copy
 import io
 import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from ...schemas.composition import PATH_KEYS
 from ...schemas.document import Document, parse
 from ...schemas.errors import RecipeError
+from ...schemas.json_schema import SCHEMA_FILE
+from ...schemas.nodes import KeyPath
 from ...schemas.paths import exists, expanded
-from ..wiring.parts import LOCATIONS
 
-_PATHS = (*LOCATIONS, "init", "from")
+_HEADER = re.compile(r"^(#\s*yaml-language-server:\s*\$schema=)(\S+)", re.MULTILINE)
 
 
 def standalone(document: Document, *, located: bool) -> str:
-    """The author's text with the overrides in their places, comments kept.
+    """Return the author's text with the overrides in place, comments kept.
 
-    With `located`, paths that exist relative to the recipe become absolute. Where the text cannot be changed in place,
-    as with aliases, it is written anew, without comments.
+    With `located`, paths that exist relative to the recipe become absolute, that of the JSON Schema included. If the text
+    cannot be changed in place, as with aliases, write it again without comments.
     """
     wanted = _located(document.value, document.directory) if located else document.value
     text = document.root.span.source.text
     if text is None:
         return _dumped(wanted)
+    text = _with_schema(text, document.directory) if located else text
     before = parse(text).value
     if before == wanted:
         return text
@@ -40,12 +45,48 @@ def standalone(document: Document, *, located: bool) -> str:
         if parse(stream.getvalue()).value == wanted:
             return stream.getvalue()
     except (YAMLError, RecipeError, LookupError, TypeError, ValueError, AttributeError):
-        pass  # what cannot be kept as it was written is written anew
+        pass  # written again below
     return _dumped(wanted)
 
 
+def same_spelling(
+    recipe: Mapping[str, Any], directory: Path, before: Mapping[str, Any], before_directory: Path
+) -> dict[str, Any]:
+    """Return a resolved recipe with the paths of another one, wherever both name the same file."""
+    result = copy.deepcopy(dict(recipe))
+    for path in _path_options(recipe):
+        ours, theirs = _at(recipe, path), _at(before, path)
+        if isinstance(ours, str) and isinstance(theirs, str) and ours != theirs:
+            one, other = directory / expanded(ours), before_directory / expanded(theirs)
+            if exists(one) and exists(other) and one.resolve() == other.resolve():
+                _at(result, path[:-1])[path[-1]] = theirs
+    return result
+
+
+def _with_schema(text: str, directory: Path) -> str:
+    """Return the text with an absolute path in the header by which editors find the JSON Schema."""
+
+    def absolute(header: re.Match[str]) -> str:
+        if "://" in header[2]:
+            return header[0]
+        given = directory / expanded(header[2])
+        return header[1] + str((given if exists(given) else SCHEMA_FILE).resolve())
+
+    return _HEADER.sub(absolute, text, count=1)
+
+
+def _at(value: Any, path: KeyPath) -> Any:
+    """Return the value at a path, or None."""
+    for step in path:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
 def _changed(node: Any, before: Any, wanted: Any) -> Any:
-    """A node of the text with the values that differ replaced in place."""
+    """Return a node of the text with the values that differ replaced in place."""
     if isinstance(before, dict) and isinstance(wanted, dict):
         for key in before.keys() - wanted.keys():
             del node[key]
@@ -64,34 +105,38 @@ def _changed(node: Any, before: Any, wanted: Any) -> Any:
 
 
 def _located(recipe: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """The recipe with its relative paths spelled out from its directory."""
-    found = copy.deepcopy(recipe)
-
-    def spell(holder: Any, key: Any) -> None:
-        value = holder.get(key) if isinstance(holder, dict) else holder[key]
+    """Return the recipe with absolute paths for files that exist relative to its directory."""
+    result = copy.deepcopy(recipe)
+    for path in _path_options(recipe):
+        value = _at(recipe, path)
         if isinstance(value, str) and exists(place := directory / expanded(value)):
-            holder[key] = str(place.resolve())
+            _at(result, path[:-1])[path[-1]] = str(place.resolve())
+    return result
 
-    data = found.get("data")
-    for source in (data, *((data.get("sources") or {}).values() if isinstance(data, dict) else ())):
-        spell(source, "path")
-    for index, entry in enumerate(found.get("imports") or ()):
+
+def _path_options(recipe: Mapping[str, Any]) -> Iterator[KeyPath]:
+    """Yield the place of every option that may hold a path."""
+    data = recipe.get("data")
+    if isinstance(data, dict):
+        yield "data", "path"
+        for name in data.get("sources") or ():
+            yield "data", "sources", name, "path"
+    for index, entry in enumerate(recipe.get("imports") or ()):
         if str(entry).endswith(".py"):
-            spell(found["imports"], index)
-    nodes: list[Any] = [found.get(section) for section in ("policy", "transforms", "collator")]
+            yield "imports", index
+    nodes: list[KeyPath] = [("policy",), ("transforms",), ("collator",)]
     while nodes:
-        node = nodes.pop()
+        place = nodes.pop()
+        node = _at(recipe, place)
         if isinstance(node, dict):
-            for key in _PATHS:
-                spell(node, key)
-            nodes += node.values()
+            yield from ((*place, key) for key in PATH_KEYS if key in node)
+            nodes += [(*place, key) for key in node]
         elif isinstance(node, list):
-            nodes += node
-    return found
+            nodes += [(*place, index) for index in range(len(node))]
 
 
 def _dumped(recipe: dict[str, Any]) -> str:
-    """The recipe as YAML, or as JSON, which is YAML, where that would be read otherwise."""
+    """Return the recipe as YAML, or as JSON, which is YAML, if YAML would not read back the same."""
     yaml = YAML()
     yaml.default_flow_style = False
     stream = io.StringIO()
@@ -104,4 +149,4 @@ def _dumped(recipe: dict[str, Any]) -> str:
     return json.dumps(recipe, indent=2) + "\n"
 
 
-__all__ = ["standalone"]
+__all__ = ["same_spelling", "standalone"]

@@ -1,4 +1,4 @@
-"""The pydantic stage: findings of the models, located in the document, without what the JSON Schema said already."""
+"""The pydantic stage: findings of the models, located in the document, beyond those of the JSON Schema."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from ...schemas.json_schema import SchemaTree, shipped_schema
 from ...schemas.nodes import Key, KeyPath
 from ...schemas.part import PartConfig
 from ...schemas.recipe import Recipe
-from ...schemas.wording import did_you_mean, where
+from ...schemas.wording import where
 from .json_schema import model_schema
 
-Pair = tuple[type[Any], PartConfig]
+PartOf = tuple[type[Any], PartConfig]
+"""Class and validated config of a part."""
 M = TypeVar("M", bound=BaseModel)
 _DEFAULT_COLLATOR = {"type": "default"}
 _ABOUT_KEYS = ("E003 unknown-key", "E004 missing-key")
@@ -27,7 +28,7 @@ _BEYOND_SCHEMA = frozenset({"value_error", "assertion_error"})
 
 
 def part_sites(value: Mapping[str, Any]) -> Iterator[tuple[str, KeyPath, dict[str, Any]]]:
-    """Kind, path and raw options of every part of a raw recipe; skips what is no mapping."""
+    """Yield kind, path and raw options of every part of a raw recipe; skip what is not a mapping."""
     policy = value.get("policy")
     if isinstance(policy, dict) and policy.get("type", "composed") == "composed":
         for kind in ("backbones", "necks"):
@@ -47,17 +48,22 @@ def _site(kind: str, path: KeyPath, raw: object) -> Iterator[tuple[str, KeyPath,
 
 
 def validate_recipe(
-    document: Document, *, heard: Sequence[Diagnostic]
+    document: Document, *, already_reported: Sequence[Diagnostic]
 ) -> tuple[Recipe | None, list[Diagnostic]]:
-    """The sections, parts still raw; findings that are not among those `heard`."""
-    recipe, found = validate(document, (), document.value, Recipe, heard=heard)
+    """Return the sections, parts still raw, and the findings that are not already reported."""
+    recipe, found = validate(document, (), document.value, Recipe, already_reported=already_reported)
     return recipe, found
 
 
 def validate_part(
-    document: Document, kind: str, path: KeyPath, raw: dict[str, Any], *, heard: Sequence[Diagnostic]
-) -> tuple[Pair | None, list[Diagnostic]]:
-    """One part's class and config, or its findings."""
+    document: Document,
+    kind: str,
+    path: KeyPath,
+    raw: dict[str, Any],
+    *,
+    already_reported: Sequence[Diagnostic],
+) -> tuple[PartOf | None, list[Diagnostic]]:
+    """Return the class and config of a part, or its findings."""
     name = raw.get("type")
     if not isinstance(name, str):
         return None, []
@@ -65,7 +71,7 @@ def validate_part(
     try:
         part = REGISTRIES[kind].get(name)
     except RegistryError as error:
-        known = any(other.span == span for other in heard)
+        known = any(other.span == span for other in already_reported)
         own = f"register it with `@{kind.upper()}.register` in a file under `imports:`"
         help = own if document.value.get("imports") else ""
         return None, [] if known else [Diagnostic("E006 unknown-type", str(error), span, help=help)]
@@ -75,69 +81,19 @@ def validate_part(
     found: list[Diagnostic] = []
     if name not in SchemaTree(shipped_schema()).types(kind):
         found = check_against(document, path, model_schema(part.Config))
-    config, more = validate(document, path, raw, part.Config, heard=[*heard, *found])
+    config, more = validate(document, path, raw, part.Config, already_reported=[*already_reported, *found])
     return (None if config is None else (part, config)), found + more
 
 
-def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
-    """Findings for values that are right alone and wrong together: precision, one dataset or several, which robot is judged."""
-    data, judged, training = recipe.data, recipe.evaluation, recipe.training
-    found: list[Diagnostic] = []
-
-    def report(
-        path: KeyPath, code: ErrorCode, message: str, label: str, help: str, related: KeyPath | None = None
-    ) -> None:
-        also = [] if related is None else [(related, "the other one")]
-        error = SpecError(message, label=label, help=help)
-        found.append(located(document, path, error, code=code, related=also))
-
-    if training.float8 != "off":
-        for key, value, why in (
-            ("precision", "fp32", "rounds what is computed in bf16"),
-            ("compile", "off", "is slower than bf16 where layers are not compiled"),
-        ):
-            if getattr(training, key) == value:
-                help = f"leave out `training.{key}`, or set `training.float8: off`"
-                message = f"`training.float8` {why}, and `training.{key}` is {value}"
-                place = ("training", "float8")
-                report(place, "E007 invalid-value", message, "one too many", help, ("training", key))
-    if data.sources is None:
-        if data.path is None:
-            help = "name a dataset, or leave it out and name those of several robots by `sources`"
-            message = "`data.path` must be a string, found nothing (null)"
-            report(("data", "path"), "E005 wrong-type", message, "expected a string", help)
-        if judged is not None and judged.embodiment is not None:
-            help = "remove it, or name the robots under `data.sources`"
-            message = "`evaluation.embodiment` chooses among several robots, but the data has one"
-            report(("evaluation", "embodiment"), "E007 invalid-value", message, "nothing to choose", help)
-        return found
-    names = ", ".join(f"`{name}`" for name in sorted(data.sources))
-    if data.path is not None:
-        help = "remove one: `path` names one dataset, `sources` those of several robots"
-        message = "`data.path` and `data.sources` exclude each other"
-        report(("data", "sources"), "E007 invalid-value", message, "one too many", help, ("data", "path"))
-    for key in ("cameras", "columns", "episodes"):
-        if getattr(data, key) is not None:
-            message = f"`data.{key}` is said of each source by itself"
-            help = f"write `{key}` below {names}"
-            report(("data", key), "E003 unknown-key", message, "of which source?", help)
-    if judged is not None and judged.embodiment not in data.sources:
-        if judged.embodiment is None:
-            help = f"add `embodiment`, one of {names}"
-            message = "`evaluation` needs the key `embodiment`: the policy is for several robots"
-            report(("evaluation",), "E004 missing-key", message, "`embodiment` is missing", help)
-        else:
-            label = did_you_mean(judged.embodiment, data.sources, "no such robot")
-            message = f"no robot is called `{judged.embodiment}`"
-            help = f"`data.sources` names {names}"
-            report(("evaluation", "embodiment"), "E025 unknown-embodiment", message, label, help)
-    return found
-
-
 def validate(
-    document: Document, path: KeyPath, raw: object, model: type[M], *, heard: Sequence[Diagnostic] = ()
+    document: Document,
+    path: KeyPath,
+    raw: object,
+    model: type[M],
+    *,
+    already_reported: Sequence[Diagnostic] = (),
 ) -> tuple[M | None, list[Diagnostic]]:
-    """The model of the value at `path`, or findings that the schema stage has not reported already (`heard`)."""
+    """Return the model of the value at `path`, or the findings that are not already reported."""
     try:
         return model.model_validate(raw), []
     except ValidationError as error:
@@ -146,7 +102,9 @@ def validate(
     for detail in details:
         place = (*path, *_without_tags(raw, detail["loc"]))
         span = document.span(place)
-        if heard and (detail["type"] not in _BEYOND_SCHEMA or any(other.span == span for other in heard)):
+        if already_reported and (
+            detail["type"] not in _BEYOND_SCHEMA or any(other.span == span for other in already_reported)
+        ):
             continue
         message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         found.append(Diagnostic("E007 invalid-value", f"{where(place)}: {message}", span))
@@ -154,7 +112,7 @@ def validate(
 
 
 def _without_tags(value: object, location: Sequence[Key]) -> KeyPath:
-    """Pydantic's location of a finding without the names of union members, which no recipe holds."""
+    """Return pydantic's location of a finding without the names of union members, which no recipe holds."""
     path: list[Key] = []
     for position, step in enumerate(location):
         last = position == len(location) - 1
@@ -177,7 +135,7 @@ def located(
     related: Sequence[tuple[KeyPath, str]] = (),
     notes: Sequence[str] = (),
 ) -> Diagnostic:
-    """A finding about the value at `path`, or at the option below it that a SpecError names."""
+    """Return a finding about the value at `path`, or at the option below it that a SpecError names."""
     places = tuple((_short(document, place), label) for place, label in related)
     spec = SpecError(error) if isinstance(error, str) else error
     place = (*path, *_below(document, path, spec.field or ""))
@@ -188,21 +146,21 @@ def located(
 
 
 def _short(document: Document, path: KeyPath) -> Span:
-    """Place of a value, or of its key where the value takes several lines."""
+    """Return the span of a value, or of its key if the value takes several lines."""
     span = document.span(path)
     return span if span.line == span.end_line else document.span(path, "key")
 
 
 def _below(document: Document, path: KeyPath, field: str) -> KeyPath:
-    """The steps of a dotted option below a part, as far as the recipe has them; its keys may hold dots themselves."""
+    """Return the steps of a dotted option below a part, as far as the recipe has them; keys may contain dots."""
     value: Any = document.value
     for step in path:
         value = value[step] if _has(value, step) else None
     steps: list[Key] = []
     names = field.split(".") if field else []
     while names:
-        joined = (".".join(names[:length]) for length in range(len(names), 0, -1))
-        found = next((key for key in joined if _has(value, _step(value, key))), None)
+        candidates = (".".join(names[:length]) for length in range(len(names), 0, -1))
+        found = next((key for key in candidates if _has(value, _step(value, key))), None)
         if found is None:
             break
         steps.append(_step(value, found))

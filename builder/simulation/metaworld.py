@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...schemas.errors import SimulatorError
+from ...schemas.specs import IMAGES
 from .base import Action, Image, Observation, StepResult
 from .metaworld_tasks import INSTRUCTIONS
 from .offscreen import SETTINGS, OffscreenCamera, import_mujoco
@@ -173,7 +174,7 @@ class MetaWorldEnvironment:
         }
         if self._camera is not None:
             image = self._camera.render(self._data).transpose(2, 0, 1)
-            observation[f"observation.images.{CAMERA}"] = np.ascontiguousarray(image)
+            observation[f"{IMAGES}{CAMERA}"] = np.ascontiguousarray(image)
         return observation
 
 

@@ -25,7 +25,7 @@ import torch
 from ...schemas.errors import CheckpointError
 from ..policy import BasePolicyModel, manifest, saving
 from ..policy.saving import STATE
-from ..runs import checkpoints, latest, place, point
+from ..runs import checkpoint_path, checkpoints, latest, point
 from . import state as states
 from .distributed.sharding import put, unsharded, whole
 from .optim.ema import WeightAverage
@@ -66,7 +66,7 @@ def save(
     All processes of a run call it, so that what is spread over them comes together; one of them `writes`. Raises
     CheckpointError where the checkpoint cannot be written, which leaves those before it as they are.
     """
-    target = place(run, step)
+    target = checkpoint_path(run, step)
     state: dict[str, Any] = whole(
         {
             "step": step,
@@ -213,4 +213,4 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, item in pairs for k, v in _flatten(item, key).items()}
 
 
-__all__ = ["FREE", "STATE", "Identity", "checkpoints", "latest", "place", "restore", "save"]
+__all__ = ["FREE", "STATE", "Identity", "checkpoint_path", "checkpoints", "latest", "restore", "save"]

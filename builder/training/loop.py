@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ...schemas.errors import Interrupted, TrainingError
 from ...schemas.interrupts import Signals
 from .. import runs
-from ..policy import RecipePolicy
 from . import batches, checkpoint
 from .checkpoint import Identity
 from .distributed.accelerator import own_stream, peak, setting
@@ -104,7 +103,7 @@ class _Run:
         self.lag = 0 if accelerator.device.type == "cpu" else LAG
         self.intervals: deque[Interval] = deque()
         self.profile: Profile | None = None
-        self.saved = job.directory / "policy"
+        self.saved = job.directory / runs.POLICY
         self.changes: list[str] = []
         """Differences of a resumed run from the one before."""
         self.validation = Validation(job, accelerator) if job.validation is not None else None
@@ -187,13 +186,12 @@ class _Run:
             self._note(saved)
         self._count_operations(first)
         self.graph = self._graph()
-        if isinstance(self.policy, RecipePolicy):
-            for together in self.policy.fused(first):
-                self._note(f"images go through one kernel: {', '.join(f'`{name}`' for name in together)}")
+        for together in self.policy.fused_transforms(first):
+            self._note(f"images go through one kernel: {', '.join(f'`{name}`' for name in together)}")
         self.never_finite = set(self._not_finite())
         self.health.begin(self.step)
         if job.profile:
-            self.profile = Profile(job.directory / "profile", device, self.accelerator.is_main_process)
+            self.profile = Profile(job.directory / runs.PROFILE, device, self.accelerator.is_main_process)
         self.meter.begin()
 
     def _graph(self) -> StepGraph | None:
@@ -229,7 +227,7 @@ class _Run:
         if section.cache == "off":
             return None
         if self.sharded:
-            if isinstance(self.policy, RecipePolicy) and self.policy.at_rest:
+            if self.policy.frozen_backbones:
                 self._note("frozen backbones run in every step: their weights are spread over processes")
             return None
         samples = Samples(
@@ -370,7 +368,7 @@ class _Run:
         if broken:
             kept = f"statistics were lost with it ({', '.join(broken[:3])}), so the last checkpoint is {self.saved}"
         else:
-            if not checkpoint.place(self.job.directory, step).exists():
+            if not checkpoint.checkpoint_path(self.job.directory, step).exists():
                 self._save(step)
             kept = f"the weights before it are in {self.saved}"
         raise not_finite(step, self.sampler.batch(step * self.section.accumulate), kept)

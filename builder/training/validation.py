@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ...components.shares import tabled, with_shares
+from ...components.shares import stack_counts, with_shares
 from ..policy import BasePolicyModel
 from .batches import to_device
 from .distributed.collectives import Peers
@@ -52,7 +52,7 @@ class Validation:
                 torch.manual_seed(mix(self._section.seed, 0, index, 0))
                 weight = size / self._size
                 if self._kinds:
-                    counts = tabled([policy.loss_counts(batch)])[0]
+                    counts = stack_counts([policy.loss_counts(batch)])[0]
                     shares = (counts / self._total.clamp_min(1.0)).float() * (size > 0)
                     batch, weight = with_shares(batch, dict(zip(self._kinds, shares, strict=True))), 1.0
                 for name, value in policy(batch).items():
@@ -72,7 +72,7 @@ class Validation:
             self._kinds = list(counts)
             if not counts:
                 break
-            tables.append(tabled([counts])[0] * (size > 0))
+            tables.append(stack_counts([counts])[0] * (size > 0))
         self._total = self._peers.total(torch.stack(tables).sum(0)) if tables else torch.zeros(0)
 
     def _batches(self) -> Iterator[tuple[int, int, dict[str, Any]]]:

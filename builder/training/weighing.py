@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...components.shares import tabled, with_shares
+from ...components.shares import stack_counts, with_shares
 from ..policy import BasePolicyModel
 
 Batches = Sequence[Mapping[str, Any]]
@@ -36,7 +36,7 @@ class Weighing:
                 f"{'the head' if hasattr(self._policy, 'head') else type(self._policy).__name__} does not count them"
             )
             return batches
-        table = tabled(counts)
+        table = stack_counts(counts)
         total = table.sum(0)
         if self._processes > 1:
             torch.distributed.all_reduce(total)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from ...components.base import ActionHead, Facts, Neck
-from ...components.features import named
+from ...components.features import resolve
 from ...schemas.errors import PolicysmithError, SpecError
 from ...schemas.nodes import KeyPath
 from ...schemas.part import HeadConfig
@@ -16,10 +16,11 @@ from .parts import Parts, Problem, Site, as_spec_error, because
 
 
 def check_names(parts: Parts, problems: list[Problem]) -> None:
+    """Add a problem for every neck that has the name of a backbone."""
     for name, site in parts.necks.items():
         if name in parts.backbones:
             label, help = "the name of a backbone", "rename one of the two"
-            error = SpecError(f"a backbone is called `{name}` too", label=label, help=help)
+            error = SpecError(f"a backbone has the name `{name}` too", label=label, help=help)
             problems.append(Problem(site.path, error))
 
 
@@ -30,7 +31,7 @@ def wire_necks(
     facts: Mapping[str, Facts],
     problems: list[Problem],
 ) -> dict[str, Specs]:
-    """What each neck reads, each after those it reads from; adds what they publish to `published`."""
+    """Return the inputs of each neck, in an order that can be computed, and add their outputs to `published`."""
     necks: dict[str, Specs] = {}
     waiting = {
         name: {entry.partition(".")[0] for _, entry, _ in _entries(site)}
@@ -61,7 +62,7 @@ def wire_necks(
 
 
 def _entries(site: Site) -> list[tuple[str, str, tuple[Kind, ...]]]:
-    """The features that a neck's options name: the option, the name, and the kinds it accepts there."""
+    """Return the features that a neck's options name: the option, the name, and the kinds it accepts there."""
     neck = cast(type[Neck], site.part)
     return [
         (f"{role}.{position}", entry, kinds)
@@ -71,7 +72,7 @@ def _entries(site: Site) -> list[tuple[str, str, tuple[Kind, ...]]]:
 
 
 def head_inputs(parts: Parts, published: Mapping[str, Specs], problems: list[Problem]) -> dict[str, Spec]:
-    """What the head reads. `published` lacks the sources that do not fit themselves; nothing is said of these."""
+    """Return the inputs of the head. Sources missing from `published` already have a problem of their own."""
     head = cast(type[ActionHead], parts.head.part)
     config = cast(HeadConfig, parts.head.config)
     kinds = head.kinds(config)
@@ -87,7 +88,7 @@ def head_inputs(parts: Parts, published: Mapping[str, Specs], problems: list[Pro
             noun = "backbone" if name in parts.backbones else "neck"
             error = SpecError(
                 f"nothing reads {noun} `{name}`",
-                label="computed for nothing",
+                label="its features are unused",
                 help=f"add `{name}` to `policy.head.reads`, or remove the {noun}",
             )
             problems.append(Problem(site.path, error))
@@ -101,7 +102,7 @@ def _resolve(
     published: Mapping[str, Specs],
     problems: list[Problem],
 ) -> dict[str, Spec]:
-    """The features that a head or a neck names, each entry with its option and the kinds accepted there."""
+    """Return the features that a head or a neck names; each entry has its option and the kinds accepted there."""
     features: dict[str, Spec] = {}
     taken: set[tuple[str, str]] = set()
     kind, noun = reader.config.type, "head" if reader is parts.head else "neck"
@@ -119,7 +120,7 @@ def _resolve(
             continue
         offered = published[name]
         source = "backbone" if name in parts.backbones else "neck"
-        key = named(entry, {f"{name}.{o}": spec for o, spec in offered.items()}, kinds)
+        key = resolve(entry, {f"{name}.{o}": spec for o, spec in offered.items()}, kinds)
         if key is None or offered[key.split(".")[1]].kind not in kinds:
             message = f"{noun} `{kind}` reads {' or '.join(kinds)}, "
             message += f"but {source} `{name}` publishes {' and '.join(offered)}"
@@ -134,7 +135,7 @@ def _resolve(
             also = [(parts.sources[name].path, f"publishes {' and '.join(offered)}")]
             problems.append(Problem(reader.path, error, also, "E022 missing-input"))
         elif (role := (where.partition(".")[0], key)) in taken:
-            error = SpecError(f"`{kind}` reads `{key}` twice", field=field, label="again")
+            error = SpecError(f"`{kind}` reads `{key}` twice", field=field, label="second time")
             problems.append(Problem(reader.path, error))
         else:
             taken.add(role)
@@ -143,7 +144,7 @@ def _resolve(
 
 
 def _cure(entry: str, kinds: Sequence[Kind], offered: Specs) -> str:
-    """What to do where a source publishes nothing that its reader can read."""
+    """Return the cure for a source that publishes nothing its reader can read."""
     name, _, output = entry.partition(".")
     fitting = [output for output, spec in offered.items() if spec.kind in kinds]
     if Kind.KEY_VALUES in kinds and (output == Kind.KEY_VALUES or not fitting):
@@ -161,7 +162,7 @@ def _cure(entry: str, kinds: Sequence[Kind], offered: Specs) -> str:
 
 
 def origins(parts: Parts, features: Specs) -> list[tuple[KeyPath, str]]:
-    """The parts that publish some features, with what they publish."""
+    """Return the place of the part behind each feature, with the feature's spec."""
     return [
         (parts.sources[key.split(".")[0]].path, f"{key} is {spec}{because(spec)}")
         for key, spec in features.items()

@@ -1,4 +1,4 @@
-"""The parts that a recipe names, each at its place, and what can be wrong with how they fit."""
+"""Parts of a recipe, each at its place, and problems with how they fit together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...schemas.paths import expanded
 from ...schemas.specs import Spec
 
 LOCATIONS = ("pretrained", "architecture", "tokenizer")
-"""Options of any part that name a model on the hub, a file or a directory; relative ones start at the recipe."""
+"""Options of any part that name a model on the hub, a file or a directory; paths are relative to the recipe."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Site:
 
     @property
     def key(self) -> str:
-        """The path, dotted: `policy.backbones.vision`."""
+        """Dotted path: `policy.backbones.vision`."""
         return ".".join(str(step) for step in self.path)
 
-    def opened(self, directory: Path | None) -> PartConfig:
-        """The config to open files with: what lies in the recipe's directory is spelled out from there."""
+    def resolved_config(self, directory: Path | None) -> PartConfig:
+        """Return the config with absolute paths for files that exist in the directory of the recipe."""
         if directory is None:
             return self.config
         found = {}
@@ -46,14 +46,14 @@ class Site:
 
     @property
     def location(self) -> KeyPath:
-        """Path of the option that names its files, or its own where it has none."""
+        """Path of the option that names its files, or of the part itself if it has none."""
         named = [name for name in LOCATIONS if getattr(self.config, name, None) is not None]
         return (*self.path, *named[:1])
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts a recipe names. Backbones and necks are in the order of their names: `config.json` sorts its keys."""
+    """Parts of a recipe. Backbones and necks are sorted by name, because `config.json` sorts its keys."""
 
     collator: Site
     transforms: Sequence[Site]
@@ -67,12 +67,12 @@ class Parts:
 
     @property
     def sources(self) -> dict[str, Site]:
-        """Backbones and necks, which publish features, by name."""
+        """Parts that publish features, by name: backbones and necks."""
         return {**self.backbones, **self.necks}
 
     @classmethod
     def from_resolved(cls, recipe: Mapping[str, Any]) -> Parts:
-        """The parts of a resolved recipe, as a checkpoint holds it. Raises RegistryError for one nothing provides."""
+        """Return the parts of a resolved recipe, as a checkpoint holds it. Raise RegistryError for an unknown part."""
 
         def site(registry: Any, path: KeyPath, raw: Mapping[str, Any]) -> Site:
             try:
@@ -80,7 +80,7 @@ class Parts:
             except RegistryError as error:
                 files = ", ".join(recipe.get("imports") or ())
                 cure = f"import `{files}` first, as its recipe does" if files else "install what provides it"
-                raise RegistryError(f"`{dotted(path)}` cannot be made: {error}; {cure}") from error
+                raise RegistryError(f"`{dotted(path)}` cannot be built: {error}; {cure}") from error
             return Site(path, part, part.Config.model_validate(raw))
 
         policy = recipe["policy"]
@@ -102,7 +102,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that does not fit; `also` lists other places of the recipe that take part in it."""
+    """One misfit; `also` lists the other places of the recipe that are part of it."""
 
     path: KeyPath
     error: SpecError
@@ -111,7 +111,7 @@ class Problem:
 
 
 class WiringError(PolicysmithError, ValueError):
-    """The parts do not fit together."""
+    """Raised when the parts of a recipe do not fit together, with every problem found."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -119,10 +119,12 @@ class WiringError(PolicysmithError, ValueError):
 
 
 def because(spec: Spec) -> str:
+    """Return the reason for a spec in parentheses, or an empty string."""
     return f" ({spec.why})" if spec.why else ""
 
 
 def as_spec_error(error: PolicysmithError) -> SpecError:
+    """Return an error as SpecError, with its label and help if it has them."""
     return error if isinstance(error, SpecError) else SpecError(str(error))
 
 

@@ -1,7 +1,7 @@
-"""Joins the parts of a recipe: which output feeds which input, and every size along the way.
+"""The wiring of a recipe's parts: which output feeds which input, and every size along the way.
 
-Pure: reads configs and specs, allocates nothing. The same function wires a recipe before it is built and a saved
-policy when it is loaded. Problems are collected, each with the recipe path of the part it concerns.
+`wire` is pure: it reads configs and specs and allocates nothing. It wires a recipe before it is built, and a saved
+policy when it is loaded. Problems are collected, each with the recipe path of its part.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from .parts import Parts, Problem, Site, WiringError, as_spec_error, because
 
 @dataclass(frozen=True)
 class Wiring:
-    """Every edge of a policy."""
+    """Every edge of a composed policy."""
 
     observations: Specs
-    """What the dataset gives, `action` included."""
+    """Samples of the dataset, `action` included."""
     collated: Specs
-    """The same after the collator."""
+    """Batches after the collator."""
     transformed: Sequence[Specs]
-    """The same after each transform."""
+    """Batches after each transform."""
     reads: Mapping[str, Specs]
-    """By backbone, what it reads."""
+    """Inputs of each backbone."""
     necks: Mapping[str, Specs]
-    """By neck, the features it reads; in an order in which all are there when they are read."""
+    """Features that each neck reads, in an order that can be computed."""
     outputs: Mapping[str, Sequence[str]]
-    """By backbone and neck, the outputs that are asked of it."""
+    """Outputs that other parts read, by backbone and neck."""
     features: Specs
-    """What the head reads, by `<backbone>.<output>`."""
+    """Features that the head reads, by `<part>.<output>`."""
     given: Specs
-    """What the head knows besides: the size of the actions, and of the embodiments where there are several."""
+    """Other specs that the head knows: of the actions and, for several robots, of the embodiments."""
     action: Spec
-    """What the head gives."""
+    """Actions that the head predicts."""
     facts: Mapping[str, Facts] = field(default_factory=dict)
 
     def into_neck(self, name: str) -> Specs:
-        """What a neck reads, and the size of the embodiments where there are several."""
+        """Return the inputs of a neck and, for several robots, the spec of the embodiments."""
         robots = {key: spec for key, spec in self.given.items() if spec.kind is Kind.EMBODIMENT}
         return {**self.necks[name], **robots}
 
     def into(self, index: int) -> Specs:
-        """What transform `index` reads; one past the last, what backbones and head read."""
+        """Return the inputs of transform `index`; one past the last, those of backbones and head."""
         return self.transformed[index - 1] if index else self.collated
 
 
-def look_up(sites: Iterable[Site], directory: Path | None = None) -> dict[str, dict[str, Any]]:
-    """What parts look up outside the recipe, by part. Raises WiringError with all that cannot be read."""
+def look_up_facts(sites: Iterable[Site], directory: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Return the facts that parts look up outside the recipe, by part. Raise WiringError with all that fail."""
     found: dict[str, dict[str, Any]] = {}
     problems = []
     for site in sites:
         try:
-            facts = site.part.facts(site.opened(directory))
+            facts = site.part.facts(site.resolved_config(directory))
         except WeightsError as error:
             problems.append(Problem(site.location, as_spec_error(error), code="E024 bad-weights"))
             continue
@@ -79,12 +79,12 @@ def look_up(sites: Iterable[Site], directory: Path | None = None) -> dict[str, d
 def with_statistics(
     facts: Mapping[str, Facts], readers: Iterable[Site], statistics: Mapping[str, Any]
 ) -> dict[str, Facts]:
-    """Facts of all parts, with the dataset's statistics among those of the collator and of each transform."""
+    """Return the facts of all parts, with the dataset's statistics added to those of each reader."""
     return {**facts, **{s.key: {**facts.get(s.key, {}), "statistics": statistics} for s in readers}}
 
 
 def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wiring:
-    """Solve all specs. Raises WiringError with every problem found."""
+    """Return every edge of a policy. Raise WiringError with every problem found."""
     stages = wire_samples([parts.collator, *parts.transforms], observations, facts)
     current = stages[-1].specs
     problems: list[Problem] = []
@@ -126,16 +126,16 @@ def wire(parts: Parts, observations: Specs, facts: Mapping[str, Facts]) -> Wirin
 
 @dataclass(frozen=True)
 class Stage:
-    """What flows after one step of the samples' way, and where the recipe asks for that step."""
+    """Specs of samples after one step, and the place of that step in the recipe."""
 
     path: KeyPath
     specs: Specs
 
 
 def wire_samples(sites: Sequence[Site], observations: Specs, facts: Mapping[str, Facts]) -> list[Stage]:
-    """Specs of the data and after each site, a collator or transform. Raises WiringError.
+    """Return the specs of the data, and after each collator or transform. Raise WiringError.
 
-    Observations are taken in the order of their names, as a saved config has them.
+    Observations are sorted by name, as in a saved config.
     """
     known = facts.get(sites[0].key, {}) if sites else {}
     stages = [Stage(("data", "path"), with_bounds(dict(sorted(observations.items())), known))]
@@ -149,7 +149,7 @@ def wire_samples(sites: Sequence[Site], observations: Specs, facts: Mapping[str,
 
 
 def remarks(transforms: Sequence[Site], inputs: Sequence[Specs], facts: Mapping[str, Facts]) -> list[str]:
-    """Return what transforms that read `inputs` have to say of the data, with the place of each."""
+    """Return the remarks of transforms about the data, each with its place; `inputs` are theirs, in order."""
     return [
         f"`{dotted(site.path)}`: {remark}"
         for site, specs in zip(transforms, inputs, strict=True)
@@ -157,8 +157,8 @@ def remarks(transforms: Sequence[Site], inputs: Sequence[Specs], facts: Mapping[
     ]
 
 
-def demanded(parts: Parts, wiring: Wiring, without: Collection[str] = ()) -> set[str]:
-    """Keys, after the collator, that backbones other than `without` read or transforms cannot do without."""
+def required_keys(parts: Parts, wiring: Wiring, without: Collection[str] = ()) -> set[str]:
+    """Return the keys, after the collator, that transforms need or that backbones outside `without` read."""
     wanted = {key for name, inputs in wiring.reads.items() if name not in without for key in inputs}
     for index, site in reversed(list(enumerate(parts.transforms))):
         inputs = wiring.into(index)
@@ -166,8 +166,8 @@ def demanded(parts: Parts, wiring: Wiring, without: Collection[str] = ()) -> set
     return wanted
 
 
-def traced(parts: Parts, wiring: Wiring, backbones: Iterable[str]) -> list[set[str]]:
-    """Keys that these backbones depend on: before each transform, and last what they read."""
+def keys_before_transforms(parts: Parts, wiring: Wiring, backbones: Iterable[str]) -> list[set[str]]:
+    """Return the keys that these backbones depend on: before each transform and, last, after all of them."""
     wanted = {key for name in backbones for key in wiring.reads[name]}
     stages = [wanted]
     for index, site in reversed(list(enumerate(parts.transforms))):
@@ -180,8 +180,31 @@ def traced(parts: Parts, wiring: Wiring, backbones: Iterable[str]) -> list[set[s
     return stages
 
 
+def observed_keys(parts: Parts, wiring: Wiring) -> set[str]:
+    """Return the keys of the dataset's observations that backbones, transforms or the collator cannot do without.
+
+    The collator needs an observation if its `specs` refuses the others, or returns fewer keys for them.
+    """
+    wanted = required_keys(parts, wiring)
+    made = wanted - wiring.observations.keys()
+    site = parts.collator
+    facts = wiring.facts.get(site.key, {})
+
+    def collator_needs(key: str) -> bool:
+        others = {other: spec for other, spec in wiring.observations.items() if other != key}
+        try:
+            left = site.part.specs(site.config, others, facts)
+        except PolicysmithError:
+            return True
+        return not made <= left.keys()
+
+    known = (Kind.ACTION, Kind.EMBODIMENT)
+    seen = [key for key, spec in wiring.observations.items() if spec.kind not in known]
+    return {key for key in seen if key in wanted or collator_needs(key)}
+
+
 def _problem(site: Site, error: PolicysmithError, stages: Sequence[Stage], code: ErrorCode) -> Problem:
-    """What a part said of its inputs, with the place where the input at fault got its size."""
+    """Return a part's complaint about its inputs, with the place that gave the input at fault its size."""
     found = as_spec_error(error)
     key = found.source
     if key is None or key not in stages[-1].specs:
@@ -198,10 +221,11 @@ def _problem(site: Site, error: PolicysmithError, stages: Sequence[Stage], code:
 __all__ = [
     "Stage",
     "Wiring",
-    "demanded",
-    "look_up",
+    "keys_before_transforms",
+    "look_up_facts",
+    "observed_keys",
     "remarks",
-    "traced",
+    "required_keys",
     "wire",
     "wire_samples",
     "with_statistics",

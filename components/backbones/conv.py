@@ -1,46 +1,40 @@
-"""A few strided convolutions."""
-
 from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, BackboneConfig
+from ...schemas.part import MOST_LAYERS, BackboneConfig, Count
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images.specs import fold, frame_size, frames, image_features, unfold
+from ..images.specs import fold_frames, frame_size, frames, image_features, unfold_frames
 
-Count = Annotated[int, Field(ge=1)]
 _KERNEL = 3
 
 
 class Conv(Backbone):
-    """Encodes every image by a few convolutions, each of which halves it: tokens for a transformer that does the rest.
+    """A few strided convolutions, each of which halves the image, as tokens for a transformer.
 
         x = relu(norm(convolution(x)))        tokens = W x
 
-    Early convolutions in place of patches make transformers easier to train (Xiao et al., 2021); with the defaults it is
-    the image tokenizer of Octo (2024), without its weight standardisation. `tokens` (B, T * V * N, D) holds the places of
-    the last map, row by row, of all T steps of V cameras, and `pooled` (B, T * V * D) their mean.
+    Early convolutions in place of patches make transformers easier to train (Xiao et al., 2021). With the
+    defaults it is the image tokenizer of Octo (2024), without its weight standardization. `tokens` (B, T * V
+    * N, D) holds the places of the last map, row by row, of T steps of V cameras, and `pooled` (B, T * V * D)
+    their mean.
     """
 
     kind = Kind.IMAGE
 
     class Config(BackboneConfig):
-        """A few strided convolutions."""
-
         type: Literal["conv"]
-        """Encode images by a few strided convolutions."""
         channels: list[Count] = Field(
             max_length=MOST_LAYERS, default_factory=lambda: [32, 96, 192, 384], min_length=1
         )
-        """Channels of the convolutions; each halves the image, so that 4 of them see patches of 16."""
+        """Channels of the convolutions; each halves the image, so that four cover patches of 16 pixels."""
         groups: Count = 32
         """Groups of the norms; they share the channels."""
         width: Count = 512
@@ -64,13 +58,13 @@ class Conv(Backbone):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError for channels that the groups cannot share."""
+        """Return the specs of the outputs; raise SpecError if the groups do not divide the channels."""
         for position, channels in enumerate(config.channels):
             if channels % config.groups:
                 raise SpecError(
                     f"{channels} channels cannot be shared by {config.groups} groups",
                     field=f"channels.{position}",
-                    label=f"no multiple of {config.groups}",
+                    label=f"not a multiple of {config.groups}",
                     help=f"choose channels that are multiples of `groups`, {config.groups}",
                 )
         cameras = cls.reads(config, inputs)
@@ -80,12 +74,12 @@ class Conv(Backbone):
         return image_features(cameras, height * width, config.width, grid=(height, width))
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="conv", channels=[4, 8], groups=2, width=8)
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalised float images."""
-        images = fold(observations, self._cameras, self.out.weight.dtype)  # (B * T * V, 3, H, W)
+        """Return `pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalized float images."""
+        images = fold_frames(observations, self._cameras, self.out.weight.dtype)  # (B * T * V, 3, H, W)
         tokens: Tensor = self.out(self.layers(images).flatten(2).transpose(1, 2))
         pooled = tokens.mean(1) if "pooled" in outputs else None
-        return unfold(pooled, tokens if "tokens" in outputs else None, self._frames)
+        return unfold_frames(pooled, tokens if "tokens" in outputs else None, self._frames)

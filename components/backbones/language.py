@@ -1,10 +1,7 @@
-"""A text encoder for the instruction."""
-
 from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,8 +10,6 @@ from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_TEXT_ENCODING_MAPPING,
-    BertConfig,
-    BertModel,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     PreTrainedConfig,
@@ -25,32 +20,29 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..language.prompt_cache import Remembered, at_rest
+from ..language.prompt_cache import PromptCache, is_constant
 from ..pretrained.models import copy_transformer, read_config, source_of
 
 _COLLATOR = "set `collator: {type: language, tokenizer: <the same model>}` to turn `task` into token ids"
 
 
 class Language(Backbone):
-    """Encodes the instruction by a text encoder of transformers: BERT and its kin, T5, CLIP's text half.
+    """Text encoder of transformers for the instruction: BERT and its kin, T5, or the text half of CLIP.
 
-    Publishes `tokens` (B, L, D), with a mask that leaves padding out, and `pooled` (B, P). A frozen encoder reads each
-    prompt once and remembers it, where the collator gives `task.key`.
+    Publishes `tokens` (B, L, D), with a mask that excludes padding, and `pooled` (B, P). A frozen encoder
+    caches the features of each prompt if the collator provides `task.key`.
     """
 
     kind = Kind.TOKEN_IDS
 
     class Config(BackboneConfig):
-        """A text encoder for the instruction."""
-
         type: Literal["language"]
-        """Encode the instruction by a text encoder."""
         pretrained: str | None = Field(default=None, min_length=1)
-        """Model on the hub, or directory, to take architecture and weights from, such as `google-t5/t5-base`."""
+        """Model on the hub, or directory, that provides architecture and weights, such as `google-t5/t5-base`."""
         architecture: str | None = Field(default=None, min_length=1)
-        """Model to take the architecture from, without weights. One of this and `pretrained` is needed."""
+        """Model that provides the architecture, without weights. One of this and `pretrained` is required."""
         pooling: Literal["mean", "first", "last", "projected"] | None = None
-        """What `pooled` is: the mean over all tokens, the first (class) token, the last (end-of-text) token, or that one projected as CLIP compares it with images. By default `projected` for CLIP, else `mean`."""
+        """Pooling: the mean over all tokens, the first (class) token, the last (end-of-text) token, or that token projected as CLIP compares it with images. By default `projected` for CLIP, else `mean`."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -63,17 +55,17 @@ class Language(Backbone):
         if self._pooling == "projected":
             encoder = CLIPTextModelWithProjection
         self.model: PreTrainedModel = encoder(sizes, **_options(encoder))
-        self._remembered = Remembered()
+        self._remembered = PromptCache()
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
-        """The encoder's config; raises WeightsError where it cannot be read or is no text encoder."""
+        """Return the encoder's config; raise WeightsError if it is unreadable or not a text encoder."""
         known = tuple(sorted(kind.model_type for kind in MODEL_FOR_TEXT_ENCODING_MAPPING))
         return {"config": read_config(source_of(config), known, "choose a text encoder", part="text_config")}
 
     @classmethod
     def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
-        """The token ids; raises SpecError, which names the collator that makes them, where there are none."""
+        """Return the token ids; raise SpecError, which names the collator to use, if there are none."""
         if config.reads is None and not any(spec.kind is Kind.TOKEN_IDS for spec in available.values()):
             raise SpecError(
                 "`language` reads token ids, and there are none", label="no token ids", help=_COLLATOR
@@ -82,7 +74,7 @@ class Language(Backbone):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError where there are no token ids or they do not fit the encoder."""
+        """Return the specs of the outputs; raise SpecError if token ids are missing or unsuitable."""
         key, ids = _source(config, inputs)
         sizes: Any = _sizes(facts)
         source, field = source_of(config), "pretrained" if config.pretrained is not None else "architecture"
@@ -114,25 +106,16 @@ class Language(Backbone):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
-        sizes = BertConfig(
-            vocab_size=64,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=64,
-        )
-        BertModel(sizes, add_pooling_layer=False).save_pretrained(directory / "text_encoder")
-        return cls.Config(type="language", pretrained=str(directory / "text_encoder"))
+    def example(cls) -> Config:
+        return cls.Config(type="language", architecture="policysmith/tiny-bert")
 
     def load_pretrained(self) -> None:
-        """Copy the weights of the encoder; raises WeightsError where they do not fit."""
+        """Copy the weights of the encoder; raise WeightsError if they do not fit."""
         if self.config.pretrained is not None:
             copy_transformer(self.config.pretrained, self.model, **_options(type(self.model)))
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, P) and `tokens` (B, L, D) of `task.input_ids` (B, L) and `task.attention_mask` (B, L)."""
+        """Return `pooled` (B, P) and `tokens` (B, L, D) of the prompt's ids and attention mask (B, L)."""
         ids, mask = observations[self._ids], observations[self._mask].bool()
         wanted, keys = (
             tuple(name for name in ("pooled", "tokens") if name in outputs),
@@ -141,7 +124,7 @@ class Language(Backbone):
         captured = (
             ids.is_cuda and torch.cuda.is_current_stream_capturing()
         )  # a graph would keep these very prompts
-        if keys is None or ids.is_meta or captured or not at_rest(self):
+        if keys is None or ids.is_meta or captured or not is_constant(self):
             encoded = self._encode(ids, mask, wanted)
         else:
             device = ids.device.type
@@ -155,7 +138,7 @@ class Language(Backbone):
         return {name: Feature(values, masks.get(name)) for name, values in zip(wanted, encoded, strict=True)}
 
     def _encode(self, ids: Tensor, mask: Tensor, outputs: Sequence[str]) -> tuple[Tensor, ...]:
-        """The named outputs for ids and mask (B, L)."""
+        """Return the named outputs for ids and mask (B, L)."""
         visible = None if mask.is_meta else mask.long()  # transformers looks at the values of a mask
         hidden = self.model(input_ids=ids, attention_mask=visible).last_hidden_state  # (B, L, D)
         return tuple(hidden if name == "tokens" else self._pool(hidden, mask) for name in outputs)
@@ -177,7 +160,7 @@ class Language(Backbone):
 
 
 def _source(config: Language.Config, inputs: Specs) -> tuple[str, Spec]:
-    """The token ids it reads."""
+    """Return the token ids to read."""
     found = Language.reads(config, inputs)
     if len(found) > 1:
         raise SpecError(
@@ -196,7 +179,7 @@ def _sizes(facts: Facts) -> PreTrainedConfig:
 
 
 def _pooling(config: Language.Config, sizes: PreTrainedConfig) -> str:
-    """What `pooled` is; raises SpecError for a projection that the encoder does not have."""
+    """Return the pooling; raise SpecError for a projection that the encoder lacks."""
     projects = isinstance(sizes, CLIPTextConfig)
     if config.pooling == "projected" and not projects:
         raise SpecError(
@@ -209,7 +192,7 @@ def _pooling(config: Language.Config, sizes: PreTrainedConfig) -> str:
 
 
 def _options(encoder: type[PreTrainedModel]) -> dict[str, Any]:
-    """Leave out a pooler whose result is not read."""
+    """Return options that omit an unused pooler."""
     return (
         {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(encoder).parameters else {}
     )

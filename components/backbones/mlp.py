@@ -1,52 +1,44 @@
-"""A multi-layer perceptron for the robot's state."""
-
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, BackboneConfig
+from ...schemas.part import MOST_LAYERS, BackboneConfig, Count
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..layers.basic import Activation, CategoryMlp, mlp
 
-Width = Annotated[int, Field(ge=1)]
-
 
 class MlpBackbone(Backbone):
-    """Encodes each observation step of the state (B, T, S) by the same layers.
+    """Multi-layer perceptron over the robot's state, applied to each observation step (B, T, S).
 
-    Publishes one token a step, `tokens` (B, T, D), and their concatenation, `pooled` (B, T * D). Several states are
-    concatenated first. Without hidden layers it is one linear layer; with one, and layers of its own for each robot, it
-    is the state encoder of GR00T (Bjorck et al., 2025).
+    Publishes one token per step, `tokens` (B, T, D), and their concatenation, `pooled` (B, T * D). Several
+    states are concatenated first. Without hidden layers it is one linear layer; with one hidden layer and
+    per-robot weights, it is the state encoder of GR00T (Bjorck et al., 2025).
     """
 
     kind = Kind.STATE
 
     class Config(BackboneConfig):
-        """A multi-layer perceptron for the robot's state."""
-
         type: Literal["mlp"]
-        """Encode the state by a multi-layer perceptron."""
-        width: Width = 64
-        """Size D of what comes out for each observation step."""
-        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=lambda: [256])
+        width: Count = 64
+        """Size D of the output of each observation step."""
+        hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=lambda: [256])
         """Sizes of the hidden layers; `[]` for one linear layer."""
         activation: Activation = "gelu"
         """Activation after each hidden layer."""
         dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
         """Dropout rate after each hidden layer."""
         per_embodiment: bool = False
-        """Whether each robot has first and last layers of its own; for data of several robots."""
-        in_dim: Width | None = None
-        """Expected size of the state; by default that of the data. A different size is an error."""
+        """Use separate first and last layers for each robot; for data of several robots."""
+        in_dim: Count | None = None
+        """Expected size of the state; by default that of the data. Another size is an error."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -63,7 +55,7 @@ class MlpBackbone(Backbone):
 
     @classmethod
     def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
-        """The states, and which robot they are of where that matters; raises SpecError where one is missing."""
+        """Return the states, and the embodiment if layers depend on it; raise SpecError if one is missing."""
         assert isinstance(config, cls.Config)
         found = super().reads(config, available)
         if config.per_embodiment:
@@ -73,7 +65,7 @@ class MlpBackbone(Backbone):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError for a state of another size than `in_dim`."""
+        """Return the specs of the outputs; raise SpecError if the size of the state is not `in_dim`."""
         states = {key: spec for key, spec in cls.reads(config, inputs).items() if spec.kind is cls.kind}
         size = sum(spec.width for spec in states.values())
         source, first = next(iter(states.items()))
@@ -100,11 +92,11 @@ class MlpBackbone(Backbone):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="mlp", width=8, hidden=[16])
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, T * D) and `tokens` (B, T, D)."""
+        """Return `pooled` (B, T * D) and `tokens` (B, T, D)."""
         weight = next(self.parameters())
         state = torch.cat([observations[key] for key in self._states], dim=-1).to(weight.dtype)
         ids = [observations[EMBODIMENT]] if self.config.per_embodiment else []

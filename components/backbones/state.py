@@ -1,9 +1,6 @@
-"""The robot's state as it is."""
-
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,23 +12,20 @@ from ..base import Backbone, Batch, Facts, Feature
 
 
 class State(Backbone):
-    """Passes the state (B, T, S) on, for heads that encode it themselves.
+    """The robot's state, unchanged, for heads that encode it themselves.
 
-    Publishes one token a step, `tokens` (B, T, S), and their concatenation, `pooled` (B, T * S). Several states are
-    concatenated first.
+    Publishes one token per step, `tokens` (B, T, S), and their concatenation, `pooled` (B, T * S). Several
+    states are concatenated first.
     """
 
     kind = Kind.STATE
 
     class Config(BackboneConfig):
-        """The robot's state as it is."""
-
         type: Literal["state"]
-        """Pass the state on as it is."""
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError for states whose steps differ."""
+        """Return the specs of `pooled` and `tokens`; raise SpecError if the states differ in steps."""
         states = cls.reads(config, inputs)
         source, first = next(iter(states.items()))
         for key, spec in states.items():
@@ -48,11 +42,11 @@ class State(Backbone):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="state")
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, T * S) and `tokens` (B, T, S)."""
+        """Return `pooled` (B, T * S) and `tokens` (B, T, S)."""
         tokens = torch.cat([observations[key] for key in self.keys], dim=-1)
         features = {"pooled": Feature(tokens.flatten(1)), "tokens": Feature(tokens)}
         return {name: features[name] for name in features if name in outputs}

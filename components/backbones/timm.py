@@ -1,11 +1,8 @@
-"""Any image model of timm."""
-
 from __future__ import annotations
 
 import sys
 from collections.abc import Collection
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import timm
@@ -19,43 +16,42 @@ from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ...schemas.wording import did_you_mean
 from ..base import Backbone, Batch, Facts, Feature
-from ..images.specs import check_normalisation, fold, frame_size, frames, image_features, unfold
+from ..images.specs import check_normalization, fold_frames, frame_size, frames, image_features, unfold_frames
 from ..layers.batch_norms import with_norm
 from ..pretrained import weights
 
 
 class Timm(Backbone):
-    """Encodes every image by a model of timm (Wightman, 2019), without its classifier.
+    """Image model of timm (Wightman, 2019), without its classifier.
 
-    `pooled` (B, T * V * D) holds what the classifier would read, `tokens` (B, T * V * N, D) the last feature map or
-    sequence, row by row, of all T steps of V cameras. With `layer` these are an earlier map and its mean: one of
-    the maps that timm lists for a CNN (a ResNet's stem is the first), which still know where things are, or what a
-    transformer's blocks leave, without norm. Batch norms follow `train()` and `eval()`, and a frozen backbone
-    runs in `eval()`; small batches of robot data disturb their statistics, so that ACT freezes them (Zhao et al., 2023)
-    and Diffusion Policy does without (Chi et al., 2023). The parameters of a ResNet are named as torchvision's.
+    `pooled` (B, T * V * D) holds the input of the classifier and `tokens` (B, T * V * N, D) the last feature
+    map or sequence, row by row, of T steps of V cameras. With `layer` they hold an earlier map and its mean:
+    one of the maps that timm lists for a CNN (a ResNet's stem is the first), which preserve position, or the
+    output of a transformer block, without norm.
+
+    Batch norms follow `train()` and `eval()`, and a frozen backbone runs in `eval()`. Small batches of robot
+    data disturb their statistics, so ACT freezes them (Zhao et al., 2023) and Diffusion Policy avoids them
+    (Chi et al., 2023). The parameters of a ResNet have torchvision's names.
     """
 
     kind = Kind.IMAGE
 
     class Config(BackboneConfig):
-        """Any image model of timm."""
-
         type: Literal["timm"]
-        """Encode images by a model of timm."""
         name: str
         """Architecture, such as `resnet18` or `tf_efficientnet_lite0`; `timm.list_models()` lists them."""
         pretrained: str | None = Field(default=None, min_length=1)
         """Weights: a model on the hub (`timm/resnet18.a1_in1k`), a file, a directory, or `package://<package>/<file>`."""
         prefix_tokens: Literal["drop", "keep"] = "drop"
-        """Whether `tokens` holds the class and register tokens of a transformer, before the patches."""
+        """Drop the class and register tokens of a transformer, or keep them before the patches."""
         layer: Annotated[int, Field(ge=1)] | None = None
-        """Read the map of this number among those that timm lists for a CNN, or after so many blocks of a transformer; by default the last, and its norm."""
+        """Map of a CNN or block of a transformer to read, by number as timm lists it; by default the last, after its norm."""
         norm: Literal["batch", "frozen", "group"] = "batch"
-        """Norms of a CNN: `batch` as timm has them, `frozen` the same at fixed statistics, weight and bias, `group` group norms of 16 channels."""
+        """Norms of a CNN: `batch` as in timm, `frozen` with fixed statistics, weight and bias, or `group` norms of 16 channels."""
         drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-        """Rate at which whole layers are left out while training (stochastic depth)."""
+        """Rate at which whole layers are skipped in training (stochastic depth)."""
         positions: Literal["fixed", "interpolate"] = "fixed"
-        """What images of another size than pretrained weights meet in a model of fixed size: an error, or interpolation."""
+        """Treatment of images whose size differs from that of the weights in a model of fixed size: an error, or interpolation."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -67,14 +63,14 @@ class Timm(Backbone):
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
-        """Nothing; raises WeightsError where a local weights file is missing."""
+        """Return no facts; raise WeightsError if a local weights file is missing."""
         if config.pretrained is not None:
-            weights.find(config.pretrained)
+            weights.find_weights(config.pretrained)
         return {}
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError for an unknown model or images that it cannot read."""
+        """Return the specs of the outputs; raise SpecError for an unknown model or unreadable images."""
         if not timm.is_model(config.name):
             raise SpecError(
                 f"timm has no model `{config.name}`",
@@ -99,7 +95,7 @@ class Timm(Backbone):
             )
         if config.pretrained is not None and defaults is not None:
             trained = {"mean": list(defaults.mean), "std": list(defaults.std)}
-            check_normalisation(cameras, trained, config.name)
+            check_normalization(cameras, trained, config.name)
         _check_layer(config, size)
         try:
             found = _probe(config.name, size, config.prefix_tokens, config.layer)
@@ -115,30 +111,30 @@ class Timm(Backbone):
             raise SpecError(
                 f"`{config.name}` has no stochastic depth",
                 field="drop_path",
-                label="takes none",
+                label="has none",
                 help="leave `drop_path` out, or choose another model",
             )
         _check_norm(config)
         return image_features(cameras, found.tokens, found.width, found.pooled, found.grid)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="timm", name="test_efficientnet")
 
     def load_pretrained(self) -> None:
-        """Fill in the weights that `pretrained` names; raises WeightsError where they do not fit."""
+        """Load the weights that `pretrained` names; raise WeightsError if they do not fit."""
         config = self.config
         if config.pretrained is None:
             return
-        path = weights.fetch(config.pretrained)
+        path = weights.fetch_weights(config.pretrained)
         with torch.device("meta"):
             whole: Any = timm.create_model(config.name)
             bare = _create(config.name, frame_size(self._cameras), config.drop_path)
         classifier = whole.pretrained_cfg.get("classifier") or ()
         names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
         convert = getattr(sys.modules[type(self.model).__module__], "checkpoint_filter_fn", None)
-        state = weights.fit(
-            weights.read(path),
+        state = weights.match_weights(
+            weights.read_weights(path),
             bare.state_dict(),
             whole.state_dict(),
             tuple(f"{name}." for name in names),
@@ -148,20 +144,20 @@ class Timm(Backbone):
         self.model.load_state_dict(state)
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalised float images."""
-        images = fold(observations, self._cameras, next(self.model.parameters()).dtype)
+        """Return `pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalized float images."""
+        images = fold_frames(observations, self._cameras, next(self.model.parameters()).dtype)
         if self.config.layer is not None:
             places = _map(self.model, images, self.config.layer).flatten(2).transpose(1, 2)  # (B * F, N, D)
             mean = places.mean(1) if "pooled" in outputs else None
-            return unfold(mean, places if "tokens" in outputs else None, self._frames)
+            return unfold_frames(mean, places if "tokens" in outputs else None, self._frames)
         maps = self.model.forward_features(images)
         pooled = self.model.forward_head(maps) if "pooled" in outputs else None
         tokens = _tokens(self.model, maps, self.config.prefix_tokens) if "tokens" in outputs else None
-        return unfold(pooled, tokens, self._frames)
+        return unfold_frames(pooled, tokens, self._frames)
 
 
 def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
-    """The model without classifier, built for images of `size` where it must know."""
+    """Build the model without classifier, for images of `size` if it depends on it."""
     options: dict[str, Any] = {"num_classes": 0}
     defaults = timm.get_pretrained_cfg(name)
     if defaults is not None and defaults.fixed_input_size:
@@ -173,7 +169,7 @@ def _create(name: str, size: tuple[int, int], drop_path: float) -> nn.Module:
 
 
 def _map(model: Any, images: Tensor, layer: int) -> Tensor:
-    """The map of this number (B, D, H, W)."""
+    """Return the map (B, D, H, W) of this number."""
     (made,) = model.forward_intermediates(
         images, indices=[layer - 1], stop_early=True, output_fmt="NCHW", intermediates_only=True
     )
@@ -181,7 +177,7 @@ def _map(model: Any, images: Tensor, layer: int) -> Tensor:
 
 
 def _check_layer(config: Timm.Config, size: tuple[int, int]) -> None:
-    """Raises SpecError for a layer that the model does not have or cannot show."""
+    """Raise SpecError for a layer that the model lacks or does not expose."""
     if config.layer is None:
         return
     if config.prefix_tokens == "keep":
@@ -196,23 +192,23 @@ def _check_layer(config: Timm.Config, size: tuple[int, int]) -> None:
         raise SpecError(
             f"`{config.name}` has {layers} layers to read, not {config.layer}"
             if layers
-            else f"`{config.name}` cannot show what its layers leave",
+            else f"`{config.name}` does not expose its layers",
             field="layer",
-            label=f"1 to {layers}" if layers else "not to be seen",
+            label=f"1 to {layers}" if layers else "not exposed",
             help=f"choose a layer up to {layers}" if layers else "leave `layer` out, or choose another model",
         )
 
 
 @lru_cache(maxsize=64)
 def _layers(name: str, size: tuple[int, int]) -> int:
-    """Stages or blocks whose map can be read; 0 where a model does not show them."""
+    """Return the number of readable stages or blocks; 0 if the model exposes none."""
     with torch.device("meta"):
         model: Any = _create(name, size, 0.0)
     return len(model.feature_info) if hasattr(model, "forward_intermediates") else 0
 
 
 def _check_norm(config: Timm.Config) -> None:
-    """Raises SpecError for a norm that the model, or its weights, cannot have."""
+    """Raise SpecError for a norm that does not fit the model or its weights."""
     if config.norm == "group" and config.pretrained is not None:
         raise SpecError(
             f"the weights of `{config.pretrained}` are made for batch norms, not for group norms",
@@ -231,7 +227,7 @@ def _check_norm(config: Timm.Config) -> None:
 
 @lru_cache(maxsize=64)
 def _norm_problem(name: str, norm: str) -> str:
-    """Why a model cannot have a norm; empty where it can."""
+    """Return the reason why a model cannot have a norm, or an empty string."""
     try:
         with torch.device("meta"):
             with_norm(timm.create_model(name, num_classes=0), norm)
@@ -246,7 +242,7 @@ def _converted(convert: Any, model: nn.Module, state: dict[str, Tensor]) -> dict
 
 
 def _tokens(model: Any, maps: Tensor, prefix: str) -> Tensor:
-    """(B, D, H, W), (B, H, W, D) or (B, N, D) -> (B, N, D)."""
+    """Flatten (B, D, H, W), (B, H, W, D) or (B, N, D) to (B, N, D)."""
     if maps.ndim == 4:
         if getattr(model, "output_fmt", "NCHW") == "NHWC":
             return maps.flatten(1, 2)
@@ -256,7 +252,7 @@ def _tokens(model: Any, maps: Tensor, prefix: str) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _drops_paths(name: str, size: tuple[int, int]) -> bool:
-    """Whether a model that can be made without `drop_path` can be made with it."""
+    """Return whether the model accepts `drop_path`."""
     try:
         with torch.device("meta"):
             _create(name, size, 0.1)
@@ -265,24 +261,24 @@ def _drops_paths(name: str, size: tuple[int, int]) -> bool:
     return True
 
 
-class _Map(NamedTuple):
-    """What a model makes of one image."""
+class _MapSizes(NamedTuple):
+    """Sizes of the output for one image."""
 
     tokens: int
     width: int
     pooled: int
     grid: tuple[int, int] | None
-    """Height and width of the feature map that the tokens are, where they are one."""
+    """Height and width of the feature map, if the tokens form one."""
 
 
 @lru_cache(maxsize=64)
-def _probe(name: str, size: tuple[int, int], prefix: str, layer: int | None) -> _Map:
-    """Sizes of what comes out, found on the meta device."""
+def _probe(name: str, size: tuple[int, int], prefix: str, layer: int | None) -> _MapSizes:
+    """Return the sizes of the output, found on the meta device."""
     with torch.device("meta"), torch.no_grad():
         model: Any = _create(name, size, 0.0).eval()
         if layer is not None:
             _, width, height, across = _map(model, torch.zeros(1, 3, *size), layer).shape
-            return _Map(height * across, width, width, (height, across))
+            return _MapSizes(height * across, width, width, (height, across))
         maps = model.forward_features(torch.zeros(1, 3, *size))
         if not isinstance(maps, Tensor) or maps.ndim not in (3, 4):
             raise ValueError("it has no single feature map or sequence of tokens")
@@ -290,11 +286,11 @@ def _probe(name: str, size: tuple[int, int], prefix: str, layer: int | None) -> 
         if tokens.shape[2] != model.num_features:
             raise ValueError(f"its feature map has {tokens.shape[2]} channels, not {model.num_features}")
         pooled = model.forward_head(maps).shape[1]
-        return _Map(tokens.shape[1], tokens.shape[2], pooled, _grid(model, maps, size, tokens.shape[1]))
+        return _MapSizes(tokens.shape[1], tokens.shape[2], pooled, _grid(model, maps, size, tokens.shape[1]))
 
 
 def _grid(model: Any, maps: Tensor, size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
-    """Height and width of a feature map, or of the patches where these are the tokens."""
+    """Return height and width of the feature map, or of the patches if they are the tokens."""
     if maps.ndim == 4:
         height, width = maps.shape[1:3] if getattr(model, "output_fmt", "NCHW") == "NHWC" else maps.shape[2:]
         return height, width

@@ -1,10 +1,7 @@
-"""A pretrained image encoder of transformers."""
-
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,8 +10,6 @@ from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_MAPPING,
-    CLIPVisionConfig,
-    CLIPVisionModel,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -23,88 +18,86 @@ from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images.specs import check_normalisation, fold, frame_size, frames, image_features, unfold
-from ..pretrained.models import copy_transformer, read_config, read_normalisation, source_of
+from ..images.specs import check_normalization, fold_frames, frame_size, frames, image_features, unfold_frames
+from ..pretrained.models import copy_transformer, read_config, read_normalization, source_of
 
 
-class _Family(NamedTuple):
-    """How the encoders of one `model_type` are read."""
+class _Traits(NamedTuple):
+    """Traits of the encoders of one `model_type`."""
 
     class_token: bool
-    """Whether a token for the whole image comes before those of registers and patches."""
+    """True if a token for the whole image precedes those of registers and patches."""
     positions: Literal["asked", "resized", "any"]
-    """Learned positions are resized to other images if it is asked to, or always; others fit images of any size."""
+    """Resizing of learned positions to other images: on request, always, or not needed."""
 
 
-_FAMILIES = {
-    "vit": _Family(True, "asked"),
-    "clip_vision_model": _Family(True, "asked"),
-    "siglip_vision_model": _Family(False, "asked"),
-    "siglip2_vision_model": _Family(False, "resized"),
-    "dinov2": _Family(True, "resized"),
-    "dinov2_with_registers": _Family(True, "resized"),
-    "dinov3_vit": _Family(True, "any"),
-    "dinov3_convnext": _Family(True, "any"),
+_TRAITS = {
+    "vit": _Traits(True, "asked"),
+    "clip_vision_model": _Traits(True, "asked"),
+    "siglip_vision_model": _Traits(False, "asked"),
+    "siglip2_vision_model": _Traits(False, "resized"),
+    "dinov2": _Traits(True, "resized"),
+    "dinov2_with_registers": _Traits(True, "resized"),
+    "dinov3_vit": _Traits(True, "any"),
+    "dinov3_convnext": _Traits(True, "any"),
 }
 
 
 class Vision(Backbone):
-    """Encodes every image by a vision encoder of transformers.
+    """Pretrained image encoder of transformers.
 
-    ViT (Dosovitskiy et al., 2021), CLIP (Radford et al., 2021), SigLIP (Zhai et al., 2023), SigLIP 2 (Tschannen et al.,
-    2025), DINOv2 (Oquab et al., 2024; Darcet et al., 2024) and DINOv3 (Siméoni et al., 2025). Of a model of images and
-    texts the image half is taken.
+    Supports ViT (Dosovitskiy et al., 2021), CLIP (Radford et al., 2021), SigLIP (Zhai et al., 2023), SigLIP 2
+    (Tschannen et al., 2025), DINOv2 (Oquab et al., 2024; Darcet et al., 2024) and DINOv3 (Siméoni et al.,
+    2025). Of a model of images and texts, only the image half is built.
 
-    `tokens` (B, T * V * N, D) holds the patches as the last layer leaves them, row by row, without class and register
-    tokens, and `pooled` (B, T * V * D) one vector for each image, of all T steps of V cameras. Images must be normalised
-    as the model was trained, which is checked where its files say how: `stats: half` of `normalize_image` for SigLIP
-    and ViT, `clip` for CLIP, `imagenet` for DINO. Positions of DINOv3 are not randomly rescaled while training.
+    `tokens` (B, T * V * N, D) holds the patches after the last layer, row by row, without class and register
+    tokens, and `pooled` (B, T * V * D) one vector per image, of T steps of V cameras. Images must be
+    normalized as in the model's training, which is checked if its files say how: `stats: half` of
+    `normalize_image` for SigLIP and ViT, `clip` for CLIP, `imagenet` for DINO. Positions of DINOv3 are not
+    randomly rescaled in training.
     """
 
     kind = Kind.IMAGE
 
     class Config(BackboneConfig):
-        """A pretrained image encoder of transformers."""
-
         type: Literal["vision"]
-        """Encode images by a vision encoder of transformers."""
         pretrained: str | None = Field(default=None, min_length=1)
-        """Model on the hub, or directory, to take architecture and weights from, such as `google/siglip-base-patch16-224`."""
+        """Model on the hub, or directory, that provides architecture and weights, such as `google/siglip-base-patch16-224`."""
         architecture: str | None = Field(default=None, min_length=1)
-        """Model to take the architecture from, without weights. One of this and `pretrained` is needed."""
+        """Model that provides the architecture, without weights. One of this and `pretrained` is required."""
         pooling: Literal["model", "class", "mean"] = "model"
-        """What `pooled` is: the model's own (a normalised class token; attention pooling for SigLIP), the class token as the last layer leaves it, or the mean of the patches."""
+        """Pooling: the model's own (a normalized class token; attention pooling for SigLIP), the class token after the last layer, or the mean of the patches."""
         positions: Literal["fixed", "interpolate"] = "fixed"
-        """What images of another size than the model's meet, where it has one: an error, or interpolated positions."""
+        """Treatment of images whose size differs from the model's, if it has one: an error, or interpolated positions."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._cameras = self.reads(config, inputs)
         self._frames = frames(self._cameras)
         sizes = _sizes(facts)
-        self._family = _FAMILIES[sizes.model_type]
+        self._traits = _TRAITS[sizes.model_type]
         self._patch = _patch(sizes)
-        self._prefix = int(self._family.class_token) + getattr(sizes, "num_register_tokens", 0)
+        self._prefix = int(self._traits.class_token) + getattr(sizes, "num_register_tokens", 0)
         encoder: Any = MODEL_MAPPING[type(sizes)]
         self.model: PreTrainedModel = encoder(sizes, **_options(sizes))
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
-        """The encoder's config, and how its images are normalised; raises WeightsError where it is no such encoder."""
+        """Return the encoder's config and image normalization; raise WeightsError if it is not supported."""
         source = source_of(config)
         otherwise = "use `type: timm` for other image models"
-        found = {"config": read_config(source, tuple(_FAMILIES), otherwise, part="vision_config")}
-        normalisation = read_normalisation(source) if config.pretrained is not None else {}
-        return {**found, "normalisation": normalisation} if normalisation else found
+        found = {"config": read_config(source, tuple(_TRAITS), otherwise, part="vision_config")}
+        normalization = read_normalization(source) if config.pretrained is not None else {}
+        return {**found, "normalisation": normalization} if normalization else found
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError for images of another size, or normalised otherwise, than its own."""
+        """Return the specs of the outputs; raise SpecError if size or normalization of images does not fit."""
         cameras = cls.reads(config, inputs)
         sizes, size = _sizes(facts), frame_size(cameras)
         _check_size(config, sizes, size, next(iter(cameras)))
         if "normalisation" in facts:
-            check_normalisation(cameras, facts["normalisation"], str(config.pretrained))
+            check_normalization(cameras, facts["normalisation"], str(config.pretrained))
         _check_pooling(config, sizes)
         patch = _patch(sizes)
         grid = (size[0] // patch, size[1] // patch)
@@ -112,26 +105,17 @@ class Vision(Backbone):
         return image_features(cameras, grid[0] * grid[1], width, grid=grid)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
-        sizes = CLIPVisionConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            image_size=32,
-            patch_size=8,
-        )
-        CLIPVisionModel(sizes).save_pretrained(directory / "encoder")
-        return cls.Config(type="vision", pretrained=str(directory / "encoder"))
+    def example(cls) -> Config:
+        return cls.Config(type="vision", architecture="policysmith/tiny-clip")
 
     def load_pretrained(self) -> None:
-        """Copy the weights of the encoder; raises WeightsError where they do not fit."""
+        """Copy the weights of the encoder; raise WeightsError if they do not fit."""
         if self.config.pretrained is not None:
             copy_transformer(self.config.pretrained, self.model, **_options(self.model.config))
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalised float images."""
-        images = fold(observations, self._cameras, self.model.dtype)  # (B * T * V, 3, H, W)
+        """Return `pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalized float images."""
+        images = fold_frames(observations, self._cameras, self.model.dtype)  # (B * T * V, 3, H, W)
         encoded = self.model(**self._given(images))
         hidden = encoded.last_hidden_state
         tokens = hidden[:, self._prefix :]
@@ -140,10 +124,10 @@ class Vision(Backbone):
             own = getattr(encoded, "pooler_output", None)
             whole = {"model": hidden[:, 0] if own is None else own, "class": hidden[:, 0]}
             pooled = tokens.mean(1) if self.config.pooling == "mean" else whole[self.config.pooling]
-        return unfold(pooled, tokens if "tokens" in outputs else None, self._frames)
+        return unfold_frames(pooled, tokens if "tokens" in outputs else None, self._frames)
 
     def _given(self, images: Tensor) -> dict[str, Any]:
-        """What the encoder's forward takes."""
+        """Return the arguments of the encoder's forward pass."""
         if self.model.config.model_type == "siglip2_vision_model":
             grid = (images.shape[2] // self._patch, images.shape[3] // self._patch)
             return {
@@ -151,16 +135,16 @@ class Vision(Backbone):
                 "pixel_attention_mask": None,
                 "spatial_shapes": torch.tensor(
                     [grid], device="cpu"
-                ),  # of all images; its values are looked at
+                ),  # on the host, because transformers reads its values
             }
-        if self._family.positions == "asked":
+        if self._traits.positions == "asked":
             own = _native(self.model.config) == tuple(images.shape[2:])
             return {"pixel_values": images, "interpolate_pos_encoding": not own}
         return {"pixel_values": images}
 
 
 def patches(images: Tensor, size: int) -> Tensor:
-    """Images (B, 3, H, W) as flat patches (B, N, size * size * 3), both row by row."""
+    """Cut images (B, 3, H, W) into flat patches (B, N, size * size * 3), row by row."""
     batch, channels, height, width = images.shape
     cut = images.reshape(batch, channels, height // size, size, width // size, size)
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * channels)
@@ -175,20 +159,20 @@ def _sizes(facts: Facts) -> Any:
 
 
 def _options(sizes: PreTrainedConfig) -> dict[str, Any]:
-    """ViT's pooler is not of its pretraining; its class token is."""
+    """Return options that omit ViT's pooler, which is not part of its pretraining."""
     return {"add_pooling_layer": False} if sizes.model_type == "vit" else {}
 
 
 def _patch(sizes: Any) -> int:
-    """Pixels a side of what one token sees before tokens mix."""
+    """Return the side, in pixels, of the area behind one token before tokens mix."""
     if sizes.model_type == "dinov3_convnext":
         return int(4 * 2 ** (len(sizes.depths) - 1))
     return int(sizes.patch_size)
 
 
 def _native(sizes: Any) -> tuple[int, int] | None:
-    """Height and width of the images that the positions belong to."""
-    if _FAMILIES[sizes.model_type].positions == "any":
+    """Return height and width of the images that the positions belong to."""
+    if _TRAITS[sizes.model_type].positions == "any":
         return None
     if sizes.model_type == "siglip2_vision_model":
         side = math.isqrt(sizes.num_patches) * sizes.patch_size
@@ -223,7 +207,7 @@ def _check_size(config: Vision.Config, sizes: Any, size: tuple[int, int], source
 
 def _check_pooling(config: Vision.Config, sizes: Any) -> None:
     lacks = {
-        "class": (not _FAMILIES[sizes.model_type].class_token, "no class token"),
+        "class": (not _TRAITS[sizes.model_type].class_token, "no class token"),
         "model": (not getattr(sizes, "vision_use_head", True), "no pooling of its own"),
     }
     missing, what = lacks.get(config.pooling, (False, ""))

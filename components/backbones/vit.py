@@ -1,49 +1,43 @@
-"""A Vision Transformer."""
-
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from transformers import ViTConfig, ViTModel
 
 from ...schemas.errors import SpecError
-from ...schemas.part import BackboneConfig, Depth
+from ...schemas.part import BackboneConfig, Count, Depth
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
-from ..images.specs import fold, frame_size, frames, image_features, unfold
+from ..images.specs import fold_frames, frame_size, frames, image_features, unfold_frames
 from ..pretrained.models import copy_transformer, read_config
 
-Width = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 _DEFAULTS = {"patch_size": 16, "width": 192, "depth": 12, "heads": 3, "mlp_ratio": 4.0}
 
 
 class Vit(Backbone):
-    """Encodes every image by the Vision Transformer of transformers (Dosovitskiy et al., 2021).
+    """Vision Transformer (Dosovitskiy et al., 2021), in the implementation of transformers.
 
-    `pooled` (B, T * V * D) holds the class tokens, `tokens` (B, T * V * N, D) the patches, of all T steps of V cameras.
+    `pooled` (B, T * V * D) holds the class tokens and `tokens` (B, T * V * N, D) the patches, of T steps of V
+    cameras.
     """
 
     kind = Kind.IMAGE
 
     class Config(BackboneConfig):
-        """A Vision Transformer."""
-
         type: Literal["vit"]
-        """Encode images by a Vision Transformer."""
         pretrained: str | None = None
-        """Model on the Hugging Face hub, or directory, to take sizes and weights from, such as `google/vit-base-patch16-224`."""
-        patch_size: Width | None = None
+        """Model on the Hugging Face hub, or directory, that provides sizes and weights, such as `google/vit-base-patch16-224`."""
+        patch_size: Count | None = None
         """Side of a patch in pixels; 16, or that of the pretrained model."""
-        width: Width | None = None
+        width: Count | None = None
         """Size of a token; 192, or that of the pretrained model."""
         depth: Depth | None = None
         """Number of layers; 12, or that of the pretrained model."""
-        heads: Width | None = None
+        heads: Count | None = None
         """Attention heads; 3, or those of the pretrained model."""
         mlp_ratio: Annotated[float, Field(gt=0.0)] | None = None
         """Hidden size of the feed-forward layers, in token sizes; 4, or that of the pretrained model."""
@@ -52,7 +46,7 @@ class Vit(Backbone):
         attention_dropout: Rate = 0.0
         """Dropout rate of attention weights."""
         positions: Literal["fixed", "interpolate"] = "fixed"
-        """What images of another size than the pretrained model's meet: an error, or interpolated positions."""
+        """Treatment of images whose size differs from the pretrained model's: an error, or interpolated positions."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -64,14 +58,14 @@ class Vit(Backbone):
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
-        """The pretrained model's config; raises WeightsError where it cannot be read or is no Vision Transformer."""
+        """Return the pretrained model's config; raise WeightsError if it is not a Vision Transformer."""
         if config.pretrained is None:
             return {}
         return {"config": read_config(config.pretrained, ("vit",), "use `type: timm` for other image models")}
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError where sizes contradict each other or the images."""
+        """Return the specs of the outputs; raise SpecError if sizes contradict each other or the images."""
         cameras = cls.reads(config, inputs)
         size = frame_size(cameras)
         sizes = _sizes(config, size, facts)
@@ -105,19 +99,19 @@ class Vit(Backbone):
         return image_features(cameras, grid[0] * grid[1], sizes.hidden_size, grid=grid)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="vit", patch_size=8, width=16, depth=2, heads=2)
 
     def load_pretrained(self) -> None:
-        """Copy the weights of the pretrained model; raises WeightsError where they do not fit."""
+        """Copy the weights of the pretrained model; raise WeightsError if they do not fit."""
         if self.config.pretrained is not None:
             copy_transformer(self.config.pretrained, self.model, add_pooling_layer=False)
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalised float images."""
-        images = fold(observations, self._cameras, self.model.dtype)
+        """Return `pooled` (B, T * V * D) and `tokens` (B, T * V * N, D) of normalized float images."""
+        images = fold_frames(observations, self._cameras, self.model.dtype)
         hidden = self.model(pixel_values=images, interpolate_pos_encoding=self._interpolate).last_hidden_state
-        return unfold(
+        return unfold_frames(
             hidden[:, 0] if "pooled" in outputs else None,
             hidden[:, 1:] if "tokens" in outputs else None,
             self._frames,
@@ -125,7 +119,7 @@ class Vit(Backbone):
 
 
 def _sizes(config: Vit.Config, size: tuple[int, int], facts: Facts) -> ViTConfig:
-    """The model's own config; raises SpecError for a size that differs from the pretrained model's."""
+    """Return the model's config; raise SpecError if a given size differs from the pretrained model's."""
     given = {name: getattr(config, name) for name in _DEFAULTS if getattr(config, name) is not None}
     rates: dict[str, Any] = {
         "hidden_dropout_prob": config.dropout,

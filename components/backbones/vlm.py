@@ -1,49 +1,44 @@
-"""A vision-language model."""
-
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
 from ...schemas.part import BackboneConfig, Depth
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..pretrained.models import copy_transformer, read_config, source_of
-from ..vlms.families import FAMILIES, family_of
+from ..vlms import FAMILIES, family_of
 from ..vlms.inputs import inputs_of, read_inputs
-from ..vlms.run import Continuation, read
-from ..vlms.segments import Stretch
-from ..vlms.sequence import Attention, blocks, visible
-from ..vlms.validate import check
-
-Count = Annotated[int, Field(ge=0)]
+from ..vlms.run import Continuation, run_layers
+from ..vlms.segments import Segment
+from ..vlms.sequence import AttentionPattern, attention_blocks, attention_mask
+from ..vlms.validate import validate
 
 
 class Vlm(Backbone):
-    """Reads images and an instruction by a vision-language model of transformers.
+    """Vision-language model of transformers, over images and an instruction.
 
-    The sequence is [soft prompts | frames of all cameras, step by step | prompt | state | queries], N tokens without
-    the queries. Padding of the prompt is masked and takes no position; so are frames that `<camera>_is_pad` (B, T)
-    marks. Of its L layers come
+    The sequence is [soft prompts | frames of all cameras, step by step | prompt | state | queries], with N
+    tokens before the queries. Padding of the prompt is masked and takes no position; neither do frames that
+    `<camera>_is_pad` (B, T) marks. A model of L layers publishes
 
     - `tokens` (B, N, D), the hidden states that a language head would read, or those of `layer`;
     - `pooled` (B, D), the last valid token or the mean;
-    - `layers` (B, L, N, D), the hidden states after every layer, the last as a language head would read them;
-    - `key_values` (B, L, 2, G, N, E), keys after the rotary embedding and values, with the position of what follows;
-    - `decoder`, the same with a decoder that goes on with the model's own weights;
-    - `queries` (B, n, D), learned tokens that read the whole sequence in one pass, for heads that decode in parallel
-      (OpenVLA-OFT; Kim et al., 2025).
+    - `layers` (B, L, N, D), the hidden states after every layer, the last after the final norm;
+    - `key_values` (B, L, 2, G, N, E), keys after the rotary embedding and values, with the next position;
+    - `decoder`, the same with a decoder that continues with the model's own weights;
+    - `queries` (B, n, D), learned tokens that read the whole sequence in one pass, for heads that decode in
+      parallel (OpenVLA-OFT; Kim et al., 2025).
 
-    The state enters as in SmolVLA (Shukor et al., 2025): one token a step, which sees the prompt and is not seen by it.
-    Soft prompts are those of Lester et al. (2021).
+    The state enters as in SmolVLA (Shukor et al., 2025): one token per step, which sees the prompt but stays
+    hidden from it. Soft prompts are those of Lester et al. (2021).
     """
 
     kind = Kind.IMAGE
@@ -51,36 +46,33 @@ class Vlm(Backbone):
     joint = True
 
     class Config(BackboneConfig):
-        """A vision-language model."""
-
         type: Literal["vlm"]
-        """Encode images and instruction by a vision-language model."""
         pretrained: str | None = Field(default=None, min_length=1)
-        """Model on the hub, or directory, to take architecture and weights from, such as `google/paligemma-3b-pt-224`."""
+        """Model on the hub, or directory, that provides architecture and weights, such as `google/paligemma-3b-pt-224`."""
         architecture: str | None = Field(default=None, min_length=1)
-        """Model to take the architecture from, without weights. One of this and `pretrained` is needed."""
+        """Model that provides the architecture, without weights. One of this and `pretrained` is required."""
         depth: Depth | None = None
-        """Layers of the language model to keep, from the first; by default all. The others are not built."""
+        """Number of layers of the language model to keep, from the first; by default all. The others are not built."""
         layer: Annotated[int, Field(ge=1)] | None = None
-        """Layer whose hidden states `tokens`, `pooled` and `queries` are; by default the last, after the final norm."""
-        attention: Attention | None = None
-        """How the tokens of images and prompt see each other; by default as in the policies known for the family."""
+        """Layer that provides `tokens`, `pooled` and `queries`; by default the last, after the final norm."""
+        attention: AttentionPattern | None = None
+        """Attention among the tokens of images and prompt; by default as in known policies of the family."""
         pooling: Literal["last", "mean"] = "last"
-        """What `pooled` is: the last valid token, or the mean of all valid tokens."""
+        """Pooling: the last valid token, or the mean of all valid tokens."""
         state: Literal["none", "token"] = "none"
-        """Whether the state enters, projected to one token a step after the prompt."""
-        queries: Count = 0
+        """Add the state, projected to one token per step, after the prompt."""
+        queries: NonNegativeInt = 0
         """Number of learned tokens at the end of the sequence, published as `queries`."""
-        query_attention: Attention = "bidirectional"
-        """How these see each other; all of them see what comes before."""
-        soft_prompts: Count = 0
+        query_attention: AttentionPattern = "bidirectional"
+        """Attention among the queries; all of them see the tokens before them."""
+        soft_prompts: NonNegativeInt = 0
         """Number of learned tokens at the beginning of the sequence."""
         decoder: bool = False
         """Publish `decoder`, and keep the language head that it needs."""
         embedding_scale: Literal["model", "sqrt_width"] = "model"
-        """Scale of image and prompt embeddings: as the model was trained, or times sqrt(D) as SmolVLA does."""
+        """Scale of image and prompt embeddings: as trained, or times sqrt(D) as in SmolVLA."""
         rope: Annotated[float, Field(gt=1.0)] | None = None
-        """Base of the rotary embedding; by default the model's. SmolVLA uses 10000 whatever the model has."""
+        """Base of the rotary embedding; by default the model's. SmolVLA always uses 10000."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -98,19 +90,19 @@ class Vlm(Backbone):
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
-        """The model's config; raises WeightsError where it cannot be read or its family is not known."""
+        """Return the model's config; raise WeightsError if it is unreadable or of an unknown family."""
         return {"config": read_config(source_of(config), tuple(FAMILIES), "choose a vision-language model")}
 
     @classmethod
     def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
-        """Cameras, the prompt's token ids and, with `state: token`, the state; raises SpecError where one is missing."""
+        """Return cameras, prompt ids and, with `state: token`, the state; raise SpecError if one is missing."""
         return read_inputs(config, available)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """What is published; raises SpecError where options, images or prompt do not fit the model."""
+        """Return the specs of the outputs; raise SpecError if options, images or prompt do not fit the model."""
         found = inputs_of(config, inputs)
-        family, count = check(config, found, facts)
+        family, count = validate(config, found, facts)
         source, width, rotary = source_of(config), family.width, family.rotary(config.rope)
         why = f"{source} has width {width}"
         published = {
@@ -133,7 +125,7 @@ class Vlm(Backbone):
         return published
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(
             type="vlm",
             architecture="policysmith/tiny-paligemma",
@@ -144,20 +136,20 @@ class Vlm(Backbone):
         )
 
     def load_pretrained(self) -> None:
-        """Copy the weights of the pretrained model; raises WeightsError where they do not fit."""
+        """Copy the weights of the pretrained model; raise WeightsError if they do not fit."""
         if self.config.pretrained is not None:
-            copy_transformer(self.config.pretrained, self._family.carrier(self.model, self.lm_head))
+            copy_transformer(self.config.pretrained, self._family.loadable(self.model, self.lm_head))
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
-        """The named outputs for normalised float images (B, T, 3, H, W), token ids (B, L) and the state (B, T, S)."""
+        """Return the named outputs of images (B, T, 3, H, W), token ids (B, L) and state (B, T, S)."""
         family, config, every = self._family, self.config, set(outputs)
-        told, state, queries = self._stretches(observations)
-        sequence = Stretch.joined([*told, state, queries])
+        context, state, queries = self._segments(observations)
+        sequence = Segment.concatenate([*context, state, queries])
         count, device = sequence.count - queries.count, sequence.mask.device
         positions, passed = sequence.places.positions(sequence.mask)
-        order = blocks(
+        order = attention_blocks(
             [
-                (sum(stretch.count for stretch in told), config.attention or family.attention),
+                (sum(segment.count for segment in context), config.attention or family.attention),
                 (state.count, "causal"),
                 (queries.count, config.query_attention),
             ],
@@ -166,16 +158,16 @@ class Vlm(Backbone):
 
         whole = config.layer is None or every & {"layers", "key_values", "decoder"}
         layers = family.layers(self.model)
-        done = read(
+        states = run_layers(
             layers if whole else layers[: config.layer],
-            family.enter(self.model, sequence.embeddings, positions),
-            visible(order, sequence.mask),
+            family.prepare(self.model, sequence.embeddings, positions),
+            attention_mask(order, sequence.mask),
             None if self._rotary is None else self._rotary(positions, sequence.embeddings.dtype),
             deep=sequence.deep,
         )
         mask = sequence.mask[:, :count]
-        normed = family.leave(self.model, done.layers[-1]) if whole else done.layers[-1]
-        chosen = normed if config.layer is None else done.layers[config.layer - 1]
+        normed = family.finish(self.model, states.layers[-1]) if whole else states.layers[-1]
+        chosen = normed if config.layer is None else states.layers[config.layer - 1]
 
         features = {}
         if "tokens" in every:
@@ -183,10 +175,10 @@ class Vlm(Backbone):
         if "pooled" in every:
             features["pooled"] = Feature(self._pool(chosen[:, :count], mask))
         if "layers" in every:
-            stacked = torch.stack([*done.layers[:-1], normed], dim=1)  # (B, L, N + n, D)
+            stacked = torch.stack([*states.layers[:-1], normed], dim=1)  # (B, L, N + n, D)
             features["layers"] = Feature(stacked[:, :, :count], mask)
         if every & {"key_values", "decoder"}:
-            held = torch.stack(list(done.key_values), dim=1)[..., :count, :]  # (B, L, 2, G, N, E)
+            held = torch.stack(list(states.key_values), dim=1)[..., :count, :]  # (B, L, 2, G, N, E)
             end = passed[:, count - 1]
             features["key_values"] = Feature(held, mask, end)
             features["decoder"] = Feature(held, mask, end, self._decoder())
@@ -194,12 +186,12 @@ class Vlm(Backbone):
             features["queries"] = Feature(chosen[:, count:])
         return {name: features[name] for name in outputs}
 
-    def _stretches(self, observations: Batch) -> tuple[list[Stretch], Stretch, Stretch]:
-        """What the model is told, which is [soft prompts, frames, prompt]; the state, and the queries."""
+    def _segments(self, observations: Batch) -> tuple[list[Segment], Segment, Segment]:
+        """Return the segments [soft prompts, frames, prompt], the state, and the queries."""
         family, inputs, axes = self._family, self._inputs, self._family.axes
         ids, mask = observations[inputs.ids], observations[inputs.mask].bool()
         prompt = family.embedding(self.model)(ids) * self._scale
-        frames = Stretch.of_frames(family, self.model, inputs, observations, prompt.dtype)
+        frames = Segment.of_frames(family, self.model, inputs, observations, prompt.dtype)
         none = prompt[:, :0]
         soft, queries = (
             none if learned is None else learned.expand(len(ids), -1, -1)
@@ -209,12 +201,12 @@ class Vlm(Backbone):
         if self.state is not None:
             values = torch.cat([observations[key] for key in inputs.states], dim=-1)
             state = self.state(values.to(prompt.dtype))  # (B, T, D)
-        told = [
-            Stretch.in_line(soft, axes),
+        context = [
+            Segment.sequential(soft, axes),
             replace(frames, embeddings=frames.embeddings * self._scale),
-            Stretch.in_line(prompt, axes, mask),
+            Segment.sequential(prompt, axes, mask),
         ]
-        return told, Stretch.in_line(state, axes), Stretch.in_line(queries, axes)
+        return context, Segment.sequential(state, axes), Segment.sequential(queries, axes)
 
     def _pool(self, tokens: Tensor, mask: Tensor) -> Tensor:
         if self.config.pooling == "last":
@@ -236,5 +228,5 @@ class Vlm(Backbone):
 
 
 def _learned(count: int, width: int) -> nn.Parameter | None:
-    """Learned tokens (n, D), as small as the embeddings of language models are at the start."""
+    """Return learned tokens (n, D), at the scale of the embeddings of language models."""
     return nn.Parameter(torch.randn(count, width) * 0.02) if count else None

@@ -1,9 +1,6 @@
-"""Stack samples into a batch."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,32 +13,29 @@ from ..base import Collator, Facts
 
 
 class DefaultCollator(Collator):
-    """Stacks tensors, arrays and numbers; strings become a list."""
+    """Stack of tensors, arrays and numbers; strings become a list."""
 
     class Config(PartConfig):
-        """Stack samples into a batch."""
-
         type: Literal["default"]
-        """Stack samples as they are."""
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs, unchanged."""
+        """Return all inputs unchanged."""
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="default")
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Samples (T, ...) -> batch (B, T, ...)."""
+        """Stack samples (T, ...) to a batch (B, T, ...)."""
         return stack(samples)
 
 
 def stack(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A batch of the samples; raises DatasetError, naming key and sample, where they differ in keys or shapes."""
+    """Stack samples to a batch; raise DatasetError with key and sample if they differ in keys or shapes."""
     if not samples:
-        raise DatasetError("there are no samples to make a batch of")
+        raise DatasetError("a batch needs at least one sample")
     keys = samples[0].keys()
     for position, sample in enumerate(samples):
         if sample.keys() != keys:

@@ -1,5 +1,3 @@
-"""Stack samples and turn their instruction into token ids."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,50 +7,49 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from ...schemas.errors import DatasetError, SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Dim, Kind, Spec, Specs
 from ..base import Collator, Facts
 from ..embodiments import EMBODIMENT
-from ..language.prompts import STATE, StateBins, StateRange, bins_of_robots, cleaned, fields
+from ..language.prompts import (
+    STATE,
+    StateBins,
+    StateRange,
+    clean_instruction,
+    state_bins_of_robots,
+    template_fields,
+)
 from ..pretrained.models import read_tokenizer
 from .default import stack
 
 _KEY = "task"
-_REMEMBERED = (
-    10_000  # different prompts; a dataset has far fewer instructions, a served policy may meet any number
-)
+_REMEMBERED = 10_000  # distinct prompts; a dataset has far fewer, a served policy may receive any number
 
 
 class LanguageCollator(Collator):
-    """Stacks like `default`, and adds `task.input_ids` and `task.attention_mask` (B, L) int64.
+    """Stack of samples, like `default`, with the tokenized instruction.
 
-    What is tokenized is the prompt: the instruction, or a template that it fills. `task.key` holds B bytes strings,
-    equal where ids and mask are, by which a backbone can know a prompt again without looking at tensors. A prompt with
-    the state is hardly ever seen again, and has none.
+    Adds `task.input_ids` and `task.attention_mask` (B, L), int64, of the prompt: the instruction, or a
+    template filled with it. `task.key` holds B byte strings, equal if and only if ids and mask are equal, by
+    which a backbone recognizes a prompt without reading tensors. Prompts with the state hardly ever recur and
+    have no key.
     """
 
     class Config(PartConfig):
-        """Stack samples and turn their instruction into token ids."""
-
         type: Literal["language"]
-        """Stack samples and tokenize `task`."""
         tokenizer: str = Field(min_length=1)
         """Tokenizer on the Hugging Face hub, or directory: the one that the language backbone was trained with."""
         max_length: int = Field(default=32, ge=1)
-        """Most tokens of one prompt."""
+        """Largest number of tokens of a prompt."""
         padding: Literal["max_length", "longest"] = "max_length"
         """Length of every batch: always `max_length`, or that of its longest prompt."""
         padding_side: Literal["right", "left"] = "right"
-        """Where padding stands."""
+        """Side of the padding."""
         truncate: Literal["error", "end"] = "error"
-        """What happens to longer prompts: an error, or their end is cut off."""
+        """Treatment of longer prompts: an error, or truncation at the end."""
         prompt: str = Field(default="{task}", min_length=1)
         """Template of the prompt: `{task}` is the instruction, `{state}` the last state in bins. pi0 reads `"{task}\\n"`, pi0.5 `"Task: {task}, State: {state};\\nAction: "`."""
         task_text: Literal["as_is", "cleaned"] = "as_is"
@@ -60,7 +57,7 @@ class LanguageCollator(Collator):
         state_bins: int = Field(default=256, ge=2)
         """Number of bins of each dimension of the state."""
         state_range: StateRange = "q99"
-        """Statistics that -1 and 1 stand for before binning: 1st and 99th percentile, or minimum and maximum."""
+        """The instruction unchanged, or in one line with spaces for underscores, as pi0 and pi0.5 read it."""
         append: list[str] = Field(default_factory=list)
         """Tokens to add after the prompt, such as `["<eos>"]` where the tokenizer adds none."""
 
@@ -73,14 +70,19 @@ class LanguageCollator(Collator):
 
     @classmethod
     def facts(cls, config: Config) -> dict[str, Any]:
-        """Number of token ids; raises WeightsError where the tokenizer cannot be read, SpecError for unknown tokens."""
+        """Return the number of token ids.
+
+        Raises:
+            WeightsError: The tokenizer is unreadable.
+            SpecError: A token of `append` is unknown.
+        """
         tokenizer = read_tokenizer(config.tokenizer)
         _ends(config, tokenizer)
         return {"vocab_size": len(tokenizer)}
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs and `task.input_ids` (B, L); raises SpecError where the prompt asks for what is not there."""
+        """Return the specs of all inputs and `task.input_ids` (B, L); raise SpecError if one is missing."""
         spec = inputs.get(_KEY)
         if spec is None or spec.kind is not Kind.TEXT:
             raise SpecError(
@@ -108,17 +110,11 @@ class LanguageCollator(Collator):
         return {**inputs, f"{_KEY}.input_ids": Spec(Kind.TOKEN_IDS, ("B", length), why, facts["vocab_size"])}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
-        words = {"[PAD]": 0, "[UNK]": 1, "open": 2, "close": 3, "the": 4, "drawer": 5, "door": 6}
-        tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = Whitespace()
-        wrapper: Any = PreTrainedTokenizerFast
-        fast = wrapper(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-        fast.save_pretrained(str(directory / "tokenizer"))
-        return cls.Config(type="language", tokenizer=str(directory / "tokenizer"), max_length=16)
+    def example(cls) -> Config:
+        return cls.Config(type="language", tokenizer="policysmith/tiny", max_length=16)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Samples (T, ...) -> batch (B, T, ...); raises DatasetError for a prompt that is too long."""
+        """Build a batch (B, T, ...) from samples (T, ...); raise DatasetError for a prompt that is too long."""
         batch = stack(samples)
         if _KEY not in batch:
             raise DatasetError(f"`language` tokenizes `{_KEY}`, and the samples have none")
@@ -133,7 +129,7 @@ class LanguageCollator(Collator):
         return {**batch, **tokens, **keys}
 
     def check(self, instructions: Sequence[str], samples: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        """Raise SpecError where a prompt has more than `max_length` tokens; of prompts with the state, some are tried."""
+        """Raise SpecError for prompts of more than `max_length` tokens; with the state, check a sample."""
         if self.config.truncate != "error":
             return
         given = samples() if self._bins else ({_KEY: text} for text in instructions)
@@ -157,7 +153,7 @@ class LanguageCollator(Collator):
         self._tokenizer.save_pretrained(str(directory))
 
     def _prompt(self, sample: Mapping[str, Any]) -> str:
-        task = cleaned(sample[_KEY]) if self.config.task_text == "cleaned" else sample[_KEY]
+        task = clean_instruction(sample[_KEY]) if self.config.task_text == "cleaned" else sample[_KEY]
         if not self._bins:
             return str(self.config.prompt.format(task=task))
         wanted = [STATE] if len(self._bins) == 1 else [STATE, EMBODIMENT]
@@ -168,7 +164,7 @@ class LanguageCollator(Collator):
         return str(self.config.prompt.format(task=task, state=write(np.asarray(sample[STATE])[-1])))
 
     def _encode(self, text: str) -> tuple[Tensor, Tensor, bytes]:
-        """Ids and mask (max_length,) of one prompt, and what they are known by."""
+        """Return ids and mask (max_length,) of a prompt, and its key."""
         if text not in self._known:
             config = self.config
             ids = [*self._tokenizer(text).input_ids, *self._ends]
@@ -194,14 +190,14 @@ class LanguageCollator(Collator):
 
 
 def _bins(config: LanguageCollator.Config, facts: Facts) -> list[StateBins]:
-    """What writes the state of each robot into the prompt, if it asks for it; raises SpecError without statistics."""
-    if "state" not in fields(config.prompt):
+    """Return writers of each robot's state, if the prompt contains it; raise SpecError without statistics."""
+    if "state" not in template_fields(config.prompt):
         return []
-    return bins_of_robots(config.state_bins, config.state_range, facts.get("statistics", {}))
+    return state_bins_of_robots(config.state_bins, config.state_range, facts.get("statistics", {}))
 
 
 def _ends(config: LanguageCollator.Config, tokenizer: Any) -> list[int]:
-    """Ids of the tokens to append; raises SpecError for one that the tokenizer does not have."""
+    """Return the ids of the tokens to append; raise SpecError for one that the tokenizer lacks."""
     known = tokenizer.get_vocab()
     for position, token in enumerate(config.append):
         if token not in known:

@@ -1,4 +1,4 @@
-"""What heads that denoise share: their network, judged and built, and chunks without the dimensions a robot lacks."""
+"""Networks of denoising heads, and chunks with zeros in the dimensions that a robot lacks."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Time = Literal["unit", "steps"]
 
 
 def default_network() -> NetworkConfig:
-    """A small diffusion transformer."""
+    """Return the config of a small diffusion transformer."""
     config: NetworkConfig = NETWORKS.get("dit").Config(type="dit")
     return config
 
 
 def time_scale(facts: Facts) -> float:
-    """Factor that tells a network of either kind of head the time in steps, some hundreds of them."""
+    """Return the factor that turns the times of either kind of head into steps, some hundreds of them."""
     return 1000.0 if facts["time"] == "unit" else 1.0
 
 
-def build(config: NetworkConfig, inputs: Specs, time: Time) -> Network:
-    """The network of a head."""
+def build_network(config: NetworkConfig, inputs: Specs, time: Time) -> Network:
+    """Build the network of a head."""
     return NETWORKS.get(config.type)(config, inputs, {"time": time})
 
 
-def check(config: NetworkConfig, inputs: Specs, time: Time) -> dict[str, Spec]:
-    """What the network gives; raises its SpecError, located below the head's option `network`."""
+def network_specs(config: NetworkConfig, inputs: Specs, time: Time) -> dict[str, Spec]:
+    """Return the specs of the network; raise its SpecError, located below the option `network` of the head."""
     try:
         return NETWORKS.get(config.type).specs(config, inputs, {"time": time})
     except SpecError as error:
@@ -43,8 +43,8 @@ def check(config: NetworkConfig, inputs: Specs, time: Time) -> dict[str, Spec]:
         raise
 
 
-def zero_padded(chunk: Tensor, features: Mapping[str, Feature], repeats: int = 1) -> Tensor:
-    """The chunk (B * repeats, H, A) with zeros in the dimensions that its robots do not have."""
+def zero_missing_dims(chunk: Tensor, features: Mapping[str, Feature], repeats: int = 1) -> Tensor:
+    """Return the chunk (B * repeats, H, A) with zeros in the dimensions that its robots lack."""
     if ACTION_PADDING not in features:
         return chunk
     is_pad = features[ACTION_PADDING].values.repeat_interleave(repeats, 0)

@@ -1,6 +1,6 @@
-"""How much noise a flow-matching head sees in training: named distributions of the noise level, each with its formula.
+"""Distributions of the noise level in the training of flow-matching heads.
 
-The level s is 1 for pure noise and 0 for the action, whichever way a policy counts time.
+The level s is 1 for pure noise and 0 for the action, independent of the direction of time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ Positive = Annotated[float, Field(gt=0.0)]
 class BetaLevels(Section):
     """s = floor + (1 - floor) u,  u ~ Beta(alpha, beta).
 
-    With alpha = 1.5, beta = 1 and floor = 0.001 it is that of pi0 (Black et al., 2024) and of GR00T N1.7: high levels,
-    where the action is hardly known, are drawn more often. With alpha = beta = 2 and floor = 0 it is that of EVO-1.
+    With alpha = 1.5, beta = 1 and floor = 0.001 it is the distribution of pi0 (Black et al., 2024) and of
+    GR00T N1.7, in which high levels, at which the action is hardly visible, are more frequent. With alpha =
+    beta = 2 and floor = 0 it is that of EVO-1.
     """
 
     type: Literal["beta"]
@@ -34,7 +35,7 @@ class BetaLevels(Section):
     """Smallest level."""
 
     def draw(self, count: int, device: torch.device) -> Tensor:
-        """Levels (count,), float32."""
+        """Return random levels (count,), float32."""
         return self.floor + (1.0 - self.floor) * _beta(self.alpha, self.beta, count, device)
 
 
@@ -45,53 +46,53 @@ class UniformLevels(Section):
     """Uniform distribution."""
 
     def draw(self, count: int, device: torch.device) -> Tensor:
-        """Levels (count,), float32."""
+        """Return random levels (count,), float32."""
         return torch.rand(count, device=device)
 
 
 class GrootN1Levels(Section):
-    """s = u / 0.999,  u ~ Beta(1.5, 1): that of GR00T N1 and N1.5 (Bjorck et al., 2025).
+    """s = u / 0.999,  u ~ Beta(1.5, 1): the distribution of GR00T N1 and N1.5 (Bjorck et al., 2025).
 
-    In 0.15 % of draws s exceeds 1, by 0.001 at most: a time below 0, and more noise than there is when sampling.
+    In 0.15 % of draws s exceeds 1, by at most 0.001: a time below 0, with more noise than in sampling.
     """
 
     type: Literal["groot_n1"]
     """Distribution of GR00T N1."""
     clamp: bool = False
-    """Draw no level above 1, as starVLA does: s = min(u, 0.999) / 0.999."""
+    """Limit levels to 1, as in starVLA: s = min(u, 0.999) / 0.999."""
 
     def draw(self, count: int, device: torch.device) -> Tensor:
-        """Levels (count,), float32."""
+        """Return random levels (count,), float32."""
         levels = _beta(1.5, 1.0, count, device) / 0.999
         return levels.clamp_max(1.0) if self.clamp else levels
 
 
 class LogitNormalLevels(Section):
-    """s = 1 / (1 + exp(-n)),  n ~ N(mean, std): that of Stable Diffusion 3 (Esser et al., 2024)."""
+    """s = 1 / (1 + exp(-n)),  n ~ N(mean, std): the distribution of Stable Diffusion 3 (Esser et al., 2024)."""
 
     type: Literal["logit_normal"]
     """Logit-normal distribution."""
     mean: float = 0.0
-    """Mean of n; above 0, high levels are drawn more often."""
+    """Mean of n; above 0, high levels are more frequent."""
     std: Positive = 1.0
-    """Standard deviation of n; a small one keeps levels in the middle."""
+    """Standard deviation of n; a small one concentrates levels in the middle."""
 
     def draw(self, count: int, device: torch.device) -> Tensor:
-        """Levels (count,), float32."""
+        """Return random levels (count,), float32."""
         return torch.sigmoid(self.mean + self.std * torch.randn(count, device=device))
 
 
 class StratifiedLevels(Section):
-    """s_i = (u + k_i / B) mod (1 - 1e-5),  u ~ U(0, 1),  k a permutation of 0 .. B - 1: that of X-VLA.
+    """s_i = (u + k_i / B) mod (1 - 1e-5),  u ~ U(0, 1),  k a permutation of 0 .. B - 1, as in X-VLA.
 
-    Uniform, but the levels of one batch are evenly spaced, so that its loss varies less (Zheng et al., 2025).
+    Uniform, but with evenly spaced levels in a batch, so that its loss varies less (Zheng et al., 2025).
     """
 
     type: Literal["stratified"]
     """Uniform distribution, evenly spaced in every batch."""
 
     def draw(self, count: int, device: torch.device) -> Tensor:
-        """Levels (count,), float32, in random order: the repeats of a sample get different ones."""
+        """Return random levels (count,), float32, in random order, so that repeats of a sample differ."""
         spaced = torch.randperm(count, device=device) / count
         return (torch.rand((), device=device) + spaced) % (1.0 - 1e-5)
 
@@ -103,7 +104,7 @@ NoiseLevels = Annotated[
 
 
 def _beta(alpha: float, beta: float, count: int, device: torch.device) -> Tensor:
-    if device.type == "meta":  # Beta has no kernel there, and values do not matter
+    if device.type == "meta":  # Beta has no kernel there, and values are irrelevant
         return torch.rand(count, device=device)
     first, second = (torch.full((count,), value, device=device) for value in (alpha, beta))
     return Beta(first, second, validate_args=False).sample()

@@ -1,1 +1,1 @@
-"""Action heads, one a file, named like the `type` of a recipe."""
+"""Action heads: one per file, named like its `type` in a recipe."""

@@ -1,9 +1,6 @@
-"""Action Chunking with Transformers: a conditional VAE whose decoder is the transformer of DETR."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,65 +9,71 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, HeadConfig
+from ...schemas.part import Count, Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps, select
 from ..layers.basic import joined_mask
-from ..layers.detr import Activation, Decoder, Encoder, Order, Sizes, map_positions, step_positions, xavier
+from ..layers.detr import (
+    DetrActivation,
+    DetrDecoder,
+    DetrEncoder,
+    DetrSizes,
+    NormOrder,
+    map_positions,
+    step_positions,
+    xavier,
+)
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 
 class Act(ActionHead):
-    """Predicts the chunk from learned queries (ACT, Zhao et al., 2023).
+    """Action Chunking with Transformers (ACT, Zhao et al., 2023): learned queries of a conditional VAE.
 
-    In training an encoder sees the actions a and gives the distribution of a latent, N(mu, diag(exp(v))):
+    In training an encoder maps the actions a to the distribution of a latent, N(mu, diag(exp(v))):
 
         z = mu + exp(v / 2) eps        loss = mean |a - decoded(z)| + kl_weight * KL
         KL = mean over samples of sum -(1 + v - mu^2 - exp(v)) / 2
 
-    In evaluation z is 0 and the loss has no KL. The decoder's transformer encodes [z, pooled features, tokens], each
-    projected to `width`. The first have learned positions, tokens of feature maps the sinusoids of DETR in two
-    dimensions, frame by frame, and other tokens learned ones. Where the number of tokens varies, as that of text, there
-    are none: what publishes such tokens has put their order into them.
+    In evaluation z is 0 and the loss has no KL term. The transformer of DETR decodes; it encodes [z, pooled
+    features, tokens], each projected to `width`. Latent and pooled features have learned positions, tokens of
+    feature maps the two-dimensional sinusoids of DETR, frame by frame, and other tokens learned ones. Tokens
+    of a varying number, such as text, have none, because their backbone has already encoded their order.
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
+    averages_values = True
 
     class Config(HeadConfig):
-        """Action Chunking with Transformers: a conditional VAE whose decoder is the transformer of DETR."""
-
         type: Literal["act"]
-        """Predict actions as ACT does."""
         width: Count = 512
         """Size of a token."""
         heads: Count = 8
-        """Attention heads; they share `width`."""
+        """Number of attention heads, which share `width`."""
         feedforward: Count = 3200
         """Hidden size of the feed-forward layers."""
         encoder_layers: Depth = 4
-        """Layers that encode the features."""
+        """Number of layers that encode the features."""
         decoder_layers: Depth = 1
-        """Layers that decode the actions; ACT has 7, but uses only the first."""
-        norm: Order = "post"
-        """Whether layers norm after their residual sum or before their branches."""
-        activation: Activation = "relu"
+        """Number of layers that decode the actions; ACT has 7, but uses only the first."""
+        norm: NormOrder = "post"
+        """Position of the norms: after the residual sum, or before the branches."""
+        activation: DetrActivation = "relu"
         """Activation of the feed-forward layers."""
         dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
         """Dropout rate of attention weights and branches."""
         latent: Count = 32
         """Size of the latent."""
         variational: bool = True
-        """Whether the latent is trained, by an encoder of the actions; otherwise it is always 0."""
+        """Train the latent by an encoder of the actions; otherwise it is always 0."""
         kl_weight: Weight = 10.0
         """Weight of the KL divergence between the latent's distribution and N(0, 1)."""
         posterior_layers: Depth = 4
-        """Layers of the encoder of the actions."""
+        """Number of layers of the encoder of the actions."""
         posterior_reads: list[str] | None = None
-        """Pooled features that the encoder of the actions sees too, such as `proprio`; by default all. May be empty."""
+        """Pooled features that the encoder of the actions also sees, such as `proprio`; by default all. May be empty."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -78,8 +81,10 @@ class Act(ActionHead):
         features, width = features_of(inputs), config.width
         pooled = {key: spec for key, spec in features.items() if spec.kind is Kind.POOLED}
         self._features = {**pooled, **features}
-        self._names = {key: key.replace(".", "_") for key in self._features}  # module names hold no dots
-        sizes = Sizes(width, config.heads, config.feedforward, config.dropout, config.activation, config.norm)
+        self._names = {key: key.replace(".", "_") for key in self._features}  # no dots in module names
+        sizes = DetrSizes(
+            width, config.heads, config.feedforward, config.dropout, config.activation, config.norm
+        )
         self.project = nn.ModuleDict(
             {self._names[key]: nn.Linear(spec.width, width) for key, spec in self._features.items()}
         )
@@ -93,8 +98,8 @@ class Act(ActionHead):
             }
         )
         self.encoder, self.decoder = (
-            Encoder(sizes, config.encoder_layers),
-            Decoder(sizes, config.decoder_layers),
+            DetrEncoder(sizes, config.encoder_layers),
+            DetrDecoder(sizes, config.decoder_layers),
         )
         xavier(self.encoder)
         xavier(self.decoder)
@@ -104,16 +109,16 @@ class Act(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError for a width that cannot be shared, and for options without effect."""
+        """Return the spec of `action` (B, H, A); raise SpecError for a bad width or an option without effect."""
         features = features_of(inputs)
         if config.width % config.heads or config.width % 4:
             raise SpecError(
                 f"a width of {config.width} cannot be shared by {config.heads} heads and 4 parts of a position",
                 field="width",
-                label=f"no multiple of 4 and {config.heads}",
+                label=f"not a multiple of 4 and {config.heads}",
                 help="choose a `width` that is a multiple of 4 and of `heads`",
             )
-        seen(config, features)
+        posterior_features(config, features)
         for option in ("kl_weight", "posterior_layers", "posterior_reads"):
             if not config.variational and getattr(config, option) != cls.Config.model_fields[option].default:
                 raise SpecError(
@@ -125,14 +130,14 @@ class Act(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         layers = {"encoder_layers": 1, "posterior_layers": 1}
         sizes: dict[str, Any] = {"width": 16, "heads": 2, "feedforward": 32, "latent": 4, **layers}
         return cls.Config(type="act", dropout=0.0, **sizes)
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` that are no padding, and `samples` that have any."""
-        return {"values": (~is_pad).sum(), "samples": (~is_pad).flatten(1).any(-1).sum()}
+        """Return the numbers of `values` that are not padding, and of `samples` that have any."""
+        return {**super().counts(actions, is_pad), "samples": (~is_pad).flatten(1).any(-1).sum()}
 
     def loss(
         self,
@@ -141,7 +146,7 @@ class Act(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Mean absolute error over the values that are no padding, `l1`, and in training the divergence, `kl`."""
+        """Return the mean absolute error over values that are not padding, `l1`, and in training also `kl`."""
         actions = actions.float().masked_fill(is_pad, 0.0)
         if self.posterior is None or not self.training:
             errors = (self._decode(features) - actions).abs()
@@ -159,13 +164,13 @@ class Act(ActionHead):
         }
 
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """The chunk (B, H, A) for a latent of 0; it is the same for every generator."""
+        """Return the chunk (B, H, A) for a latent of 0, independent of the generator."""
         return self._decode(features)
 
     def encode(
         self, features: Mapping[str, Feature], latent: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Encoded tokens (B, N, D), their positions (1, N, D) and mask (B, N), for a latent (B, L), by default 0."""
+        """Return encoded tokens (B, N, D), positions (1, N, D) and mask (B, N) for a latent (B, L), or for 0."""
         dtype, device = self.queries.dtype, self.queries.device
         if latent is None:
             size = len(features[next(iter(self._features))].values)
@@ -183,7 +188,7 @@ class Act(ActionHead):
         return self.encoder(tokens, placed, mask), placed, mask
 
     def _token_positions(self, name: str, spec: Spec, tokens: Tensor) -> Tensor:
-        """Positions (N, D) of the tokens of a feature."""
+        """Return positions (N, D) of the tokens of a feature."""
         if spec.grid is not None:
             frames, height, width = spec.grid
             places = map_positions(height, width, self.config.width, tokens.device).to(tokens.dtype)
@@ -192,39 +197,39 @@ class Act(ActionHead):
         return tokens.new_zeros(tokens.shape[1:]) if learned is None else learned
 
     def _decode(self, features: Mapping[str, Feature], latent: Tensor | None = None) -> Tensor:
-        """Actions (B, H, A), float32."""
+        """Return actions (B, H, A), float32."""
         tokens, positions, mask = self.encode(features, latent)
         actions: Tensor = self.out(self.decoder(self.queries[None], tokens, positions, mask))
         return actions.float()
 
 
 class Posterior(nn.Module):
-    """The distribution of the latent for a chunk: a transformer over [class token, pooled features, actions].
+    """Distribution of the latent for a chunk: a transformer over [class token, pooled features, actions].
 
-    Padded steps are hidden from it. Positions are fixed: sines and cosines of the place in that sequence.
+    Padded steps are hidden from it. Positions are fixed: sines and cosines of the place in the sequence.
     """
 
     steps: Tensor
 
-    def __init__(self, sizes: Sizes, config: Act.Config, inputs: Specs) -> None:
+    def __init__(self, sizes: DetrSizes, config: Act.Config, inputs: Specs) -> None:
         super().__init__()
         horizon, action_dim = chunk_size(inputs)
-        read = seen(config, features_of(inputs))
+        read = posterior_features(config, features_of(inputs))
         self._keys = {key: key.replace(".", "_") for key in read}
         width = sizes.width
         self.token = nn.Parameter(torch.randn(1, width))
         self.project = nn.ModuleDict({self._keys[key]: nn.Linear(read[key].width, width) for key in read})
         self.action = nn.Linear(action_dim, width)
-        self.encoder = Encoder(sizes, config.posterior_layers)
+        self.encoder = DetrEncoder(sizes, config.posterior_layers)
         self.out = nn.Linear(width, 2 * config.latent)
-        with torch.device("cpu"):  # in float64, which not every device has
+        with torch.device("cpu"):  # in float64, which some devices lack
             table = step_positions(1 + len(read) + horizon, width)
         self.register_buffer("steps", table.to(self.token.device))
 
     def forward(
         self, features: Mapping[str, Feature], actions: Tensor, is_pad: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Actions (B, H, A), is_pad (B, H) -> mean and log-variance (B, L) of the latent, float32."""
+        """Return mean and log-variance (B, L), float32, for actions (B, H, A) and is_pad (B, H)."""
         dtype = self.token.dtype
         states = [self.project[name](features[key].values.to(dtype)) for key, name in self._keys.items()]
         first = torch.stack([self.token.expand(len(actions), -1), *states], dim=1)  # (B, 1 + states, D)
@@ -235,8 +240,8 @@ class Posterior(nn.Module):
         return mean, log_variance
 
 
-def seen(config: Act.Config, features: Specs) -> dict[str, Spec]:
-    """The pooled features that the encoder of the actions sees; raises SpecError for one that is not there."""
+def posterior_features(config: Act.Config, features: Specs) -> dict[str, Spec]:
+    """Return the pooled features that the encoder of the actions sees; raise SpecError for an unknown one."""
     if config.posterior_reads is None:
         return {key: spec for key, spec in features.items() if spec.kind is Kind.POOLED}
     entries: Sequence[str] = config.posterior_reads

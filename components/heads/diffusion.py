@@ -1,10 +1,7 @@
-"""Diffusion: a network learns to undo noise, step by step."""
-
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import torch
@@ -12,86 +9,86 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import HeadConfig, NetworkConfig
+from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
-from ..denoising.heads import build, check, default_network, zero_padded
-from ..denoising.noise_schedules import Cosine, NoiseSchedule, kept
-from ..features import chunk_size, largest, masked_mean, padded_steps, require_bound
+from ..denoising.heads import build_network, default_network, network_specs, zero_missing_dims
+from ..denoising.noise_schedules import Cosine, NoiseSchedule, signal_shares
+from ..features import chunk_size, largest_action, masked_mean, padded_steps, require_bound
 from ..part_options import nested
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
 Share = TypeVar("Share", float, Tensor)
 
 
 class Diffusion(ActionHead):
-    """Learns to undo noise (DDPM, Ho et al., 2020), as in Diffusion Policy (Chi et al., 2023).
+    """Denoising diffusion (DDPM, Ho et al., 2020), as in Diffusion Policy (Chi et al., 2023).
 
-    With a_t, the share of the action that is left at step t:
+    With a_t, the share of the action left at step t:
 
         x_t = sqrt(a_t) action + sqrt(1 - a_t) eps        v = sqrt(a_t) eps - sqrt(1 - a_t) action
 
-    Sampling visits `steps` of the trained steps, evenly spaced and ending at 0. Each predicts the action, clips it, and
-    goes on to the step before: `ddpm` draws from the posterior of x, `ddim` takes x on the line through action and noise
-    (Song et al., 2021). Steps, noise and sampling are float32.
+    Sampling visits `steps` of the trained steps, evenly spaced and ending at 0. Each predicts the action,
+    clips it, and continues with the preceding step: `ddpm` draws from the posterior of x, `ddim` takes x on
+    the line through action and noise (Song et al., 2021). Steps, noise and sampling are float32.
     """
 
     accepts = ()
+    averages_values = True
 
     class Config(HeadConfig):
-        """Diffusion: a network learns to undo noise, step by step."""
-
         type: Literal["diffusion"]
-        """Predict actions by diffusion."""
         network: Annotated[NetworkConfig, *nested(NETWORKS)] = Field(default_factory=default_network)
-        """The network that predicts the noise."""
+        """Network that predicts the noise."""
         predicts: Literal["epsilon", "sample", "v"] = "epsilon"
-        """What the network predicts: the noise, the action, or v (Salimans & Ho, 2022)."""
+        """Target of the network: the noise, the action, or v (Salimans & Ho, 2022)."""
         schedule: NoiseSchedule = Field(default_factory=lambda: Cosine(type="squaredcos_cap_v2"))
-        """How much noise each step adds."""
+        """Noise that each step adds."""
         train_steps: Annotated[int, Field(ge=1, le=100_000)] = 100
-        """Steps from an action to noise."""
+        """Number of steps from an action to noise."""
         repeats: Count = 1
-        """Noises and steps drawn for each sample in training; the backbones run only once for all of them."""
+        """Number of noises and steps drawn per sample in training; the backbones run once for all."""
         sampler: Literal["ddpm", "ddim"] = "ddpm"
-        """How a step is undone: with new noise, or without, which needs fewer steps."""
+        """Reversal of a step: with new noise, or without, which needs fewer steps."""
         steps: Count | None = None
-        """Steps when sampling, best a divisor of `train_steps`: otherwise the first is not full noise. By default all."""
+        """Number of steps in sampling, by default all; a divisor of `train_steps`, or else the first step is not full noise."""
         clip_sample: Annotated[float, Field(gt=0.0)] | Literal["data"] | None = "data"
-        """Bound of the actions that each step predicts, at least the largest of the training data; by default just that, 1 after `normalize` with `mode: min_max`. Null for none."""
+        """Bound of the actions that each step predicts, no smaller than those of the training data; by default equal to them, 1 after `normalize` with `mode: min_max`. Null for none."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, self._action_dim = chunk_size(inputs)
         self.bound = _bound(config, inputs)
-        """Bound of the actions that each step predicts; None for none."""
-        self.network = build(config.network, inputs, "steps")
+        """Bound of the actions that each step predicts; None for no bound."""
+        self.network = build_network(config.network, inputs, "steps")
 
     @classmethod
     def kinds(cls, config: Config) -> tuple[Kind, ...]:
-        """Those of the network."""
+        """Return the kinds that the network accepts."""
         return NETWORKS.get(config.network.type).accepts
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises the SpecError of the network, and one for more steps than are trained or for a
-        bound that would clip actions of the training data.
+        """Return the spec of `action` (B, H, A).
+
+        Raises:
+            SpecError: The network does not fit, `steps` exceeds `train_steps`, or the bound clips training
+                actions.
         """
         if config.steps is not None and config.steps > config.train_steps:
             raise SpecError(
                 f"{config.steps} steps are sampled, but only {config.train_steps} are trained",
                 field="steps",
                 label=f"more than {config.train_steps}",
-                help="lower `steps`, or leave it out to take all that are trained",
+                help="lower `steps`, or leave it out to use all trained steps",
             )
         _bound(config, inputs)
-        return check(config.network, inputs, "steps")
+        return network_specs(config.network, inputs, "steps")
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
-        network = NETWORKS.get("dit").tiny(directory)
+    def example(cls) -> Config:
+        network = NETWORKS.get("dit").example()
         return cls.Config(
             type="diffusion",
             network=network,
@@ -102,10 +99,6 @@ class Diffusion(ActionHead):
             clip_sample=None,
         )
 
-    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` that are no padding."""
-        return {"values": (~is_pad).sum()}
-
     def loss(
         self,
         features: Mapping[str, Feature],
@@ -113,22 +106,22 @@ class Diffusion(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Mean squared error of the prediction over the values that are no padding."""
+        """Return the mean squared error of the prediction over the values that are not padding."""
         config, context = self.config, self.network.encode(features)
         actions = actions.float().masked_fill(is_pad, 0.0)
         if (repeats := config.repeats) > 1:
             context = {key: value.repeat_interleave(repeats, 0) for key, value in context.items()}
             actions, is_pad = actions.repeat_interleave(repeats, 0), is_pad.repeat_interleave(repeats, 0)
         step, noise = self.draw(actions)
-        left = kept(config.schedule, config.train_steps, actions.device).float()[step][:, None, None]
-        noisy = zero_padded(_mix(actions, noise, left), features, repeats)
+        left = signal_shares(config.schedule, config.train_steps, actions.device).float()[step][:, None, None]
+        noisy = zero_missing_dims(_mix(actions, noise, left), features, repeats)
         predicted = self.network(noisy, step.float(), context, padded_steps(is_pad))
         target = {"epsilon": noise, "sample": actions, "v": _mix(noise, -actions, left)}[config.predicts]
         return {"loss": masked_mean((predicted - target) ** 2, is_pad, shares.get("values"))}
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """Undo noise, drawn by the generator, to an action chunk (B, H, A)."""
+        """Denoise a chunk (B, H, A), with noise from the generator."""
         context = self.network.encode(features)
         first = next(iter(context.values()))
         shape, device = (len(first), self._horizon, self._action_dim), first.device
@@ -138,8 +131,8 @@ class Diffusion(ActionHead):
             return torch.randn(shape, generator=generator, device=source).to(device)
 
         chunk = normal()
-        most = 1 if chunk.is_meta else None  # there, one step is like the other
-        for step, left, left_before in itertools.islice(self._way(), most):
+        most = 1 if chunk.is_meta else None  # all steps are the same there
+        for step, left, left_before in itertools.islice(self._steps(), most):
             action, noise = self._split(chunk, step, left, context, features)
             if self.config.sampler == "ddim":
                 chunk = _mix(action, noise, left_before)
@@ -154,14 +147,14 @@ class Diffusion(ActionHead):
         return chunk
 
     def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps (B,), int64, and noise like the actions (B, H, A), in float32."""
+        """Return random steps (B,), int64, and noise of the shape of the actions (B, H, A), in float32."""
         steps = torch.randint(self.config.train_steps, (len(actions),), device=actions.device)
         return steps, torch.randn_like(actions, dtype=torch.float32)
 
-    def _way(self) -> Iterator[tuple[int, float, float]]:
-        """The steps that sampling visits, last first, with the share of the action left there and at the one before."""
+    def _steps(self) -> Iterator[tuple[int, float, float]]:
+        """Yield the steps of sampling, last first, with the share of the action at each and at the next."""
         config = self.config
-        left: list[float] = kept(config.schedule, config.train_steps).tolist()
+        left: list[float] = signal_shares(config.schedule, config.train_steps).tolist()
         stride = config.train_steps // (config.steps or config.train_steps)
         for visit in reversed(range(config.steps or config.train_steps)):
             step = visit * stride
@@ -170,9 +163,9 @@ class Diffusion(ActionHead):
     def _split(
         self, chunk: Tensor, step: int, left: float, context: Context, features: Mapping[str, Feature]
     ) -> tuple[Tensor, Tensor]:
-        """The action, clipped, and the noise (B, H, A) that the network finds in a chunk (B, H, A)."""
+        """Return the clipped action and the noise (B, H, A) that the network finds in a chunk (B, H, A)."""
         time = torch.full((len(chunk),), float(step), device=chunk.device)
-        found: Tensor = self.network(zero_padded(chunk, features), time, context)
+        found: Tensor = self.network(zero_missing_dims(chunk, features), time, context)
         if self.config.predicts == "epsilon":
             action, noise = (chunk - (1.0 - left) ** 0.5 * found) / left**0.5, found
         elif self.config.predicts == "sample":
@@ -184,15 +177,15 @@ class Diffusion(ActionHead):
 
 
 def _bound(config: Diffusion.Config, inputs: Specs) -> float | None:
-    """Bound of predicted actions; None for none. Raises SpecError for one that clips actions of the training data."""
+    """Return the bound of predicted actions, or None; raise SpecError if it clips training actions."""
     if config.clip_sample == "data":
-        return largest(inputs)
+        return largest_action(inputs)
     if config.clip_sample is not None:
         require_bound(inputs, config.clip_sample, "clip_sample", "leave `clip_sample` out, or")
     return config.clip_sample
 
 
 def _mix(first: Tensor, second: Tensor, share: Share) -> Tensor:
-    """sqrt(share) first + sqrt(1 - share) second."""
+    """Return sqrt(share) first + sqrt(1 - share) second."""
     mixed: Tensor = share**0.5 * first + (1.0 - share) ** 0.5 * second
     return mixed

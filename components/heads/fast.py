@@ -1,9 +1,6 @@
-"""Actions as tokens that a language model writes."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, HeadConfig
+from ...schemas.part import Count, Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Chunks, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps
@@ -21,48 +18,43 @@ from ..layers.token_writer import TokenWriter
 from ..layers.transformer import check_heads
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
-
 
 class Fast(ActionHead):
-    """Writes a chunk as FAST tokens (Pertsch et al., 2025), one after the other; trained by cross-entropy.
+    """Autoregressive FAST tokens of the chunk (Pertsch et al., 2025), trained by cross-entropy.
 
-    The tokens are learned from the training chunks. They are written by the language model of a backbone, of whose
-    vocabulary they take the last ids (pi0-FAST), or by a small transformer of the head's own that reads the features.
-    Padded steps hold the last action that counts. Tokenising waits for the device in every step.
+    The tokens are learned from the training chunks. Either the language model of a backbone writes them, with
+    the last ids of its vocabulary (pi0-FAST), or a small transformer of the head, which reads the features.
+    Padded steps hold the last valid action. Tokenization waits for the device in every step.
     """
 
     accepts = ()
     waits_for_device = True
 
     class Config(HeadConfig):
-        """Actions as tokens that a language model writes."""
-
         type: Literal["fast"]
-        """Write actions as FAST tokens."""
         writer: Literal["transformer", "language_model"] = "transformer"
-        """What writes the tokens: a transformer of the head's own, or the language model of a backbone (`<name>.decoder`)."""
+        """Writer of the tokens: a transformer of the head, or the language model of a backbone (`<name>.decoder`)."""
         vocabulary: Count = 1024
-        """Most different tokens."""
+        """Largest number of distinct tokens."""
         scale: Annotated[float, Field(gt=0.0)] = 10.0
-        """Steps into which a frequency of size 1 is divided: more are finer, and make more tokens."""
+        """Number of steps into which a frequency of size 1 is divided; a larger number is finer and makes more tokens."""
         max_tokens: Count = 256
-        """Most tokens of a chunk; chunks of the training data must fit."""
+        """Largest number of tokens of a chunk; chunks of the training data must fit."""
         skip: Annotated[int, Field(ge=0)] = 128
-        """Ids at the end of the language model's vocabulary that stay free, as in pi0-FAST."""
+        """Number of unused ids at the end of the language model's vocabulary, as in pi0-FAST."""
         width: Count = 256
         """Size of a token of the transformer."""
         depth: Depth = 4
-        """Layers of the transformer."""
+        """Number of layers of the transformer."""
         heads: Count = 4
-        """Attention heads of the transformer; they share `width`."""
+        """Number of attention heads of the transformer, which share `width`."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, self._action_dim = chunk_size(inputs)
         self._facts = facts["tokens"]
         self._features = features_of(inputs)
-        self._vocabulary: int = facts["tokens"]["size"] + 2  # and the tokens that begin and end a chunk
+        self._vocabulary: int = facts["tokens"]["size"] + 2  # with the start and end tokens of a chunk
         self._last = 0
         if config.writer == "transformer":
             sizes = (config.width, config.depth, config.heads)
@@ -74,13 +66,13 @@ class Fast(ActionHead):
 
     @classmethod
     def kinds(cls, config: Config) -> tuple[Kind, ...]:
-        """Keys and values of a language model that goes on, or what the transformer reads."""
+        """Return key_values for a language model, or the kinds that the transformer reads."""
         return (Kind.KEY_VALUES,) if config.writer == "language_model" else (Kind.TOKENS, Kind.POOLED)
 
     @classmethod
     def fit(cls, config: Config, inputs: Specs, facts: Facts, chunks: Callable[[], Chunks]) -> dict[str, Any]:
-        """The tokens; raises SpecError where the vocabulary or `max_tokens` are too small for them."""
-        held = _held(*chunks())
+        """Return the tokens; raise SpecError if `vocabulary` or `max_tokens` is too small for them."""
+        held = _fill_padding(*chunks())
         tokens = FastTokens.fit(held, config.vocabulary, config.scale)
         longest = max(map(len, FastTokens(tokens).encode(held)))
         if longest > config.max_tokens:
@@ -95,7 +87,7 @@ class Fast(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError for a width that heads cannot share, or a model that cannot write."""
+        """Return the spec of `action` (B, H, A); raise SpecError for a bad width or an unsuitable model."""
         features = features_of(inputs)
         if config.writer == "transformer":
             check_heads(config.width, config.heads, parts=2)
@@ -116,11 +108,11 @@ class Fast(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="fast", width=32, depth=2, heads=2, max_tokens=24, scale=20.0, vocabulary=512)
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`tokens` to be predicted."""
+        """Return the number of `tokens` to predict."""
         return {"tokens": self._ids(actions, is_pad)[1].sum()}
 
     def loss(
@@ -130,18 +122,18 @@ class Fast(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Cross-entropy of the next token, over the tokens of all chunks of which any value counts."""
+        """Return the cross-entropy of the next token, over the tokens of all chunks with a valid value."""
         ids, counts = self._ids(actions, is_pad)
         past = self._past(features)
         assert past.decoder is not None
-        hidden, _ = past.decoder.extend(past, past.decoder.embed(self._theirs(ids[:, :-1])))
+        hidden, _ = past.decoder.extend(past, past.decoder.embed(self._writer_ids(ids[:, :-1])))
         scores = past.decoder.logits(hidden).float().flatten(0, 1)
-        errors = F.cross_entropy(scores, self._theirs(ids[:, 1:]).flatten(), reduction="none")
+        errors = F.cross_entropy(scores, self._writer_ids(ids[:, 1:]).flatten(), reduction="none")
         return {"loss": masked_mean(errors, ~counts.flatten(), shares.get("tokens"))}
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """The chunk (B, H, A) of the likeliest tokens, chosen one by one; the same for every generator."""
+        """Return the chunk (B, H, A) of the greedily chosen tokens, independent of the generator."""
         past = self._past(features)
         writer = past.decoder
         assert writer is not None
@@ -153,8 +145,8 @@ class Fast(ActionHead):
         written: list[Tensor] = []
         ended = torch.zeros(batch, dtype=torch.bool, device=device)
         for _ in range(self.config.max_tokens):
-            hidden, past = writer.extend(past, writer.embed(self._theirs(last)))
-            scores = self._ours(writer.logits(hidden)[:, -1])
+            hidden, past = writer.extend(past, writer.embed(self._writer_ids(last)))
+            scores = self._own_scores(writer.logits(hidden)[:, -1])
             scores[:, begin] = -torch.inf
             last = scores.argmax(-1, keepdim=True)
             ended |= last[:, 0] == end
@@ -167,7 +159,7 @@ class Fast(ActionHead):
 
     @property
     def tokens(self) -> FastTokens:
-        """The vocabulary of chunks."""
+        """Tokenizer of chunks."""
         if self._tokens is None:
             self._tokens = FastTokens(self._facts)
         return self._tokens
@@ -178,40 +170,40 @@ class Fast(ActionHead):
         return {**self.__dict__, "_tokens": None}
 
     def _past(self, features: Mapping[str, Feature]) -> Feature:
-        """What the writer has read when it begins."""
+        """Return the writer's state after reading the features."""
         if self.config.writer == "transformer":
             return self.writer.read(features)
         return features[next(iter(self._features))]
 
     def _ids(self, actions: Tensor, is_pad: Tensor) -> tuple[Tensor, Tensor]:
-        """Begin, tokens and end (B, M + 2) of each chunk, as this head numbers them, and which targets count (B, M + 1)."""
+        """Return start, tokens and end (B, M + 2) of each chunk, in own ids, and valid targets (B, M + 1)."""
         begin, end, most = self._vocabulary - 2, self._vocabulary - 1, self.config.max_tokens
         if actions.device.type == "meta":
             shape = (len(actions), 4)
             return torch.zeros(shape, dtype=torch.int64, device="meta"), torch.ones(
                 (len(actions), 3), dtype=torch.bool, device="meta"
             )
-        rows = [[begin, *ids[:most], end] for ids in self.tokens.encode(_held(actions, is_pad))]
+        rows = [[begin, *ids[:most], end] for ids in self.tokens.encode(_fill_padding(actions, is_pad))]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [end] * (longest - len(row)) for row in rows], device=actions.device)
         lengths = torch.tensor([len(row) for row in rows], device=actions.device)
         counts = torch.arange(longest - 1, device=actions.device) < lengths[:, None] - 1
         return ids, counts & ~is_pad.flatten(1).all(1, keepdim=True)
 
-    def _theirs(self, ids: Tensor) -> Tensor:
-        """Ids as the writer numbers them: a language model's last ones, backwards."""
+    def _writer_ids(self, ids: Tensor) -> Tensor:
+        """Return the writer's ids: the last of a language model, backwards."""
         return ids if self.config.writer == "transformer" else self._last - ids
 
-    def _ours(self, scores: Tensor) -> Tensor:
-        """Scores (B, V) of the tokens of this head, out of the writer's."""
+    def _own_scores(self, scores: Tensor) -> Tensor:
+        """Select the scores (B, V) of this head's tokens from the writer's."""
         if self.config.writer == "transformer":
             return scores.float()
         first = self._last - self._vocabulary + 1
         return scores[:, first : self._last + 1].flip(-1).float()
 
 
-def _held(actions: Tensor, is_pad: Tensor) -> Tensor:
-    """Actions (B, H, A) whose padded steps hold the nearest earlier one that counts, or the first; padded dimensions are 0."""
+def _fill_padding(actions: Tensor, is_pad: Tensor) -> Tensor:
+    """Fill padded steps of actions (B, H, A) with the last valid or the first action, padded dims with 0."""
     actions = actions.float().masked_fill(is_pad, 0.0)
     steps, counts = torch.arange(actions.shape[1], device=actions.device), ~padded_steps(is_pad)
     last = torch.where(counts, steps, -1).cummax(1).values  # (B, H)

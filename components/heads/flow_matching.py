@@ -1,87 +1,78 @@
-"""Flow matching: a network learns the velocity that carries noise to actions."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...schemas.part import HeadConfig, NetworkConfig
+from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
-from ..denoising.heads import build, check, default_network, zero_padded
+from ..denoising.heads import build_network, default_network, network_specs, zero_missing_dims
 from ..denoising.noise_levels import BetaLevels, NoiseLevels
 from ..features import chunk_size, masked_mean, padded_steps
 from ..part_options import nested
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
-Level = TypeVar("Level", float, Tensor)
+LevelT = TypeVar("LevelT", float, Tensor)
 
 
 class FlowMatching(ActionHead):
-    """Learns the velocity between noise and actions (Lipman et al., 2023), and follows it to sample.
+    """Flow matching (Lipman et al., 2023): a network learns the velocity that carries noise to actions.
 
     With the noise level s, which is 1 for noise and 0 for the action:
 
         x_s = s eps + (1 - s) a        dx/ds = eps - a
 
-    A policy may count time either way. Where `noise_at` is 0 the network is told t = 1 - s and predicts dx/dt = a - eps,
-    as in GR00T; where it is 1, t = s and dx/dt = eps - a, as in pi0. Levels, noise and integration are float32.
+    Time may run either way. With `noise_at: 0` the network sees t = 1 - s and predicts dx/dt = a - eps, as in
+    GR00T; with `noise_at: 1`, t = s and dx/dt = eps - a, as in pi0. Levels, noise and integration are
+    float32.
     """
 
     accepts = ()
+    averages_values = True
 
     class Config(HeadConfig):
-        """Flow matching: a network learns the velocity that carries noise to actions."""
-
         type: Literal["flow_matching"]
-        """Predict actions by flow matching."""
         network: Annotated[NetworkConfig, *nested(NETWORKS)] = Field(default_factory=default_network)
-        """The network that predicts the velocity."""
+        """Network that predicts the velocity."""
         noise_at: Literal[0, 1] = 0
-        """Time at which the network is told that it sees pure noise; 0 in GR00T, 1 in pi0."""
+        """Time of pure noise, as the network sees it; 0 in GR00T, 1 in pi0."""
         predicts: Literal["velocity", "action"] = "velocity"
-        """What the network predicts: dx/dt, or the action itself, as in X-VLA."""
+        """Target of the network: dx/dt, or the action itself, as in X-VLA."""
         levels: NoiseLevels = Field(default_factory=lambda: BetaLevels(type="beta"))
-        """Distribution of the noise levels that are trained."""
+        """Distribution of the noise levels in training."""
         repeats: Count = 1
-        """Noises and levels drawn for each sample in training; the backbones run only once for all of them."""
+        """Number of noises and levels drawn per sample in training; the backbones run once for all."""
         padded_dims: Literal["zero", "noise"] = "zero"
-        """What the network sees in dimensions that a robot does not have; noise in pi0, SmolVLA and GR00T as published."""
+        """Input of the network in dimensions that a robot lacks; noise in pi0, SmolVLA and GR00T as published."""
         sampler: Literal["euler", "heun"] = "euler"
-        """How the velocity is integrated; `heun` evaluates it twice a step and errs less."""
+        """Integration of the velocity; `heun` evaluates it twice per step and is more accurate."""
         steps: Count = 10
-        """Steps when sampling."""
+        """Number of steps in sampling."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, self._action_dim = chunk_size(inputs)
-        self.network = build(config.network, inputs, "unit")
+        self.network = build_network(config.network, inputs, "unit")
 
     @classmethod
     def kinds(cls, config: Config) -> tuple[Kind, ...]:
-        """Those of the network."""
+        """Return the kinds that the network accepts."""
         return NETWORKS.get(config.network.type).accepts
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises the SpecError of the network."""
-        return check(config.network, inputs, "unit")
+        """Return the spec of `action` (B, H, A); raise SpecError if the network does not fit."""
+        return network_specs(config.network, inputs, "unit")
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
-        network = NETWORKS.get("dit").tiny(directory)
+    def example(cls) -> Config:
+        network = NETWORKS.get("dit").example()
         return cls.Config(type="flow_matching", network=network, steps=4)
-
-    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` that are no padding."""
-        return {"values": (~is_pad).sum()}
 
     def loss(
         self,
@@ -90,7 +81,7 @@ class FlowMatching(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Mean squared error of the prediction over the values that are no padding."""
+        """Return the mean squared error of the prediction over the values that are not padding."""
         context = self.network.encode(features)
         actions = actions.float().masked_fill(is_pad, 0.0)
         if (repeats := self.config.repeats) > 1:
@@ -98,7 +89,7 @@ class FlowMatching(ActionHead):
             actions, is_pad = actions.repeat_interleave(repeats, 0), is_pad.repeat_interleave(repeats, 0)
         level, noise = self.draw(actions)
         at = level[:, None, None]
-        noisy = self._shown(at * noise + (1.0 - at) * actions, features, repeats)
+        noisy = self._network_input(at * noise + (1.0 - at) * actions, features, repeats)
         predicted = self.network(noisy, self._time(level), context, padded_steps(is_pad))
         forward = noise - actions if self.config.noise_at == 1 else actions - noise
         target = forward if self.config.predicts == "velocity" else actions
@@ -106,14 +97,14 @@ class FlowMatching(ActionHead):
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """Integrate from noise, drawn by the generator, to an action chunk (B, H, A)."""
+        """Integrate noise, drawn by the generator, to an action chunk (B, H, A)."""
         context = self.network.encode(features)
         first = next(iter(context.values()))
         device = first.device if generator is None else generator.device
         shape = (len(first), self._horizon, self._action_dim)
         chunk = torch.randn(shape, generator=generator, device=device).to(first.device)
         steps = self.config.steps
-        for step in range(1 if chunk.is_meta else steps):  # there, one is like the other
+        for step in range(1 if chunk.is_meta else steps):  # all steps are the same there
             level, size = 1.0 - step / steps, -1.0 / steps
             slope = self._slope(chunk, level, context, features)
             if self.config.sampler == "heun" and step < steps - 1:
@@ -123,24 +114,24 @@ class FlowMatching(ActionHead):
         return chunk
 
     def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise levels (B,) and noise like the actions (B, H, A), in float32."""
+        """Return random noise levels (B,) and noise of the shape of the actions (B, H, A), in float32."""
         levels = self.config.levels.draw(len(actions), actions.device)
         return levels, torch.randn_like(actions, dtype=torch.float32)
 
-    def _time(self, level: Level) -> Level:
-        """The time that the network is told at a noise level."""
+    def _time(self, level: LevelT) -> LevelT:
+        """Return the time of a noise level, as the network sees it."""
         return level if self.config.noise_at == 1 else 1.0 - level
 
-    def _shown(self, chunk: Tensor, features: Mapping[str, Feature], repeats: int = 1) -> Tensor:
-        """The chunk (B * repeats, H, A) as the network sees it."""
-        return chunk if self.config.padded_dims == "noise" else zero_padded(chunk, features, repeats)
+    def _network_input(self, chunk: Tensor, features: Mapping[str, Feature], repeats: int = 1) -> Tensor:
+        """Return the chunk (B * repeats, H, A) as the network sees it."""
+        return chunk if self.config.padded_dims == "noise" else zero_missing_dims(chunk, features, repeats)
 
     def _slope(
         self, chunk: Tensor, level: float, context: Context, features: Mapping[str, Feature]
     ) -> Tensor:
-        """dx/ds (B, H, A) at a chunk (B, H, A) and a noise level above 0."""
+        """Return dx/ds (B, H, A) for a chunk (B, H, A) and a noise level above 0."""
         time = torch.full((len(chunk),), self._time(level), device=chunk.device)
-        predicted: Tensor = self.network(self._shown(chunk, features), time, context)
+        predicted: Tensor = self.network(self._network_input(chunk, features), time, context)
         if self.config.predicts == "action":
             return (chunk - predicted) / level
         return predicted if self.config.noise_at == 1 else -predicted

@@ -1,10 +1,7 @@
-"""A mixture of Gaussians over actions, predicted by a multi-layer perceptron."""
-
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -13,48 +10,44 @@ from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, HeadConfig
+from ...schemas.part import MOST_LAYERS, Count, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, masked_mean, padded_steps, require_bound
 from ..layers.basic import Activation, mlp
-from ..layers.flattening import Tokens, joined, sizes_of
+from ..layers.flattening import Tokens, flat_sizes, flatten_features
 from ..randomness.generator import categorical, normal
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 
 class Gmm(ActionHead):
-    """Predicts a distribution of actions with several modes (BC-GMM of robomimic, Mandlekar et al., 2021).
+    """Gaussian mixture over actions (BC-GMM of robomimic, Mandlekar et al., 2021), for several modes.
 
         p(a) = sum over modes m of w_m prod over dims d of N(a_d; mu_md, sigma_md)
         sigma = softplus(s) + min_std        loss = -log p(a)
 
-    Every step of the chunk has a mixture of its own, or all of them share one whose modes are whole chunks. The
-    densities of padded values are left out of the product. Features are read as by the head `mlp`.
+    Every step of the chunk has a separate mixture, or all share one whose modes are whole chunks. The product
+    excludes the densities of padded values. Features are read as by the head `mlp`.
     """
 
     accepts = (Kind.POOLED, Kind.TOKENS)
 
     class Config(HeadConfig):
-        """A mixture of Gaussians over actions, predicted by a multi-layer perceptron."""
-
         type: Literal["gmm"]
-        """Predict actions by a mixture of Gaussians."""
         modes: Count = 5
-        """Gaussians of a mixture."""
+        """Number of Gaussians of a mixture."""
         mixture: Literal["step", "chunk"] = "step"
-        """What a mode is: an action of one step, as in robomimic, or a whole chunk, so that its steps agree."""
+        """Unit of a mode: the action of one step, as in robomimic, or a whole chunk with consistent steps."""
         means: Literal["free", "tanh"] = "free"
-        """`tanh` keeps means between -1 and 1, as robomimic does, for actions that are normalised to that range."""
+        """`tanh` keeps means between -1 and 1, as in robomimic, for actions normalized to that range."""
         min_std: Positive = 1e-4
-        """Smallest standard deviation, in normalised units."""
+        """Smallest standard deviation, in normalized units."""
         sampling: Literal["draw", "mean"] = "draw"
-        """Draw a mode and an action from it, or take the mean of the likeliest mode."""
+        """Draw a mode and an action from it, or take the mean of the most likely mode."""
         evaluation_std: Positive | None = 1e-4
-        """Standard deviation of what is drawn in evaluation, where noise only disturbs; null for that of the mode."""
+        """Standard deviation of sampled actions in evaluation, where noise only hurts; null for that of the mode."""
         hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=lambda: [1024, 1024])
         """Sizes of the hidden layers."""
         activation: Activation = "relu"
@@ -62,11 +55,11 @@ class Gmm(ActionHead):
         dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
         """Dropout rate after each hidden layer."""
         tokens: Tokens = "flatten"
-        """How tokens become one vector: all side by side (keeps where things are in an image), or their mean."""
+        """Reduction of tokens to one vector: side by side (preserves positions in an image), or their mean."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._sizes = sizes_of(inputs, config.tokens)
+        self._sizes = flat_sizes(inputs, config.tokens)
         self._horizon, self._action_dim = chunk_size(inputs)
         self._mixtures = self._horizon if config.mixture == "step" else 1
         outputs = config.modes * (self._mixtures + 2 * self._horizon * self._action_dim)
@@ -75,16 +68,19 @@ class Gmm(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError for tokens of a varying number that are flattened, for no effect, and for
-        means that cannot reach the actions of the training data.
+        """Return the spec of `action` (B, H, A).
+
+        Raises:
+            SpecError: The number of flattened tokens varies, an option has no effect, or bounded means cannot
+                reach all actions of the training data.
         """
-        sizes_of(inputs, config.tokens)
+        flat_sizes(inputs, config.tokens)
         if config.means == "tanh":
             require_bound(inputs, 1.0, "means", "set `means: free`, or")
         default = cls.Config.model_fields["evaluation_std"].default
         if config.sampling == "mean" and config.evaluation_std != default:
             raise SpecError(
-                "`evaluation_std` has no effect where means are taken",
+                "`evaluation_std` has no effect with `sampling: mean`",
                 field="evaluation_std",
                 label="has no effect",
                 help="set `sampling: draw`, or leave it out",
@@ -92,11 +88,11 @@ class Gmm(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="gmm", modes=2, hidden=[32])
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`mixtures` of a step, or of a chunk, with a value that is no padding."""
+        """Return the number of `mixtures`, of steps or chunks, with a value that is not padding."""
         return {"mixtures": (~self._padded(is_pad)).sum()}
 
     def loss(
@@ -106,7 +102,7 @@ class Gmm(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Mean negative log-likelihood of a step, or of a chunk, over those with a value that is no padding."""
+        """Return the mean negative log-likelihood over the steps or chunks with a value that is not padding."""
         weights, means, deviations = self.predict(features)
         actions = actions.float().masked_fill(is_pad, 0.0)[:, None]
         distances = (actions - means) / deviations
@@ -119,7 +115,7 @@ class Gmm(ActionHead):
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """An action chunk (B, H, A), drawn by the generator or without chance, as `sampling` says."""
+        """Return an action chunk (B, H, A), drawn by the generator or deterministic, as `sampling` selects."""
         weights, means, deviations = self.predict(features)
         drawn = self.config.sampling == "draw"
         scores = weights.transpose(1, 2)  # (B, H or 1, M)
@@ -135,15 +131,15 @@ class Gmm(ActionHead):
         return actions + spread * normal(actions, generator)
 
     def _padded(self, is_pad: Tensor) -> Tensor:
-        """Mixtures (B, H or 1) of which no value counts."""
+        """Return a mask of mixtures (B, H or 1) that consist of padding."""
         steps = padded_steps(is_pad)
         return steps.all(-1, keepdim=True) if self.config.mixture == "chunk" else steps
 
     def predict(self, features: Mapping[str, Feature]) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights (B, M, H or 1), means and standard deviations (B, M, H, A) of the modes, float32."""
+        """Return log-weights (B, M, H or 1), means and deviations (B, M, H, A) of the modes, float32."""
         modes, shape = self.config.modes, (self.config.modes, self._horizon, self._action_dim)
         dtype = next(self.parameters()).dtype
-        out: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, dtype)).float()
+        out: Tensor = self.layers(flatten_features(features, self._sizes, self.config.tokens, dtype)).float()
         size = modes * self._horizon * self._action_dim
         weights, means, spreads = out.split([modes * self._mixtures, size, size], dim=-1)
         means = means.unflatten(-1, shape)

@@ -1,10 +1,7 @@
-"""A multi-layer perceptron that predicts the whole action chunk at once."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,48 +9,44 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, HeadConfig
+from ...schemas.part import MOST_LAYERS, Count, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, masked_mean
 from ..layers.basic import Activation, CategoryMlp, mlp
-from ..layers.flattening import Tokens, joined, sizes_of
+from ..layers.flattening import Tokens, flat_sizes, flatten_features
 from ..shares import WHOLE, Shares
-
-Width = Annotated[int, Field(ge=1)]
 
 
 class MlpHead(ActionHead):
-    """Regression: features -> MLP -> (B, H, A). All features are concatenated, in the order they are given."""
+    """Regression of the whole chunk by a multi-layer perceptron over all features, in the given order."""
 
     accepts = (Kind.POOLED, Kind.TOKENS)
+    averages_values = True
 
     class Config(HeadConfig):
-        """A multi-layer perceptron that predicts the whole action chunk at once."""
-
         type: Literal["mlp"]
-        """Predict actions by regression, with a multi-layer perceptron."""
         loss: Literal["l1", "l2", "huber"] = "l1"
-        """Absolute, squared or Huber error, in normalised units."""
+        """Absolute, squared or Huber error, in normalized units."""
         delta: float = Field(default=1.0, gt=0.0)
-        """Error at which the Huber loss turns from squared to absolute."""
-        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=lambda: [512, 512])
+        """Error at which the Huber loss changes from squared to absolute."""
+        hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=lambda: [512, 512])
         """Sizes of the hidden layers."""
         activation: Activation = "gelu"
         """Activation after each hidden layer."""
         dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
         """Dropout rate after each hidden layer."""
         tokens: Tokens = "flatten"
-        """How tokens become one vector: all side by side (keeps where things are in an image), or their mean."""
+        """Reduction of tokens to one vector: side by side (preserves positions in an image), or their mean."""
         per_embodiment: bool = False
-        """Whether each robot has first and last layers of its own; for data of several robots."""
-        in_dim: Width | None = None
-        """Expected number of input features; by default what the inputs give. A different number is an error."""
+        """Use separate first and last layers for each robot; for data of several robots."""
+        in_dim: Count | None = None
+        """Expected number of input features; by default that of the inputs. Another number is an error."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._sizes = sizes_of(inputs, config.tokens)
+        self._sizes = flat_sizes(inputs, config.tokens)
         self._horizon, self._action_dim = chunk_size(inputs)
         sizes = [sum(self._sizes.values()), *config.hidden, self._horizon * self._action_dim]
         self.layers: nn.Module
@@ -65,10 +58,10 @@ class MlpHead(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError for another number of input features than `in_dim`, and for one robot alone."""
+        """Return the spec of `action` (B, H, A); raise SpecError if `in_dim` or `per_embodiment` do not fit."""
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
-        sizes = sizes_of(inputs, config.tokens)
+        sizes = flat_sizes(inputs, config.tokens)
         total = sum(sizes.values())
         if config.in_dim is not None and config.in_dim != total:
             parts = [f"{size} ({key.removesuffix('.pooled')})" for key, size in sizes.items()]
@@ -77,17 +70,13 @@ class MlpHead(ActionHead):
                 field="in_dim",
                 source=next(iter(sizes)),
                 label=f"its inputs give {total}",
-                help=f"{total} = {' + '.join(parts)}; leave `in_dim` out to use whatever comes in",
+                help=f"{total} = {' + '.join(parts)}; leave `in_dim` out to use all of them",
             )
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="mlp", hidden=[32])
-
-    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` that are no padding."""
-        return {"values": (~is_pad).sum()}
 
     def loss(
         self,
@@ -96,7 +85,7 @@ class MlpHead(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Mean error over the values that are no padding."""
+        """Return the mean error over the values that are not padding."""
         predicted, target = self.sample(features).float(), actions.float()
         if self.config.loss == "l1":
             errors = F.l1_loss(predicted, target, reduction="none")
@@ -107,8 +96,10 @@ class MlpHead(ActionHead):
         return {"loss": masked_mean(errors, is_pad, shares.get("values"))}
 
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """The predicted chunk (B, H, A); it is the same for every generator."""
+        """Return the predicted chunk (B, H, A), independent of the generator."""
         weight = next(self.parameters())
         ids = [features[EMBODIMENT].values] if self.config.per_embodiment else []
-        predicted: Tensor = self.layers(joined(features, self._sizes, self.config.tokens, weight.dtype), *ids)
+        predicted: Tensor = self.layers(
+            flatten_features(features, self._sizes, self.config.tokens, weight.dtype), *ids
+        )
         return predicted.reshape(-1, self._horizon, self._action_dim)

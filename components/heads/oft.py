@@ -1,9 +1,6 @@
-"""Parallel decoding: one query token of a model becomes one action."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -12,39 +9,36 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, HeadConfig
+from ...schemas.part import MOST_LAYERS, Count, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
-
 
 class Oft(ActionHead):
-    """Regression from query tokens that a model filled in parallel (OpenVLA-OFT, Kim et al., 2025).
+    """Parallel decoding: regression from query tokens of a model (OpenVLA-OFT, Kim et al., 2025).
 
-    The N tokens (B, N, D) are dealt to the H steps, N / H neighbours each, and side by side they go through a residual
-    MLP: norm, linear and ReLU to `width`, residual blocks x + relu(linear(norm x)), norm, linear to A.
+    The N tokens (B, N, D) are divided among the H steps, N / H consecutive ones each, and pass side by side
+    through a residual MLP: norm, linear and ReLU to `width`, residual blocks x + relu(linear(norm x)), norm,
+    linear to A.
     """
 
     accepts = (Kind.TOKENS,)
+    averages_values = True
 
     class Config(HeadConfig):
-        """Parallel decoding: one query token of a model becomes one action."""
-
         type: Literal["oft"]
-        """Predict every action from query tokens of its own."""
         loss: Literal["l1", "l2"] = "l1"
-        """Absolute or squared error, in normalised units."""
+        """Absolute or squared error, in normalized units."""
         width: Count | None = None
         """Size of the hidden layers; by default that of a token."""
         blocks: Annotated[int, Field(ge=0, le=MOST_LAYERS)] = 2
-        """Residual blocks."""
+        """Number of residual blocks."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._key, spec, each = _tokens(config, inputs)
+        self._key, spec, each = _query_tokens(config, inputs)
         self._horizon, action_dim = chunk_size(inputs)
         width = config.width or spec.width
         self.norm_in = nn.LayerNorm(each * spec.width)
@@ -58,17 +52,13 @@ class Oft(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError unless the tokens can be dealt to the steps."""
-        _tokens(config, inputs)
+        """Return the spec of `action` (B, H, A); raise SpecError unless the tokens divide among the steps."""
+        _query_tokens(config, inputs)
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="oft", reads=["model.queries"], width=16)
-
-    def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` that are no padding."""
-        return {"values": (~is_pad).sum()}
 
     def loss(
         self,
@@ -77,14 +67,14 @@ class Oft(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Mean error over the values that are no padding."""
+        """Return the mean error over the values that are not padding."""
         predicted, target = self.sample(features).float(), actions.float()
         error = F.l1_loss if self.config.loss == "l1" else F.mse_loss
         errors = error(predicted, target, reduction="none")
         return {"loss": masked_mean(errors, is_pad, shares.get("values"))}
 
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """The predicted chunk (B, H, A); it is the same for every generator."""
+        """Return the predicted chunk (B, H, A), independent of the generator."""
         feature, dtype = features[self._key], self.linear_in.weight.dtype
         tokens = feature.values.to(dtype)
         if feature.mask is not None:
@@ -97,8 +87,8 @@ class Oft(ActionHead):
         return predicted
 
 
-def _tokens(config: Oft.Config, inputs: Specs) -> tuple[str, Spec, int]:
-    """What is read, and how many tokens each step gets."""
+def _query_tokens(config: Oft.Config, inputs: Specs) -> tuple[str, Spec, int]:
+    """Return name and spec of the query tokens, and their number per step."""
     features = features_of(inputs)
     (key, spec), *others = features.items()
     horizon, _ = chunk_size(inputs)
@@ -112,7 +102,7 @@ def _tokens(config: Oft.Config, inputs: Specs) -> tuple[str, Spec, int]:
         )
     if not isinstance(count, int) or count % horizon:
         raise SpecError(
-            f"{count} tokens cannot be dealt to the {horizon} steps of a chunk",
+            f"{count} tokens cannot be divided among the {horizon} steps of a chunk",
             field="reads.0",
             source=key,
             label=f"`{key}` is {spec}",

@@ -1,10 +1,7 @@
-"""Vector-quantised behaviour transformer: classify what kind of chunk comes next, and correct it."""
-
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -13,90 +10,87 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, HeadConfig
+from ...schemas.part import Count, Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean
 from ..layers.gpt import Gpt
-from ..layers.residual_vq import ChunkVae, Settled
+from ..layers.residual_vq import ChunkVae, FrozenCopy
 from ..layers.transformer import check_heads
 from ..randomness.generator import categorical
 from ..shares import WHOLE, Shares
 
-Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 
 class Vqbet(ActionHead):
-    """Predicts codes of chunks and an offset from what they decode to (VQ-BeT, Lee et al., 2024).
+    """Vector-quantized behavior transformer (VQ-BeT, Lee et al., 2024): codes of chunks, and an offset.
 
-    For its first `vae_steps` batches it learns the codes: an auto-encoder with residual vector quantisation,
+    For the first `vae_steps` batches it learns the codes: an autoencoder with residual vector quantization,
 
         loss = |a - decoded| + commitment * sum over codebooks |x - code|^2
 
-    which then rests, and a causal transformer learns to predict them. It reads [features, action query] of every
-    observation step and further queries, one for each window of the chunk: window i is the actions i, i + 1, ... Codes
-    are drawn in training too, p being the probability of the right one:
+    After that the autoencoder is fixed, and a causal transformer learns to predict its codes. It reads
+    [features, action query] of every observation step and further queries, one for each window of the chunk:
+    window i is the actions i, i + 1, ... Codes are also drawn in training, with p the probability of the
+    right one:
 
         loss = sum over codebooks w (1 - p)^2 (-log p) + offset_weight |a - (decoded(drawn) + offset(drawn))|
 
-    The first window is what VQ-BeT executes; later ones add the actions that it does not reach.
+    VQ-BeT executes the first window; later windows add the actions beyond it.
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
     trained: Tensor
 
     class Config(HeadConfig):
-        """Vector-quantised behaviour transformer: classify what kind of chunk comes next, and correct it."""
-
         type: Literal["vqbet"]
-        """Predict actions as VQ-BeT does."""
         vae_steps: Count = 20_000
-        """Batches that train the codes before the transformer begins; `training.steps` counts them too."""
+        """Number of batches that train the codes before the transformer; they are part of `training.steps`."""
         windows: Count = 1
-        """Chunks predicted at successive steps; together they are `data.horizon` long, each `horizon - windows + 1`."""
+        """Number of chunks predicted at successive steps; together they are `data.horizon` long, each `horizon - windows + 1`."""
         codes: Count = 16
-        """Codes of a codebook."""
+        """Number of codes of a codebook."""
         code_weights: list[Weight] = Field(default_factory=lambda: [5.0, 0.5], min_length=1)
-        """Weight of the classification loss of each codebook; there are as many codebooks."""
+        """Weight of the classification loss of each codebook; the list determines the number of codebooks."""
         code_width: Count = 256
         """Size of a code."""
         vae_hidden: Count = 128
-        """Hidden size of the auto-encoder."""
+        """Hidden size of the autoencoder."""
         commitment: Weight = 5.0
         """Weight of the distance between vectors and their codes."""
         offset_weight: Weight = 10_000.0
         """Weight of the absolute error of the actions."""
         temperature: float = Field(default=0.1, gt=0.0)
-        """Divisor of the scores when codes are drawn."""
+        """Divisor of the scores before sampling codes."""
         width: Count = 512
         """Size of a token of the transformer."""
         depth: Depth = 8
-        """Layers of the transformer."""
+        """Number of layers of the transformer."""
         heads: Count = 8
-        """Attention heads; they share `width`."""
+        """Number of attention heads, which share `width`."""
         dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
         """Dropout rate in the transformer."""
         observation_steps: Count = 1
-        """Steps that the features hold one after the other, in VQ-BeT those of `data.observation_steps`."""
+        """Number of steps that the features hold one after the other; `data.observation_steps` in VQ-BeT."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         horizon, self._action_dim = chunk_size(inputs)
         self._length = horizon - config.windows + 1
         self._features = features_of(inputs)
-        self._names = {key: key.replace(".", "_") for key in self._features}  # module names hold no dots
+        self._names = {key: key.replace(".", "_") for key in self._features}  # no dots in module names
         steps, books = config.observation_steps, len(config.code_weights)
         size = self._length * self._action_dim
         self.vae = ChunkVae(size, config.vae_hidden, books, config.codes, config.code_width)
-        self.settled = Settled(copy.deepcopy(self.vae))
+        self.settled = FrozenCopy(copy.deepcopy(self.vae))
         self.register_buffer("trained", torch.zeros((), dtype=torch.int64))
         self.project = nn.ModuleDict()
         for key, spec in self._features.items():
             width = spec.width if spec.kind is Kind.TOKENS else spec.width // steps
             self.project[self._names[key]] = nn.Linear(width, config.width)
         self.query = nn.Parameter(torch.randn(config.width))
-        tokens = sum(_count(spec, steps) for spec in self._features.values())
+        tokens = sum(_tokens_per_step(spec, steps) for spec in self._features.values())
         length = steps * (tokens + 1) + config.windows - 1
         self.transformer = Gpt(length, config.width, config.depth, config.heads, config.dropout)
         self.code_scores = nn.Linear(config.width, books * config.codes)
@@ -104,7 +98,7 @@ class Vqbet(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError for what cannot be shared, cut into windows, or put in sequence."""
+        """Return the spec of `action` (B, H, A); raise SpecError if heads, windows or features do not fit."""
         horizon, _ = chunk_size(inputs)
         check_heads(config.width, config.heads)
         if config.windows > horizon:
@@ -118,7 +112,7 @@ class Vqbet(ActionHead):
         for key, spec in features_of(inputs).items():
             if not isinstance(spec.dims[1], int):
                 raise SpecError(
-                    f"`{key}` is {spec}: a varying number of tokens has no fixed places in the sequence",
+                    f"`{key}` is {spec}: a varying number of tokens cannot have fixed positions in the sequence",
                     source=key,
                     label="the number of tokens varies",
                     help="read its `pooled`, or give it a fixed number of tokens by a neck",
@@ -134,7 +128,7 @@ class Vqbet(ActionHead):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         small: dict[str, Any] = {
             "codes": 4,
             "code_width": 4,
@@ -146,7 +140,7 @@ class Vqbet(ActionHead):
         return cls.Config(type="vqbet", vae_steps=1, windows=2, offset_weight=1.0, dropout=0.0, **small)
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """`values` of all windows that are no padding, and `windows` that have any."""
+        """Return the number of `values` of all windows that are not padding, and of `windows` that have any."""
         padded = self._windows(is_pad)
         return {"values": (~padded).sum(), "windows": (~padded).any(-1).sum()}
 
@@ -157,7 +151,7 @@ class Vqbet(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """The loss of the phase, and its terms; those of the other phase say nothing."""
+        """Return the loss of the current phase and its terms."""
         chunks, padded = self._windows(actions.float().masked_fill(is_pad, 0.0)), self._windows(is_pad)
         first = self._code_loss(chunks, padded, shares)
         second = self._prediction_loss(features, chunks, padded, shares)
@@ -168,15 +162,15 @@ class Vqbet(ActionHead):
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """An action chunk (B, H, A) for codes that the generator draws."""
+        """Return an action chunk (B, H, A) for codes that the generator draws."""
         hidden = self._hidden(features)
-        _, indices = self._drawn(hidden, generator)
-        windows = self._predicted(hidden, indices).unflatten(-1, (self._length, -1))
+        _, indices = self._draw(hidden, generator)
+        windows = self._predict(hidden, indices).unflatten(-1, (self._length, -1))
         windows = windows.unflatten(0, (-1, self.config.windows))  # (B, W, c, A)
         return torch.cat([windows[:, 0], windows[:, 1:, -1]], dim=1)
 
     def _code_loss(self, chunks: Tensor, padded: Tensor, shares: Shares) -> dict[str, Tensor]:
-        """Of the first phase; in training the codes move, and the settled ones follow, as long as it lasts."""
+        """Return the loss of the first phase; in training, update the codes and their final copies."""
         valid = ~padded.all(-1)
         if self.training:
             now = valid.any() & (self.trained < self.config.vae_steps)
@@ -193,24 +187,24 @@ class Vqbet(ActionHead):
     def _prediction_loss(
         self, features: Mapping[str, Feature], chunks: Tensor, padded: Tensor, shares: Shares = WHOLE
     ) -> dict[str, Tensor]:
-        """Of the second phase."""
+        """Return the loss of the second phase."""
         hidden = self._hidden(features)
-        scores, drawn = self._drawn(hidden)
+        scores, drawn = self._draw(hidden)
         with torch.no_grad():
             right = self.settled.module.codes(chunks)
         chances = scores.log_softmax(-1).gather(-1, right[..., None])[..., 0]  # (N, L), of the right codes
         focal = (1.0 - chances.exp()) ** 2 * -chances
         weighted = sum(weight * focal[:, book] for book, weight in enumerate(self.config.code_weights))
         code = masked_mean(cast(Tensor, weighted), padded.all(-1), shares.get("windows"))
-        offset = masked_mean((self._predicted(hidden, drawn) - chunks).abs(), padded, shares.get("values"))
+        offset = masked_mean((self._predict(hidden, drawn) - chunks).abs(), padded, shares.get("values"))
         return {"loss": code + self.config.offset_weight * offset, "code": code, "offset": offset}
 
     def _windows(self, values: Tensor) -> Tensor:
-        """Values (B, H, A) as those of every window, (B * W, c * A)."""
+        """Gather values (B, H, A) by window, (B * W, c * A)."""
         return values.unfold(1, self._length, 1).transpose(2, 3).flatten(2).flatten(0, 1)
 
     def _hidden(self, features: Mapping[str, Feature]) -> Tensor:
-        """What the transformer makes of the action queries, (B * W, D)."""
+        """Return hidden states (B * W, D) of the action queries."""
         steps, dtype = self.config.observation_steps, self.query.dtype
         parts, masks = [], []
         for key, spec in self._features.items():
@@ -230,13 +224,13 @@ class Vqbet(ActionHead):
         out: Tensor = self.transformer(tokens, valid)[:, -1 - later :]
         return out.flatten(0, 1)
 
-    def _drawn(self, hidden: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Scores (N, L, C) of the codes, float32, and the indices (N, L) that are drawn by them."""
+    def _draw(self, hidden: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return scores (N, L, C) of the codes, float32, and drawn indices (N, L)."""
         scores = self.code_scores(hidden).float().unflatten(-1, (-1, self.config.codes))
         return scores, categorical(scores.detach() / self.config.temperature, generator=generator)
 
-    def _predicted(self, hidden: Tensor, indices: Tensor) -> Tensor:
-        """Flat windows (N, c * A), float32: what the codes decode to, and their offsets."""
+    def _predict(self, hidden: Tensor, indices: Tensor) -> Tensor:
+        """Return flat windows (N, c * A), float32: decoded codes plus their offsets."""
         offsets = (
             self.offsets(hidden).float().unflatten(-1, (len(self.config.code_weights), self.config.codes, -1))
         )
@@ -247,8 +241,8 @@ class Vqbet(ActionHead):
         return decoded + offset
 
 
-def _count(spec: Spec, steps: int) -> int:
-    """Tokens that a feature gives for each observation step."""
+def _tokens_per_step(spec: Spec, steps: int) -> int:
+    """Return the number of tokens of a feature per observation step."""
     count = spec.dims[1]
     assert isinstance(count, int)
     return count // steps if spec.kind is Kind.TOKENS else 1

@@ -1,27 +1,23 @@
-"""Cameras: one tensor (B, T, 3, H, W) under each key, read together by backbones and one by one by transforms."""
+"""Specs of cameras, and their tensors (B, T, 3, H, W) as one batch of frames."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from ...schemas.errors import SpecError
-from ...schemas.part import PartConfig
+from ...schemas.part import Count
 from ...schemas.specs import Kind, Range, Spec, Specs
-from ..base import Batch, Facts, Feature, Transform
-from ..randomness.per_sample import Draws
+from ..base import Batch, Feature
 
-Side = Annotated[int, Field(ge=1)]
-Size = Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+ImageSize = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
 
-STATISTICS = {
+IMAGE_STATISTICS = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "clip": ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
     "half": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
@@ -31,12 +27,12 @@ STATISTICS = {
 
 
 def height_width(size: int | list[int]) -> tuple[int, int]:
-    """`96` or `[96, 128]` as (height, width)."""
+    """Return `96` or `[96, 128]` as (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def frame_size(cameras: Specs) -> tuple[int, int]:
-    """Height and width that all cameras share; raises SpecError where they differ or are not RGB."""
+    """Return the height and width that all cameras share; raise SpecError if they differ or are not RGB."""
     first, *others = cameras.items()
     for key, spec in cameras.items():
         if spec.dims[2] != 3:
@@ -59,7 +55,7 @@ def frame_size(cameras: Specs) -> tuple[int, int]:
 
 
 def frames(cameras: Specs) -> int:
-    """Frames of one sample: observation steps times cameras."""
+    """Return the number of frames of one sample: observation steps times cameras."""
     count = 0
     for spec in cameras.values():
         assert isinstance(spec.dims[1], int)
@@ -70,9 +66,9 @@ def frames(cameras: Specs) -> int:
 def image_features(
     cameras: Specs, tokens: int, width: int, pooled: int | None = None, grid: tuple[int, int] | None = None
 ) -> dict[str, Spec]:
-    """Specs of `pooled` and `tokens` for `tokens` tokens of `width` (and `pooled` values) a frame.
+    """Return specs of `pooled` and `tokens`, with `tokens` tokens of `width`, `pooled` values per frame.
 
-    `grid` is the height and width of the feature map whose places the tokens are, where they are.
+    `grid` is the height and width of the feature map, if the tokens are its places.
     """
     count, pooled = frames(cameras), pooled or width
     names = ", ".join(key.rpartition(".")[2] for key in cameras)
@@ -89,45 +85,45 @@ def image_features(
     }
 
 
-def check_normalisation(cameras: Specs, wanted: Mapping[str, list[float]], model: str) -> None:
-    """Raises SpecError for images normalised otherwise than by the `mean` and `std` that a model was trained with."""
+def check_normalization(cameras: Specs, wanted: Mapping[str, list[float]], model: str) -> None:
+    """Raise SpecError for images normalized by another `mean` and `std` than the model was trained with."""
     expected = (wanted["mean"], wanted["std"])
-    named = next((name for name, known in STATISTICS.items() if _near(known, expected)), None)
+    named = next((name for name, known in IMAGE_STATISTICS.items() if _near(known, expected)), None)
     options = f"stats: {named}" if named else f"mean: {expected[0]}, std: {expected[1]}"
     for key, spec in cameras.items():
         if spec.normalised_by is not None and not _near(spec.normalised_by, expected):
             mean, std = (list(values) for values in spec.normalised_by)
             raise SpecError(
-                f"`{model}` was trained on images normalised by mean {expected[0]} and deviation {expected[1]}, "
+                f"`{model}` was trained on images normalized by mean {expected[0]} and deviation {expected[1]}, "
                 f"not by mean {mean} and deviation {std}",
                 field="pretrained",
                 source=key,
                 trait="range",
-                label="was trained on other images",
+                label="was trained on images normalized otherwise",
                 help=f"use `{{type: normalize_image, {options}}}`",
             )
 
 
 def _near(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
-    """Whether two pairs of mean and deviation agree but for rounding."""
+    """Return whether two pairs of mean and deviation agree within rounding."""
     pairs = zip((*one[0], *one[1]), (*other[0], *other[1]), strict=True)
     return all(abs(first - second) < 1e-3 for first, second in pairs)
 
 
-def fold(observations: Batch, cameras: Specs, dtype: torch.dtype) -> Tensor:
-    """All frames as one batch (B * T * V, 3, H, W) in `dtype`; raises SpecError where images are still bytes."""
+def fold_frames(observations: Batch, cameras: Specs, dtype: torch.dtype) -> Tensor:
+    """Stack all frames to one batch (B * T * V, 3, H, W) in `dtype`; raise SpecError for bytes."""
     images = torch.stack([observations[key] for key in cameras], dim=2)  # (B, T, V, 3, H, W)
     if not images.is_floating_point():
         raise SpecError(
-            f"images reach the backbone as {images.dtype}, not as normalised floats",
-            label="not normalised",
+            f"images reach the backbone as {images.dtype}, not as normalized floats",
+            label="not normalized",
             help="add `{type: normalize_image}` to the transforms",
         )
     return images.flatten(0, 2).to(dtype)
 
 
-def unfold(pooled: Tensor | None, tokens: Tensor | None, frames: int) -> dict[str, Feature]:
-    """Features a frame, (B * F, P) and (B * F, N, D), as features a sample, (B, F * P) and (B, F * N, D)."""
+def unfold_frames(pooled: Tensor | None, tokens: Tensor | None, frames: int) -> dict[str, Feature]:
+    """Reshape features per frame, (B * F, P) and (B * F, N, D), to (B, F * P) and (B, F * N, D) per sample."""
     features = {}
     if pooled is not None:
         features["pooled"] = Feature(pooled.reshape(-1, frames * pooled.shape[-1]))
@@ -136,132 +132,19 @@ def unfold(pooled: Tensor | None, tokens: Tensor | None, frames: int) -> dict[st
     return features
 
 
-def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Pixels (B, T, 3, h, w) of `images` (B, T, 3, H, W) at `rows` (B, h) and `columns` (B, w) of each sample."""
-    index = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).flatten(1)  # (B, h * w)
-    flat = images.flatten(3).flatten(1, 2)  # (B, T * 3, H * W)
-    picked = flat.gather(2, index[:, None].expand(-1, flat.shape[1], -1))
-    return picked.reshape(*images.shape[:3], rows.shape[1], columns.shape[1])
-
-
-def scaled(images: Tensor, size: tuple[int, int], antialias: bool = True) -> Tensor:
-    """Images (B, T, 3, H, W) resized bilinearly to `size`, in their dtype; bytes are rounded to the nearest level."""
-    if images.shape[-2:] == size:
-        return images
-    flat = images.flatten(0, 1)
-    # With antialiasing, the CPU has its own, several times faster, kernel for bytes; it is wrong for one column.
-    direct = images.device.type == "cpu" and antialias and size[1] > 1
-    if images.dtype == torch.uint8 and not direct:
-        resized = to_bytes(F.interpolate(flat.float(), size, mode="bilinear", antialias=antialias))
-    else:
-        resized = F.interpolate(flat, size, mode="bilinear", antialias=antialias)
-    return resized.reshape(*images.shape[:3], *size)
-
-
-def padded(images: Tensor, size: tuple[int, int], corner: tuple[int, int], fill: float) -> Tensor:
-    """Images (..., h, w) at `corner`, as top and left, of larger ones of `size` and of brightness `fill` in [0, 1]."""
-    (height, width), (top, left) = size, corner
-    around = (left, width - images.shape[-1] - left, top, height - images.shape[-2] - top)
-    return F.pad(images, around, value=round(255.0 * fill) if images.dtype == torch.uint8 else fill)
-
-
-def grey(images: Tensor) -> Tensor:
-    """Brightness (B, T, 1, H, W) of images (B, T, 3, H, W), the luma of ITU-R BT.601, as floats."""
-    red, green, blue = images.unbind(2)
-    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(2)
-
-
-def to_bytes(values: Tensor) -> Tensor:
-    """Levels 0.0 to 255.0 as uint8, rounded; changes `values`."""
-    return values.round_().clamp_(0.0, 255.0).to(torch.uint8)
-
-
 def with_size(spec: Spec, size: tuple[int, int], why: str) -> Spec:
-    """The spec of images at a new height and width."""
+    """Return the spec of images at a new height and width."""
     return replace(spec, dims=(*spec.dims[:3], *size), why=f"{spec.why}, {why}".removeprefix(", "))
 
 
-def refuse_normalised(cameras: Specs, name: str, why: str) -> None:
-    """Raises SpecError for images that are normalised already; `why` says in a phrase what `name` works on."""
+def refuse_normalized(cameras: Specs, name: str, why: str) -> None:
+    """Raise SpecError for images that are already normalized; `why` says in a phrase what `name` requires."""
     for key, spec in cameras.items():
         if spec.range is Range.NORMALISED:
             raise SpecError(
-                f"`{name}` {why}, but `{key}` is normalised",
+                f"`{name}` {why}, but `{key}` is normalized",
                 source=key,
                 trait="range",
                 label="too late",
                 help="put it before `normalize_image`",
             )
-
-
-class ImageTransformConfig(PartConfig):
-    """Options that every transform of images has."""
-
-    keys: list[str] | None = Field(default=None, min_length=1)
-    """Images to change, such as `observation.images.wrist`; by default all of them."""
-
-
-class ImageTransform(Transform):
-    """Changes one camera at a time, with the same random draw for all its steps."""
-
-    Config: ClassVar[type[PartConfig]] = ImageTransformConfig
-
-    def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        super().__init__(config, inputs, facts)
-        self.keys: Sequence[str] = tuple(self.cameras(config, inputs))
-
-    @staticmethod
-    def cameras(config: Any, inputs: Specs) -> dict[str, Spec]:
-        """Specs of the images to change; raises SpecError for an unknown key."""
-        found = {key: spec for key, spec in inputs.items() if spec.kind is Kind.IMAGE}
-        for position, key in enumerate(config.keys or ()):
-            if key not in found:
-                raise SpecError(
-                    f"`{key}` is no image",
-                    field=f"keys.{position}",
-                    label="no such image",
-                    help=f"images are: {', '.join(found) or 'none'}",
-                )
-        return found if config.keys is None else {key: found[key] for key in config.keys}
-
-    @classmethod
-    def resized(cls, config: Any, inputs: Specs, size: tuple[int, int], why: str) -> dict[str, Spec]:
-        """Specs of all inputs, with the images at a new height and width."""
-        return {
-            **inputs,
-            **{key: with_size(spec, size, why) for key, spec in cls.cameras(config, inputs).items()},
-        }
-
-    @classmethod
-    def specs(cls, config: Any, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        cls.cameras(config, inputs)
-        return dict(inputs)
-
-    def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch with the images changed."""
-        images = {key: batch[key] for key in self.keys if key in batch}
-        return {**batch, **{key: self.apply_to(x, self.draws(batch, x, key)) for key, x in images.items()}}
-
-    @abstractmethod
-    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """Change the images (B, T, 3, H, W) of one camera; what is random about it comes from `draws`."""
-
-
-class OccasionalTransform(ImageTransform):
-    """Changes each camera of each sample with probability `p`, in training only; with a `p` of 1 always."""
-
-    Config: ClassVar[type[PartConfig]]
-    """Has the option `p`."""
-
-    def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) -> the same size and dtype."""
-        if self.config.p == 1.0:
-            return self.change(images)
-        if not self.training:
-            return images
-        hit = draws.uniform(1) < self.config.p
-        return torch.where(hit[..., None, None, None], self.change(images), images)
-
-    @abstractmethod
-    def change(self, images: Tensor) -> Tensor:
-        """Images (B, T, 3, H, W) as they look when changed, of the same size and dtype."""

@@ -1,14 +1,14 @@
-"""One AdamW step over many tensors: clipping, update, weight average and bfloat16 copies in two launches.
+"""AdamW step over many tensors: clipping, update, weight average and bfloat16 copies in two launches.
 
     g <- clip g        m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
     w <- (1 - lr decay) w - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps)
     a <- d a + (1 - d) w        d = min(average_decay, (1 + t) / (10 + t))
 
-AdamW is that of Loshchilov & Hutter (2019). The tensors stay where they are: the program reads their addresses from a
-table, which is made anew only when one has moved. One flat buffer would need no table, but would own the weights, and
-modules, checkpoints and wrappers of modules expect to. Moments are float32, or codes of eight bits with scales, as in
-`eight_bit`: decoded, brought forward, and encoded again in the same pass. What is added to v in a step is a thousandth of
-it, and would be lost in rounding to nearest; so rounding is random.
+AdamW is that of Loshchilov & Hutter (2019). The tensors stay in place: the program reads their addresses from
+a table, which is rebuilt only when one has moved. A flat buffer would need no table, but would own the
+weights, which modules, checkpoints and wrappers of modules expect to own. Moments are float32, or codes of
+eight bits with scales as in `eight_bit`, decoded, updated and encoded in the same pass. A step changes v by a
+thousandth, which rounding to nearest would lose; so rounding is random.
 """
 
 from __future__ import annotations
@@ -42,17 +42,27 @@ def adamw_step(
     eps: float = 1e-8,
     average_decay: float = 0.999,
 ) -> None:
-    """Update parameters, moments, averages and shadows in place, and count `step` up.
+    """Update parameters, moments, averages and copies in place, and increment `step`.
 
-    parameters, `first` and `second` moments and averages are float32 of the same shapes and `order`, each dense in
-    memory; gradients are float32 or bfloat16, all alike, in the same order too where a graph captures the step; shadows
-    are bfloat16. averages and shadows may be left out. With `first_scales` and `second_scales`, float32 (blocks of 256,),
-    the moments are uint8 of the same shapes and order, in blocks as they lie in memory; they are rounded by random numbers
-    that follow from the new `step`, the place of a tensor in these lists and that of a number in its tensor.
-    groups tells for each parameter its place in `rates` (G,) and `decays` (G,), the learning rates and weight decays.
-    `step`, `clip`, the factor of the gradients, and `found_inf` are float32 scalars on the device, where the rates are
-    too: nothing waits for the host, and a CUDA graph may capture it once it has run on the same tensors. Where
-    `found_inf` is not 0, nothing changes, not even `step`.
+    `step`, `clip` and `found_inf` are float32 scalars on the device, as are the rates: nothing waits for the
+    host, and a CUDA graph may capture a step that has run on the same tensors. If `found_inf` is not 0,
+    nothing changes, not even `step`.
+
+    Args:
+        parameters: float32, each dense in memory.
+        gradients: float32 or bfloat16, all of one dtype, also of the same order in memory if a graph captures
+            the step.
+        first: First moments, float32 of the same shapes and order; with `first_scales` uint8, in blocks by
+            memory order.
+        second: Second moments, likewise. Random numbers for rounding depend on the new `step`, the position
+            of a tensor in these lists and that of a number in its tensor.
+        rates: Learning rates (G,) of the groups.
+        decays: Weight decays (G,) of the groups.
+        groups: Group of each parameter.
+        averages: Weight averages, float32 of the same shapes and order, if any.
+        shadows: Copies of the weights in bfloat16, if any.
+        first_scales: float32 (blocks of 256,) of each moment.
+        clip: Factor of the gradients.
     """
     _step(
         list(parameters), list(gradients), list(first), list(second), list(averages), list(shadows),
@@ -61,18 +71,18 @@ def adamw_step(
     )  # fmt: skip
 
 
-def order(values: Tensor) -> tuple[int, ...]:
-    """Strides that matter: dense tensors alike in them hold their values in one order."""
+def memory_order(values: Tensor) -> tuple[int, ...]:
+    """Return the relevant strides: dense tensors with equal ones store their values in the same order."""
     return tuple(stride for size, stride in zip(values.shape, values.stride(), strict=True) if size > 1)
 
 
-def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether dense tensors of one shape hold their values in one order."""
-    return one.stride() == other.stride() or order(one) == order(other)
+def same_memory_order(one: Tensor, other: Tensor) -> bool:
+    """Return whether dense tensors of one shape store their values in the same order."""
+    return one.stride() == other.stride() or memory_order(one) == memory_order(other)
 
 
 def flat(values: Tensor) -> Tensor:
-    """A dense tensor (n,), as it lies in memory."""
+    """Return a dense tensor as (n,), in memory order."""
     return values.as_strided((values.numel(),), (1,))
 
 
@@ -97,7 +107,7 @@ def reference(
     first_scales: Sequence[Tensor] = (),
     second_scales: Sequence[Tensor] = (),
 ) -> None:
-    """The same in plain torch, tensor by tensor."""
+    """Compute the step in plain torch, tensor by tensor."""
     keeps = found_inf == 0
     step.add_(keeps)
     exact = step.double()
@@ -107,8 +117,8 @@ def reference(
         zip(parameters, gradients, first, second, groups, strict=True)
     ):
         coded = bool(first_scales)
-        old_m = _decoded(m, first_scales[index], value, squared=False) if coded else m
-        old_v = _decoded(v, second_scales[index], value, squared=True) if coded else v
+        old_m = _decode(m, first_scales[index], value, squared=False) if coded else m
+        old_v = _decode(v, second_scales[index], value, squared=True) if coded else v
         g = gradient.to(value.dtype) * clip
         new_m = old_m * beta1 + g * (1.0 - beta1)
         new_v = old_v * beta2 + g * g * (1.0 - beta2)
@@ -132,8 +142,8 @@ def reference(
             old.copy_(torch.where(keeps, changed, old))
 
 
-def _decoded(codes: Tensor, scales: Tensor, like: Tensor, *, squared: bool) -> Tensor:
-    """The moment, in the shape and order of its weight."""
+def _decode(codes: Tensor, scales: Tensor, like: Tensor, *, squared: bool) -> Tensor:
+    """Decode a moment, in the shape and order of its weight."""
     moment = torch.empty_like(like)
     flat(moment).copy_(decode(flat(codes), scales, squared=squared))
     return moment

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula, sdpa_backward_flop_count, sdpa_flop_count
 
-from .dispatch import fused, operator
+from .dispatch import operator, uses_kernel
 
 QUERIES, WIDTH = 256, 128
 """The most queries and the widest heads that the programs support."""
@@ -74,7 +74,9 @@ def serves(query: Tensor, key: Tensor) -> bool:
     """
     half = query.dtype in (torch.bfloat16, torch.float16) and key.dtype == query.dtype
     small = query.shape[1] <= QUERIES and query.shape[-1] <= 64
-    return torch.is_grad_enabled() and half and small and query.shape[0] == key.shape[0] and fused(query)
+    return (
+        torch.is_grad_enabled() and half and small and query.shape[0] == key.shape[0] and uses_kernel(query)
+    )
 
 
 def reference(

@@ -1,6 +1,6 @@
-"""Which implementation of an operator runs where.
+"""Selection of the implementation of an operator.
 
-Under Triton's interpreter, `TRITON_INTERPRET=1` before the import, the Triton programs run on the CPU too.
+Under Triton's interpreter, with `TRITON_INTERPRET=1` before the import, Triton programs also run on the CPU.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
+
+from ..compat import CustomOpDef
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 WANTED = HAS_TRITON and os.environ.get("POLICYSMITH_KERNELS") != "off"
-"""Whether parts call operators where these are faster; `POLICYSMITH_KERNELS=off` leaves all to torch."""
+"""False if parts must not call operators; `POLICYSMITH_KERNELS=off` leaves everything to torch."""
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def fused(values: Tensor) -> bool:
-    """Whether a part leaves these values to a kernel: where they are on a GPU."""
+def uses_kernel(values: Tensor) -> bool:
+    """Return whether a part passes these values to a kernel: if they are on a GPU."""
     return WANTED and values.is_cuda
 
 
 def program(module: str, name: str) -> Callable[..., Any]:
-    """A function of `programs`; its module, and triton, are imported by the first call."""
+    """Return a function of `programs` whose module, and triton, are imported by the first call."""
 
     def launch(*arguments: Any, **options: Any) -> Any:
         found = importlib.import_module(f".programs.{module}", __package__)
@@ -39,7 +40,10 @@ def program(module: str, name: str) -> Callable[..., Any]:
 def operator(
     module: str, name: str, schema: str, reference: Callable[..., Any], mutates: tuple[str, ...] = ()
 ) -> CustomOpDef:
-    """`policysmith::module_name`: `programs.module.name` on CUDA devices with triton, `reference` everywhere else."""
+    """Define `policysmith::module_name`: a Triton program on CUDA devices with triton, else `reference`.
+
+    The program is `programs.module.name`.
+    """
     named = f"policysmith::{module}_{name}"
     defined = torch.library.custom_op(named, reference, mutates_args=mutates, schema=schema)
     assert isinstance(defined, CustomOpDef)

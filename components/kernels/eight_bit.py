@@ -3,13 +3,15 @@
     m = scale c        c: a sign, 4 bits of exponent, 3 of mantissa     |m| over a range of 2^17 in a block
     v = (scale c)^2    c: no sign, 4 bits of exponent, 4 of mantissa      v over a range of 2^37
 
-Codes are those of float8 e4m3 (Micikevicius et al., 2022), without its NaN, and the bit for which v has no sign is one more
-of mantissa. Blocks are as in Dettmers et al. (2022). A scale is the smallest power of two with which the largest number of
-a block does not exceed the largest code, and at least one with which all that codes stand for are normal float32 numbers.
-So decoding is exact, and to encode what was decoded gives the same numbers again, however they are rounded.
+Codes are those of float8 e4m3 (Micikevicius et al., 2022) without NaN; for v, the sign bit extends the
+mantissa. Blocks are as in Dettmers et al. (2022). A scale is the smallest power of two for which the largest
+number of a block does not exceed the largest code, bounded below so that all codes represent normal float32
+numbers. Decoding is therefore exact, and encoding a decoded number reproduces it under any rounding.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -17,19 +19,39 @@ from torch import Tensor
 from .philox import philox
 
 BLOCK = 256
+_SMALLEST = 4096
+"""Size of a weight from which its moments are stored in eight bits."""
 _BIAS = 120
-"""The exponent 0 of a code, as float32 has it; numbers below 2^-6 are multiples of a smallest one."""
+"""Exponent 0 of a code in float32; numbers below 2^-6 are multiples of a smallest one."""
 _INFINITE = 0x7F800000
 _LOWEST = {False: 10 << 23, True: 74 << 23}
 """Smallest scales, 2^-117 and 2^-53, as bits of float32."""
 
 
-def encode(values: Tensor, words: Tensor | None = None, *, squared: bool) -> tuple[Tensor, Tensor]:
-    """Codes (n,), uint8, and scales (blocks,), float32, of values (n,), float32; for v, which are not negative, `squared`.
+def coded(part: Tensor, *, eight_bit: bool) -> bool:
+    """Return whether the moments of a weight, or of the part of it in this process, are stored in eight bits."""
+    return eight_bit and part.numel() >= _SMALLEST
 
-    Rounds to nearest, or, with words (n,) of 32 random bits, int64, up or down such that the mean is exact to 2^-17 of a
-    step: that of m, and that of sqrt(v). What of v is not 0 does not become 0. Infinite values and NaN make all of their
-    block NaN.
+
+def moment_bytes(parts: Iterable[Tensor], *, eight_bit: bool) -> int:
+    """Return the bytes of both moments of weights."""
+    return sum(
+        2 * (part.numel() + 4 * -(-part.numel() // BLOCK))
+        if coded(part, eight_bit=eight_bit)
+        else 8 * part.numel()
+        for part in parts
+    )
+
+
+def encode(values: Tensor, words: Tensor | None = None, *, squared: bool) -> tuple[Tensor, Tensor]:
+    """Encode values (n,), float32, as codes (n,), uint8, and scales (blocks,), float32.
+
+    Rounds to nearest, or with random bits up or down, so that the mean of m, or of sqrt(v), is exact to 2^-17
+    of a step. Nonzero values of v do not become 0. Infinite values and NaN make their whole block NaN.
+
+    Args:
+        words: 32 random bits (n,), int64, for random rounding.
+        squared: True for v, which is not negative.
     """
     mantissa, shift = _bits(squared)
     bits = (values.sqrt() if squared else values).view(torch.int32)
@@ -48,7 +70,7 @@ def encode(values: Tensor, words: Tensor | None = None, *, squared: bool) -> tup
 
 
 def decode(codes: Tensor, scales: Tensor, *, squared: bool) -> Tensor:
-    """Values (n,), float32, of codes (n,), uint8, and scales (blocks,), float32."""
+    """Decode codes (n,), uint8, and scales (blocks,), float32, to values (n,), float32."""
     mantissa, shift = _bits(squared)
     wide = codes.int()
     sizes = wide if squared else wide & 0x7F
@@ -59,7 +81,7 @@ def decode(codes: Tensor, scales: Tensor, *, squared: bool) -> Tensor:
 
 
 def random_words(step: Tensor, tensor: int, count: int) -> Tensor:
-    """Random bits, int64 (count,) below 2^32, for the numbers of one tensor of several, at a step, a float32 scalar."""
+    """Return random bits, int64 (count,) below 2^32, for one of several tensors at a step, a float32 scalar."""
     fours = torch.arange(-(-count // 4), device=step.device)
     now = step.to(torch.int64).expand_as(fours)
     words = philox(0, (fours, torch.full_like(fours, tensor), now, torch.zeros_like(fours)))
@@ -67,12 +89,12 @@ def random_words(step: Tensor, tensor: int, count: int) -> Tensor:
 
 
 def _bits(squared: bool) -> tuple[int, int]:
-    """Bits of mantissa that are kept, and that are not."""
+    """Return the numbers of kept and of dropped bits of the mantissa."""
     return (4, 19) if squared else (3, 20)
 
 
 def _noise(words: Tensor | None, squared: bool) -> Tensor | int:
-    """What is added below the mantissa before it is cut off: of a word 16 bits for m, the other 16 for v."""
+    """Return the number to add below the mantissa before truncation: half of a word for m, the other for v."""
     _, shift = _bits(squared)
     if words is None:
         return 1 << (shift - 1)

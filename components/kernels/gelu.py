@@ -1,10 +1,10 @@
-"""A bias, GELU and dropout in one pass: what stands between the two linear layers of a feed-forward network.
+"""Bias, GELU and dropout in one pass, as between the two linear layers of a feed-forward network.
 
     out = dropout(gelu(values + bias))
 
-GELU (Hendrycks & Gimpel, 2016) is exact or its approximation by a hyperbolic tangent. The gradient of the bias is summed up
-in the pass that gives that of the values, and what dropout (Srivastava et al., 2014) keeps is drawn again there from its
-seed by Philox, not stored.
+GELU (Hendrycks & Gimpel, 2016) is exact or its tanh approximation. The backward pass sums the gradient of the
+bias while it computes that of the values, and draws the mask of dropout (Srivastava et al., 2014) again from
+its seed by Philox, instead of storing it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from .dispatch import operator
 from .philox import philox
 
 LEVELS = 1 << 16
-"""Dropout is a multiple of one over this: sixteen random bits decide about a value, eight values share four words."""
+"""Resolution of dropout: sixteen random bits decide about a value, and eight values share four words."""
 
 
 def gelu(
     values: Tensor, bias: Tensor, seed: Tensor | None = None, *, tanh: bool = False, dropout: float = 0.0
 ) -> Tensor:
-    """(..., D) and bias (D,) -> (..., D), in the dtype of the values.
+    """Map values (..., D) and bias (D,) to (..., D), in the dtype of the values.
 
-    `dropout`, from 0 to below 1, is the share of values that are dropped; it needs a seed, int64 (1,), and the same seed
-    drops the same values. Raises ValueError for dropout without a seed, and for a bias of another shape.
+    Args:
+        seed: int64 (1,), required for dropout; equal seeds drop the same values.
+        dropout: Share of dropped values, from 0 to below 1.
+
+    Raises:
+        ValueError: Dropout without a seed, or a bias of another shape.
     """
     if bias.shape != values.shape[-1:]:
         raise ValueError(f"a bias of shape {tuple(bias.shape)} for values of shape {tuple(values.shape)}")
@@ -39,22 +43,22 @@ def gelu(
 
 
 def threshold(dropout: float) -> int:
-    """How many of `LEVELS` random numbers drop a value; not all."""
+    """Return the number of the `LEVELS` random numbers that drop a value; not all."""
     return min(round(dropout * LEVELS), LEVELS - 1)
 
 
 def reference(
     values: Tensor, bias: Tensor, seed: Tensor | None = None, *, tanh: bool = False, dropout: float = 0.0
 ) -> Tensor:
-    """The same in plain torch."""
+    """Compute `gelu` in plain torch."""
     out = F.gelu(values + bias.to(values.dtype), approximate="tanh" if tanh else "none")
     if seed is None or not threshold(dropout):
         return out
-    return out * kept(out, seed, threshold(dropout))
+    return out * dropout_factors(out, seed, threshold(dropout))
 
 
-def kept(values: Tensor, seed: Tensor, dropped: int) -> Tensor:
-    """What values (..., D) are multiplied by: zero where they are dropped, and what makes up for that elsewhere."""
+def dropout_factors(values: Tensor, seed: Tensor, dropped: int) -> Tensor:
+    """Return the factor of each value (..., D): zero for dropped values, the compensation for others."""
     width = values.shape[-1]
     groups = -(-width // 8)
     counter = torch.arange(values.numel() // width * groups, device=values.device)
@@ -71,9 +75,9 @@ def _forward_reference(values: Tensor, bias: Tensor, seed: Tensor | None, tanh: 
 def _backward_reference(
     d_out: Tensor, values: Tensor, bias: Tensor, seed: Tensor | None, tanh: bool, dropped: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the values and of the bias."""
+    """Return the gradients of the values and of the bias."""
     if seed is not None and dropped:
-        d_out = d_out * kept(d_out, seed, dropped)
+        d_out = d_out * dropout_factors(d_out, seed, dropped)
     precise = torch.promote_types(values.dtype, torch.float32)
     shifted = values.to(precise) + bias.to(precise)
     change = torch.ops.aten.gelu_backward(d_out.to(precise), shifted, approximate="tanh" if tanh else "none")

@@ -1,9 +1,9 @@
-"""Group norm, Mish and FiLM in one pass: what follows a convolution of a 1-D U-Net.
+"""Group norm, Mish and FiLM in one pass, as after a convolution of a 1-D U-Net.
 
     out = scale * mish(norm(x)) + shift        mish(z) = z tanh(log(1 + e^z))
 
-GroupNorm (Wu & He, 2018) with weight and bias; Mish (Misra, 2019); scale and shift, one of each a sample and channel,
-are those of FiLM (Perez et al., 2018), as in Diffusion Policy.
+GroupNorm (Wu & He, 2018) with weight and bias; Mish (Misra, 2019); scale and shift per sample and channel are
+those of FiLM (Perez et al., 2018), as in Diffusion Policy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .dispatch import operator
 
-Maybe = Tensor | None
+OptionalTensor = Tensor | None
 
 
 def group_norm_mish(
@@ -24,14 +24,14 @@ def group_norm_mish(
     groups: int,
     weight: Tensor,
     bias: Tensor,
-    scale: Maybe = None,
-    shift: Maybe = None,
+    scale: OptionalTensor = None,
+    shift: OptionalTensor = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """x (B, C, T) -> (B, C, T), in its dtype.
+    """Map x (B, C, T) to (B, C, T), in its dtype.
 
-    weight and bias (C,), of one dtype; scale and shift (B, C), of one dtype, either or both left out. Raises ValueError
-    where `groups` do not share the channels.
+    weight and bias are (C,), of one dtype; scale and shift, if any, are (B, C), of one dtype. Raise
+    ValueError if `groups` do not divide the channels.
     """
     if x.shape[1] % groups:
         raise ValueError(f"{groups} groups cannot share {x.shape[1]} channels")
@@ -44,11 +44,11 @@ def reference(
     groups: int,
     weight: Tensor,
     bias: Tensor,
-    scale: Maybe = None,
-    shift: Maybe = None,
+    scale: OptionalTensor = None,
+    shift: OptionalTensor = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """The same in plain torch."""
+    """Compute `group_norm_mish` in plain torch."""
     out = F.mish(F.group_norm(x, groups, weight, bias, eps))
     out = out if scale is None else out * scale[..., None]
     out = out if shift is None else out + shift[..., None]
@@ -56,10 +56,16 @@ def reference(
 
 
 def _forward_reference(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, scale: Maybe, shift: Maybe, eps: float
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    scale: OptionalTensor,
+    shift: OptionalTensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`out`, and `mean` and `rstd` (B, G) of the groups."""
-    values = x.to(_precise(x)).unflatten(1, (groups, -1)).flatten(2)
+    """Return `out`, and `mean` and `rstd` (B, G) of the groups."""
+    values = x.to(_sum_dtype(x)).unflatten(1, (groups, -1)).flatten(2)
     mean = values.mean(-1)
     rstd = ((values - mean[..., None]).square().mean(-1) + eps).rsqrt()
     return reference(x, groups, weight, bias, scale, shift, eps), mean, rstd
@@ -72,11 +78,11 @@ def _backward_reference(
     rstd: Tensor,
     weight: Tensor,
     bias: Tensor,
-    scale: Maybe,
-    shift: Maybe,
+    scale: OptionalTensor,
+    shift: OptionalTensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (B, C, T); of those of scale and shift that are there (K, B, C); of weight and bias (2, C)."""
-    dtype, groups = _precise(x), mean.shape[1]
+    """Return the gradients of x (B, C, T), of existing scale and shift (K, B, C), of weight and bias (2, C)."""
+    dtype, groups = _sum_dtype(x), mean.shape[1]
     shape = x.shape
     d = d_out.to(dtype)
     grouped = x.to(dtype).unflatten(1, (groups, -1)).flatten(2)
@@ -113,9 +119,15 @@ _backward = operator(
 
 @_forward.register_fake
 def _(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, scale: Maybe, shift: Maybe, eps: float
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    scale: OptionalTensor,
+    shift: OptionalTensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = torch.empty(len(x), groups, dtype=_precise(x), device=x.device)
+    rows = torch.empty(len(x), groups, dtype=_sum_dtype(x), device=x.device)
     return x.new_empty(x.shape), rows, torch.empty_like(rows)
 
 
@@ -127,8 +139,8 @@ def _(
     rstd: Tensor,
     weight: Tensor,
     bias: Tensor,
-    scale: Maybe,
-    shift: Maybe,
+    scale: OptionalTensor,
+    shift: OptionalTensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     film = [y for y in (scale, shift) if y is not None]
     changes = film[0].new_empty((len(film), *film[0].shape)) if film else x.new_empty(0)
@@ -140,7 +152,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.save_for_backward(x, *output[1:], weight, bias, scale, shift)
 
 
-def _gradients(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Maybe, ...]:
+def _gradients(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[OptionalTensor, ...]:
     _x, _mean, _rstd, weight, bias, scale, shift = ctx.saved_tensors
     d_x, film, affine = _backward(d_out, *ctx.saved_tensors)
     changes = iter(film)
@@ -152,6 +164,6 @@ def _gradients(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Maybe, ...]:
 _forward.register_autograd(_gradients, setup_context=_save)
 
 
-def _precise(values: Tensor) -> torch.dtype:
-    """The dtype of sums and statistics."""
+def _sum_dtype(values: Tensor) -> torch.dtype:
+    """Return the dtype of sums and statistics."""
     return torch.float64 if values.dtype == torch.float64 else torch.float32

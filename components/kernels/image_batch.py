@@ -1,6 +1,7 @@
-"""Bytes from a camera to what a backbone reads: crop, resize, colour jitter and normalisation in one pass.
+"""Crop, resize, color jitter and normalization of camera bytes in one pass.
 
-Every sample has its box and its colours, shared by all its frames. Nothing is rounded to bytes in between.
+Every sample has one box and one set of colors for all its frames. Intermediate results are not rounded to
+bytes.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..images.specs import grey
+from ..pixels import luma, shift_hue
 from .dispatch import operator
 
 
 def image_batch(
     images: Tensor,
     boxes: Tensor,
-    colours: Tensor | None,
+    colors: Tensor | None,
     size: tuple[int, int],
     *,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
@@ -28,24 +29,28 @@ def image_batch(
     channels: Literal["first", "last"] = "first",
     resizes: bool = True,
 ) -> Tensor:
-    """Images, uint8 (B, T, 3, H, W), or (B, T, H, W, 3) with the channels last, -> (B, T, 3, h, w) in `dtype`.
+    """Map images, uint8 (B, T, 3, H, W) or channels-last (B, T, H, W, 3), to (B, T, 3, h, w) in `dtype`.
 
-    boxes (B, 4), float32, are top, left, height and width in pixels, whole or not, no larger than the image; where one
-    reaches outside, edge pixels fill it. Each is resized to `size` bilinearly with antialiasing; where all are whole
-    pixels and of this size already, `resizes` may be False, which is faster. colours (B, 4),
-    float32, are factors of brightness, contrast and saturation and the turn of hue in circles, applied in this order by
-    the formulas of torchvision's ColorJitter; contrast is about the mean brightness of each frame. `mean` and `std`
-    are those of the channels of images in [0, 1].
+    Args:
+        boxes: (B, 4), float32: top, left, height and width in pixels, possibly fractional, no larger than the
+            image; edge pixels fill areas outside it. Boxes are resized to `size` bilinearly with
+            antialiasing.
+        colors: (B, 4), float32: factors of brightness, contrast and saturation and the shift of hue in
+            circles, applied in this order by the formulas of torchvision's ColorJitter; contrast is relative
+            to the mean brightness of each frame.
+        mean: Mean of each channel of images in [0, 1].
+        std: Standard deviation of each channel of images in [0, 1].
+        resizes: May be False if all boxes are whole pixels of `size` already, which is faster.
     """
     last = channels == "last"
-    out: Tensor = _forward(images, boxes, colours, *size, resizes, last, list(mean), list(std), dtype)
+    out: Tensor = _forward(images, boxes, colors, *size, resizes, last, list(mean), list(std), dtype)
     return out
 
 
 def reference(
     images: Tensor,
     boxes: Tensor,
-    colours: Tensor | None,
+    colors: Tensor | None,
     size: tuple[int, int],
     *,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
@@ -54,43 +59,41 @@ def reference(
     channels: Literal["first", "last"] = "first",
     resizes: bool = True,
 ) -> Tensor:
-    """The same in plain torch, computed in the dtype of the boxes, whether `resizes` or not."""
-    from ..transforms.color_jitter import turn_hue
-
+    """Compute `image_batch` in plain torch, in the dtype of the boxes; `resizes` has no effect."""
     values = images.movedim(-1, 2) if channels == "last" else images
     precise = boxes.dtype
-    rows = resizing(boxes[:, 0], boxes[:, 2], values.shape[-2], size[0])
-    columns = resizing(boxes[:, 1], boxes[:, 3], values.shape[-1], size[1])
+    rows = resize_weights(boxes[:, 0], boxes[:, 2], values.shape[-2], size[0])
+    columns = resize_weights(boxes[:, 1], boxes[:, 3], values.shape[-1], size[1])
     values = values.to(precise) / 255.0
     values = torch.einsum("byh,btchw,bxw->btcyx", rows, values, columns)
-    if colours is not None:
+    if colors is not None:
         brightness, contrast, saturation, turn = (
-            f.view(-1, 1, 1, 1, 1) for f in colours.to(precise).unbind(1)
+            f.view(-1, 1, 1, 1, 1) for f in colors.to(precise).unbind(1)
         )
         values = (values * brightness).clamp(0.0, 1.0)
-        average = grey(values).mean(dim=(2, 3, 4), keepdim=True)
+        average = luma(values).mean(dim=(2, 3, 4), keepdim=True)
         values = (average + (values - average) * contrast).clamp(0.0, 1.0)
-        base = grey(values)
+        base = luma(values)
         values = (base + (values - base) * saturation).clamp(0.0, 1.0)
-        values = turn_hue(values, turn[:, 0])
+        values = shift_hue(values, turn[:, 0])
     channels_of = zip(values.unbind(2), mean, std, strict=True)
     return torch.stack([(x - middle) / spread for x, middle, spread in channels_of], dim=2).to(dtype)
 
 
-def resizing(starts: Tensor, lengths: Tensor, before: int, after: int) -> Tensor:
-    """Weights (B, after, before) that resize stretches of `lengths` (B,) from `starts` (B,) on, in pixels.
+def resize_weights(starts: Tensor, lengths: Tensor, before: int, after: int) -> Tensor:
+    """Return weights (B, after, before) to resize intervals of `lengths` (B,) from `starts` (B,), in pixels.
 
-    Pixel j weighs `max(0, 1 - |j + 1/2 - centre| / support)`, with a support of the scale or of 1 if that is larger, as
-    in `F.interpolate(antialias=True)` of the stretch; what lies outside it counts for nothing.
+    Pixel j has the weight `max(0, 1 - |j + 1/2 - center| / support)`, with a support of the scale, at least
+    1, as in `F.interpolate(antialias=True)` of the interval; pixels outside it have none.
     """
     base = starts.floor()
     scale = (lengths / after)[:, None]
     support = scale.clamp_min(1.0)
     steps = torch.arange(after, device=starts.device, dtype=starts.dtype)
-    centres = (starts - base)[:, None] + scale * (steps + 0.5)  # (B, after)
+    centers = (starts - base)[:, None] + scale * (steps + 0.5)  # (B, after)
     taps = math.ceil(2.0 * max(before / after, 1.0)) + 1
-    pixels = (centres - support + 0.5).floor()[..., None] + torch.arange(taps, device=starts.device)
-    weights = (1.0 - (pixels + 0.5 - centres[..., None]).abs() / support[..., None]).clamp_min(0.0)
+    pixels = (centers - support + 0.5).floor()[..., None] + torch.arange(taps, device=starts.device)
+    weights = (1.0 - (pixels + 0.5 - centers[..., None]).abs() / support[..., None]).clamp_min(0.0)
     end = (starts - base + lengths).ceil()[:, None, None]
     weights = torch.where((pixels >= 0) & (pixels < end), weights, 0.0)
     weights = weights / weights.sum(-1, keepdim=True)
@@ -102,7 +105,7 @@ def resizing(starts: Tensor, lengths: Tensor, before: int, after: int) -> Tensor
 def _forward_reference(
     images: Tensor,
     boxes: Tensor,
-    colours: Tensor | None,
+    colors: Tensor | None,
     height: int,
     width: int,
     resizes: bool,
@@ -113,14 +116,14 @@ def _forward_reference(
 ) -> Tensor:
     channels: Literal["first", "last"] = "last" if channels_last else "first"
     return reference(
-        images, boxes, colours, (height, width), mean=mean, std=std, dtype=dtype, channels=channels
+        images, boxes, colors, (height, width), mean=mean, std=std, dtype=dtype, channels=channels
     )
 
 
 _forward = operator(
     "image_batch",
     "forward",
-    "(Tensor images, Tensor boxes, Tensor? colours, SymInt height, SymInt width, bool resizes, "
+    "(Tensor images, Tensor boxes, Tensor? colors, SymInt height, SymInt width, bool resizes, "
     "bool channels_last, float[] mean, float[] std, ScalarType dtype) -> Tensor",
     _forward_reference,
 )
@@ -130,7 +133,7 @@ _forward = operator(
 def _(
     images: Tensor,
     boxes: Tensor,
-    colours: Tensor | None,
+    colors: Tensor | None,
     height: int,
     width: int,
     resizes: bool,

@@ -1,9 +1,9 @@
-"""Gated residual, norm and modulation in one pass: what stands between two branches of a transformer with AdaLN.
+"""Gated residual, norm and modulation in one pass, as between two branches of a transformer with AdaLN.
 
     hidden = residual + gate * branch        out = norm(hidden) * (1 + scale) + shift
 
-The norm is LayerNorm (Ba et al., 2016) or RMSNorm (Zhang & Sennrich, 2019), with or without weight and bias; gate,
-scale and shift are those of adaLN-zero (Peebles & Xie, 2023), one vector a sample.
+The norm is LayerNorm (Ba et al., 2016) or RMSNorm (Zhang & Sennrich, 2019), with or without weight and bias;
+gate, scale and shift are those of adaLN-zero (Peebles & Xie, 2023), one vector per sample.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from torch import Tensor
 from .dispatch import operator
 
 Norm = Literal["layer", "rms"]
-Maybe = Tensor | None
+OptionalTensor = Tensor | None
 
 
 def modulated_norm(
     residual: Tensor,
-    branch: Maybe = None,
-    gate: Maybe = None,
-    shift: Maybe = None,
-    scale: Maybe = None,
-    weight: Maybe = None,
-    bias: Maybe = None,
+    branch: OptionalTensor = None,
+    gate: OptionalTensor = None,
+    shift: OptionalTensor = None,
+    scale: OptionalTensor = None,
+    weight: OptionalTensor = None,
+    bias: OptionalTensor = None,
     *,
     norm: Norm = "layer",
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """`hidden` and `out` (B, N, D), in the dtype that residual and branch promote to.
+    """Return `hidden` and `out` (B, N, D), in the dtype that residual and branch promote to.
 
-    residual and branch (B, N, D); gate, shift and scale (B, D), of one dtype; weight and bias (D,), of one dtype.
-    Without a branch `hidden` is the residual. Raises ValueError for a gate without a branch.
+    residual and branch are (B, N, D); gate, shift and scale (B, D), of one dtype; weight and bias (D,), of
+    one dtype. Without a branch `hidden` is the residual. Raise ValueError for a gate without a branch.
     """
     if branch is None and gate is not None:
         raise ValueError("a gate needs a branch")
@@ -45,17 +45,17 @@ def modulated_norm(
 
 def reference(
     residual: Tensor,
-    branch: Maybe = None,
-    gate: Maybe = None,
-    shift: Maybe = None,
-    scale: Maybe = None,
-    weight: Maybe = None,
-    bias: Maybe = None,
+    branch: OptionalTensor = None,
+    gate: OptionalTensor = None,
+    shift: OptionalTensor = None,
+    scale: OptionalTensor = None,
+    weight: OptionalTensor = None,
+    bias: OptionalTensor = None,
     *,
     norm: Norm = "layer",
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """The same in plain torch."""
+    """Compute `modulated_norm` in plain torch."""
     hidden = residual
     if branch is not None:
         hidden = residual + (branch if gate is None else gate[:, None] * branch)
@@ -71,27 +71,30 @@ def reference(
 
 
 def _forward_reference(
-    residual: Tensor, branch: Maybe, gate: Maybe, shift: Maybe, scale: Maybe, weight: Maybe, bias: Maybe,
+    residual: Tensor, branch: OptionalTensor, gate: OptionalTensor, shift: OptionalTensor, scale: OptionalTensor, weight: OptionalTensor, bias: OptionalTensor,
     rms: bool, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """`hidden`, empty without a branch; `out`; `mean`, empty for RMSNorm, and `rstd` (B, N) of the rows."""
+    """Return `hidden`, empty without a branch; `out`; `mean`, empty for RMSNorm, and `rstd` (B, N)."""
     norm: Norm = "rms" if rms else "layer"
     hidden, out = reference(residual, branch, gate, shift, scale, weight, bias, norm=norm, eps=eps)
-    values = hidden.to(_precise(hidden))
+    values = hidden.to(_sum_dtype(hidden))
     mean = values.new_empty(0) if rms else values.mean(-1)
-    centred = values if rms else values - mean[..., None]
-    rstd = (centred.square().mean(-1) + eps).rsqrt()
+    centered = values if rms else values - mean[..., None]
+    rstd = (centered.square().mean(-1) + eps).rsqrt()
     return (residual.new_empty(0) if branch is None else hidden.clone()), out.clone(), mean, rstd
 
 
 def _backward_reference(
-    d_out: Tensor, d_hidden: Maybe, hidden: Tensor, mean: Tensor, rstd: Tensor,
-    branch: Maybe, gate: Maybe, shift: Maybe, scale: Maybe, weight: Maybe, bias: Maybe,
+    d_out: Tensor, d_hidden: OptionalTensor, hidden: Tensor, mean: Tensor, rstd: Tensor,
+    branch: OptionalTensor, gate: OptionalTensor, shift: OptionalTensor, scale: OptionalTensor, weight: OptionalTensor, bias: OptionalTensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of the residual (B, N, D); of the branch where it is gated; of those of shift, scale and gate that are
-    there (K, B, D); of those of weight and bias that are there (K, D).
+    """Return the gradients of all inputs.
+
+    Returns:
+        Gradients of the residual (B, N, D); of the branch if it is gated; of existing shift, scale and gate
+            (K, B, D); of existing weight and bias (K, D).
     """
-    dtype = _precise(hidden)
+    dtype = _sum_dtype(hidden)
     d, values = d_out.to(dtype), hidden.to(dtype)
     normal = (values - mean[..., None] if mean.numel() else values) * rstd[..., None]
     affine = normal if weight is None else normal * weight.to(dtype)
@@ -136,20 +139,20 @@ _backward = operator(
 
 @_forward.register_fake
 def _(
-    residual: Tensor, branch: Maybe, gate: Maybe, shift: Maybe, scale: Maybe, weight: Maybe, bias: Maybe,
+    residual: Tensor, branch: OptionalTensor, gate: OptionalTensor, shift: OptionalTensor, scale: OptionalTensor, weight: OptionalTensor, bias: OptionalTensor,
     rms: bool, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dtype = residual.dtype if branch is None else torch.promote_types(residual.dtype, branch.dtype)
     out = torch.empty(residual.shape, dtype=dtype, device=residual.device)
-    rows = torch.empty(residual.shape[:2], dtype=_precise(out), device=residual.device)
+    rows = torch.empty(residual.shape[:2], dtype=_sum_dtype(out), device=residual.device)
     hidden = residual.new_empty(0) if branch is None else torch.empty_like(out)
     return hidden, out, rows.new_empty(0) if rms else rows, torch.empty_like(rows)
 
 
 @_backward.register_fake
 def _(
-    d_out: Tensor, d_hidden: Maybe, hidden: Tensor, mean: Tensor, rstd: Tensor,
-    branch: Maybe, gate: Maybe, shift: Maybe, scale: Maybe, weight: Maybe, bias: Maybe,
+    d_out: Tensor, d_hidden: OptionalTensor, hidden: Tensor, mean: Tensor, rstd: Tensor,
+    branch: OptionalTensor, gate: OptionalTensor, shift: OptionalTensor, scale: OptionalTensor, weight: OptionalTensor, bias: OptionalTensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     change = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     nothing = hidden.new_empty(0)
@@ -174,7 +177,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, d_hidden: Maybe, d_out: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
+def _gradients(
+    ctx: Any, d_hidden: OptionalTensor, d_out: OptionalTensor, *_: OptionalTensor
+) -> tuple[OptionalTensor, ...]:
     hidden, mean, rstd, branch, gate, shift, scale, weight, bias = ctx.saved_tensors
     of_residual, of_branch = ctx.dtypes
     d_hidden = None if of_branch is None else d_hidden
@@ -195,11 +200,11 @@ def _gradients(ctx: Any, d_hidden: Maybe, d_out: Maybe, *_: Maybe) -> tuple[Mayb
 _forward.register_autograd(_gradients, setup_context=_save)
 
 
-def _precise(values: Tensor) -> torch.dtype:
-    """The dtype of sums and statistics."""
+def _sum_dtype(values: Tensor) -> torch.dtype:
+    """Return the dtype of sums and statistics."""
     return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
-def dtype_of(*values: Maybe) -> torch.dtype | None:
-    """The dtype of the first that is there."""
+def dtype_of(*values: OptionalTensor) -> torch.dtype | None:
+    """Return the dtype of the first existing tensor."""
     return next((value.dtype for value in values if value is not None), None)

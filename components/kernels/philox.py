@@ -1,4 +1,7 @@
-"""Random bits as a pure function of a key and a counter: Philox4x32-10 (Salmon et al., 2011), the same on every device."""
+"""Random bits as a pure function of key and counter, by Philox4x32-10 (Salmon et al., 2011).
+
+The bits are the same on every device.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ _ROUNDS = 10
 
 
 def philox(key: int | Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """Four words, int64 (..., 4) from 0 to 2^32 - 1, for counters of four words, int64 (...) each.
+    """Return four words, int64 (..., 4) below 2^32, for counters of four words, int64 (...) each.
 
-    The key is a number from 0 to 2^64 - 1, or one for each, int64. Products wrap at 2^64 as if unsigned, and the shift's
-    copies of the sign are masked.
+    The key is a number from 0 to 2^64 - 1, or one per counter, int64. Products wrap at 2^64 as if unsigned,
+    and sign bits copied by the shift are masked.
     """
     a, b, c, d = counter
     low, high = key & _WORD, (key >> 32) & _WORD
@@ -30,16 +33,16 @@ def philox(key: int | Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) ->
 
 
 def random_words(keys: Tensor, stream: int, first: int, blocks: int) -> Tensor:
-    """Random bits, int64 (B, 4 * blocks) below 2^32, for keys (B,), int64: a stream's blocks of four from `first` on.
+    """Return random bits, int64 (B, 4 * blocks) below 2^32, for keys (B,), int64, of one stream.
 
-    Streams and blocks are numbered from 0 to 2^31 - 1.
+    `first` is the first block. Streams and blocks are numbered from 0 to 2^31 - 1.
     """
     out: Tensor = _words(keys, stream, first, blocks)
     return out
 
 
 def reference(keys: Tensor, stream: int, first: int, blocks: int) -> Tensor:
-    """The same in plain torch."""
+    """Compute `random_words` in plain torch."""
     at = torch.arange(first, first + blocks, device=keys.device).expand(len(keys), blocks)
     zeros = torch.zeros_like(at)
     return philox(keys[:, None], (at, torch.full_like(at, stream), zeros, zeros)).flatten(1)

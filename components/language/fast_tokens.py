@@ -1,8 +1,8 @@
-"""Chunks of actions as a few discrete tokens: FAST (Pertsch et al., 2025).
+"""Action chunks as a few discrete tokens: FAST (Pertsch et al., 2025).
 
-Each dimension of a chunk is transformed to frequencies (DCT-II), which are rounded, and written low frequencies first as
-one string of integers, of which a byte-pair encoding then makes tokens. Smooth motion has few frequencies, so a second
-of it takes some tens of tokens, not hundreds.
+Each dimension of a chunk is transformed to frequencies (DCT-II), which are rounded and written as one string
+of integers, low frequencies first, for a byte-pair encoding. Smooth motion has few frequencies, so a second
+of it takes some tens of tokens rather than hundreds.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ...schemas.errors import SpecError
 
-_FIRST = 0x4E00  # integers become letters from here on: a block of 20,000 without spaces, marks or cases
+_FIRST = 0x4E00  # letters for integers start here, in a block of 20,000 without spaces, marks or cases
 
 
 class FastTokens:
-    """A vocabulary of chunks (H, A), learned by `fit` and kept as JSON."""
+    """Tokenizer of chunks (H, A), learned by `fit` and stored as JSON."""
 
     def __init__(self, facts: dict[str, Any]) -> None:
         self._scale, self._low, self._high = facts["scale"], facts["low"], facts["high"]
@@ -32,9 +32,10 @@ class FastTokens:
 
     @staticmethod
     def fit(chunks: Tensor, vocabulary: int, scale: float) -> dict[str, Any]:
-        """Facts of the tokens that describe chunks (N, H, A) best, in a vocabulary of at most a given size.
+        """Learn a vocabulary of limited size for chunks (N, H, A), and return its facts.
 
-        Raises SpecError where that cannot hold even the single frequencies.
+        Raises:
+            SpecError: The vocabulary cannot hold even the single frequencies.
         """
         numbers = (dct(chunks) * scale).round().long()
         low, high = int(numbers.min()), int(numbers.max())
@@ -44,7 +45,7 @@ class FastTokens:
                 field="vocabulary",
                 source="action",
                 label=f"at least {least}",
-                help="normalise the actions, `{type: normalize, mode: quantiles}`, or lower `scale`",
+                help="normalize the actions, `{type: normalize, mode: quantiles}`, or lower `scale`",
             )
         tokenizer = Tokenizer(BPE())
         trainer = BpeTrainer(
@@ -60,19 +61,19 @@ class FastTokens:
 
     @property
     def size(self) -> int:
-        """Number of different tokens."""
+        """Number of tokens."""
         size: int = self._tokenizer.get_vocab_size()
         return size
 
     def encode(self, chunks: Tensor) -> list[list[int]]:
-        """Tokens of each chunk (B, H, A); frequencies beyond those seen in training are brought to the nearest seen."""
+        """Encode each chunk (B, H, A) to tokens; frequencies beyond those in training are clamped."""
         numbers = (dct(chunks) * self._scale).round().long().cpu()
         return [
             encoding.ids for encoding in self._tokenizer.encode_batch(_texts(numbers, self._low, self._high))
         ]
 
     def decode(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Chunks (B, H, A), float32. Too many frequencies are cut off, missing ones are zero."""
+        """Decode tokens to chunks (B, H, A), float32; surplus frequencies are cut, missing ones are zero."""
         horizon, width = self._shape
         numbers = torch.zeros(len(tokens), horizon * width)
         for row, ids in enumerate(tokens):
@@ -83,21 +84,21 @@ class FastTokens:
 
 
 def dct(chunks: Tensor) -> Tensor:
-    """Orthonormal DCT-II over the steps of chunks (B, H, A)."""
+    """Apply the orthonormal DCT-II over the steps of chunks (B, H, A)."""
     basis = _basis(chunks.shape[1], chunks.device)
     return (basis[None, :, :, None] * chunks.float()[:, None]).sum(
         2
-    )  # no product of matrices: autocast rounds these
+    )  # not a matrix product, which autocast would round
 
 
 def inverse_dct(frequencies: Tensor) -> Tensor:
-    """Chunks (B, H, A) of their frequencies (B, H, A)."""
+    """Invert `dct` for frequencies (B, H, A)."""
     basis = _basis(frequencies.shape[1], frequencies.device)
     return (basis[None, :, :, None] * frequencies.float()[:, :, None]).sum(1)
 
 
 def _basis(steps: int, device: torch.device) -> Tensor:
-    """The cosines (K, H): row k is sqrt(2 / H) cos(pi k (2 h + 1) / (2 H)), the first divided by sqrt(2)."""
+    """Return cosines (K, H): row k is sqrt(2 / H) cos(pi k (2 h + 1) / (2 H)), the first divided by sqrt(2)."""
     count = torch.arange(steps, dtype=torch.float64, device=device)
     basis = torch.cos(math.pi / (2 * steps) * count[:, None] * (2 * count + 1)) * math.sqrt(2 / steps)
     basis[0] /= math.sqrt(2)
@@ -105,6 +106,6 @@ def _basis(steps: int, device: torch.device) -> Tensor:
 
 
 def _texts(numbers: Tensor, low: int, high: int) -> list[str]:
-    """Integers (B, H, A) as one string of letters each, low frequencies first."""
+    """Encode integers (B, H, A) as one string of letters each, low frequencies first."""
     rows = numbers.clamp(low, high).flatten(1).tolist()
     return ["".join(chr(_FIRST + number - low) for number in row) for row in rows]

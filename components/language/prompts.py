@@ -1,4 +1,4 @@
-"""Prompts: a template filled with the instruction and, in bins, with the state of the robot."""
+"""Prompt templates with the instruction and, in bins, the state of the robot."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ StateRange = Literal["q99", "min_max"]
 STATE = "observation.state"
 
 _ENDS: dict[str, tuple[str, str]] = {"q99": ("q01", "q99"), "min_max": ("min", "max")}
-_CONSTANT = 1e-6  # spread, relative to the values, under which float32 holds hardly more than rounding
-_RARE = 1e-4  # share of the range under which the 1st and 99th percentile count as one value
+_CONSTANT = 1e-6  # spread, relative to the values, below which float32 holds little but rounding
+_RARE = 1e-4  # share of the range below which the 1st and 99th percentile count as one value
 
 
-def fields(template: str) -> set[str]:
-    """What a template asks for, `task` and `state`; raises SpecError for anything else."""
+def template_fields(template: str) -> set[str]:
+    """Return the fields of a template, `task` and `state`; raise SpecError for any other."""
     try:
         found = [
             (name, spec, conversion)
@@ -29,14 +29,14 @@ def fields(template: str) -> set[str]:
             if name is not None
         ]
     except ValueError as error:
-        raise _unknown(template, str(error)) from error
+        raise _template_error(template, str(error)) from error
     for name, spec, conversion in found:
         if name not in ("task", "state") or spec or conversion:
-            raise _unknown(template, f"`{{{name}}}` is neither `{{task}}` nor `{{state}}`")
+            raise _template_error(template, f"`{{{name}}}` is neither `{{task}}` nor `{{state}}`")
     return {name for name, _, _ in found}
 
 
-def _unknown(template: str, problem: str) -> SpecError:
+def _template_error(template: str, problem: str) -> SpecError:
     return SpecError(
         f"the prompt {template!r} cannot be filled: {problem}",
         field="prompt",
@@ -45,15 +45,16 @@ def _unknown(template: str, problem: str) -> SpecError:
     )
 
 
-def cleaned(task: str) -> str:
-    """The instruction in one line, with spaces for underscores, as PaliGemma's policies read it."""
+def clean_instruction(task: str) -> str:
+    """Return the instruction in one line, with spaces for underscores, as PaliGemma's policies read it."""
     return task.strip().replace("_", " ").replace("\n", " ")
 
 
-def bins_of_robots(bins: int, range: StateRange, statistics: Mapping[str, Any]) -> list[StateBins]:
-    """What writes the state of each robot, in the order of their numbers; of one, where the data tells none apart.
+def state_bins_of_robots(bins: int, range: StateRange, statistics: Mapping[str, Any]) -> list[StateBins]:
+    """Return writers of the state of each robot, in order, or a single one without several robots.
 
-    Raises SpecError where the statistics of a state are missing.
+    Raises:
+        SpecError: The statistics of a state are missing.
     """
     by_robot = STATE not in statistics and any(STATE in held for held in statistics.values())
     robots = [statistics[name] for name in sorted(statistics)] if by_robot else [statistics]
@@ -61,16 +62,16 @@ def bins_of_robots(bins: int, range: StateRange, statistics: Mapping[str, Any]) 
 
 
 class StateBins:
-    """Writes a state (S,) as the numbers of the bins its values lie in, such as `12 200 128`.
+    """Writer of a state (S,) as numbers of the bins of its values, such as `12 200 128`.
 
-    Values are mapped to [-1, 1] by statistics of the dataset; bin k of K holds those from -1 + 2 k / K on. As in pi0.5,
-    values above 1 are in the last bin, and those below -1 are numbered -1. A dimension that is constant in the data is
-    in the middle bin; one whose percentiles coincide though it varies is mapped by its minimum and maximum. What pads the
-    state of a robot to the width of another's is left out.
+    Statistics of the dataset map values to [-1, 1]; bin k of K begins at -1 + 2 k / K. As in pi0.5, values
+    above 1 are in the last bin, and those below -1 have the number -1. A dimension that is constant in the
+    data is in the middle bin; one that varies with equal percentiles is mapped by its minimum and maximum.
+    Padding of a robot's state to the width of another's is omitted.
     """
 
     def __init__(self, bins: int, range: StateRange, statistics: Mapping[str, Any]) -> None:
-        """Raises SpecError where the statistics of the state are missing."""
+        """Prepare the bins; raise SpecError if statistics of the state are missing."""
         held = statistics.get(STATE, {})
         for name in _ENDS[range]:
             if name not in held:
@@ -90,11 +91,11 @@ class StateBins:
             rare = high - low < _RARE * (most - least)
             low, high = np.where(rare, least, low), np.where(rare, most, high)
         self.width = len(low)
-        self._centre, self._scale = (low + high) / 2.0, (high - low) / 2.0
-        self._varies = self._scale > np.maximum(_CONSTANT * np.abs(self._centre), 1e-30)
+        self._center, self._scale = (low + high) / 2.0, (high - low) / 2.0
+        self._varies = self._scale > np.maximum(_CONSTANT * np.abs(self._center), 1e-30)
         self._edges = np.linspace(-1.0, 1.0, bins + 1)[:-1]
 
     def __call__(self, state: npt.NDArray[Any]) -> str:
         own, scale = state[: self.width].astype(np.float64), np.where(self._varies, self._scale, 1.0)
-        normal = np.where(self._varies, (own - self._centre) / scale, 0.0)
+        normal = np.where(self._varies, (own - self._center) / scale, 0.0)
         return " ".join(str(number) for number in np.digitize(normal, self._edges) - 1)

@@ -1,4 +1,4 @@
-"""Small layers that several parts share."""
+"""Small layers shared by several parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import attention
-from .rotary import Rotation, turn
+from .rotary import RotaryTable, apply_rotary
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "mish", "tanh"]
 
@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers through `sizes`, with the activation (and dropout) between them and none after the last."""
+    """Build linear layers through `sizes`, with activation (and dropout) between them, none after the last."""
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(sizes):
         if layers:
@@ -40,7 +40,7 @@ def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> n
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `queries` over `context`, which may be of another width."""
+    """Multi-head attention of `queries` over `context`, which may have another width."""
 
     def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
@@ -50,43 +50,32 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, queries: Tensor, context: Tensor, mask: Tensor | None = None, by: Rotation | None = None
+        self, queries: Tensor, context: Tensor, mask: Tensor | None = None, rotary: RotaryTable | None = None
     ) -> Tensor:
-        """queries (B, N, D), context (B, M, C) -> (B, N, D).
+        """Attend from queries (B, N, D) to context (B, M, C), and return (B, N, D).
 
-        mask (B, M) is True where the context is valid, (B, N, M) where a query may see it; one that may see nothing
-        gathers zeros. `by` turns queries and keys.
+        Args:
+            mask: (B, M), True for valid context, or (B, N, M), True for visible context. A query that sees
+                nothing returns zeros before the output projection.
+            rotary: Rotates queries and keys.
         """
         query = self.query(queries).unflatten(-1, (self.heads, -1))
         both = self.key_value(context).unflatten(-1, (2, self.heads, -1))
-        plain = by is None and (mask is None or mask.shape == both.shape[:2])
+        plain = rotary is None and (mask is None or mask.shape == both.shape[:2])
         if plain and attention.serves(query, both):
             gathered: Tensor = self.out(attention.attention(query, both, seen=mask).flatten(2))
             return gathered
         query, key, value = (x.transpose(1, 2) for x in (query, *both.unbind(2)))
-        if by is not None:
-            query, key = turn(query, by), turn(key, by)
+        if rotary is not None:
+            query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         allowed = None if mask is None else mask[:, None, None] if mask.ndim == 2 else mask[:, None]
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed
         )  # (B, heads, N, D / heads)
-        if allowed is not None:  # some kernels mix the hidden where nothing is allowed
+        if allowed is not None:  # some kernels mix hidden values if nothing is allowed
             mixed = mixed.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
-
-
-def repeated(module: nn.Module) -> list[nn.Module]:
-    """Layers of several modules that stand in a list or in a sequence, in order; those inside such layers not again."""
-    containers = (nn.ModuleList, nn.Sequential)
-    found = []
-    for child in module.children():
-        stands_in_list = isinstance(module, containers) and not isinstance(child, containers)
-        if stands_in_list and next(child.children(), None) is not None:
-            found.append(child)
-        else:
-            found += repeated(child)
-    return found
 
 
 def sinusoids(
@@ -96,10 +85,10 @@ def sinusoids(
     longest: float = 10_000.0,
     ends: Literal["first", "both"] = "first",
 ) -> Tensor:
-    """Times (B,) in [0, 1] as float32 (B, width): sines and cosines of `scale * t` with periods up to `longest` * 2 pi.
+    """Embed times (B,) in [0, 1] by sines and cosines of `scale * t`, float32 (B, width).
 
-    The embedding of diffusion models (Ho et al., 2020); `width` must be even. `longest` itself is among the periods
-    where `ends` are `both`, as in Diffusion Policy.
+    Periods reach up to `longest` * 2 pi, inclusive if `ends` is `both`, as in Diffusion Policy. This is the
+    embedding of diffusion models (Ho et al., 2020). `width` must be even.
     """
     half = width // 2
     steps = torch.arange(half, device=times.device, dtype=torch.float32)
@@ -109,9 +98,10 @@ def sinusoids(
 
 
 def waves(times: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:
-    """Times (B,) in [0, 1] as float32 (B, width): sines and cosines of geometrically spaced periods, both ends among them.
+    """Embed times (B,) in [0, 1] by sines and cosines of geometrically spaced periods, float32 (B, width).
 
-    The embedding of pi0 (Black et al., 2024); `width` must be even.
+    Periods include both `shortest` and `longest`. This is the embedding of pi0 (Black et al., 2024). `width`
+    must be even.
     """
     share = torch.linspace(0.0, 1.0, width // 2, device=times.device, dtype=torch.float64)
     angles = 2.0 * math.pi * times.double()[:, None] / (shortest * (longest / shortest) ** share)
@@ -119,9 +109,9 @@ def waves(times: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.
 
 
 class CategoryLinear(nn.Module):
-    """A linear layer with weights of its own for each category, such as a robot: y = x W[id] + b[id].
+    """Linear layer with separate weights for each category, such as a robot: y = x W[id] + b[id].
 
-    Each category starts as `nn.Linear` does. No sample reaches the weights of another category than its own.
+    Each category starts like `nn.Linear`. A sample reaches the weights of its own category only.
     """
 
     def __init__(self, categories: int, in_features: int, out_features: int) -> None:
@@ -131,14 +121,14 @@ class CategoryLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(categories, out_features).uniform_(-bound, bound))
 
     def forward(self, values: Tensor, ids: Tensor) -> Tensor:
-        """values (B, ..., in) of categories ids (B,) -> (B, ..., out)."""
+        """Map values (B, ..., in) of categories ids (B,) to (B, ..., out)."""
         rows = values.reshape(len(values), -1, values.shape[-1])  # (B, N, in)
         mixed = torch.baddbmm(self.bias[ids, None], rows, self.weight[ids])  # (B, N, out)
         return mixed.reshape(*values.shape[:-1], -1)
 
 
 class CategoryMlp(nn.Module):
-    """`mlp` whose first and last layers have weights of their own for each category; those between are shared."""
+    """`mlp` with separate first and last layers for each category, and shared layers in between."""
 
     def __init__(
         self, categories: int, sizes: Sequence[int], activation: Activation, dropout: float = 0.0
@@ -151,7 +141,7 @@ class CategoryMlp(nn.Module):
             self.layers[position] = CategoryLinear(categories, layer.in_features, layer.out_features)
 
     def forward(self, values: Tensor, ids: Tensor) -> Tensor:
-        """values (B, ..., in) of categories ids (B,) -> (B, ..., out)."""
+        """Map values (B, ..., in) of categories ids (B,) to (B, ..., out)."""
         for layer in self.layers:
             values = layer(values, ids) if isinstance(layer, CategoryLinear) else layer(values)
         return values
@@ -161,14 +151,14 @@ L = TypeVar("L", bound=nn.Linear | CategoryLinear)
 
 
 def zero(layer: L) -> L:
-    """The layer, with weight and bias zero: what a branch that is added starts from."""
+    """Set weight and bias of a layer to zero, so that an added branch starts as zero."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def joined_mask(*parts: tuple[Tensor, Tensor | None]) -> Tensor | None:
-    """Mask (B, N) of several sequences of tokens, each with its own, end to end; None stands for all valid."""
+    """Concatenate masks (B, N) of sequences of tokens; None stands for all valid."""
     if all(mask is None for _, mask in parts):
         return None
     masks = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if m is None else m for tokens, m in parts]

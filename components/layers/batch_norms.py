@@ -1,4 +1,4 @@
-"""Batch norms of image models, frozen or replaced."""
+"""Frozen and replaced batch norms of image models."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from typing import Any
 
 from timm.layers.norm_act import BatchNormAct2d, GroupNormAct, freeze_batch_norm_2d
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..compat import is_batch_norm
 
 _CHANNELS = 16
-_freeze: Any = freeze_batch_norm_2d
+_freeze_batch_norm: Any = freeze_batch_norm_2d
 
 
 def with_norm(model: nn.Module, norm: str) -> nn.Module:
-    """The model with its batch norms left (`batch`), `frozen`, or replaced by `group` norms; raises ValueError."""
+    """Keep the batch norms of a model (`batch`), freeze them, or replace them by `group` norms.
+
+    Raises:
+        ValueError: The model has no batch norms of images, or their channels do not divide into groups.
+    """
     if norm == "frozen":
         freeze_batch_norms(model)
     elif norm == "group":
@@ -22,19 +27,20 @@ def with_norm(model: nn.Module, norm: str) -> nn.Module:
 
 
 def freeze_batch_norms(model: nn.Module) -> None:
-    """Fix statistics, weight and bias of every batch norm: they become buffers, under the same names.
+    """Fix statistics, weight and bias of every batch norm as buffers of the same names.
 
-    As torchvision's FrozenBatchNorm2d in detection models, and in ACT. Raises ValueError for a model without batch
-    norms of images.
+    This equals torchvision's FrozenBatchNorm2d, as in ACT. Raise ValueError for a model without batch norms
+    of images.
     """
     for parent, name, norm in _batch_norms(model):
-        setattr(parent, name, _freeze(norm))
+        setattr(parent, name, _freeze_batch_norm(norm))
 
 
 def group_norms(model: nn.Module) -> None:
-    """Replace every batch norm by a group norm of 16 channels a group, as Diffusion Policy does.
+    """Replace every batch norm by a group norm with 16 channels per group, as in Diffusion Policy.
 
-    Raises ValueError for a model without batch norms of images, and for channels that do not divide into such groups.
+    Raises:
+        ValueError: The model has no batch norms of images, or their channels do not divide into groups.
     """
     for parent, name, norm in _batch_norms(model):
         channels = norm.num_features
@@ -49,16 +55,16 @@ def group_norms(model: nn.Module) -> None:
 
 
 def _batch_norms(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
-    """Every batch norm, with the module that holds it and its name there."""
+    """Return every batch norm, with its parent module and its name there."""
     found = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if isinstance(child, _BatchNorm)
+        if is_batch_norm(child)
     ]
     if not found:
         raise ValueError("it has no batch norm")
     others = [type(norm).__name__ for _, _, norm in found if not isinstance(norm, nn.BatchNorm2d)]
     if others:
-        raise ValueError(f"it has a {others[0]}, which is no norm of images")
+        raise ValueError(f"it has a {others[0]}, which is not a norm of images")
     return found

@@ -1,4 +1,4 @@
-"""One layer of an expert: attends to keys and values of a language model, which it is given."""
+"""Layer of an expert that attends to the keys and values of a language model."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import AdaRmsNorm, GatedMlp, RmsNorm, gated, grouped_attention
-from .rotary import Rotation, turn
+from .rotary import RotaryTable, apply_rotary
 
 
-def norm(config: Any) -> nn.Module:
-    """A norm of an expert, which the time modulates where it is asked to."""
+def expert_norm(config: Any) -> nn.Module:
+    """Build a norm of an expert, which time modulates with `time: adarms`."""
     adaptive = config.time == "adarms"
     return AdaRmsNorm(config.width, config.width) if adaptive else RmsNorm(config.width, config.family)
 
 
 class ExpertLayer(nn.Module):
-    """A transformer layer over the expert's tokens.
+    """Transformer layer over the expert's tokens.
 
-    A joint layer attends to the model's keys and values and to those of its tokens. One that is not makes keys and
-    values out of the model's, and attends to these alone.
+    A joint layer attends to the model's keys and values and to those of its tokens. Other layers compute keys
+    and values from the model's, and attend to these alone.
     """
 
     def __init__(self, config: Any, groups: int, size: int, joint: bool) -> None:
         super().__init__()
         self.joint, self.size = joint, size
         source = config.width if joint else groups * size
-        self.attention_norm = norm(config)
+        self.attention_norm = expert_norm(config)
         self.query = nn.Linear(config.width, config.heads * size, bias=False)
         self.key = nn.Linear(source, groups * size, bias=False)
         self.value = nn.Linear(source, groups * size, bias=False)
         self.out = nn.Linear(config.heads * size, config.width, bias=False)
-        self.mlp_norm = norm(config)
+        self.mlp_norm = expert_norm(config)
         self.mlp = GatedMlp(config.width, config.hidden, config.family)
 
     def read(self, model: Tensor) -> Tensor:
-        """What it attends to of the model's keys and values (B, 2, G, N, E), in that shape."""
+        """Return the keys and values to attend to, from the model's (B, 2, G, N, E), in the same shape."""
         if self.joint:
             return model
         keys, values = model.transpose(2, 3).flatten(3).unbind(1)  # (B, N, G * E)
@@ -47,16 +47,25 @@ class ExpertLayer(nn.Module):
         self,
         tokens: Tensor,
         model: Tensor,
-        places: Rotation,
+        places: RotaryTable,
         mask: Tensor | None,
         condition: Tensor | None,
     ) -> Tensor:
-        """tokens (B, S, D), model (B, 2, G, N, E) as `read`, rotation of their places, condition (B, D) -> (B, S, D)."""
+        """Map tokens (B, S, D) to (B, S, D).
+
+        Args:
+            model: (B, 2, G, N, E), as returned by `read`.
+            places: Cosines and sines of the tokens' positions.
+            mask: Visible keys, True where a token may attend.
+            condition: (B, D), embedded time, for modulated norms.
+        """
         tokens, normal, gate = self.attention_norm(tokens, condition)
-        query = turn(self._split(self.query(normal)), places)
+        query = apply_rotary(self._split(self.query(normal)), places)
         key, value = model.unbind(1)
         if self.joint:
-            key = torch.cat([key, turn(self._split(self.key(normal)), places)], dim=2)  # (B, G, N + S, E)
+            key = torch.cat(
+                [key, apply_rotary(self._split(self.key(normal)), places)], dim=2
+            )  # (B, G, N + S, E)
             value = torch.cat([value, self._split(self.value(normal))], dim=2)
         branch = self.out(grouped_attention(query, key, value, mask))
         tokens, normal, gate = self.mlp_norm(tokens, condition, branch, gate)

@@ -1,4 +1,4 @@
-"""Features as one vector a sample: what heads read that are multi-layer perceptrons."""
+"""Features as one vector per sample, for heads that are multi-layer perceptrons."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..features import features_of
 Tokens = Literal["flatten", "mean"]
 
 
-def sizes_of(inputs: Specs, tokens: Tokens) -> dict[str, int]:
-    """Number of values that each feature gives; raises SpecError where that varies."""
+def flat_sizes(inputs: Specs, tokens: Tokens) -> dict[str, int]:
+    """Return the number of values of each feature; raise SpecError if it varies."""
     sizes = {}
     for key, spec in features_of(inputs).items():
         size = spec.width
@@ -25,7 +25,7 @@ def sizes_of(inputs: Specs, tokens: Tokens) -> dict[str, int]:
             count = spec.dims[1]
             if not isinstance(count, int):
                 raise SpecError(
-                    f"`{key}` is {spec}: a varying number of tokens has no fixed size when flattened",
+                    f"`{key}` is {spec}: a varying number of tokens cannot be flattened",
                     field="tokens",
                     source=key,
                     label="the number of tokens varies",
@@ -36,15 +36,15 @@ def sizes_of(inputs: Specs, tokens: Tokens) -> dict[str, int]:
     return sizes
 
 
-def joined(
+def flatten_features(
     features: Mapping[str, Feature], keys: Mapping[str, int], tokens: Tokens, dtype: torch.dtype
 ) -> Tensor:
-    """The features of some keys side by side, (B, D)."""
-    return torch.cat([_vector(features[key], tokens).to(dtype) for key in keys], dim=-1)
+    """Concatenate features to (B, D)."""
+    return torch.cat([_flatten(features[key], tokens).to(dtype) for key in keys], dim=-1)
 
 
-def _vector(feature: Feature, tokens: Tokens) -> Tensor:
-    """(B, D) or (B, N, D) -> (B, ...); tokens that the mask leaves out count as zero, or not at all."""
+def _flatten(feature: Feature, tokens: Tokens) -> Tensor:
+    """Reduce a feature (B, D) or (B, N, D) to (B, ...); masked tokens become zeros, or leave the mean."""
     values, mask = feature.values, feature.mask
     if values.ndim == 2:
         return values

@@ -1,4 +1,4 @@
-"""A small causal transformer (GPT-2, Radford et al., 2019) over tokens that are vectors already."""
+"""Small causal transformer (GPT-2, Radford et al., 2019) over token vectors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Gpt(nn.Module):
-    """Tokens (B, N, D) with learned positions see themselves and what precedes them."""
+    """Causal transformer over tokens (B, N, D), with learned positions."""
 
     def __init__(self, length: int, width: int, depth: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.embed = nn.Linear(width, width)
         self.positions = nn.Parameter(torch.randn(length, width) * 0.02)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(GptBlock(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, width, bias=False)
         for name, parameter in self.named_parameters():
@@ -29,11 +29,11 @@ class Gpt(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """tokens (B, N, D), mask (B, N) True where valid -> (B, N, D)."""
+        """Map tokens (B, N, D), with mask (B, N), to (B, N, D)."""
         tokens = self.dropout(self.embed(tokens) + self.positions)
         count = tokens.shape[1]
         allowed = torch.ones(count, count, dtype=torch.bool, device=tokens.device).tril()[None, None]
-        if mask is not None:  # every token sees itself, so that there is something to attend to
+        if mask is not None:  # every token sees itself, so that attention is never empty
             own = torch.eye(count, dtype=torch.bool, device=tokens.device)
             allowed = (allowed & mask[:, None, None]) | own
         for block in self.blocks:
@@ -42,8 +42,8 @@ class Gpt(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    """Self-attention and feed-forward, each with a norm before and a residual around it."""
+class GptBlock(nn.Module):
+    """Self-attention and feed-forward, each after a norm and with a residual."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, allowed: Tensor) -> Tensor:
-        """tokens (B, N, D), allowed (1 or B, 1, N, N) True where one sees another -> (B, N, D)."""
+        """Map tokens (B, N, D) to (B, N, D); allowed (1 or B, 1, N, N) is True for visible tokens."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
             for part in self.query_key_value(self.attention_norm(tokens)).chunk(3, dim=-1)

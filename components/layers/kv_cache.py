@@ -1,20 +1,20 @@
-"""Keys and values of a layer of transformers, on their way in and out."""
+"""Keys and values of transformers' layers, read and written."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GemmaModel
 
-CACHE = "cache" if "cache" in inspect.signature(GemmaModel.forward).parameters else "past_key_values"
-"""What layers of transformers call the keys and values of earlier tokens."""
+from ..compat import cache_argument
+
+CACHE = cache_argument()
+"""Name of the argument of transformers' layers for the keys and values of earlier tokens."""
 
 
 class KeyValues:
-    """Stands where a layer of transformers expects a cache: joins the past of this layer to what it sees, and keeps that."""
+    """Replacement of the cache of one layer of transformers: prepends its past, and keeps the result."""
 
     def __init__(self, past: Tensor | None = None) -> None:
         self.past = past
@@ -23,7 +23,7 @@ class KeyValues:
         """Keys and values (B, 2, G, N, E) of all tokens so far, after the rotary embedding."""
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, G, M, E) of the tokens that are read, those of the past before them."""
+        """Return keys and values (B, G, M, E) of the new tokens, after those of the past."""
         held = torch.stack([keys, values], dim=1)
         self.held = held if self.past is None else torch.cat([self.past, held], dim=3)
         return self.held[:, 0], self.held[:, 1]

@@ -1,4 +1,4 @@
-"""Layers with weights of their own for each robot where the data has several, and for all of them where it has not."""
+"""Layers with separate weights for each robot, or shared ones for data of one robot."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .basic import CategoryLinear
 
 
 def robot_linear(robots: int | None, size: int, out: int) -> nn.Linear | CategoryLinear:
-    """A linear layer for so many robots; None stands for one layer whatever the robot."""
+    """Build a linear layer for a number of robots, or a plain one for None."""
     return nn.Linear(size, out) if robots is None else CategoryLinear(robots, size, out)
 
 
-def applied(layer: nn.Module, values: Tensor, robot: Tensor | None) -> Tensor:
-    """What a layer of `robot_linear` makes of values (B, N, D) of robots (B,)."""
+def apply_robot_linear(layer: nn.Module, values: Tensor, robot: Tensor | None) -> Tensor:
+    """Apply a layer of `robot_linear` to values (B, N, D) of robots (B,)."""
     out: Tensor = layer(values) if robot is None else layer(values, robot)
     return out
 
 
 class RobotMlp(nn.Module):
-    """Two linear layers, with weights of their own for each robot where there are several."""
+    """Two linear layers, with separate weights for each of several robots."""
 
     def __init__(self, robots: int | None, sizes: list[int], silu: bool = False) -> None:
         super().__init__()
@@ -29,6 +29,6 @@ class RobotMlp(nn.Module):
         self.activation = nn.SiLU() if silu else nn.ReLU()
 
     def forward(self, values: Tensor, robot: Tensor | None) -> Tensor:
-        """values (B, N, D) of robots (B,) -> (B, N, D)."""
+        """Map values (B, N, D) of robots (B,) to (B, N, D)."""
         first, second = self.layers
-        return applied(second, self.activation(applied(first, values, robot)), robot)
+        return apply_robot_linear(second, self.activation(apply_robot_linear(first, values, robot)), robot)

@@ -1,35 +1,33 @@
-"""Activations that are computed again in the backward pass, instead of being kept (Chen et al., 2016)."""
+"""Recomputation of activations in the backward pass (gradient checkpointing, Chen et al., 2016)."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...schemas.errors import SpecError
+from ..compat import (
+    ATTENTION_OPERATORS,
+    enable_gradient_checkpointing,
+    ignore_recomputation_warning,
+    is_batch_norm,
+)
 from ..kernels import attention
 from .kv_cache import CACHE, KeyValues
 
 _FIELD = "gradient_checkpointing"
-_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    attention.OPERATOR,
-}
+_ATTENTION = ATTENTION_OPERATORS | {attention.OPERATOR}
 
 
 def recompute_all(parts: Iterable[nn.Module]) -> list[str] | None:
-    """Let every part that can compute its layers again do so. Return why none can, or None where one does."""
+    """Enable recomputation in every part that supports it; return the reasons if none does, otherwise None."""
     reasons, done = [], False
     for part in parts:
         try:
@@ -41,91 +39,91 @@ def recompute_all(parts: Iterable[nn.Module]) -> list[str] | None:
 
 
 def recompute(backbone: nn.Module) -> None:
-    """Let the models of transformers and timm in a backbone keep what goes from layer to layer, and compiled layers of
-    transformers what attention gives.
+    """Enable recomputation in the models of transformers and timm inside a backbone.
 
-    A part of your own takes part by a method `set_grad_checkpointing(enable)`, as models of timm have it. Raises
-    SpecError for a backbone that cannot do it, or whose batch norms would count every batch twice.
+    They keep only activations between layers, and in compiled layers of transformers also the results of
+    attention. A custom part takes part through a method `set_grad_checkpointing(enable)`, as in timm.
+
+    Raises:
+        SpecError: The backbone does not support it, or its batch norms would count every batch twice.
     """
-    if any(
-        isinstance(m, _BatchNorm) and any(p.requires_grad for p in m.parameters()) for m in backbone.modules()
-    ):
+    if any(is_batch_norm(m) and any(p.requires_grad for p in m.parameters()) for m in backbone.modules()):
         raise SpecError(
             "its batch norms would count every batch twice, because its layers are computed twice",
             field=_FIELD,
-            label="does not go with batch norms",
+            label="does not support batch norms",
             help=f"set `norm: frozen` or `norm: group`, or leave `{_FIELD}` out",
         )
-    switched = [_switch(model) for model in _models(backbone)]
+    switched = [_switch(model) for model in _recomputable(backbone)]
     if not any(switched):
         raise SpecError(
-            "it cannot compute its layers again",
+            "it does not support recomputation of its layers",
             field=_FIELD,
-            label="not possible",
+            label="not supported",
             help=f"leave `{_FIELD}` out",
         )
 
 
-def _models(module: nn.Module) -> Iterator[Any]:
-    """The outermost modules that know how."""
+def _recomputable(module: nn.Module) -> Iterator[Any]:
+    """Yield the outermost modules that support recomputation."""
     if callable(getattr(module, "set_grad_checkpointing", None)) or (
         isinstance(module, PreTrainedModel) and module.supports_gradient_checkpointing
     ):
         yield module
         return
     for child in module.children():
-        yield from _models(child)
+        yield from _recomputable(child)
 
 
 def _switch(model: Any) -> bool:
     if isinstance(model, PreTrainedModel):
-        name = "activation_checkpointing_enable"  # since transformers 5.24
-        getattr(model, name, model.gradient_checkpointing_enable)({"use_reentrant": False})
+        enable_gradient_checkpointing(model)
         for layer in model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 take_over(layer)
-        logging.getLogger("torch._higher_order_ops.wrap").addFilter(_heeded)
+        ignore_recomputation_warning()
         return True
     try:
         model.set_grad_checkpointing(True)
-    except AssertionError:  # as timm says that a model cannot
+    except AssertionError:  # timm's way to reject a model
         return False
     return True
 
 
 def take_over(layer: Any) -> None:
-    """Let a layer that transformers would compute again do so by itself, as `Recomputed`."""
+    """Replace transformers' recomputation of a layer by that of `Recomputed`."""
     layer.__class__ = _recomputed(type(layer))  # type: ignore[arg-type]
     layer.gradient_checkpointing = True
 
 
 class Recomputed:
-    """A layer of transformers whose backward pass computes the forward pass again.
+    """Layer of transformers whose backward pass recomputes the forward pass.
 
-    As transformers would do it, but inside of what is compiled, so that the second pass is part of the compiled backward
-    pass; and keys and values are not dropped. What attention gives is kept there: its kernels could drop out, so to compute
-    them again the compiler would bring back the state of random numbers, which no CUDA graph captures.
+    Unlike in transformers, this happens inside the compiled layer, so the second pass is part of the compiled
+    backward pass; and keys and values are preserved. The results of attention are kept: its kernels may apply
+    dropout, so recomputing them would make the compiler restore the state of random numbers, which CUDA
+    graphs cannot capture.
     """
 
-    _again = True
+    _enabled = True
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Nothing for transformers to do, which switches this layer on and off here."""
+        """False, so that transformers does not recompute; the setter switches this class."""
         return False
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, wanted: bool) -> None:
-        self._again = wanted
+        self._enabled = wanted
 
     def forward(self, *inputs: Tensor, **options: Any) -> Any:
-        """As the layer itself."""
+        """Run the layer's forward pass."""
         plain: Callable[..., Any] = super().forward  # type: ignore[misc]
         trains = self.training or any(isinstance(x, Tensor) and x.requires_grad for x in inputs)  # type: ignore[attr-defined]
-        if not (self._again and trains and torch.is_grad_enabled()):
+        if not (self._enabled and trains and torch.is_grad_enabled()):
             return plain(*inputs, **options)
         given = options.pop(CACHE, None)
-        cache = given if isinstance(given, KeyValues) else None  # transformers drops its own here, too
+        cache = given if isinstance(given, KeyValues) else None  # transformers also drops its own here
 
         def run(*inputs: Tensor) -> tuple[Any, Tensor | None]:
             if cache is None:
@@ -149,8 +147,3 @@ def _recomputed(kind: type[Any]) -> type[Any]:
 
 def _policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in _ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _heeded(record: logging.LogRecord) -> bool:
-    """Whether torch says something else than that layers which are computed again must not work in place: none does."""
-    return "context_fn is passed" not in record.getMessage()

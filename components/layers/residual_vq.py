@@ -1,4 +1,4 @@
-"""Action chunks as a few codes: an auto-encoder with residual vector quantisation."""
+"""Action chunks as codes: an autoencoder with residual vector quantization."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class ResidualVq(nn.Module):
-    """Codebooks that follow each other: each quantises what those before it left (Zeghidour et al., 2021).
+    """Sequence of codebooks that each quantize the residual of the previous ones (Zeghidour et al., 2021).
 
-    A code is the mean of the vectors it was nearest to, as moving averages of their sum s and their count c:
+    A code is the mean of its nearest vectors, from moving averages of their sum s and their count c:
 
         s <- 0.8 s + 0.2 sum x      c <- 0.8 c + 0.2 n      code = s / smoothed c
 
@@ -34,44 +34,44 @@ class ResidualVq(nn.Module):
         self.register_buffer("sums", self.codes.clone())
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors (N, D) -> their codes' indices (N, L), quantised vectors (N, D), squared errors (N, L), float32.
+        """Return indices (N, L), quantized vectors (N, D) and squared errors (N, L), float32.
 
-        The gradient passes every codebook as if it did nothing, and codes have none.
+        The gradient passes every codebook unchanged; codes have none.
         """
         residual = vectors.float()
-        quantised = torch.zeros_like(residual)
+        quantized = torch.zeros_like(residual)
         indices, errors = [], []
         for book in self.codes.float():
-            index = nearest(residual, book)
+            index = nearest_code(residual, book)
             code = book[index]
             indices.append(index)
             errors.append(((residual - code) ** 2).mean(-1))
-            quantised = quantised + residual + (code - residual).detach()
+            quantized = quantized + residual + (code - residual).detach()
             residual = residual - code
-        return torch.stack(indices, -1), quantised, torch.stack(errors, -1)
+        return torch.stack(indices, -1), quantized, torch.stack(errors, -1)
 
     def look_up(self, indices: Tensor) -> Tensor:
-        """Quantised vectors (N, D), float32, for indices (N, L)."""
+        """Return quantized vectors (N, D), float32, for indices (N, L)."""
         books = torch.arange(len(self.codes), device=indices.device)
         return self.codes.float()[books, indices].sum(1)
 
     @torch.no_grad()
     def start(self, vectors: Tensor, valid: Tensor, active: Tensor) -> None:
-        """Where `active`, a scalar, make valid ones of the vectors (N, D) the codes, and what they leave the next ones."""
+        """Initialize the codes from valid vectors (N, D) and their residuals, if the scalar `active` is True."""
         residual = vectors.float()
         order = torch.where(valid, torch.rand(len(valid), device=valid.device), 2.0).argsort()
         count = valid.sum().clamp_min(1)
         chosen = order[torch.arange(self.codes.shape[1], device=valid.device) % count]
         for book, code in enumerate(self.codes):
             first = residual[chosen]
-            keep(self.codes[book], first, active)
-            keep(self.sums[book], first, active)
-            keep(self.counts[book], torch.ones_like(self.counts[book]), active)
-            residual = residual - code.float()[nearest(residual, code.float())]
+            write_if(self.codes[book], first, active)
+            write_if(self.sums[book], first, active)
+            write_if(self.counts[book], torch.ones_like(self.counts[book]), active)
+            residual = residual - code.float()[nearest_code(residual, code.float())]
 
     @torch.no_grad()
     def update(self, vectors: Tensor, indices: Tensor, valid: Tensor, active: Tensor) -> None:
-        """Where `active`, move the codes towards the valid vectors (N, D) that had the indices (N, L)."""
+        """Move the codes toward the valid vectors (N, D) with indices (N, L), if `active` is True."""
         residual = vectors.float()
         for book, code in enumerate(self.codes.float().clone()):
             index = indices[:, book]
@@ -80,14 +80,14 @@ class ResidualVq(nn.Module):
             sums = self.sums[book].float().lerp((hits[..., None] * residual[:, None]).sum(0), 1.0 - DECAY)
             total = counts.sum()
             smoothed = (counts + EPS) / (total + len(code) * EPS) * total
-            keep(self.codes[book], sums / smoothed[:, None], active)
-            keep(self.sums[book], sums, active)
-            keep(self.counts[book], counts, active)
+            write_if(self.codes[book], sums / smoothed[:, None], active)
+            write_if(self.sums[book], sums, active)
+            write_if(self.counts[book], counts, active)
             residual = residual - code[index]
 
 
 class ChunkVae(nn.Module):
-    """Encodes flat chunks (N, T * A) as codes and decodes them (VQ-BeT, Lee et al., 2024)."""
+    """Autoencoder of flat chunks (N, T * A) with a quantized latent (VQ-BeT, Lee et al., 2024)."""
 
     def __init__(self, size: int, hidden: int, books: int, codes: int, width: int) -> None:
         super().__init__()
@@ -96,34 +96,34 @@ class ChunkVae(nn.Module):
         self.decoder = mlp([width, hidden, hidden, size], "relu")
 
     def forward(self, chunks: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Chunks (N, S) -> vectors (N, D), indices (N, L), reconstruction (N, S), squared errors (N, L)."""
+        """Return vectors (N, D), indices (N, L), reconstruction (N, S), errors (N, L) of chunks (N, S)."""
         vectors = self.encode(chunks)
-        indices, quantised, errors = self.quantizer(vectors)
-        return vectors, indices, self._decoded(quantised), errors
+        indices, quantized, errors = self.quantizer(vectors)
+        return vectors, indices, self._decode(quantized), errors
 
     def encode(self, chunks: Tensor) -> Tensor:
-        """Chunks (N, S) -> vectors (N, D)."""
+        """Encode chunks (N, S) to vectors (N, D)."""
         vectors: Tensor = self.encoder(chunks.to(self.quantizer.codes.dtype))
         return vectors
 
     def codes(self, chunks: Tensor) -> Tensor:
-        """Chunks (N, S) -> indices (N, L)."""
+        """Encode chunks (N, S) to indices (N, L)."""
         indices: Tensor = self.quantizer(self.encode(chunks))[0]
         return indices
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Indices (N, L) -> chunks (N, S), float32."""
-        return self._decoded(self.quantizer.look_up(indices))
+        """Decode indices (N, L) to chunks (N, S), float32."""
+        return self._decode(self.quantizer.look_up(indices))
 
-    def _decoded(self, vectors: Tensor) -> Tensor:
+    def _decode(self, vectors: Tensor) -> Tensor:
         chunks: Tensor = self.decoder(vectors.to(self.quantizer.codes.dtype))
         return chunks.float()
 
 
-class Settled(nn.Module, Generic[M]):
-    """A copy of a module, in buffers, that stops following it: what is trained no longer, whatever an optimiser does.
+class FrozenCopy(nn.Module, Generic[M]):
+    """Copy of a module, in buffers, that no optimizer can change once it stops following the original.
 
-    The copy is `module`, and follows the tensors of the same names.
+    The copy is `module`; it follows tensors of the same names.
     """
 
     module: M
@@ -138,20 +138,20 @@ class Settled(nn.Module, Generic[M]):
 
     @torch.no_grad()
     def follow(self, source: M, active: Tensor) -> None:
-        """Where `active`, a scalar, become the same as `source`."""
+        """Copy the tensors of `source`, if the scalar `active` is True."""
         tensors = dict(source.named_parameters()) | dict(source.named_buffers())
         for name, buffer in self.module.named_buffers():
-            keep(buffer, tensors[name], active)
+            write_if(buffer, tensors[name], active)
 
 
-def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Index (N,) of the code (C, D) that is nearest to each vector (N, D)."""
+def nearest_code(vectors: Tensor, codes: Tensor) -> Tensor:
+    """Return the index (N,) of the code (C, D) nearest to each vector (N, D)."""
     return ((vectors.detach()[:, None] - codes) ** 2).sum(-1).argmin(-1)
 
 
-def keep(buffer: Tensor, values: Tensor, active: Tensor) -> None:
-    """Write values into a buffer, in place, where `active`, a scalar, is True."""
+def write_if(buffer: Tensor, values: Tensor, active: Tensor) -> None:
+    """Write values into a buffer, in place, if the scalar `active` is True."""
     buffer.copy_(torch.where(active, values.to(buffer.dtype), buffer))
 
 
-__all__ = ["ChunkVae", "ResidualVq", "Settled", "nearest"]
+__all__ = ["ChunkVae", "FrozenCopy", "ResidualVq", "nearest_code"]

@@ -1,4 +1,4 @@
-"""Features that necks read: the only one, or several as one sequence of tokens."""
+"""Features that necks read: a single one, or several as one sequence of tokens."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .basic import joined_mask
 Positions = Literal["none", "learned"]
 
 
-def only(config: Any, inputs: Specs, kinds: Sequence[Kind]) -> tuple[str, Spec]:
-    """Name and spec of the one feature that a neck reads; raises SpecError where it is given more."""
+def single_feature(config: Any, inputs: Specs, kinds: Sequence[Kind]) -> tuple[str, Spec]:
+    """Return name and spec of the only feature that a neck reads; raise SpecError for more than one."""
     found = select(config.reads, inputs, kinds, "reads")
     if len(found) > 1:
         raise SpecError(
             f"neck `{config.type}` reads one feature, not {len(found)}",
             field="reads.1",
-            label="one too many",
-            help=f"join them by a neck `{{type: concat}}` first, or give each a neck `{config.type}` of its own",
+            label="a second feature",
+            help=f"join them with a neck `{{type: concat}}` first, or use a separate neck `{config.type}` for each",
         )
     return next(iter(found.items()))
 
 
-def joined_spec(features: Specs, width: int | None) -> Spec:
-    """Tokens (B, N, D) that features make end to end; raises SpecError where they differ in width and D is not given."""
+def concatenated_spec(features: Specs, width: int | None) -> Spec:
+    """Return the spec of concatenated tokens (B, N, D); raise SpecError if widths differ and none is given."""
     (source, first), *others = features.items()
     for key, spec in others if width is None else ():
         if spec.width != first.width:
@@ -40,7 +40,7 @@ def joined_spec(features: Specs, width: int | None) -> Spec:
                 field="width",
                 source=key,
                 label="the features differ in width",
-                help=f"set `width`, such as {max(spec.width, first.width)}, to project each by a layer of its own",
+                help=f"set `width`, such as {max(spec.width, first.width)}, to project each by a separate layer",
             )
     counts = [spec.dims[1] if spec.kind is Kind.TOKENS else 1 for spec in features.values()]
     fixed = [count for count in counts if isinstance(count, int)]
@@ -53,7 +53,7 @@ def joined_spec(features: Specs, width: int | None) -> Spec:
 
 
 def fixed_length(spec: Spec) -> int:
-    """Number of tokens, for positions of their own; raises SpecError where it varies."""
+    """Return the number of tokens, for learned positions; raise SpecError if it varies."""
     count = spec.dims[1]
     if not isinstance(count, int):
         raise SpecError(
@@ -66,19 +66,19 @@ def fixed_length(spec: Spec) -> int:
 
 
 def learned_positions(spec: Spec) -> nn.Parameter:
-    """Positions (1, N, D) of tokens."""
+    """Create positions (1, N, D) of tokens."""
     return nn.Parameter(torch.randn(1, fixed_length(spec), spec.width) * 0.02)
 
 
-class Joined(nn.Module):
-    """Features as one sequence of tokens, end to end in the order they are named; a pooled feature is one token.
+class ConcatTokens(nn.Module):
+    """Concatenation of features to one sequence of tokens, in the given order; a pooled feature is one token.
 
-    With a width each is projected by a linear layer of its own.
+    With a width, separate linear layers project each feature.
     """
 
     def __init__(self, features: Specs, width: int | None) -> None:
         super().__init__()
-        self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
+        self._keys = {key: key.replace(".", "_") for key in features}  # no dots in module names
         self.project = nn.ModuleDict(
             {
                 self._keys[key]: nn.Linear(spec.width, width)
@@ -88,7 +88,7 @@ class Joined(nn.Module):
         )
 
     def parts(self, features: Mapping[str, Feature]) -> list[tuple[Tensor, Tensor | None]]:
-        """Tokens (B, N, D) of each feature, with their mask (B, N) where it has one."""
+        """Return tokens (B, N, D) of each feature, with their mask (B, N), if any."""
         found = []
         for key, name in self._keys.items():
             values, mask = features[key].values, features[key].mask
@@ -100,6 +100,6 @@ class Joined(nn.Module):
         return found
 
     def forward(self, features: Mapping[str, Feature]) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, N, D), and their mask (B, N) unless all are valid."""
+        """Return tokens (B, N, D), and their mask (B, N) unless all are valid."""
         parts = self.parts(features)
         return torch.cat([tokens for tokens, _ in parts], dim=1), joined_mask(*parts)

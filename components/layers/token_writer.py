@@ -1,4 +1,4 @@
-"""A small causal transformer that writes tokens after reading features."""
+"""Small causal transformer that reads features and writes tokens."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from ...schemas.specs import Specs
 from ..base import Feature
 from .basic import joined_mask, mlp
-from .rotary import rotate
+from .rotary import apply_rotary, rotary_table
 
 
 class TokenWriter(nn.Module):
-    """Features are the tokens that it reads first, all of them by all; then come the tokens that it writes, each by
-    itself, those before it and all features. A Decoder, as a backbone's language model is one.
+    """Transformer that reads features as tokens and then writes tokens, as a `Decoder`.
+
+    Features see each other; each written token sees all features, earlier written tokens and itself.
     """
 
     def __init__(self, features: Specs, width: int, depth: int, heads: int, vocabulary: int) -> None:
         super().__init__()
-        self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
+        self._keys = {key: key.replace(".", "_") for key in features}  # no dots in module names
         self.project = nn.ModuleDict(
             {
                 self._keys[key]: nn.Sequential(nn.LayerNorm(spec.width), nn.Linear(spec.width, width))
@@ -35,7 +36,7 @@ class TokenWriter(nn.Module):
         self.out = nn.Linear(width, vocabulary)
 
     def read(self, features: Mapping[str, Feature]) -> Feature:
-        """Keys and values of the features (B, L, 2, G, N, E)."""
+        """Return keys and values (B, L, 2, G, N, E) of the features."""
         dtype, parts = self.out.weight.dtype, []
         for key, name in self._keys.items():
             values = features[key].values
@@ -44,47 +45,47 @@ class TokenWriter(nn.Module):
         tokens = torch.cat([tokens for tokens, _ in parts], dim=1)
         mask = joined_mask(*parts)
         mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
-        return replace(read_all(self.layers, tokens, mask)[1], decoder=self)
+        return replace(run_layers(self.layers, tokens, mask)[1], decoder=self)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (B, M) -> (B, M, D)."""
+        """Embed token ids (B, M) to (B, M, D)."""
         embedded: Tensor = self.embedding(ids)
         return embedded
 
     def extend(self, past: Feature, embeddings: Tensor) -> tuple[Tensor, Feature]:
-        """Hidden states (B, M, D) of tokens (B, M, D) that follow the past, and the past with them."""
+        """Return hidden states (B, M, D) of tokens (B, M, D) after the past, and the extended past."""
         assert past.mask is not None
         assert past.end is not None
         count = embeddings.shape[1]
         positions = past.end[:, None] + torch.arange(count, device=embeddings.device)
         earlier = past.mask[:, None, :].expand(-1, count, -1)
         causal = torch.ones(count, count, dtype=torch.bool, device=embeddings.device).tril()
-        shown = torch.cat([earlier, causal.expand(len(embeddings), -1, -1)], dim=2)[:, None]
+        visible = torch.cat([earlier, causal.expand(len(embeddings), -1, -1)], dim=2)[:, None]
         tokens, kept = embeddings, []
         for index, layer in enumerate(self.layers):
-            tokens, key_values = layer(tokens, positions, past.values[:, index], shown)
+            tokens, key_values = layer(tokens, positions, past.values[:, index], visible)
             kept.append(key_values)
         mask = torch.cat([past.mask, past.mask.new_ones(len(tokens), count)], dim=1)
         return tokens, replace(past, values=torch.stack(kept, 1), mask=mask, end=past.end + count)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores (B, M, vocabulary) of the tokens that follow hidden states (B, M, D)."""
+        """Return scores (B, M, vocabulary) of the tokens after hidden states (B, M, D)."""
         scores: Tensor = self.out(self.norm(hidden))
         return scores
 
 
-def read_all(layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Feature]:
-    """What layers make of tokens (B, N, D), of which each sees all that are valid (B, N), and their keys and values."""
-    count, shown = tokens.shape[1], None
+def run_layers(layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Feature]:
+    """Run layers over tokens (B, N, D) with mask (B, N), all visible; return the result and keys and values."""
+    count, visible = tokens.shape[1], None
     if mask is None:
         positions = torch.arange(count, device=tokens.device).expand(len(tokens), -1)
         end = positions[:, -1] + 1
     else:
         positions, end = (mask.cumsum(1) - 1).clamp_min(0), mask.sum(1)
-        shown = mask[:, None, None, :] | torch.eye(count, dtype=torch.bool, device=mask.device)
+        visible = mask[:, None, None, :] | torch.eye(count, dtype=torch.bool, device=mask.device)
     kept = []
     for layer in layers:
-        tokens, key_values = layer(tokens, positions, None, shown)
+        tokens, key_values = layer(tokens, positions, None, visible)
         kept.append(key_values)
     return tokens, Feature(torch.stack(kept, 1), mask, end)
 
@@ -101,16 +102,21 @@ class WriterLayer(nn.Module):
         self.mlp = mlp([width, 4 * width, width], "gelu")
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, past: Tensor | None, shown: Tensor | None
+        self, tokens: Tensor, positions: Tensor, past: Tensor | None, visible: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """tokens (B, M, D) at positions (B, M), after past keys and values (B, 2, G, N, E), of which each sees what is
-        shown (B, 1, M, N + M), by default all -> (B, M, D), and keys and values (B, 2, G, N + M, E).
+        """Return (B, M, D) for tokens (B, M, D), and keys and values (B, 2, G, N + M, E).
+
+        Args:
+            positions: (B, M).
+            past: Keys and values (B, 2, G, N, E) of earlier tokens.
+            visible: (B, 1, M, N + M), True for visible tokens; None if all are.
         """
         split = self.query_key_value(self.norms[0](tokens)).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # (B, G, M, E) each
-        query, key = rotate(query, positions), rotate(key, positions)
+        table = rotary_table(positions, query.shape[-1])
+        query, key = apply_rotary(query, table), apply_rotary(key, table)
         if past is not None:
             key, value = torch.cat([past[:, 0], key], 2), torch.cat([past[:, 1], value], 2)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=shown)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
         return tokens + self.mlp(self.norms[1](tokens)), torch.stack([key, value], 1)

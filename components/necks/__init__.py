@@ -1,1 +1,1 @@
-"""What features go through on their way to a head, one a file, named like the `type` of a recipe."""
+"""Necks, between backbones and head: one per file, named like its `type` in a recipe."""

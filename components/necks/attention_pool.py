@@ -1,58 +1,51 @@
-"""Learned queries that gather what they need from tokens."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.basic import Attention
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class AttentionPool(Neck):
-    """Learned queries attend once to all tokens that are read, after a norm (Lee et al., 2019).
+    """Attention pooling: learned queries attend once to all tokens, after a norm (Lee et al., 2019).
 
-    Publishes the answers, `tokens` (B, Q, D), and their concatenation, `pooled` (B, Q * D). Where no token of a sample
-    is valid, they are the same whatever the tokens hold.
+    Publishes one token per query, `tokens` (B, Q, D), and their concatenation, `pooled` (B, Q * D). If a
+    sample has no valid token, they do not depend on its tokens.
     """
 
     class Config(NeckConfig):
-        """Learned queries that gather what they need from tokens."""
-
         type: Literal["attention_pool"]
-        """Pool tokens by attention of learned queries."""
         queries: Count = 1
         """Number of queries."""
         width: Count | None = None
-        """Width that each feature is projected to by a linear layer of its own; by default they keep theirs."""
+        """Width to which a separate linear layer projects each feature; by default features keep theirs."""
         heads: Count = 4
-        """Attention heads; they share the width."""
+        """Number of attention heads, which share the width."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        width = joined_spec(features, config.width).width
-        self.joined = Joined(features, config.width)
+        width = concatenated_spec(features, config.width).width
+        self.joined = ConcatTokens(features, config.width)
         self.norm = nn.LayerNorm(width)
         self.queries = nn.Parameter(torch.randn(1, config.queries, width) * width**-0.5)
         self.attention = Attention(width, config.heads)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError where the widths differ, or the heads cannot share them."""
-        width = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width).width
+        """Return the specs of the outputs; raise SpecError if widths differ or heads cannot share them."""
+        width = concatenated_spec(
+            select(config.reads, inputs, cls.roles["reads"], "reads"), config.width
+        ).width
         check_heads(width, config.heads, config.width is not None)
         why = f"{config.queries} queries x {width}"
         return {
@@ -61,12 +54,12 @@ class AttentionPool(Neck):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         reads = ["vision.tokens", "state.pooled"]
         return cls.Config(type="attention_pool", reads=reads, queries=2, width=8, heads=2)
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, Q * D) and `tokens` (B, Q, D)."""
+        """Return `pooled` (B, Q * D) and `tokens` (B, Q, D)."""
         tokens, mask = self.joined(features)
         queries = self.queries.expand(len(tokens), -1, -1)
         answers = self.attention(queries, self.norm(tokens), mask)

@@ -1,45 +1,37 @@
-"""Several features as one."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, joined_spec
-
-Count = Annotated[int, Field(ge=1)]
+from ..layers.sequences import ConcatTokens, concatenated_spec
 
 
 class Concat(Neck):
-    """Joins features in the order they are named, each first projected by a layer of its own where `width` is given.
+    """Concatenation of features in the given order: tokens to one sequence, pooled ones to one vector.
 
-    Publishes one sequence, `tokens` (B, N, D), in which a pooled feature is one token; and where all are pooled, also
-    their values side by side, `pooled` (B, ...), for which they may differ in width.
+    With `width`, separate layers project each feature first. Publishes one sequence, `tokens` (B, N, D), in
+    which a pooled feature is one token. If all features are pooled, it also publishes their values side by
+    side, `pooled` (B, ...); for this they may differ in width.
     """
 
     class Config(NeckConfig):
-        """Several features as one."""
-
         type: Literal["concat"]
-        """Join features: tokens into one sequence, pooled ones into one vector."""
         width: Count | None = None
-        """Width that each feature is projected to by a linear layer of its own; by default they keep theirs."""
+        """Width to which a separate linear layer projects each feature; by default features keep theirs."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self.joined = Joined(select(config.reads, inputs, self.roles["reads"], "reads"), config.width)
+        self.joined = ConcatTokens(select(config.reads, inputs, self.roles["reads"], "reads"), config.width)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled`, `tokens` or both; raises SpecError for tokens of different widths."""
+        """Return the specs of `pooled`, `tokens` or both; raise SpecError for tokens of different widths."""
         features = select(config.reads, inputs, cls.roles["reads"], "reads")
         specs = {}
         if all(spec.kind is Kind.POOLED for spec in features.values()):
@@ -48,15 +40,15 @@ class Concat(Neck):
             specs["pooled"] = Spec(Kind.POOLED, ("B", sum(sizes.values())), why)
         alike = config.width is not None or len({spec.width for spec in features.values()}) == 1
         if alike or not specs:
-            specs["tokens"] = joined_spec(features, config.width)
+            specs["tokens"] = concatenated_spec(features, config.width)
         return specs
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="concat", reads=["vision.tokens", "state.pooled"], width=6)
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`tokens` (B, N, D) with their mask, and `pooled` (B, ...)."""
+        """Return `tokens` (B, N, D) with their mask, and `pooled` (B, ...)."""
         made = {}
         if "pooled" in outputs:
             made["pooled"] = Feature(

@@ -1,50 +1,46 @@
-"""Tokens that look at those of other features."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
-Count = Annotated[int, Field(ge=1)]
 _KINDS = (Kind.TOKENS, Kind.POOLED)
 
 
 class CrossAttention(Neck):
-    """A transformer decoder: the tokens that are read attend to those of the condition, in several layers.
+    """Transformer decoder: tokens attend to those of a condition, in several layers.
 
-    Publishes as many `tokens` (B, N, D) as are read, with their mask.
+    Publishes as many `tokens` (B, N, D) as it reads, with their mask.
     """
 
     roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"reads": _KINDS, "condition": _KINDS}
 
     class Config(LayerOptions, NeckConfig):
-        """Tokens that look at those of other features."""
-
         type: Literal["cross_attention"]
-        """Let tokens attend to others (a transformer decoder)."""
         condition: list[str] = Field(min_length=1)
-        """Features that are attended to."""
+        """Features to attend to."""
         width: Count | None = None
-        """Width that each feature is projected to by a linear layer of its own; by default they keep theirs."""
+        """Width to which a separate linear layer projects each feature; by default features keep theirs."""
         self_attention: bool = False
-        """Whether the tokens also attend to each other, before they attend to the condition."""
+        """Let the tokens also attend to each other, before they attend to the condition."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        reads, condition = _roles(config, inputs)
-        width = joined_spec(reads, config.width).width
-        self.queries, self.condition = Joined(reads, config.width), Joined(condition, config.width)
+        reads, condition = _split_roles(config, inputs)
+        width = concatenated_spec(reads, config.width).width
+        self.queries, self.condition = (
+            ConcatTokens(reads, config.width),
+            ConcatTokens(condition, config.width),
+        )
         self.norm_in = nn.LayerNorm(width)
         attends = ("self", "context") if config.self_attention else ("context",)
         self.layers = nn.ModuleList(TransformerLayer(config, width, attends) for _ in range(config.depth))
@@ -52,14 +48,14 @@ class CrossAttention(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`tokens`; raises SpecError where the widths differ, or the heads cannot share them."""
-        reads, condition = _roles(config, inputs)
-        width = joined_spec({**reads, **condition}, config.width).width
+        """Return the spec of `tokens`; raise SpecError if widths differ or heads cannot share them."""
+        reads, condition = _split_roles(config, inputs)
+        width = concatenated_spec({**reads, **condition}, config.width).width
         check_heads(width, config.heads, config.width is not None)
-        return {"tokens": joined_spec(reads, config.width)}
+        return {"tokens": concatenated_spec(reads, config.width)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         condition = ["vision.tokens", "state.pooled"]
         return cls.Config(
             type="cross_attention",
@@ -71,7 +67,7 @@ class CrossAttention(Neck):
         )
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`tokens` (B, N, D)."""
+        """Return `tokens` (B, N, D)."""
         tokens, mask = self.queries(features)
         condition, valid = self.condition(features)
         condition = self.norm_in(condition)
@@ -80,8 +76,8 @@ class CrossAttention(Neck):
         return {"tokens": Feature(self.norm_out(tokens), mask)}
 
 
-def _roles(config: CrossAttention.Config, inputs: Specs) -> tuple[dict[str, Spec], dict[str, Spec]]:
-    """The features that attend, and those that are attended to."""
+def _split_roles(config: CrossAttention.Config, inputs: Specs) -> tuple[dict[str, Spec], dict[str, Spec]]:
+    """Return the features that attend, and those that they attend to."""
     return select(config.reads, inputs, _KINDS, "reads"), select(
         config.condition, inputs, _KINDS, "condition"
     )

@@ -1,24 +1,19 @@
-"""Features scaled and shifted by others."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from ...schemas.part import MOST_LAYERS, NeckConfig
+from ...schemas.part import MOST_LAYERS, Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.basic import Activation, mlp, zero
-from ..layers.sequences import only
-
-Width = Annotated[int, Field(ge=1)]
+from ..layers.sequences import single_feature
 
 
 class Film(Neck):
@@ -26,8 +21,8 @@ class Film(Neck):
 
         y = (1 + scale(c)) x + shift(c)
 
-    with c the condition's features side by side, and one scale and shift for all tokens. It starts as the identity.
-    Publishes what it reads, `tokens` (B, N, D) with their mask or `pooled` (B, D).
+    with c the features of the condition side by side, and one scale and shift for all tokens. It starts as
+    the identity. Publishes what it reads: `tokens` (B, N, D) with their mask, or `pooled` (B, D).
     """
 
     roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {
@@ -36,20 +31,17 @@ class Film(Neck):
     }
 
     class Config(NeckConfig):
-        """Features scaled and shifted by others."""
-
         type: Literal["film"]
-        """Modulate a feature by others (FiLM)."""
         condition: list[str] = Field(min_length=1)
-        """Pooled features that decide scale and shift."""
-        hidden: list[Width] = Field(max_length=MOST_LAYERS, default_factory=list)
-        """Sizes of hidden layers between condition and scale and shift."""
+        """Pooled features that determine scale and shift."""
+        hidden: list[Count] = Field(max_length=MOST_LAYERS, default_factory=list)
+        """Sizes of hidden layers between the condition and scale and shift."""
         activation: Activation = "silu"
         """Activation after each hidden layer."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._key, spec = only(config, inputs, self.roles["reads"])
+        self._key, spec = single_feature(config, inputs, self.roles["reads"])
         self._output = str(spec.kind)
         condition = select(config.condition, inputs, self.roles["condition"], "condition")
         self._condition = tuple(condition)
@@ -61,17 +53,17 @@ class Film(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`tokens` or `pooled`, whichever is read, at the same size."""
-        key, spec = only(config, inputs, cls.roles["reads"])
+        """Return the spec of `tokens` or `pooled`, whichever the neck reads, at the same size."""
+        key, spec = single_feature(config, inputs, cls.roles["reads"])
         condition = select(config.condition, inputs, cls.roles["condition"], "condition")
         return {str(spec.kind): replace(spec, why=f"{key} modulated by {', '.join(condition)}")}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="film", reads=["vision.tokens"], condition=["state.pooled"], hidden=[8])
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`tokens` (B, N, D) or `pooled` (B, D)."""
+        """Return `tokens` (B, N, D) or `pooled` (B, D)."""
         feature = features[self._key]
         condition = torch.cat([features[key].values for key in self._condition], dim=-1)
         scale, shift = self.layers(condition).chunk(2, dim=-1)

@@ -1,40 +1,31 @@
-"""Tokens side by side, as one vector."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 
-Count = Annotated[int, Field(ge=1)]
-
 
 class Flatten(Neck):
-    """Puts all tokens side by side, each in a place of its own, as an MLP reads an image.
+    """All tokens side by side in one vector, as an MLP reads an image.
 
-    A pooled feature is one token. Publishes `pooled` (B, N * D), or (B, width) where they are projected by a linear
-    layer. Masked tokens count as zeros.
+    A pooled feature is one token. Publishes `pooled` (B, N * D), or (B, width) after a linear layer. Masked
+    tokens become zeros.
     """
 
     roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"reads": (Kind.TOKENS, Kind.POOLED)}
 
     class Config(NeckConfig):
-        """Tokens side by side, as one vector."""
-
         type: Literal["flatten"]
-        """Put tokens side by side."""
         width: Count | None = None
-        """Width to which a linear layer projects them; by default they keep theirs."""
+        """Width of a linear projection of the vector; by default none."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -44,16 +35,16 @@ class Flatten(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled`; raises SpecError where the number of tokens varies."""
+        """Return the spec of `pooled`; raise SpecError if the number of tokens varies."""
         size = _size(config, inputs)
         return {"pooled": Spec(Kind.POOLED, ("B", config.width or size), f"{size} values side by side")}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="flatten", reads=["vision.tokens", "state.pooled"], width=6)
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, N * D) or (B, width)."""
+        """Return `pooled` (B, N * D) or (B, width)."""
         parts = [_values(features[key]).flatten(1) for key in self._keys]
         return {"pooled": Feature(self.project(torch.cat(parts, -1)))} if "pooled" in outputs else {}
 
@@ -65,13 +56,13 @@ def _values(feature: Feature) -> Tensor:
 
 
 def _size(config: Flatten.Config, inputs: Specs) -> int:
-    """Values of one sample, N * D."""
+    """Return the number of values of one sample, N * D."""
     size = 0
     for key, spec in select(config.reads, inputs, Flatten.roles["reads"], "reads").items():
         count = spec.dims[1] if spec.kind is Kind.TOKENS else 1
         if not isinstance(count, int):
             raise SpecError(
-                f"`{key}` is {spec}: a vector has room for a fixed number of tokens",
+                f"`{key}` is {spec}; only a fixed number of tokens can be flattened",
                 field="reads",
                 source=key,
                 label="the number of tokens varies",

@@ -1,49 +1,41 @@
-"""A fixed number of latents that read tokens, layer after layer."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Perceiver(Neck):
-    """Learned latents attend to each other and to all tokens that are read, in several layers, with a norm at the end.
+    """Perceiver resampler: a fixed number of learned latents attend to tokens, in several layers.
 
-    So does the resampler of a Perceiver (Jaegle et al., 2021), or a Q-Former (Li et al., 2023). Publishes the latents,
-    `tokens` (B, M, D), and their concatenation, `pooled` (B, M * D).
+    The latents also attend to each other, with a norm at the end, as in the resampler of a Perceiver
+    (Jaegle et al., 2021) or a Q-Former (Li et al., 2023). Publishes the latents, `tokens` (B, M, D), and
+    their concatenation, `pooled` (B, M * D).
     """
 
     class Config(LayerOptions, NeckConfig):
-        """A fixed number of latents that read tokens, layer after layer."""
-
         type: Literal["perceiver"]
-        """Resample tokens to a fixed number of latents."""
         latents: Count = 32
         """Number of latents."""
         width: Count | None = None
-        """Width that each feature is projected to by a linear layer of its own; by default they keep theirs."""
+        """Width to which a separate linear layer projects each feature; by default features keep theirs."""
         self_attention: bool = True
-        """Whether latents attend to each other in every layer, as in a Q-Former, before they attend to tokens."""
+        """Let latents attend to each other before they attend to tokens, in every layer, as in a Q-Former."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        width = joined_spec(features, config.width).width
-        self.joined = Joined(features, config.width)
+        width = concatenated_spec(features, config.width).width
+        self.joined = ConcatTokens(features, config.width)
         self.norm_in = nn.LayerNorm(width)
         self.latents = nn.Parameter(torch.randn(1, config.latents, width) * width**-0.5)
         attends = ("self", "context") if config.self_attention else ("context",)
@@ -52,8 +44,10 @@ class Perceiver(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError where the widths differ, or the heads cannot share them."""
-        width = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width).width
+        """Return the specs of the outputs; raise SpecError if widths differ or heads cannot share them."""
+        width = concatenated_spec(
+            select(config.reads, inputs, cls.roles["reads"], "reads"), config.width
+        ).width
         check_heads(width, config.heads, config.width is not None)
         why = f"{config.latents} latents x {width}"
         return {
@@ -62,12 +56,12 @@ class Perceiver(Neck):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         reads = ["vision.tokens", "state.pooled"]
         return cls.Config(type="perceiver", reads=reads, latents=3, width=8, heads=2)
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, M * D) and `tokens` (B, M, D)."""
+        """Return `pooled` (B, M * D) and `tokens` (B, M, D)."""
         tokens, mask = self.joined(features)
         context, latents = self.norm_in(tokens), self.latents.expand(len(tokens), -1, -1)
         for layer in self.layers:

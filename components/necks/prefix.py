@@ -1,55 +1,47 @@
-"""A transformer over observations, whose keys and values an expert attends to."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, NeckConfig
+from ...schemas.part import Count, Depth, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.rotary import BASE
-from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
-from ..layers.token_writer import WriterLayer, read_all
-
-Count = Annotated[int, Field(ge=1)]
+from ..layers.sequences import ConcatTokens, Positions, concatenated_spec, fixed_length, learned_positions
+from ..layers.token_writer import WriterLayer, run_layers
 
 
 class Prefix(Neck):
-    """A transformer from scratch over all tokens that are read, end to end, in the place of a language model.
+    """Transformer over observations whose keys and values an expert attends to, in place of a language model.
 
-    An expert attends to it layer by layer, as to the vision-language model of pi0 (Black et al., 2024), so that the
-    mixture of transformers can stand on any encoders. All tokens see all others, at rotary positions. Publishes
-    `key_values` (B, L, 2, G, N, E), and `tokens` (B, N, D) of the last layer, with their mask.
+    An expert attends to it layer by layer, as to the vision-language model of pi0 (Black et al., 2024), so a
+    mixture of transformers can build on any encoders. It reads all tokens as one sequence, in which all
+    tokens see each other, at rotary positions. Publishes `key_values` (B, L, 2, G, N, E), and `tokens`
+    (B, N, D) of the last layer, with their mask.
     """
 
     joint = True
 
     class Config(NeckConfig):
-        """A transformer over observations, whose keys and values an expert attends to."""
-
         type: Literal["prefix"]
-        """Mix observations by a transformer that an expert can attend to, in the place of a language model."""
         width: Count
-        """Width that each feature is projected to by a linear layer of its own."""
+        """Width to which a separate linear layer projects each feature."""
         depth: Depth = 2
         """Number of layers."""
         heads: Count = 4
-        """Attention heads; they share the width."""
+        """Number of attention heads, which share the width."""
         positions: Positions = "learned"
-        """Whether tokens get learned positions besides, for tokens of a fixed number."""
+        """Additional learned positions, for a fixed number of tokens."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        spec = joined_spec(features, config.width)
-        self.joined = Joined(features, config.width)
+        spec = concatenated_spec(features, config.width)
+        self.joined = ConcatTokens(features, config.width)
         self.norm_in = nn.LayerNorm(config.width)
         self.positions = learned_positions(spec) if config.positions == "learned" else None
         self.layers = nn.ModuleList(WriterLayer(config.width, config.heads) for _ in range(config.depth))
@@ -57,8 +49,8 @@ class Prefix(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`key_values` and `tokens`; raises SpecError where heads cannot share the width, or N is not fixed."""
-        spec = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
+        """Return the specs of the outputs; raise SpecError if heads cannot share the width or N is not fixed."""
+        spec = concatenated_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
         if config.width % (2 * config.heads):
             raise SpecError(
                 f"{config.heads} heads cannot share a width of {config.width} in even parts",
@@ -74,15 +66,15 @@ class Prefix(Neck):
         return {"key_values": Spec(Kind.KEY_VALUES, dims, why, rope=BASE), "tokens": spec}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="prefix", reads=["vision.tokens", "state.pooled"], width=8, heads=2)
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`key_values` (B, L, 2, G, N, E) and `tokens` (B, N, D)."""
+        """Return `key_values` (B, L, 2, G, N, E) and `tokens` (B, N, D)."""
         tokens, mask = self.joined(features)
         tokens = self.norm_in(tokens)
         if self.positions is not None:
             tokens = tokens + self.positions
-        tokens, key_values = read_all(self.layers, tokens, mask)
+        tokens, key_values = run_layers(self.layers, tokens, mask)
         made = {"key_values": key_values, "tokens": Feature(self.norm_out(tokens), mask)}
         return {name: made[name] for name in made if name in outputs}

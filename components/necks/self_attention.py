@@ -1,50 +1,41 @@
-"""Tokens that look at each other."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
+from ..layers.sequences import ConcatTokens, Positions, concatenated_spec, fixed_length, learned_positions
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class SelfAttention(Neck):
-    """A transformer encoder over all tokens that are read, end to end.
+    """Transformer encoder over all tokens, as one sequence.
 
-    Publishes as many `tokens` (B, N, D), with their mask. GR00T N1.5 and N1.7 have one over the tokens of their
-    vision-language model, with `norm_in` and without `norm_out`.
+    Publishes as many `tokens` (B, N, D) as it reads, with their mask. GR00T N1.5 and N1.7 have one over the
+    tokens of their vision-language model, with `norm_in` and without `norm_out`.
     """
 
     class Config(LayerOptions, NeckConfig):
-        """Tokens that look at each other."""
-
         type: Literal["self_attention"]
-        """Let tokens attend to each other (a transformer encoder)."""
         width: Count | None = None
-        """Width that each feature is projected to by a linear layer of its own; by default they keep theirs."""
+        """Width to which a separate linear layer projects each feature; by default features keep theirs."""
         positions: Positions = "none"
-        """Whether tokens get learned positions, for tokens of a fixed number."""
+        """Learned positions of the tokens, for a fixed number of tokens."""
         norm_in: bool = False
-        """Whether tokens are normalised before the first layer."""
+        """Normalize tokens before the first layer."""
         norm_out: bool = True
-        """Whether tokens are normalised after the last layer."""
+        """Normalize tokens after the last layer."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        spec = joined_spec(features, config.width)
-        self.joined = Joined(features, config.width)
+        spec = concatenated_spec(features, config.width)
+        self.joined = ConcatTokens(features, config.width)
         self.positions = learned_positions(spec) if config.positions == "learned" else None
         self.norm_in = nn.LayerNorm(spec.width) if config.norm_in else nn.Identity()
         self.layers = nn.ModuleList(TransformerLayer(config, spec.width) for _ in range(config.depth))
@@ -52,23 +43,23 @@ class SelfAttention(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`tokens`; raises SpecError where widths differ, heads cannot share them, or positions have no fixed number."""
+        """Return the spec of `tokens`; raise SpecError if widths, heads or positions do not fit."""
         features = select(config.reads, inputs, cls.roles["reads"], "reads")
-        spec = joined_spec(features, config.width)
+        spec = concatenated_spec(features, config.width)
         check_heads(spec.width, config.heads, config.width is not None)
         if config.positions == "learned":
             fixed_length(spec)
         return {"tokens": spec}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         reads = ["vision.tokens", "state.pooled"]
         return cls.Config(
             type="self_attention", reads=reads, width=8, heads=2, positions="learned", norm_in=True
         )
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`tokens` (B, N, D)."""
+        """Return `tokens` (B, N, D)."""
         tokens, mask = self.joined(features)
         if self.positions is not None:
             tokens = tokens + self.positions

@@ -1,57 +1,48 @@
-"""Learned tokens before those that are read."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Dim, Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import select
 from ..layers.basic import joined_mask
-from ..layers.sequences import Joined, joined_spec
-
-Count = Annotated[int, Field(ge=1)]
+from ..layers.sequences import ConcatTokens, concatenated_spec
 
 
 class SoftPrompt(Neck):
-    """Puts learned tokens before all that are read, end to end (Lester et al., 2021).
+    """Learned tokens in front of all tokens that the neck reads (Lester et al., 2021).
 
-    Publishes `tokens` (B, P + N, D), with their mask. With `per_embodiment` each robot has learned tokens of its own, as
-    in X-VLA (Zheng et al., 2025).
+    Publishes `tokens` (B, P + N, D), with their mask. With `per_embodiment`, each robot has separate learned
+    tokens, as in X-VLA (Zheng et al., 2025).
     """
 
     class Config(NeckConfig):
-        """Learned tokens before those that are read."""
-
         type: Literal["soft_prompt"]
-        """Put learned tokens before others."""
         prompts: Count = 32
         """Number P of learned tokens."""
         width: Count | None = None
-        """Width that each feature is projected to by a linear layer of its own; by default they keep theirs."""
+        """Width to which a separate linear layer projects each feature; by default features keep theirs."""
         per_embodiment: bool = False
-        """Whether each robot has learned tokens of its own; for data of several robots."""
+        """Use separate learned tokens for each robot; for data of several robots."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        width = joined_spec(features, config.width).width
+        width = concatenated_spec(features, config.width).width
         robots = required_embodiments(inputs, "per_embodiment") if config.per_embodiment else 1
-        self.joined = Joined(features, config.width)
+        self.joined = ConcatTokens(features, config.width)
         self.prompts = nn.Parameter(torch.randn(robots, config.prompts, width) * 0.02)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`tokens`; raises SpecError where the widths differ, or robots are not told apart."""
-        spec = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
+        """Return the spec of `tokens`; raise SpecError if widths differ or the data has one robot."""
+        spec = concatenated_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
         count = spec.dims[1]
@@ -60,11 +51,11 @@ class SoftPrompt(Neck):
         return {"tokens": Spec(Kind.TOKENS, ("B", total, spec.width), why)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="soft_prompt", reads=["vision.tokens", "state.pooled"], prompts=2, width=8)
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`tokens` (B, P + N, D)."""
+        """Return `tokens` (B, P + N, D)."""
         tokens, mask = self.joined(features)
         own = features[EMBODIMENT].values if self.config.per_embodiment else slice(None)
         prompts = self.prompts[own].expand(len(tokens), -1, -1)

@@ -1,51 +1,43 @@
-"""Keypoints of feature maps."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
-from ..layers.sequences import only
-
-Count = Annotated[int, Field(ge=1)]
+from ..layers.sequences import single_feature
 
 
 class SpatialSoftmax(Neck):
-    """Where each map of a frame is active: its expected place (Finn et al., 2016).
+    """Keypoints of feature maps: the expected position of each map (Finn et al., 2016).
 
         p = softmax over places of (map / temperature)        keypoint = (sum p x, sum p y)
 
-    Places run from -1 to 1, left to right and top to bottom. The maps are those of the tokens, or K mixtures of them.
-    Publishes one token a frame, `tokens` (B, F, 2 K) with K pairs (x, y), and their concatenation, `pooled`
-    (B, F * 2 K). A frame without a valid place has its keypoints in the middle, and its token is masked.
+    Places run from -1 to 1, left to right and top to bottom. The maps are the channels of the tokens, or K
+    mixtures of them. Publishes one token per frame, `tokens` (B, F, 2 K) with K pairs (x, y), and their
+    concatenation, `pooled` (B, F * 2 K). The keypoints of a frame without a valid place lie in the middle,
+    and its token is masked.
     """
 
     roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"reads": (Kind.TOKENS,)}
 
     class Config(NeckConfig):
-        """Keypoints of feature maps."""
-
         type: Literal["spatial_softmax"]
-        """Reduce feature maps to keypoints."""
         keypoints: Count | None = 32
-        """Number of keypoints, each of a mixture of the channels (a 1x1 convolution); null for one of each channel."""
+        """Number of keypoints, each from a mixture of the channels (a 1x1 convolution); null for one per channel."""
         temperature: Literal["fixed", "learned"] = "fixed"
-        """Whether the temperature of the softmax is 1, or learned from there on."""
+        """Temperature of the softmax: 1, or learned from an initial value of 1."""
         width: Count | None = None
-        """Size of a layer with ReLU that the keypoints of each frame pass; none by default."""
+        """Size of a layer with ReLU over the keypoints of each frame; by default none."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._key, spec = only(config, inputs, self.roles["reads"])
+        self._key, spec = single_feature(config, inputs, self.roles["reads"])
         assert spec.grid is not None
         self._grid = spec.grid
         count = config.keypoints or spec.width
@@ -57,11 +49,11 @@ class SpatialSoftmax(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError for tokens that are not the places of feature maps."""
-        key, spec = only(config, inputs, cls.roles["reads"])
+        """Return the specs of the outputs; raise SpecError for tokens that are not places of feature maps."""
+        key, spec = single_feature(config, inputs, cls.roles["reads"])
         if spec.grid is None:
             raise SpecError(
-                f"`{key}` is {spec}, whose tokens are not the places of feature maps",
+                f"`{key}` is {spec}, whose tokens are not places of feature maps",
                 field="reads.0",
                 label="has no places",
                 help=f"read a backbone that publishes a map, such as `{{type: timm, name: resnet18}}` in place of "
@@ -76,13 +68,13 @@ class SpatialSoftmax(Neck):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(
             type="spatial_softmax", reads=["vision.tokens"], keypoints=3, temperature="learned", width=5
         )
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, F * D) and `tokens` (B, F, D)."""
+        """Return `pooled` (B, F * D) and `tokens` (B, F, D)."""
         values, mask = features[self._key].values, features[self._key].mask
         dtype = next((parameter.dtype for parameter in self.parameters()), values.dtype)
         maps = self.maps(values.to(dtype)).unflatten(1, (self._grid[0], -1)).float()  # (B, F, h * w, K)
@@ -104,7 +96,7 @@ class SpatialSoftmax(Neck):
         return {name: made[name] for name in made if name in outputs}
 
     def _places(self, device: torch.device) -> Tensor:
-        """Coordinates (h * w, 2) of the places, row by row: x from -1 to 1, y from -1 to 1."""
+        """Return coordinates (h * w, 2) of the places, row by row, with x and y from -1 to 1."""
         _, height, width = self._grid
         x = torch.linspace(-1.0, 1.0, width, device=device).expand(height, width)
         y = torch.linspace(-1.0, 1.0, height, device=device)[:, None].expand(height, width)

@@ -1,54 +1,47 @@
-"""A transformer over observations, with tokens that read them out."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...schemas.part import NeckConfig
+from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
-from ..layers.sequences import Joined, Positions, fixed_length, joined_spec, learned_positions
+from ..layers.sequences import ConcatTokens, Positions, concatenated_spec, fixed_length, learned_positions
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class Transformer(Neck):
-    """A transformer over all tokens that are read, end to end, whose answer is read at some of them.
+    """Transformer over all tokens as one sequence, with readout tokens.
 
-    Readout tokens (Octo, 2024) stand at the end: they see the observations and each other, and no observation sees
-    them. Publishes what they have read, `tokens` (B, R, D), and their concatenation, `pooled` (B, R * D). Without
-    readouts it publishes every token with its mask, and as `pooled` (B, D) the last valid one, which with
-    `attention: causal` is the present step of a policy with memory, as in robomimic's BC-Transformer.
+    Readout tokens (Octo, 2024) follow the observations: they see the observations and each other, but no
+    observation sees them. Publishes the readouts, `tokens` (B, R, D), and their concatenation, `pooled`
+    (B, R * D). Without readouts it publishes every token with its mask, and as `pooled` (B, D) the last valid
+    one, which with `attention: causal` is the present step of a policy with memory, as in robomimic's
+    BC-Transformer.
     """
 
     class Config(LayerOptions, NeckConfig):
-        """A transformer over observations, with tokens that read them out."""
-
         type: Literal["transformer"]
-        """Mix observations by a transformer, and read the result out."""
         width: Count | None = None
-        """Width that each feature is projected to by a linear layer of its own; by default they keep theirs."""
+        """Width to which a separate linear layer projects each feature; by default features keep theirs."""
         attention: Literal["full", "causal"] = "full"
-        """Whether tokens see all others, or those before them."""
+        """Let tokens see all others, or only earlier ones."""
         readouts: Annotated[int, Field(ge=0)] = 1
-        """Number of readout tokens; with none, the last token is read."""
+        """Number of readout tokens; without any, the last token is the readout."""
         positions: Positions = "learned"
-        """Whether tokens get learned positions, for tokens of a fixed number."""
+        """Learned positions of the tokens, for a fixed number of tokens."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         features = select(config.reads, inputs, self.roles["reads"], "reads")
-        spec = joined_spec(features, config.width)
+        spec = concatenated_spec(features, config.width)
         width = spec.width
-        self.joined = Joined(features, config.width)
+        self.joined = ConcatTokens(features, config.width)
         self.positions = learned_positions(spec) if config.positions == "learned" else None
         self.readouts = (
             nn.Parameter(torch.randn(1, config.readouts, width) * 0.02) if config.readouts else None
@@ -58,8 +51,8 @@ class Transformer(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`pooled` and `tokens`; raises SpecError where widths differ, heads cannot share them, or N is not fixed."""
-        spec = joined_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
+        """Return the specs of the outputs; raise SpecError if widths or heads do not fit or N is not fixed."""
+        spec = concatenated_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
         check_heads(spec.width, config.heads, config.width is not None)
         if config.positions == "learned":
             fixed_length(spec)
@@ -73,16 +66,16 @@ class Transformer(Neck):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         reads = ["vision.tokens", "state.pooled"]
         return cls.Config(type="transformer", reads=reads, width=8, heads=2, readouts=2)
 
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """`pooled` (B, D) or (B, R * D), and `tokens` (B, N, D) or (B, R, D)."""
+        """Return `pooled` (B, D) or (B, R * D), and `tokens` (B, N, D) or (B, R, D)."""
         tokens, mask = self.joined(features)
         if self.positions is not None:
             tokens = tokens + self.positions
-        seen = self._seen(tokens, mask)
+        seen = self._visible(tokens, mask)
         if self.readouts is not None:
             tokens = torch.cat([tokens, self.readouts.expand(len(tokens), -1, -1)], dim=1)
         for layer in self.layers:
@@ -96,8 +89,8 @@ class Transformer(Neck):
         made = {"pooled": Feature(pooled), "tokens": Feature(tokens, mask)}
         return {name: made[name] for name in made if name in outputs}
 
-    def _seen(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Which tokens each sees (B, N + R, N + R), or all see (B, N); None where all see all."""
+    def _visible(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
+        """Return the mask of visible tokens (B, N + R, N + R) or (B, N); None if every token sees all others."""
         count, readouts = tokens.shape[1], self.config.readouts
         if self.config.attention == "full" and not readouts:
             return mask
@@ -112,7 +105,7 @@ class Transformer(Neck):
 
 
 def _last(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The last valid token (B, D) of tokens (B, N, D); the first where none is valid."""
+    """Return the last valid token (B, D) of tokens (B, N, D), or the first if none is valid."""
     if mask is None:
         return tokens[:, -1]
     places = torch.arange(tokens.shape[1], device=tokens.device)

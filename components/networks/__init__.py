@@ -1,1 +1,1 @@
-"""Networks of heads that denoise, one a file, named like the `type` of a recipe."""
+"""Networks of denoising heads: one per file, named like its `type` in a recipe."""

@@ -1,9 +1,6 @@
-"""A diffusion transformer with AdaLN-zero."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, NetworkConfig
+from ...schemas.part import Count, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
@@ -20,59 +17,55 @@ from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import Attention, joined_mask, mlp, sinusoids, zero
 from ..layers.modulation import modulated
 from ..layers.per_robot import robot_linear
-from ..layers.rotary import Rotation, rotation
-
-Count = Annotated[int, Field(ge=1)]
+from ..layers.rotary import RotaryTable, rotary_table
 
 
 class Dit(Network):
-    """A transformer over the chunk whose layers are modulated by the time (DiT, Peebles & Xie, 2023).
+    """Diffusion transformer over the chunk, with layers modulated by time (DiT, Peebles & Xie, 2023).
 
-    Norms are shifted and scaled, and branches gated, by layers that start at zero (AdaLN-zero), so the network starts
-    as the zero function. Features are projected to its width, and get learned positions, one per token, where their
-    number is fixed. With `conditioning: adaln` it is LeRobot's multi-task DiT instead: pooled features, as they are,
-    stand beside the time in what modulates every layer, and there is no norm before the last one.
+    Layers that start at zero shift and scale the norms and gate the branches (AdaLN-zero), so the network
+    starts as the zero function. Features are projected to the network's width, and receive learned positions,
+    one per token, if their number is fixed. With `conditioning: adaln` it is LeRobot's multi-task DiT
+    instead: unprojected pooled features modulate every layer together with the time, without a norm before
+    the last layer.
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
 
     class Config(NetworkConfig):
-        """A diffusion transformer with AdaLN-zero."""
-
         type: Literal["dit"]
-        """Denoise by a diffusion transformer."""
         width: Count = 256
         """Size of a token of the transformer."""
         depth: Depth = 4
-        """Layers of the transformer."""
+        """Number of layers."""
         heads: Count = 4
-        """Attention heads; they share `width`."""
+        """Number of attention heads, which share `width`."""
         mlp_ratio: Annotated[float, Field(gt=0.0)] = 4.0
         """Hidden size of the feed-forward layers, in token sizes."""
         dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
         """Dropout rate in the feed-forward layers."""
         per_embodiment: bool = False
-        """Whether each robot has weights of its own to read and to write actions; for data of several robots."""
+        """Use separate layers to read and write the actions of each robot; for data of several robots."""
         time_width: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
-        """Size of the embedded time, by default `width`; even."""
+        """Size of the embedded time, an even number; by default `width`."""
         conditioning: Literal["cross_attention", "in_context", "adaln"] = "cross_attention"
-        """How actions see features: by attention of their own in every layer, as tokens of the same sequence, or with the time."""
+        """Conditioning on features: by cross-attention in every layer, as tokens of the same sequence, or by modulation together with the time."""
         positions: Literal["learned", "rope"] = "learned"
-        """How actions know their step: by learned positions, or by rotary queries and keys."""
+        """Positions of the steps: learned, or rotary queries and keys."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._horizon, action_dim = chunk_size(inputs)
         self._time_scale = time_scale(facts)
         features = features_of(inputs)
-        self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
+        self._keys = {key: key.replace(".", "_") for key in features}  # no dots in module names
         width, condition = config.width, config.time_width or config.width
         self.time = mlp([condition, condition, condition], "silu")
-        beside = config.conditioning == "adaln"
-        condition += sum(spec.width for spec in features.values()) if beside else 0
+        modulates = config.conditioning == "adaln"
+        condition += sum(spec.width for spec in features.values()) if modulates else 0
         self.project = nn.ModuleDict()
         self.positions = nn.ParameterDict()
-        for key, spec in features.items() if not beside else ():
+        for key, spec in features.items() if not modulates else ():
             name = self._keys[key]
             self.project[name] = nn.Sequential(nn.LayerNorm(spec.width), nn.Linear(spec.width, width))
             count = spec.dims[1] if spec.kind is Kind.TOKENS else 1
@@ -82,15 +75,18 @@ class Dit(Network):
         self.action_in = robot_linear(robots, action_dim, width)
         if config.positions == "learned":
             self.action_positions = nn.Parameter(torch.randn(1, self._horizon, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(config, condition) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(DitBlock(config, condition) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = None if beside else zero(nn.Linear(condition, 2 * width))
+        self.modulation = None if modulates else zero(nn.Linear(condition, 2 * width))
         self.action_out = zero(robot_linear(robots, width, action_dim))
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError where the heads cannot share the width, robots are not told apart, or
-        tokens are to modulate the layers.
+        """Return the spec of `action` (B, H, A).
+
+        Raises:
+            SpecError: The heads cannot share the width, `per_embodiment` is set for one robot, or
+                `conditioning: adaln` reads tokens.
         """
         for key, spec in features_of(inputs).items():
             if config.conditioning == "adaln" and spec.kind is not Kind.POOLED:
@@ -115,22 +111,22 @@ class Dit(Network):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="dit", width=32, depth=2, heads=2)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:
-        """All features as one sequence, `tokens` (B, M, D), with its `mask` (B, M) unless every token is valid.
+        """Return the features as a sequence, `tokens` (B, M, D), and `mask` (B, M) unless all are valid.
 
-        Where they stand beside the time, all side by side, `condition` (B, C). Where robots have weights of their own,
-        also `embodiment` (B,).
+        With `conditioning: adaln`, return them side by side as `condition` (B, C) instead. With
+        `per_embodiment`, add `embodiment` (B,).
         """
         dtype = self.action_in.weight.dtype
         context: Context = {}
         if self.config.per_embodiment:
             context[EMBODIMENT] = features[EMBODIMENT].values
         if self.config.conditioning == "adaln":
-            beside = [features[key].values.to(dtype) for key in self._keys]
-            return {"condition": torch.cat(beside, dim=-1), **context}
+            modulates = [features[key].values.to(dtype) for key in self._keys]
+            return {"condition": torch.cat(modulates, dim=-1), **context}
         parts = []
         for key, name in self._keys.items():
             values = features[key].values
@@ -142,29 +138,29 @@ class Dit(Network):
         return {"tokens": tokens, **({} if mask is None else {"mask": mask}), **context}
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
         dtype, seen, mask = self.action_in.weight.dtype, context.get("tokens"), context.get("mask")
         robots = [context[EMBODIMENT]] if self.config.per_embodiment else []
         tokens = self.action_in(chunk.to(dtype), *robots)
         if self.config.positions == "learned":
             tokens = tokens + self.action_positions
-        told = sinusoids(time, self.config.time_width or self.config.width, self._time_scale).to(dtype)
-        condition = self.time(told)
+        embedded = sinusoids(time, self.config.time_width or self.config.width, self._time_scale).to(dtype)
+        condition = self.time(embedded)
         if "condition" in context:
             condition = torch.cat([condition, context["condition"]], dim=-1)
         condition = nn.functional.silu(condition)
         valid = None
-        if is_pad is not None:  # the first step is always shown, so that there is something to attend to
+        if is_pad is not None:  # the first step stays visible, so that attention is never empty
             valid = torch.cat([torch.ones_like(is_pad[:, :1]), ~is_pad[:, 1:]], dim=1)
         if self.config.conditioning == "in_context" and seen is not None:
             valid = joined_mask((seen, mask), (tokens, valid))
             tokens = torch.cat([seen, tokens], dim=1)
-        by = None
+        rotary = None
         if self.config.positions == "rope":
             places = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            by = rotation(places, self.config.width // self.config.heads)
+            rotary = rotary_table(places, self.config.width // self.config.heads)
         for block in self.blocks:
-            tokens = block(tokens, valid, condition, seen, mask, by)
+            tokens = block(tokens, valid, condition, seen, mask, rotary)
         tokens = tokens[:, -self._horizon :]
         if self.modulation is not None:
             shift, scale = self.modulation(condition).chunk(2, dim=-1)
@@ -173,8 +169,8 @@ class Dit(Network):
         return out.float()
 
 
-class Block(nn.Module):
-    """A transformer layer with AdaLN-zero: self-attention, cross-attention where asked for, and feed-forward."""
+class DitBlock(nn.Module):
+    """Transformer layer with AdaLN-zero: self-attention, optional cross-attention, and feed-forward."""
 
     def __init__(self, config: Any, condition: int) -> None:
         super().__init__()
@@ -195,9 +191,16 @@ class Block(nn.Module):
         condition: Tensor,
         context: Tensor | None,
         mask: Tensor | None,
-        by: Rotation | None,
+        rotary: RotaryTable | None,
     ) -> Tensor:
-        """tokens (B, N, D), valid (B, N), condition (B, C), context (B, M, D), mask (B, M) -> (B, N, D)."""
+        """Map tokens (B, N, D) to (B, N, D).
+
+        Args:
+            valid: (B, N), True for tokens that others may attend to.
+            condition: (B, C), embedded time.
+            context: (B, M, D), for cross-attention, with mask (B, M).
+            rotary: Cosines and sines of the tokens' positions.
+        """
         modulations = iter(self.modulation(condition).chunk(3 * len(self.branches), dim=-1))
         change = gate = None
         for name, branch in self.branches.items():
@@ -205,7 +208,7 @@ class Block(nn.Module):
             tokens, normal = modulated(self.norm, tokens, change, gate, shift, scale)
             gate = gate_after
             if name == "attention":
-                change = branch(normal, normal, valid, by)
+                change = branch(normal, normal, valid, rotary)
             else:
                 change = branch(normal, context, mask) if name == "cross" else branch(normal)
         assert gate is not None

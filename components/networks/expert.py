@@ -1,66 +1,58 @@
-"""An expert beside a language model: attends to the model's keys and values, layer by layer."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, NetworkConfig
+from ...schemas.part import Count, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import joined_mask, mlp, waves
-from ..layers.expert import ExpertLayer, norm
-from ..layers.rotary import rotation
-
-Count = Annotated[int, Field(ge=1)]
+from ..layers.expert import ExpertLayer, expert_norm
+from ..layers.rotary import rotary_table
 
 
 class Expert(Network):
-    """A transformer whose layers attend to those of a language model: the mixture of transformers of pi0.
+    """Transformer that attends to a language model, layer by layer: the mixture of transformers of pi0.
 
-    Model and expert are two streams that meet in attention, each with weights of its own (Black et al., 2024). The
-    model never sees the expert's tokens, so its keys and values are all that the expert needs, and are computed once:
+    Model and expert are two streams with separate weights that meet in attention (Black et al., 2024). The
+    model never sees the expert's tokens, so the expert needs only its keys and values, which are computed
+    once:
 
         [features, actions] of layer l  attend to  [keys and values of the model's layer l, their own]
 
-    The other features that the head reads, such as the state, come as tokens before the actions: they see the model and
-    each other, the actions see everything. Rotary positions go on where the model's end.
+    Other features of the head, such as the state, become tokens before the actions: they see the model and
+    each other, and the actions see everything. Rotary positions continue after the model's last.
 
-    With `joint_every: 2` the layers between are those of SmolVLA (Shukor et al., 2025): tokens attend only to the model,
-    by keys and values that the expert projects once more, and count their positions from 0.
+    With `joint_every: 2` the layers in between are those of SmolVLA (Shukor et al., 2025): tokens attend only
+    to the model, by keys and values that the expert projects again, with positions from 0.
     """
 
     accepts = (Kind.KEY_VALUES, Kind.TOKENS, Kind.POOLED)
 
     class Config(NetworkConfig):
-        """An expert beside a language model: attends to the model's keys and values, layer by layer."""
-
         type: Literal["expert"]
-        """Denoise by a transformer that attends to the keys and values of a language model."""
         width: Count = 1024
         """Size of a token of the expert."""
         hidden: Count = 4096
         """Hidden size of the feed-forward layers."""
         heads: Count = 8
-        """Attention heads, of the size that the model's have; a multiple of its key and value heads."""
+        """Number of attention heads, of the size of the model's; a multiple of its key and value heads."""
         depth: Depth | None = None
-        """Layers, by default as many as the model has. With fewer, a divisor of these, every n-th is attended to."""
+        """Number of layers; by default that of the model. A divisor of it attends to every n-th layer."""
         family: Literal["gemma", "llama"] = "gemma"
-        """Norms and activation are those of this family of language models; llama in SmolVLA."""
+        """Family of language models that determines norms and activation; llama in SmolVLA."""
         time: Literal["concat_mlp", "adarms"] = "concat_mlp"
-        """How the time enters: joined to each action by an MLP (pi0), or by norms that it modulates (pi0.5)."""
+        """Conditioning on time: an MLP on each action and the time (pi0), or modulated norms (pi0.5)."""
         action_attention: Literal["bidirectional", "causal"] = "bidirectional"
-        """Whether an action sees later ones; causal in SmolVLA."""
+        """Attention among actions; causal in SmolVLA."""
         joint_every: Count = 1
-        """Of so many layers the first attends jointly, the others to the model alone; 2 in SmolVLA."""
+        """Period of the layers with joint attention; the others attend to the model alone. 2 in SmolVLA."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -68,7 +60,7 @@ class Expert(Network):
         self._longest = 1.0 if facts["time"] == "unit" else 1000.0
         self._model, spec = _model(inputs)
         features = {key: held for key, held in features_of(inputs).items() if key != self._model}
-        self._keys = {key: key.replace(".", "_") for key in features}  # module names hold no dots
+        self._keys = {key: key.replace(".", "_") for key in features}  # no dots in module names
         layers, self._groups, self._size = _sizes(spec)
         self._base = spec.rope or 0.0
         width, depth, adaptive = config.width, config.depth or layers, config.time == "adarms"
@@ -82,12 +74,12 @@ class Expert(Network):
             ExpertLayer(config, self._groups, self._size, joint=index % config.joint_every == 0)
             for index in range(depth)
         )
-        self.norm = norm(config)
+        self.norm = expert_norm(config)
         self.action_out = nn.Linear(width, action_dim)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError where the expert does not fit the model."""
+        """Return the spec of `action` (B, H, A); raise SpecError if the expert does not fit the model."""
         key, spec = _model(inputs)
         layers, groups, _ = _sizes(spec)
         why = f"`{key}` is {spec}"
@@ -100,7 +92,7 @@ class Expert(Network):
                 f"{config.heads} heads cannot share the {groups} key and value heads of the model; {why}",
                 field="heads",
                 source=key,
-                label=f"no multiple of {groups}",
+                label=f"not a multiple of {groups}",
                 help=f"choose `heads` that is a multiple of {groups}",
             )
         if config.depth is not None and layers % config.depth:
@@ -108,22 +100,25 @@ class Expert(Network):
                 f"an expert of {config.depth} layers cannot attend to {layers} layers of the model; {why}",
                 field="depth",
                 source=key,
-                label=f"no divisor of {layers}",
+                label=f"not a divisor of {layers}",
                 help="leave `depth` out to have one layer for each of the model's",
             )
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="expert", width=64, hidden=128, heads=2, joint_every=2)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:
-        """`key_values` (B, L, 2, G, N, E) as the layers attend to them, the model's `end` (B,), `tokens` (B, M, D) of
-        other features, and `mask` (B, N) and `tokens_mask` (B, M) where not all are valid.
+        """Return all that depends on the features.
+
+        Returns:
+            `key_values` (B, L, 2, G, N, E) in the layout of the layers, the model's `end` (B,), `tokens`
+                (B, M, D) of other features, and `mask` (B, N) and `tokens_mask` (B, M) unless all are valid.
         """
         dtype, model = self.action_in.weight.dtype, features[self._model]
         if model.end is None:
-            raise ValueError(f"`{self._model}` does not tell where its positions end")
+            raise ValueError(f"`{self._model}` does not report where its positions end")
         held = model.values.to(dtype)[:, :: self._stride]
         if self.config.joint_every > 1:
             layers: Any = self.layers
@@ -143,14 +138,14 @@ class Expert(Network):
         return context
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
         dtype, config = self.action_in.weight.dtype, self.config
         tokens = self.action_in(chunk.to(dtype))
-        told, condition = waves(time / self._longest, config.width).to(dtype), None
+        embedded, condition = waves(time / self._longest, config.width).to(dtype), None
         if config.time == "adarms":
-            condition = F.silu(self.time(told))
+            condition = F.silu(self.time(embedded))
         else:
-            tokens = self.time(torch.cat([tokens, told[:, None].expand_as(tokens)], dim=-1))
+            tokens = self.time(torch.cat([tokens, embedded[:, None].expand_as(tokens)], dim=-1))
         valid, known = None if is_pad is None else ~is_pad, 0
         places = torch.arange(self._horizon, device=chunk.device).expand(len(chunk), -1)
         if "tokens" in context:
@@ -167,10 +162,10 @@ class Expert(Network):
         )
         mask = None if mask is None else mask.repeat(1, 1, share, 1)
         seen = None if seen is None else seen[:, None, None]
-        onward = rotation(context["end"][:, None] + places, self._size, self._base)
-        anew = rotation(places, self._size, self._base) if config.joint_every > 1 else onward
+        continued = rotary_table(context["end"][:, None] + places, self._size, self._base)
+        restarted = rotary_table(places, self._size, self._base) if config.joint_every > 1 else continued
         for layer, held in zip(self.layers, key_values.unbind(1), strict=True):
-            turned, allowed = (onward, mask) if layer.joint else (anew, seen)
+            turned, allowed = (continued, mask) if layer.joint else (restarted, seen)
             tokens = layer(tokens, held, turned, allowed, condition)
         out: Tensor = self.action_out(self.norm(tokens[:, known:], condition)[1])
         return out.float()
@@ -179,9 +174,10 @@ class Expert(Network):
 def _visible(
     model: Tensor, seen: Tensor | None, tokens: Tensor, valid: Tensor | None, known: int, causal: bool
 ) -> Tensor | None:
-    """What tokens (B, S, D), of which `known` are features, see of [model (B, N, E), tokens]: (B or 1, 1, S, N + S).
+    """Return the mask (B or 1, 1, S, N + S) of tokens (B, S, D) over [model, tokens]; None if all see all.
 
-    None where all see all. Every token sees itself, so that there is something to attend to.
+    The model has N tokens (B, N, E), and the first `known` of S tokens are features. Every token sees itself,
+    so that attention is never empty.
     """
     valid = joined_mask((model, seen), (tokens, valid))  # (B, N + S)
     if valid is None and not known and not causal:
@@ -197,7 +193,7 @@ def _visible(
 
 
 def _model(inputs: Specs) -> tuple[str, Spec]:
-    """The keys and values among the inputs; raises SpecError unless they are those of one language model."""
+    """Return the keys and values among the inputs; raise SpecError unless they are of one language model."""
     features = features_of(inputs)
     found = {key: spec for key, spec in features.items() if spec.kind is Kind.KEY_VALUES}
     if len(found) != 1:
@@ -213,7 +209,7 @@ def _model(inputs: Specs) -> tuple[str, Spec]:
     key, spec = next(iter(found.items()))
     if spec.rope is None:
         raise SpecError(
-            f"`expert` goes on with rotary positions, but the keys of `{key}` have none",
+            f"`expert` continues rotary positions, but the keys of `{key}` have none",
             source=key,
             label="keys without rotary positions",
             help="choose a language model with rotary positions, such as Gemma, Llama or Qwen",
@@ -222,7 +218,7 @@ def _model(inputs: Specs) -> tuple[str, Spec]:
 
 
 def _sizes(spec: Spec) -> tuple[int, int, int]:
-    """Layers L, groups G and head size E."""
+    """Return the number of layers L and groups G, and the head size E."""
     _, layers, _, groups, _, size = spec.dims
     assert isinstance(layers, int)
     assert isinstance(groups, int)

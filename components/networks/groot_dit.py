@@ -1,10 +1,7 @@
-"""GR00T's diffusion transformer: attends to features and to itself by turns."""
-
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,53 +10,49 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import Depth, NetworkConfig
+from ...schemas.part import Count, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of, select
 from ..layers.basic import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
 from ..layers.modulation import modulated
-from ..layers.per_robot import RobotMlp, applied, robot_linear
+from ..layers.per_robot import RobotMlp, apply_robot_linear, robot_linear
 
-Count = Annotated[int, Field(ge=1)]
 _TIMES = 256
 
 
 class GrootDit(Network):
-    """The network of GR00T's action head (Bjorck et al., 2025).
+    """Diffusion transformer of GR00T's action head (Bjorck et al., 2025).
 
-    The sequence is [state, queries, actions]. Even layers attend to features, such as the tokens of a vision-language
-    model, odd ones to the sequence itself. The time is told in 1000 steps: it scales and shifts the norm before each
-    attention, and enters an action x with it,
+    The sequence is [state, queries, actions]. Even layers attend to features, such as the tokens of a
+    vision-language model, odd layers to the sequence itself. The time, in 1000 steps, scales and shifts the
+    norm before each attention, and enters together with an action x:
 
         W3 silu(W2 [W1 x, sinusoids(time)]) + position
 
-    Where the data has several robots, the state's encoder, the actions' encoder and the decoder have weights of their own
-    for each. Masked tokens are not attended to, unlike in the original.
+    With several robots, the encoder of states, the encoder of actions and the decoder have separate weights
+    for each. Unlike in the original, masked tokens are hidden from attention.
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
 
     class Config(NetworkConfig):
-        """GR00T's diffusion transformer: attends to features and to itself by turns."""
-
         type: Literal["groot_dit"]
-        """Denoise by GR00T's diffusion transformer."""
         width: Count = 1536
         """Size of a token of the transformer."""
         depth: Depth = 16
-        """Layers of the transformer."""
+        """Number of layers."""
         heads: Count = 32
-        """Attention heads; they share `width`."""
+        """Number of attention heads, which share `width`."""
         hidden: Count = 1024
-        """Size of what the transformer gives, and of the hidden layers of state encoder and action decoder."""
+        """Output size of the transformer, and hidden size of state encoder and action decoder."""
         sequence: list[str] | None = Field(default=None, min_length=1)
-        """Features that stand in the sequence, such as the state; by default the pooled ones. Others are attended to."""
+        """Features in the sequence, such as the state; by default the pooled ones. Layers attend to the others."""
         attend: Literal["together", "in_turn"] = "together"
-        """Whether a layer attends to all other features, or to one, the next layer to the next; in turn in GR00T N1.7."""
+        """Attend to all other features in each layer, or to one per layer in turn, as in GR00T N1.7."""
         queries: Annotated[int, Field(ge=0)] = 0
-        """Learned tokens of the sequence; 32 in GR00T N1 and N1.5."""
+        """Number of learned tokens in the sequence; 32 in GR00T N1 and N1.5."""
         dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
         """Dropout rate after attention and in the feed-forward layers."""
 
@@ -68,8 +61,8 @@ class GrootDit(Network):
         self._horizon, action_dim = chunk_size(inputs)
         self._time_scale = time_scale(facts)
         robots = inputs["embodiment"].vocab if "embodiment" in inputs else None
-        sequence, attended = _roles(config, inputs)
-        self._sequence = {key: key.replace(".", "_") for key in sequence}  # module names hold no dots
+        sequence, attended = _split_roles(config, inputs)
+        self._sequence = {key: key.replace(".", "_") for key in sequence}  # no dots in module names
         self._groups = [[key] for key in attended] if config.attend == "in_turn" else [list(attended)]
         width, hidden = config.width, config.hidden
         self.states = nn.ModuleDict(
@@ -86,7 +79,7 @@ class GrootDit(Network):
         self.time = mlp([_TIMES, width, width], "silu")
         widths = [attended[group[0]].width for group in self._groups]
         self.blocks = nn.ModuleList(
-            Block(config, width if index % 2 else widths[index // 2 % len(widths)])
+            GrootBlock(config, width if index % 2 else widths[index // 2 % len(widths)])
             for index in range(config.depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -96,7 +89,7 @@ class GrootDit(Network):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError where heads cannot share the width, or features cannot be attended to."""
+        """Return the spec of `action` (B, H, A); raise SpecError if heads, depth or features do not fit."""
         if config.width % config.heads or config.width % 2:
             raise SpecError(
                 f"a width of {config.width} cannot be shared by {config.heads} heads",
@@ -104,7 +97,7 @@ class GrootDit(Network):
                 label=f"not an even multiple of {config.heads}",
                 help="choose an even `width` that is a multiple of `heads`",
             )
-        _, attended = _roles(config, inputs)
+        _, attended = _split_roles(config, inputs)
         count = len(attended)
         if config.attend == "in_turn" and config.depth < 2 * count - 1:
             raise SpecError(
@@ -116,14 +109,18 @@ class GrootDit(Network):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(
             type="groot_dit", width=64, depth=3, heads=2, hidden=64, attend="in_turn", queries=2, dropout=0.0
         )
 
     def encode(self, features: Mapping[str, Feature]) -> Context:
-        """`tokens` (B, M, D) of the sequence, what is attended to, `seen0`, `seen1`, ... (B, N, C), with the masks
-        `tokens_mask` and `mask0`, `mask1`, ... where not all is valid, and the `robot` (B,) where there are several.
+        """Return all that depends on the features.
+
+        Returns:
+            `tokens` (B, M, D) of the sequence, the attended features `seen0`, `seen1`, ... (B, N, C), the
+                masks `tokens_mask` and `mask0`, `mask1`, ... unless all are valid, and `robot` (B,) with
+                several robots.
         """
         dtype = self.out.weight.dtype
 
@@ -153,19 +150,19 @@ class GrootDit(Network):
         return context
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
         dtype, width, robot = self.out.weight.dtype, self.config.width, context.get("robot")
         step = (time * self._time_scale).long()
-        tokens = applied(self.action_in, chunk.to(dtype), robot)
-        told = sinusoids(step, width, scale=1.0).to(dtype)[:, None].expand_as(tokens)
-        tokens = self.action_mlp(torch.cat([tokens, told], dim=-1), robot) + self.action_positions
+        tokens = apply_robot_linear(self.action_in, chunk.to(dtype), robot)
+        embedded = sinusoids(step, width, scale=1.0).to(dtype)[:, None].expand_as(tokens)
+        tokens = self.action_mlp(torch.cat([tokens, embedded], dim=-1), robot) + self.action_positions
         valid = None
-        if is_pad is not None:  # the first step is always shown, so that there is something to attend to
+        if is_pad is not None:  # the first step stays visible, so that attention is never empty
             valid = torch.cat([torch.ones_like(is_pad[:, :1]), ~is_pad[:, 1:]], dim=1)
         if "tokens" in context:
             valid = joined_mask((context["tokens"], context.get("tokens_mask")), (tokens, valid))
             tokens = torch.cat([context["tokens"], tokens], dim=1)
-        condition = F.silu(self.time(_steps(step).to(dtype)))
+        condition = F.silu(self.time(_embed_steps(step).to(dtype)))
         for index, block in enumerate(self.blocks):
             turn = index // 2 % len(self._groups)
             seen, mask = (
@@ -178,8 +175,8 @@ class GrootDit(Network):
         return self.action_out(tokens, robot).float()  # type: ignore[no-any-return]
 
 
-class Block(nn.Module):
-    """Attention, after a norm that the time scales and shifts, and feed-forward."""
+class GrootBlock(nn.Module):
+    """Attention after a norm that time scales and shifts, and feed-forward."""
 
     def __init__(self, config: Any, context_width: int) -> None:
         super().__init__()
@@ -198,7 +195,12 @@ class Block(nn.Module):
     def forward(
         self, tokens: Tensor, condition: Tensor, context: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        """tokens (B, N, D), condition (B, D), context (B, M, C) or None for themselves, mask (B, M) -> (B, N, D)."""
+        """Map tokens (B, N, D) to (B, N, D).
+
+        Args:
+            condition: (B, D), embedded time.
+            context: (B, M, C) to attend to, with mask (B, M); None for self-attention.
+        """
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
         _, normal = modulated(self.norm, tokens, shift=shift, scale=scale)
         change = self.attention(normal, normal if context is None else context, mask)
@@ -207,16 +209,16 @@ class Block(nn.Module):
         return out
 
 
-def _steps(step: Tensor) -> Tensor:
-    """Steps (B,) as cosines and sines (B, 256), float32, of frequencies from 1 to 1 / 10000, both among them."""
+def _embed_steps(step: Tensor) -> Tensor:
+    """Embed steps (B,) as cosines and sines (B, 256), float32, of frequencies from 1 to 1 / 10000 inclusive."""
     half = _TIMES // 2
     exponents = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32, device=step.device) / (half - 1)
     angles = step[:, None].float() * exponents.exp()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def _roles(config: Any, inputs: Specs) -> tuple[dict[str, Spec], dict[str, Spec]]:
-    """Features of the sequence, and those that are attended to; raises SpecError where these do not fit."""
+def _split_roles(config: Any, inputs: Specs) -> tuple[dict[str, Spec], dict[str, Spec]]:
+    """Return the features of the sequence, and those to attend to; raise SpecError if they do not fit."""
     features = features_of(inputs)
     sequence = {key: spec for key, spec in features.items() if spec.kind is Kind.POOLED}
     if config.sequence is not None:
@@ -224,18 +226,18 @@ def _roles(config: Any, inputs: Specs) -> tuple[dict[str, Spec], dict[str, Spec]
     attended = {key: spec for key, spec in features.items() if key not in sequence}
     if not attended:
         raise SpecError(
-            f"`groot_dit` has nothing to attend to: {' and '.join(sequence)} stand in its sequence",
+            f"`groot_dit` has nothing to attend to: {' and '.join(sequence)} are in its sequence",
             field=None if config.sequence is None else "sequence",
-            label="nothing left to attend to",
+            label="no feature left",
             help="let the head read tokens too, such as `reads: [vision.tokens, proprio]`, "
-            "or name in `sequence` only what stands beside the actions",
+            "or name fewer features in `sequence`",
         )
     if config.attend == "together" and len({spec.width for spec in attended.values()}) > 1:
         raise SpecError(
             "features that are attended to together must have one width: "
             + ", ".join(f"{key} has {spec.width}" for key, spec in attended.items()),
             field="attend",
-            label="of different widths",
+            label="different widths",
             help="set `attend: in_turn`, or bring them to one width by a neck",
         )
     return sequence, attended

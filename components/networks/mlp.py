@@ -1,9 +1,6 @@
-"""A residual multi-layer perceptron over the whole chunk."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -11,31 +8,26 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...schemas.part import MOST_LAYERS, NetworkConfig
+from ...schemas.part import MOST_LAYERS, Count, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import mlp, sinusoids
 
-Count = Annotated[int, Field(ge=1)]
-
 
 class MlpNetwork(Network):
-    """A residual perceptron on time, features and all values of the chunk, side by side: Octo's diffusion head (2024).
+    """Residual multi-layer perceptron over time, features and the whole chunk: Octo's diffusion head (2024).
 
         x += W2 silu(W1 norm(x))        action = W silu(x)
 
-    Steps that are hidden count as zeros.
+    Hidden steps become zeros.
     """
 
     accepts = (Kind.POOLED,)
 
     class Config(NetworkConfig):
-        """A residual multi-layer perceptron over the whole chunk."""
-
         type: Literal["mlp"]
-        """Denoise by a residual multi-layer perceptron."""
         width: Count = 256
         """Size of the hidden state."""
         depth: Annotated[int, Field(ge=0, le=MOST_LAYERS)] = 3
@@ -55,39 +47,41 @@ class MlpNetwork(Network):
         self.time = mlp([config.time_width, 2 * config.time_width, config.time_width], "silu")
         seen = config.time_width + sum(spec.width for spec in features.values())
         self.inward = nn.Linear(seen + size, config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.dropout) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            PerceptronBlock(config.width, config.dropout) for _ in range(config.depth)
+        )
         self.outward = nn.Linear(config.width, size)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A)."""
+        """Return the spec of `action` (B, H, A)."""
         features_of(inputs)
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="mlp", width=64, depth=2, time_width=16)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:
-        """All features side by side, `condition` (B, C)."""
+        """Return all features side by side, `condition` (B, C)."""
         values = [features[key].values for key in self._keys]
         return {"condition": torch.cat(values, dim=-1).to(self.inward.weight.dtype)}
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
         dtype = self.inward.weight.dtype
         if is_pad is not None:
             chunk = chunk.masked_fill(is_pad[..., None], 0.0)
-        told = self.time(sinusoids(time, self.config.time_width, self._time_scale).to(dtype))
-        hidden = self.inward(torch.cat([told, context["condition"], chunk.to(dtype).flatten(1)], dim=-1))
+        embedded = self.time(sinusoids(time, self.config.time_width, self._time_scale).to(dtype))
+        hidden = self.inward(torch.cat([embedded, context["condition"], chunk.to(dtype).flatten(1)], dim=-1))
         for block in self.blocks:
             hidden = block(hidden)
         out: Tensor = self.outward(F.silu(hidden))
         return out.reshape(-1, self._horizon, self._action_dim).float()
 
 
-class Block(nn.Module):
-    """x + W2 silu(W1 norm(x)), with four times the width between."""
+class PerceptronBlock(nn.Module):
+    """x + W2 silu(W1 norm(x)), with a hidden size of four times the width."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -96,7 +90,7 @@ class Block(nn.Module):
         self.layers = mlp([width, 4 * width, width], "silu")
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, D) -> (B, D)."""
+        """Map (B, D) to (B, D)."""
         dropped = F.dropout(hidden, self.dropout, self.training)
         out: Tensor = hidden + self.layers(self.norm(dropped))
         return out

@@ -1,9 +1,6 @@
-"""The transformer of Diffusion Policy: the chunk attends to time and features."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -11,50 +8,45 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, Depth, NetworkConfig
+from ...schemas.part import MOST_LAYERS, Count, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import joined_mask, mlp, sinusoids
-from ..layers.sequences import Joined, joined_spec
+from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class DiffusionTransformer(Network):
-    """The time-series diffusion transformer of Diffusion Policy (Chi et al., 2023).
+    """Encoder-decoder transformer of Diffusion Policy (Chi et al., 2023), over time, features and chunk.
 
-    The time and the features are tokens of one sequence, which an encoder of `encoder_depth` layers mixes (with none, each
-    passes a multi-layer perceptron). The steps of the chunk are those of another: each attends to itself, to earlier
-    steps, and to the first sequence. All tokens get learned positions, those of features where their number is fixed.
-    Steps that are hidden are attended to by none but themselves.
+    Time and features are tokens of one sequence, mixed by an encoder of `encoder_depth` layers, or without any by
+    a multi-layer perceptron per token. The steps of the chunk form another sequence: each attends to itself, to
+    earlier steps, and to the first sequence. All tokens receive learned positions, those of features only if their
+    number is fixed. Hidden steps are visible only to themselves.
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
 
     class Config(LayerOptions, NetworkConfig):
-        """The transformer of Diffusion Policy: the chunk attends to time and features."""
-
         type: Literal["transformer"]
-        """Denoise by an encoder-decoder transformer."""
         width: Count = 256
         """Size of a token of the transformer."""
         depth: Depth = 8
-        """Layers of the decoder."""
+        """Number of decoder layers."""
         encoder_depth: Annotated[int, Field(ge=0, le=MOST_LAYERS)] = 0
-        """Layers of the encoder of time and features."""
+        """Number of encoder layers over time and features."""
         attention: Literal["causal", "full"] = "causal"
-        """Whether a step of the chunk sees later ones."""
+        """Let a step of the chunk see only earlier steps, or all."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         horizon, action_dim = chunk_size(inputs)
         features, width = features_of(inputs), config.width
         self._time_scale = time_scale(facts)
-        self.joined = Joined(features, width)
-        count = joined_spec(features, width).dims[1]
+        self.joined = ConcatTokens(features, width)
+        count = concatenated_spec(features, width).dims[1]
         self.positions = nn.Parameter(torch.randn(1, count, width) * 0.02) if isinstance(count, int) else None
         self.encoder = nn.ModuleList(TransformerLayer(config, width) for _ in range(config.encoder_depth))
         if not config.encoder_depth:
@@ -69,7 +61,7 @@ class DiffusionTransformer(Network):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError where the heads cannot share the width."""
+        """Return the spec of `action` (B, H, A); raise SpecError if the heads cannot share the width."""
         features_of(inputs)
         check_heads(config.width, config.heads)
         if config.width % 2:
@@ -79,35 +71,35 @@ class DiffusionTransformer(Network):
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="transformer", width=32, depth=2, heads=2, encoder_depth=1)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:
-        """All features as one sequence, `tokens` (B, M, D), with its `mask` (B, M) unless every token is valid."""
+        """Return the features as a sequence, `tokens` (B, M, D), and `mask` (B, M) unless all are valid."""
         tokens, mask = self.joined(features)
         if self.positions is not None:
             tokens = tokens + self.positions
         return {"tokens": tokens} if mask is None else {"tokens": tokens, "mask": mask}
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
         dtype = self.action_in.weight.dtype
-        told = sinusoids(time, self.config.width, self._time_scale, ends="both").to(dtype)[:, None]
-        mask = joined_mask((told, None), (context["tokens"], context.get("mask")))
-        seen = torch.cat([told, context["tokens"]], dim=1)  # (B, 1 + M, D)
+        embedded = sinusoids(time, self.config.width, self._time_scale, ends="both").to(dtype)[:, None]
+        mask = joined_mask((embedded, None), (context["tokens"], context.get("mask")))
+        seen = torch.cat([embedded, context["tokens"]], dim=1)  # (B, 1 + M, D)
         for layer in self.encoder:
             seen = layer(seen, mask)
         if not self.config.encoder_depth:
             seen = self.perceptron(seen)
         tokens = self.action_in(chunk.to(dtype)) + self.action_positions
-        shown = self._shown(tokens, is_pad)
+        shown = self._visible(tokens, is_pad)
         for layer in self.layers:
             tokens = layer(tokens, shown, seen, mask)
         out: Tensor = self.action_out(self.norm(tokens))
         return out.float()
 
-    def _shown(self, tokens: Tensor, is_pad: Tensor | None) -> Tensor | None:
-        """Which steps each sees (B, H, H); None where all see all."""
+    def _visible(self, tokens: Tensor, is_pad: Tensor | None) -> Tensor | None:
+        """Return the mask of visible steps (B, H, H); None if every step sees all others."""
         batch, horizon = tokens.shape[:2]
         if self.config.attention == "full" and is_pad is None:
             return None

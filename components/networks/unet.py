@@ -1,10 +1,7 @@
-"""A convolutional U-Net over the chunk."""
-
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -13,51 +10,48 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...schemas.errors import SpecError
-from ...schemas.part import MOST_LAYERS, NetworkConfig
+from ...schemas.part import MOST_LAYERS, Count, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
-from ..kernels.dispatch import fused
+from ..kernels.dispatch import uses_kernel
 from ..kernels.group_norm_mish import group_norm_mish
 from ..layers.basic import mlp, sinusoids
 
-Count = Annotated[int, Field(ge=1)]
 _LAST_GROUPS = 8
-"""Groups of the last norm, whatever `groups` is: so it is in Diffusion Policy."""
+"""Groups of the last norm, independent of `groups`, as in Diffusion Policy."""
 
 
 class Unet(Network):
-    """A one-dimensional U-Net over the steps of the chunk (Diffusion Policy, Chi et al., 2023).
+    """One-dimensional U-Net over the steps of the chunk (Diffusion Policy, Chi et al., 2023).
 
-    Each level has two residual blocks and halves the steps; on the way back each doubles them again, and reads beside
-    its own input what the same level gave on the way down. (The level of all steps has no such input, as in the
-    original.) Time and features, side by side, modulate every block:
+    Each level has two residual blocks and halves the number of steps. On the way back each level doubles it
+    again, and also reads the output of the same level on the way down.
+    (The level of all steps has no such input, as in the original.) Time and features, side by side, modulate
+    every block:
 
         y = conv(scale(c) * conv(x) + bias(c)) + x        conv = mish(norm(convolution))        [scale, bias] = W mish(c)
 
-    Steps that are hidden count as zeros, as those beyond the ends do.
+    Hidden steps become zeros, like those beyond the ends.
     """
 
     accepts = (Kind.POOLED,)
 
     class Config(NetworkConfig):
-        """A convolutional U-Net over the chunk."""
-
         type: Literal["unet"]
-        """Denoise by a convolutional U-Net."""
         widths: list[Count] = Field(
             max_length=MOST_LAYERS, default_factory=lambda: [256, 512, 1024], min_length=1
         )
         """Channels of the levels, from all steps of the chunk to the fewest; 512, 1024 and 2048 in LeRobot."""
         kernel: Count = 5
-        """Steps that a convolution sees; odd."""
+        """Width of the convolutions in steps; odd."""
         groups: Count = 8
-        """Groups of the norms; they share the channels."""
+        """Number of groups of the norms, which share the channels."""
         time_width: Annotated[int, Field(ge=4, multiple_of=2)] = 128
         """Size of the embedded time; even."""
         film_scale: bool = True
-        """Whether time and features scale the channels, or only shift them."""
+        """Let time and features scale the channels, not only shift them."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -67,9 +61,9 @@ class Unet(Network):
         condition = config.time_width + sum(spec.width for spec in features_of(inputs).values())
         self.time = mlp([config.time_width, 4 * config.time_width, config.time_width], "mish")
 
-        def level(before: int, after: int, change: nn.Module) -> Level:
+        def level(before: int, after: int, change: nn.Module) -> UnetLevel:
             first, second = (ResidualBlock(width, after, condition, config) for width in (before, after))
-            return Level(first, second, change)
+            return UnetLevel(first, second, change)
 
         widths = config.widths
         self.down = nn.ModuleList()
@@ -86,7 +80,7 @@ class Unet(Network):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """`action` (B, H, A); raises SpecError where the chunk cannot be halved as often, or groups share no channels."""
+        """Return the spec of `action` (B, H, A); raise SpecError if the horizon, kernel or groups do not fit."""
         features_of(inputs)
         horizon, _ = chunk_size(inputs)
         factor = 2 ** (len(config.widths) - 1)
@@ -111,22 +105,22 @@ class Unet(Network):
                     raise SpecError(
                         f"{groups} groups cannot share {width} channels",
                         field=f"widths.{index}",
-                        label=f"no multiple of {groups}",
+                        label=f"not a multiple of {groups}",
                         help=f"choose a multiple of {groups}, such as {-(-width // groups) * groups}",
                     )
         return {"action": action_spec(inputs)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="unet", widths=[64, 32], kernel=3, time_width=32)
 
     def encode(self, features: Mapping[str, Feature]) -> Context:
-        """All features side by side, `condition` (B, C)."""
+        """Return all features side by side, `condition` (B, C)."""
         values = [features[key].values for key in self._keys]
         return {"condition": torch.cat(values, dim=-1).to(self.action_out.weight.dtype)}
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Chunk (B, H, A) and time (B,) -> (B, H, A), float32."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
         dtype = self.action_out.weight.dtype
         if is_pad is not None:
             chunk = chunk.masked_fill(is_pad[..., None], 0.0)
@@ -144,15 +138,15 @@ class Unet(Network):
         return out.transpose(1, 2).float()
 
 
-class Level(nn.Module):
-    """Two residual blocks, and what changes the number of steps after them."""
+class UnetLevel(nn.Module):
+    """Two residual blocks, and a module that changes the number of steps after them."""
 
     def __init__(self, first: ResidualBlock, second: ResidualBlock, change: nn.Module) -> None:
         super().__init__()
         self.first, self.second, self.change = first, second, change
 
     def forward(self, steps: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """steps (B, D, H) and condition (B, C) -> (B, D', H), and the same with H changed."""
+        """Map steps (B, D, H), with condition (B, C), to (B, D', H), and return the same with H changed."""
         hidden = self.second(self.first(steps, condition), condition)
         return hidden, self.change(hidden)
 
@@ -165,11 +159,11 @@ class ConvBlock(nn.Sequential):
         super().__init__(convolution, nn.GroupNorm(groups, after), nn.Mish())
 
     def forward(self, steps: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """steps (B, D, H), scale and shift (B, D') -> (B, D', H)."""
+        """Map steps (B, D, H), with scale and shift (B, D'), to (B, D', H)."""
         convolution, norm, mish = self
         assert isinstance(norm, nn.GroupNorm)
         hidden: Tensor = convolution(steps)
-        if fused(hidden):
+        if uses_kernel(hidden):
             return group_norm_mish(hidden, norm.num_groups, norm.weight, norm.bias, scale, shift, norm.eps)
         hidden = mish(norm(hidden))
         hidden = hidden if scale is None else scale[..., None] * hidden
@@ -187,7 +181,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, steps: Tensor, condition: Tensor) -> Tensor:
-        """steps (B, D, H) and condition (B, C) -> (B, D', H)."""
+        """Map steps (B, D, H), with condition (B, C), to (B, D', H)."""
         *scale, shift = self.film(condition).split(self.first[0].out_channels, dim=1)
         hidden = self.first(steps, scale[0] if scale else None, shift)
         out: Tensor = self.second(hidden) + self.shortcut(steps)

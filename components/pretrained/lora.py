@@ -1,4 +1,4 @@
-"""Low-rank adapters beside the layers of a backbone (LoRA; Hu et al., 2022), by peft."""
+"""Low-rank adapters of the layers of a backbone (LoRA; Hu et al., 2022), by peft."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def adapt(backbone: nn.Module, options: LoraSection) -> None:
-    """Put an adapter beside every layer that is asked for. They add nothing until they have been trained; all else rests.
+    """Add adapters to the chosen layers, with no initial effect, and freeze everything else.
 
-    Raises SpecError for a pattern that matches no layer, and where there is none to adapt.
+    Raises:
+        SpecError: A pattern matches no layer, or there is no layer to adapt.
     """
-    chosen = _chosen(adaptable(backbone), options)
+    chosen = _matching(adaptable(backbone), options)
     config = LoraConfig(
         r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # a factor: any number will do
+        lora_alpha=options.alpha,  # type: ignore[arg-type]   # a factor, which may be any number
         lora_dropout=options.dropout,
         target_modules="|".join(re.escape(f"backbone.{name}") for name in chosen),
     )
     inject_adapter_in_model(config, nn.ModuleDict({"backbone": backbone}))
     backbone.train(backbone.training)
-    rest(backbone)
+    freeze_all_but_adapters(backbone)
 
 
 def adaptable(backbone: nn.Module) -> dict[str, nn.Module]:
-    """Layers that can have an adapter, by name.
+    """Return the layers that can have an adapter, by name.
 
-    Not those inside torch's own attention, which reads their weights without calling them, not those that share their
-    weight with another, and not grouped convolutions, into which no adapter can be merged.
+    This excludes layers inside torch's attention, which reads their weights without calling them, layers with
+    shared weights, and grouped convolutions, into which an adapter cannot be merged.
     """
     inside = {
         id(part) for m in backbone.modules() if isinstance(m, nn.MultiheadAttention) for part in m.modules()
@@ -56,11 +57,11 @@ def adaptable(backbone: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def rest(backbone: nn.Module) -> None:
-    """Stop the gradients of all but the adapters and what is the part's own; nothing where there are no adapters."""
+def freeze_all_but_adapters(backbone: nn.Module) -> None:
+    """Freeze everything but the adapters and the part's own children, if there are adapters."""
     adapters = {
         id(parameter)
-        for _, _, layer in _layers(backbone)
+        for _, _, layer in _adapted_layers(backbone)
         for name in layer.adapter_layer_names
         for parameter in getattr(layer, name).parameters()
     }
@@ -72,15 +73,15 @@ def _is_own(backbone: nn.Module, name: str) -> bool:
     return name.partition(".")[0] in getattr(backbone, "own", ())
 
 
-def count(backbone: nn.Module) -> int:
-    """Layers with an adapter."""
-    return len(_layers(backbone))
+def count_adapters(backbone: nn.Module) -> int:
+    """Return the number of layers with an adapter."""
+    return len(_adapted_layers(backbone))
 
 
 @contextmanager
-def set_aside(backbone: nn.Module) -> Iterator[None]:
-    """Inside, layers stand where they would without adapters, so that weights find them under their own names."""
-    layers = _layers(backbone)
+def without_adapters(backbone: nn.Module) -> Iterator[None]:
+    """Remove the adapters while the context is active, so that layers have the names of their weights."""
+    layers = _adapted_layers(backbone)
     for parent, name, layer in layers:
         setattr(parent, name, layer.get_base_layer())
     try:
@@ -91,11 +92,12 @@ def set_aside(backbone: nn.Module) -> Iterator[None]:
 
 
 def merge(backbone: nn.Module) -> None:
-    """Add the adapters to the weights beside them, W + (alpha / rank) B A, and leave them out.
+    """Merge the adapters into their weights, W + (alpha / rank) B A, and remove them.
 
-    Raises WeightsError for adapters that are not finite.
+    Raises:
+        WeightsError: An adapter is not finite.
     """
-    for parent, name, layer in _layers(backbone):
+    for parent, name, layer in _adapted_layers(backbone):
         try:
             layer.merge(safe_merge=True)
         except ValueError as error:
@@ -103,8 +105,8 @@ def merge(backbone: nn.Module) -> None:
         setattr(parent, name, layer.get_base_layer())
 
 
-def _layers(backbone: nn.Module) -> list[tuple[nn.Module, str, LoraLayer]]:
-    """Every layer with an adapter, with the module that holds it and its name there."""
+def _adapted_layers(backbone: nn.Module) -> list[tuple[nn.Module, str, LoraLayer]]:
+    """Return every layer with an adapter, with its parent module and its name there."""
     return [
         (parent, name, child)
         for parent in backbone.modules()
@@ -113,18 +115,18 @@ def _layers(backbone: nn.Module) -> list[tuple[nn.Module, str, LoraLayer]]:
     ]
 
 
-def _chosen(layers: Mapping[str, nn.Module], options: LoraSection) -> list[str]:
-    """Names of the layers that are asked for."""
+def _matching(layers: Mapping[str, nn.Module], options: LoraSection) -> list[str]:
+    """Return the names of the layers that the options select."""
     if options.targets is None:
         linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
         if not linear:
             help = (
-                f"name others under `targets`; there are {_examples(layers)}"
+                f"name others under `targets`; there are {_example_names(layers)}"
                 if layers
                 else "leave `lora` out"
             )
             raise SpecError(
-                "it has no linear layer for an adapter", field="lora", label="nothing to adapt", help=help
+                "it has no linear layer for an adapter", field="lora", label="no layer to adapt", help=help
             )
         return linear
     found: list[str] = []
@@ -135,7 +137,7 @@ def _chosen(layers: Mapping[str, nn.Module], options: LoraSection) -> list[str]:
                 f"no layer that can have an adapter matches `{pattern}`",
                 field=f"lora.targets.{position}",
                 label="matches nothing",
-                help=f"layers are named like {_examples(layers)}"
+                help=f"layers are named like {_example_names(layers)}"
                 if layers
                 else "it has none; leave `lora` out",
             )
@@ -143,8 +145,8 @@ def _chosen(layers: Mapping[str, nn.Module], options: LoraSection) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _examples(names: Mapping[str, nn.Module]) -> str:
-    """The first name of each last step, a few of them."""
+def _example_names(names: Mapping[str, nn.Module]) -> str:
+    """Return a few names, the first for each last component."""
     firsts: dict[str, str] = {}
     for name in names:
         firsts.setdefault(name.rpartition(".")[2], f"`{name}`")

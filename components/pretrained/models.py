@@ -1,13 +1,13 @@
-"""Pretrained models of transformers: their configs as plain JSON, their weights and their tokenizers.
+"""Configs, weights and tokenizers of pretrained models of transformers.
 
 A part names a model in one of two ways:
 
     pretrained: google/paligemma-3b-pt-224      # its architecture and its weights
     architecture: google/paligemma-3b-pt-224    # its architecture alone, with random initial weights
 
-Either takes a model on the hub or a directory. The architectures of some models of the hub are bundled, in
-`components/architectures`, so that a recipe that names one is checked and built without a network. So is one small
-tokenizer, `policysmith/tiny`.
+Either names a model on the hub or a directory. `components/pretrained/architectures` bundles the
+architectures of some models of the hub, so recipes with them are checked and built without a network. One
+small tokenizer, `policysmith/tiny`, is bundled as well.
 """
 
 from __future__ import annotations
@@ -35,40 +35,41 @@ from ...schemas.paths import exists, expanded
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 _TOKENIZERS = Path(__file__).parent / "tokenizers"
 _LEFT_OUT = ("_name_or_path", "architectures", "transformers_version", "dtype", "id2label", "label2id")
-_OFFLINE = "check the name, or download it where there is a network and give the directory"
+_OFFLINE = "check the name, or download it elsewhere and use its directory"
 
 
 def source_of(config: Any) -> str:
-    """The model that `pretrained` or `architecture` names; raises SpecError unless exactly one of them is given."""
+    """Return the model that `pretrained` or `architecture` names; raise SpecError unless one is set."""
     given = [name for name in ("pretrained", "architecture") if getattr(config, name) is not None]
     if len(given) == 1:
         return str(getattr(config, given[0]))
     if given:
         raise SpecError(
-            "`pretrained` and `architecture` are both given",
+            "`pretrained` and `architecture` are both set",
             field="architecture",
-            label="one of the two",
+            label="set one of the two",
             help="`pretrained` takes architecture and weights, `architecture` starts from random weights",
         )
     raise SpecError(
-        f"`{config.type}` needs a model to take its architecture from",
+        f"`{config.type}` needs a model for its architecture",
         field="type",
         label="no model",
         help="set `pretrained` to a model on the hub or a directory, or `architecture` to start from random weights",
     )
 
 
-def location(source: str) -> str:
-    """Return the directory that `source` names, its `~` expanded, or the name of a model on the hub as it is.
+def resolve_source(source: str) -> str:
+    """Return the directory that `source` names, with `~` expanded, or the name of a model on the hub.
 
-    Raise WeightsError for a path at which there is nothing.
+    Raises:
+        WeightsError: The path does not exist.
     """
     path = expanded(source)
     if exists(path):
         return str(path)
     if source.count("/") > 1 or source.startswith(("/", ".", "~")) or "\\" in source:
         raise WeightsError(
-            f"there is no directory `{source}`; give the directory of a model, or its name on the hub"
+            f"directory `{source}` does not exist; use the directory of a model, or its name on the hub"
         )
     return source
 
@@ -76,14 +77,17 @@ def location(source: str) -> str:
 def read_config(
     source: str, types: tuple[str, ...], otherwise: str, part: str | None = None
 ) -> dict[str, Any]:
-    """Config of a model on the hub or in a directory; raises WeightsError unless its `model_type` is among `types`.
+    """Return the config of a model on the hub or in a directory, or of one `part` of it, as in CLIP.
 
-    Of a model made of several, such as CLIP, the config of one `part` is taken. A directory comes before a bundled
-    architecture, which comes before the hub: what is bundled never depends on the network.
+    A directory precedes a bundled architecture, which precedes the hub, so bundled models never depend on the
+    network.
+
+    Raises:
+        WeightsError: The config is unreadable, or its `model_type` is not among `types`.
     """
     held = _bundled(source)
     if held is None:
-        held = _found(source)
+        held = _from_source(source)
     if part is not None and held["model_type"] not in types:
         held = held.get(part, held)
     if held["model_type"] not in types:
@@ -94,11 +98,11 @@ def read_config(
 
 
 def read_tokenizer(source: str) -> Any:
-    """Tokenizer on the hub, in a directory, or bundled, `policysmith/tiny`; raises WeightsError."""
+    """Load a tokenizer from the hub, a directory, or the bundle; raise WeightsError if it is unreadable."""
     bundled = _TOKENIZERS / source.replace("/", "--")
     try:
         return AutoTokenizer.from_pretrained(
-            str(bundled) if bundled.is_dir() and not Path(source).exists() else location(source),
+            str(bundled) if bundled.is_dir() and not Path(source).exists() else resolve_source(source),
             trust_remote_code=False,
         )
     except (OSError, ValueError, ImportError) as error:
@@ -108,14 +112,14 @@ def read_tokenizer(source: str) -> Any:
 
 
 def as_config(held: Mapping[str, Any]) -> PreTrainedConfig:
-    """The config of transformers that JSON describes. Its parts are made by their own `model_type`, whatever is usual."""
+    """Build the config of transformers from JSON; nested configs are built by their own `model_type`."""
     parts = {
         key: as_config(value)
         for key, value in held.items()
         if isinstance(value, dict) and value.get("model_type") in CONFIG_MAPPING
     }
-    rest = {key: value for key, value in held.items() if key != "model_type"}
-    config: PreTrainedConfig = CONFIG_MAPPING[held["model_type"]].from_dict({**rest, **parts})
+    options = {key: value for key, value in held.items() if key != "model_type"}
+    config: PreTrainedConfig = CONFIG_MAPPING[held["model_type"]].from_dict({**options, **parts})
     return config
 
 
@@ -125,21 +129,21 @@ def _bundled(source: str) -> dict[str, Any] | None:
         return None
     held: dict[str, Any] = json.loads(path.read_text())
     if held["model_type"] not in CONFIG_MAPPING:
-        return held  # a model that transformers does not have
-    return _whole(as_config(held))
+        return held  # a model unknown to transformers
+    return _full_config(as_config(held))
 
 
-def _found(source: str) -> dict[str, Any]:
+def _from_source(source: str) -> dict[str, Any]:
     try:
-        return _whole(AutoConfig.from_pretrained(location(source), trust_remote_code=False))
+        return _full_config(AutoConfig.from_pretrained(resolve_source(source), trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"cannot read the config of `{source}`: {_first_line(error)} ({_OFFLINE})"
         ) from error
 
 
-def read_normalisation(source: str) -> dict[str, list[float]]:
-    """`mean` and `std` of each channel, for images in [0, 1], that a model was trained with; empty where it does not say."""
+def read_normalization(source: str) -> dict[str, list[float]]:
+    """Return `mean` and `std` of each channel of images in [0, 1] in a model's training, if known."""
     try:
         held, _ = ImageProcessingMixin.get_image_processor_dict(source)
     except (OSError, ValueError):
@@ -152,22 +156,23 @@ def read_normalisation(source: str) -> dict[str, list[float]]:
     return {"mean": mean, "std": std}
 
 
-def _whole(config: PreTrainedConfig) -> dict[str, Any]:
-    """Everything that a config holds, defaults included."""
+def _full_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return all values of a config, including defaults."""
     held: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return held
 
 
 def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> None:
-    """Copy weights of `source` into `model`; raises WeightsError where any is missing or of another shape.
+    """Copy weights of `source` into `model`; tensors on the meta device stay there.
 
-    Tensors of the model that are on the meta device stay there.
+    Raises:
+        WeightsError: A weight is missing or has another shape.
     """
     try:
         loader: Any = type(model)
         with _quiet():
             loaded, report = loader.from_pretrained(
-                location(source),
+                resolve_source(source),
                 config=model.config,
                 output_loading_info=True,
                 dtype="float32",
@@ -192,7 +197,7 @@ def copy_transformer(source: str, model: PreTrainedModel, **options: Any) -> Non
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar, and no table of the tensors that are not wanted."""
+    """Suppress progress bars and the report on unused tensors while the context is active."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Weights files of image models: where they lie, what they hold, and how they fit a model.
+"""Weights files of image models: location, content, and conversion to a model.
 
 A recipe names a file in one of four ways:
 
@@ -30,11 +30,11 @@ _log = logging.getLogger(__name__)
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 _PACKAGE = "package://"
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
 
-def find(source: str) -> Path | None:
-    """The file that `source` names, or None for a model on the hub; raises WeightsError for a file that is not there."""
+def find_weights(source: str) -> Path | None:
+    """Return the file that `source` names, or None for a model on the hub; raise WeightsError if missing."""
     if source.startswith(_PACKAGE):
         return _in_package(source)
     path = expanded(source)
@@ -42,19 +42,19 @@ def find(source: str) -> Path | None:
         for name in _NAMES:
             if (path / name).is_file():
                 return path / name
-        raise WeightsError(f"`{source}` holds no weights; expected {' or '.join(_NAMES)} in it")
+        raise WeightsError(f"directory `{source}` has no weights; expected {' or '.join(_NAMES)}")
     if path.is_file():
         return path
     if source.count("/") != 1 or path.suffix in (".pth", ".pt", ".bin", ".safetensors") or source[0] in "./~":
         raise WeightsError(
-            f"there is no weights file `{source}`; give a file, a directory or a model on the hub"
+            f"weights file `{source}` does not exist; use a file, a directory or a model on the hub"
         )
     return None
 
 
-def fetch(source: str) -> Path:
-    """The file that `source` names, downloaded if it is a model on the hub; raises WeightsError."""
-    path = find(source)
+def fetch_weights(source: str) -> Path:
+    """Return the file that `source` names, downloaded from the hub if needed; raise WeightsError."""
+    path = find_weights(source)
     if path is not None:
         return path
     from huggingface_hub import hf_hub_download
@@ -70,21 +70,25 @@ def fetch(source: str) -> Path:
             return Path(hf_hub_download(source, name))
         except LocalEntryNotFoundError as error:
             raise WeightsError(
-                f"cannot download `{source}`: the hub cannot be reached, and this machine holds no copy "
-                "(check the name and the network, or download it elsewhere and give the file)"
+                f"cannot download `{source}`: the hub is unreachable, and this machine has no copy "
+                "(check the name and the network, or download it elsewhere and use the file)"
             ) from error
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise WeightsError(
-                f"cannot download `{source}`: {reason} (check the name, or download it elsewhere and give the file)"
+                f"cannot download `{source}`: {reason} (check the name, or download it elsewhere and use the file)"
             ) from error
-    raise WeightsError(f"`{source}` on the hub holds no weights; expected {' or '.join(_NAMES)}")
+    raise WeightsError(f"`{source}` on the hub has no weights; expected {' or '.join(_NAMES)}")
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or torch file, by name. Unpickles nothing but tensors; raises WeightsError."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Load the tensors of a .safetensors or torch file by name, without unpickling anything else.
+
+    Raises:
+        WeightsError: The file is unreadable or holds other objects.
+    """
     try:
         held: Any = (
             load_file(path)
@@ -93,8 +97,8 @@ def read(path: Path) -> dict[str, Tensor]:
         )
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"cannot read the weights in {path}: it is no torch file, or holds objects other than tensors, "
-            "which are refused because they could run code"
+            f"cannot read the weights in {path}: it is not a torch file, or holds objects other than tensors, "
+            "which could run code"
         ) from error
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -103,23 +107,29 @@ def read(path: Path) -> dict[str, Tensor]:
         if isinstance(held, dict) and isinstance(held.get(key), dict):
             held = held[key]
     if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
-        raise WeightsError(f"{path} holds no named tensors")
+        raise WeightsError(f"{path} has no named tensors")
     return held
 
 
-def fit(
-    state: State,
-    wanted: State,
-    whole: State,
+def match_weights(
+    state: StateDict,
+    wanted: StateDict,
+    whole: StateDict,
     classifiers: tuple[str, ...],
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None,
     origin: str,
 ) -> dict[str, Tensor]:
-    """The tensors that a model wants, out of a file's.
+    """Return the tensors that a model expects from those of a file.
 
-    `wanted` is the model without its classifier, `whole` the model with it. Tensors are found by name; else by name
-    after `convert`, which knows older layouts; else, where number, order, shapes and last parts of all names agree,
-    by order. Anything else raises WeightsError, which names what does not fit.
+    Tensors match by name; otherwise by name after `convert`, for older layouts; otherwise by order, if
+    number, order, shapes and last parts of all names agree.
+
+    Args:
+        wanted: The model without its classifier.
+        whole: The model with its classifier.
+
+    Raises:
+        WeightsError: The tensors do not match, with the first difference.
     """
     candidates: dict[str, Callable[[], Mapping[str, Tensor]]] = {"by name": lambda: state}
     if convert is not None:
@@ -127,14 +137,14 @@ def fit(
     candidates["by order"] = lambda: _by_order(state, whole)
     candidates["by order, without a classifier"] = lambda: _by_order(state, wanted)
     problems: list[str] = []
-    for way, candidate in candidates.items():
+    for method, candidate in candidates.items():
         try:
             found = {key: value for key, value in candidate().items() if not key.startswith(classifiers)}
         except (KeyError, ValueError, RuntimeError, AttributeError, IndexError):
-            continue  # the file has another layout than this way can read
+            continue  # the file has another layout
         problems.append(_misfit(found, wanted))
         if not problems[-1]:
-            _log.info("%d tensors in %s fit %s", len(state), origin, way)
+            _log.info("%d tensors in %s fit %s", len(state), origin, method)
             return found
     raise WeightsError(
         f"the weights in {origin} do not fit the model: {problems[0]}; "
@@ -142,7 +152,7 @@ def fit(
     )
 
 
-def _misfit(found: State, wanted: State) -> str:
+def _misfit(found: StateDict, wanted: StateDict) -> str:
     missing = [key for key in wanted if key not in found]
     unexpected = [key for key in found if key not in wanted]
     changed = [key for key in wanted if key in found and found[key].shape != wanted[key].shape]
@@ -158,8 +168,8 @@ def _misfit(found: State, wanted: State) -> str:
     return ", ".join(notes)
 
 
-def _by_order(state: State, wanted: State) -> dict[str, Tensor]:
-    """`state` under the names of `wanted`, taken in order; raises ValueError unless the last parts of all names agree."""
+def _by_order(state: StateDict, wanted: StateDict) -> dict[str, Tensor]:
+    """Rename `state` to the names of `wanted` by order; raise ValueError unless their last parts agree."""
     renamed = {}
     for (old, value), new in zip(state.items(), wanted, strict=True):
         if old.rpartition(".")[2] != new.rpartition(".")[2]:

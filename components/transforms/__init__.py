@@ -1,1 +1,1 @@
-"""Transforms of a batch, one a file, named like the `type` of a recipe."""
+"""Transforms of a batch: one per file, named like its `type` in a recipe."""

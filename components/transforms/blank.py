@@ -1,32 +1,27 @@
-"""Blank images."""
-
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
-from ..images.specs import ImageTransform, ImageTransformConfig
+from ..images.transform import ImageTransform, ImageTransformConfig
 from ..randomness.per_sample import Draws
 
 
 class Blank(ImageTransform):
-    """Makes every image black, in training and in evaluation: what a policy is that has cameras and sees nothing.
+    """Black images, in training and in evaluation.
 
-    The blind control of a policy whose backbone reads images together with the instruction, and cannot do without.
+    Makes the blind control of a policy whose backbone reads images together with the instruction and cannot
+    run without images.
     """
 
     class Config(ImageTransformConfig):
-        """Blank images."""
-
         type: Literal["blank"]
-        """Make images black, to see what a policy does without them."""
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="blank")
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) -> zeros of the same size and dtype."""
+        """Return zeros of the same size and dtype as the images (B, T, 3, H, W)."""
         return images.new_zeros(images.shape)

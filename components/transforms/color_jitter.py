@@ -1,8 +1,5 @@
-"""Random changes of colour."""
-
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -11,27 +8,26 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.fusion import Plan, Stage
-from ..images.specs import ImageTransform, ImageTransformConfig, grey, refuse_normalised
+from ..images.fusion import FusedStage, Plan
+from ..images.specs import refuse_normalized
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import luma, shift_hue
 from ..randomness.per_sample import Draws
 
 Strength = Annotated[float, Field(ge=0.0)]
 
 
 class ColorJitter(ImageTransform):
-    """Changes brightness, contrast, saturation and hue at random, in that order, in training only.
+    """Random changes of brightness, contrast, saturation and hue, in that order, in training only.
 
-    Factors are drawn evenly from `1 - strength` (at least 0) to `1 + strength`, once for all steps of one camera of
-    one sample. Works on bytes, or on floats in [0, 1]: put it before `normalize_image`.
+    Factors are uniform from `1 - strength` (at least 0) to `1 + strength`, drawn once for all steps of one
+    camera of one sample. Works on bytes or on floats in [0, 1], so it must precede `normalize_image`.
     """
 
-    stage = Stage.COLOUR
+    stage = FusedStage.COLOR
 
     class Config(ImageTransformConfig):
-        """Random changes of colour."""
-
         type: Literal["color_jitter"]
-        """Change colours at random while training; before `normalize_image`."""
         brightness: Strength = 0.3
         """Strength of the change in brightness."""
         contrast: Strength = 0.3
@@ -39,20 +35,20 @@ class ColorJitter(ImageTransform):
         saturation: Strength = 0.3
         """Strength of the change in saturation."""
         hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
-        """Largest turn of the hue, as a fraction of the colour circle."""
+        """Largest shift of the hue, as a fraction of the color circle."""
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs as they are; raises SpecError for images that are normalised already."""
-        refuse_normalised(cls.cameras(config, inputs), "color_jitter", "changes colours in [0, 1]")
+        """Return all inputs unchanged; raise SpecError for images that are already normalized."""
+        refuse_normalized(cls.cameras(config, inputs), "color_jitter", "changes colors in [0, 1]")
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="color_jitter")
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) -> the same size and dtype."""
+        """Return changed images (B, T, 3, H, W) of the same size and dtype."""
         if not self.training:
             return images
         config, dtype = self.config, images.dtype
@@ -61,47 +57,24 @@ class ColorJitter(ImageTransform):
         if config.brightness > 0.0:
             values = (values * brightness).clamp_(0.0, 1.0)
         if config.contrast > 0.0:
-            values = _blend(values, grey(values).mean(dim=(2, 3, 4), keepdim=True), contrast)
+            values = _blend(values, luma(values).mean(dim=(2, 3, 4), keepdim=True), contrast)
         if config.saturation > 0.0:
-            values = _blend(values, grey(values), saturation)
+            values = _blend(values, luma(values), saturation)
         if config.hue > 0.0:
-            values = turn_hue(values, turn[:, 0])
+            values = shift_hue(values, turn[:, 0])
         return values.mul_(255.0).round_().to(dtype) if dtype == torch.uint8 else values.to(dtype)
 
     def plan(self, plan: Plan, draws: Draws) -> None:
-        """Change the colours."""
-        plan.colours = self._draw(draws)
+        """Change the colors."""
+        plan.colors = self._draw(draws)
 
     def _draw(self, draws: Draws) -> Tensor:
-        """Factors of brightness, contrast and saturation, and turns of hue in circles (B, 4)."""
+        """Return factors of brightness, contrast and saturation, and shifts of the hue in circles (B, 4)."""
         config = self.config
         strengths = (config.brightness, config.contrast, config.saturation)
         ranges = [(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
         numbers = zip(draws.uniform(4).unbind(1), [*ranges, (-config.hue, config.hue)], strict=True)
         return torch.stack([number * (most - least) + least for number, (least, most) in numbers], dim=1)
-
-
-def turn_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue of RGB images (B, T, 3, H, W) in [0, 1] by `turn`, in whole circles; HSV value and saturation stay.
-
-    In HSV with value V and chroma C, channel n of (5, 3, 1) is `V - C max(0, min(k, 4 - k, 1))` at
-    `k = (n + 6 hue) mod 6`.
-    """
-    red, green, blue = images.unbind(2)  # (B, T, H, W) each
-    value, lowest = images.amax(2), images.amin(2)
-    chroma = value - lowest
-    safe = torch.where(chroma > 0.0, chroma, 1.0)
-    sector = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, (blue - red) / safe + 2.0, (red - green) / safe + 4.0),
-    )
-    sector = sector + 6.0 * turn
-    channels = []
-    for offset in (5.0, 3.0, 1.0):
-        k = (sector + offset).remainder(6.0)
-        channels.append(value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0))
-    return torch.stack(channels, dim=2)
 
 
 def _blend(images: Tensor, base: Tensor, factor: Tensor) -> Tensor:

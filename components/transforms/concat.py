@@ -1,10 +1,7 @@
-"""Join states."""
-
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,24 +11,21 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Range, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..vectors.specs import changed, vector
+from ..vectors.specs import changed_spec, find_vector
 
 
-class Concat(Transform):
-    """Joins several states (B, T, S) into one, in the order given; the single ones are gone.
+class ConcatStates(Transform):
+    """Concatenation of several states (B, T, S), in the given order; the single states are removed.
 
-    For datasets that keep joints, gripper and pose apart. The inverse splits them again.
+    For datasets with separate joints, gripper and pose. The inverse splits them again.
     """
 
     class Config(PartConfig):
-        """Join states."""
-
         type: Literal["concat"]
-        """Join several states into one."""
         keys: list[str] = Field(min_length=1)
-        """The states to join, in this order, such as `[observation.joints, observation.gripper]`."""
+        """States to concatenate, in this order, such as `[observation.joints, observation.gripper]`."""
         to: str = "observation.state"
-        """Name of the joined state."""
+        """Name of the resulting state."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -43,12 +37,12 @@ class Concat(Transform):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs but those joined, and the joined one; raises SpecError for states that cannot be joined."""
-        states = [vector(key, inputs, f"keys.{i}", (Kind.STATE,)) for i, key in enumerate(config.keys)]
+        """Return the inputs with the states concatenated; raise SpecError if the states do not fit."""
+        states = [find_vector(key, inputs, f"keys.{i}", (Kind.STATE,)) for i, key in enumerate(config.keys)]
         if len(set(config.keys)) < len(config.keys):
-            raise SpecError("a state is named twice", field="keys", label="the same state again")
+            raise SpecError("a state is named twice", field="keys", label="named twice")
         if not config.to.startswith("observation.") or (config.to in inputs and config.to not in config.keys):
-            problem = "exists already" if config.to in inputs else "is no name of an observation"
+            problem = "exists already" if config.to in inputs else "is not the name of an observation"
             raise SpecError(
                 f"`{config.to}` {problem}",
                 field="to",
@@ -63,25 +57,25 @@ class Concat(Transform):
                 )
             if (spec.range is Range.NORMALISED) != (first.range is Range.NORMALISED):
                 raise SpecError(
-                    f"of `{config.keys[0]}` and `{key}` only one is normalised",
+                    f"only one of `{config.keys[0]}` and `{key}` is normalized",
                     source=key,
                     trait="range",
-                    label="normalised and not",
-                    help="put `concat` before `normalize`, or after all are normalised",
+                    label="not both normalized",
+                    help="put `concat` before `normalize`, or normalize all of them first",
                 )
         width = sum(spec.width for spec in states)
         why = " + ".join(f"{spec.width} ({key})" for key, spec in zip(config.keys, states, strict=True))
         kept = {key: spec for key, spec in inputs.items() if key not in config.keys}
-        joined = changed(first, "", width)
+        joined = changed_spec(first, "", width)
         is_normal = first.range is Range.NORMALISED
         return {**kept, config.to: replace(joined, why=why, range=first.range if is_normal else joined.range)}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="concat", keys=["observation.state"], to="observation.joined")
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch with the joined state (float32). Raises SpecError where only some of the states are there."""
+        """Return a batch with the concatenated state (float32); raise SpecError if a state is missing."""
         found = [key for key in self.config.keys if key in batch]
         if not found:
             return dict(batch)
@@ -92,7 +86,7 @@ class Concat(Transform):
         return {**kept, self.config.to: torch.cat([batch[key].float() for key in found], dim=-1)}
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
-        """A new batch with the single states."""
+        """Return a batch with the single states."""
         if self.config.to not in batch:
             return dict(batch)
         kept = {key: value for key, value in batch.items() if key != self.config.to}

@@ -1,8 +1,5 @@
-"""Crop images."""
-
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -12,34 +9,33 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.fusion import Plan, Stage
-from ..images.specs import ImageTransform, ImageTransformConfig, Size, height_width, take
+from ..images.fusion import FusedStage, Plan
+from ..images.specs import ImageSize, height_width
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import gather_pixels
 from ..randomness.per_sample import Draws
 
 Offset = Annotated[int, Field(ge=0)]
 
 
 class Crop(ImageTransform):
-    """Cuts a window out of every image: at random in training and from the centre in evaluation, or at a fixed place.
+    """Crop of every image: at random in training and at the center in evaluation, or at a fixed place.
 
-    All steps of one camera of one sample are cut at the same place.
+    All steps of one camera of one sample are cropped at the same place.
     """
 
-    stage = Stage.CUT
+    stage = FusedStage.CUT
 
     class Config(ImageTransformConfig):
-        """Crop images."""
-
         type: Literal["crop"]
-        """Crop images: at random while training, at the centre otherwise."""
-        size: Size
+        size: ImageSize
         """Size in pixels: one number for a square, or `[height, width]`."""
         corner: Annotated[list[Offset], Field(min_length=2, max_length=2)] | None = None
-        """A fixed place: `[top, left]` in pixels, in training too; for a camera that sees more than the work area."""
+        """Fixed place, `[top, left]` in pixels, also in training; for a camera that sees more than the work area."""
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs, with the images cropped; raises SpecError for a window larger than the image."""
+        """Return the inputs with cropped images; raise SpecError for a window larger than the image."""
         height, width = height_width(config.size)
         for key, spec in cls.cameras(config, inputs).items():
             _, _, _, full_height, full_width = spec.dims
@@ -65,11 +61,11 @@ class Crop(ImageTransform):
         return cls.resized(config, inputs, (height, width), f"cropped to {height} x {width}")
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="crop", size=[12, 10])
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) -> (B, T, 3, h, w)."""
+        """Map images (B, T, 3, H, W) to (B, T, 3, h, w)."""
         height, width = height_width(self.config.size)
         spare = (images.shape[-2] - height, images.shape[-1] - width)
         if self.config.corner is not None or not self.training:
@@ -78,10 +74,10 @@ class Crop(ImageTransform):
         device, corners = images.device, self._draw(draws, spare)
         rows = corners[:, :1] + torch.arange(height, device=device)  # (B, h)
         columns = corners[:, 1:] + torch.arange(width, device=device)  # (B, w)
-        return take(images, rows, columns)
+        return gather_pixels(images, rows, columns)
 
     def plan(self, plan: Plan, draws: Draws) -> None:
-        """Cut a window out of the one before."""
+        """Crop the current window."""
         height, width = height_width(self.config.size)
         if self.config.corner is not None:
             corner = [torch.full_like(plan.corners[:, :1], side) for side in self.config.corner]
@@ -93,5 +89,5 @@ class Crop(ImageTransform):
 
     @staticmethod
     def _draw(draws: Draws, spare: tuple[int, int]) -> Tensor:
-        """Tops and lefts (B, 2)."""
+        """Return tops and lefts (B, 2)."""
         return torch.cat([draws.integers(0, most + 1, 1) for most in spare], dim=1)

@@ -1,8 +1,5 @@
-"""Mirror images."""
-
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,34 +10,30 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts
-from ..images.specs import ImageTransform
+from ..images.transform import ImageTransform
 from ..randomness.per_sample import Draws
-from ..vectors.specs import Constants, changed, columns, refuse_normalised, vector
+from ..vectors.specs import Constants, changed_spec, find_vector, refuse_normalized, resolve_dims
 
 
 class Flip(ImageTransform):
-    """Mirrors all images of some samples in training; with a `p` of 1 all of them, and in evaluation too.
+    """Random mirroring of all images of a sample in training; with a `p` of 1 always, also in evaluation.
 
-    A mirrored scene asks for mirrored actions, and only the robot's user knows which dimensions change sign: without
-    `negate` states and actions stay as they are, which contradicts the images wherever left and right matter. Texts
-    stay as they are in any case. With `negate`, put it before `normalize`; where some samples are flipped, the
-    statistics remain those of the others. Where all are flipped, the inverse mirrors actions back.
+    A mirrored scene requires mirrored actions, and only the user knows which dimensions change sign. Without
+    `negate`, states and actions stay unchanged, which contradicts the images if left and right matter. Texts
+    stay unchanged in any case. With `negate`, it must precede `normalize`; if only some samples are flipped,
+    the statistics remain those of unflipped ones. With a `p` of 1, the inverse mirrors actions back.
     """
 
     class Config(PartConfig):
-        """Mirror images."""
-
         type: Literal["flip"]
-        """Mirror the images of a sample at random while training, and actions with them where `negate` says how."""
         direction: Literal["horizontal", "vertical"] = "horizontal"
         """`horizontal` swaps left and right, `vertical` top and bottom."""
         p: float = Field(default=0.5, ge=0.0, le=1.0)
-        """Probability, for all cameras of a sample together; 1 means always and in evaluation too."""
+        """Probability for all cameras of a sample together; 1 means always, also in evaluation."""
         negate: dict[str, list[int]] = Field(default_factory=dict)
-        """Dimensions whose sign changes with the images, such as `{action: [1], observation.state: [1]}`; -1 is the
-        last."""
+        """Dimensions whose sign changes with the images, such as `{action: [1], observation.state: [1]}`; -1 is the last."""
         keys: list[str] | None = Field(default=None, min_length=1)
-        """Images to mirror; by default all of them."""
+        """Images to mirror; by default all."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -51,7 +44,7 @@ class Flip(ImageTransform):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs; raises SpecError for dimensions that cannot be negated, or not with these images alone."""
+        """Return all inputs; raise SpecError for dimensions or images that do not allow `negate`."""
         cameras = cls.cameras(config, inputs)
         negated = _negated(config, inputs)
         left_out = [k for k, spec in inputs.items() if spec.kind is Kind.IMAGE and k not in cameras]
@@ -59,21 +52,21 @@ class Flip(ImageTransform):
             raise SpecError(
                 f"states and actions are mirrored, but `{left_out[0]}` is not",
                 field="keys",
-                label="not all images",
+                label="not every image",
                 help="leave `keys` out, or `negate`",
             )
         for key in negated:
-            refuse_normalised(key, inputs[key], "flip", "changes signs in the robot's units")
+            refuse_normalized(key, inputs[key], "flip", "changes signs in the robot's units")
         if config.p < 1.0:
             return dict(inputs)
-        return {**inputs, **{key: changed(inputs[key], "mirrored") for key in negated}}
+        return {**inputs, **{key: changed_spec(inputs[key], "mirrored") for key in negated}}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="flip")
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch, in which all images, states and actions of a sample are mirrored, or none."""
+        """Return a batch in which each sample has all images, states and actions mirrored, or none."""
         keys = [key for key in (*self.keys, *self._signs) if key in batch]
         if not keys or not (self.training or self.config.p == 1.0):
             return dict(batch)
@@ -85,7 +78,7 @@ class Flip(ImageTransform):
         return {**batch, **flipped, **mirrored}
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
-        """A new batch with states and actions mirrored back, where all were."""
+        """Return a batch with states and actions mirrored back, if all were mirrored."""
         if self.config.p < 1.0:
             return dict(batch)
         signs = {key: signs for key, signs in self._signs.items() if key in batch}
@@ -95,7 +88,7 @@ class Flip(ImageTransform):
         }
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W), mirrored."""
+        """Return mirrored images (B, T, 3, H, W)."""
         return images.flip(-1 if self.config.direction == "horizontal" else -2)
 
     def _flip(self, images: Tensor, hit: Tensor, draws: Draws) -> Tensor:
@@ -106,8 +99,8 @@ class Flip(ImageTransform):
 
 
 def _negated(config: Flip.Config, inputs: Specs) -> dict[str, list[int]]:
-    """Dimensions that change sign, by key, as numbers from 0."""
+    """Return the dimensions that change sign by key, counted from 0."""
     return {
-        key: columns(dims, vector(key, inputs, f"negate.{key}").width, key, f"negate.{key}")
+        key: resolve_dims(dims, find_vector(key, inputs, f"negate.{key}").width, key, f"negate.{key}")
         for key, dims in config.negate.items()
     }

@@ -1,9 +1,6 @@
-"""Bring images to the range that a vision backbone expects."""
-
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -13,8 +10,9 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Facts
-from ..images.fusion import Plan, Stage
-from ..images.specs import STATISTICS, ImageTransform, ImageTransformConfig
+from ..images.fusion import FusedStage, Plan
+from ..images.specs import IMAGE_STATISTICS
+from ..images.transform import ImageTransform, ImageTransformConfig
 from ..randomness.per_sample import Draws
 
 Rgb = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -22,17 +20,17 @@ PositiveRgb = Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=
 
 
 class NormalizeImage(ImageTransform):
-    """Maps images to `(x - mean) / std`, where x is in [0, 1]: bytes are divided by 255, floats are taken as they are."""
+    """Normalization of images to `(x - mean) / std`, for x in [0, 1].
 
-    stage = Stage.NORMALISE
+    Bytes are divided by 255; floats are taken as values in [0, 1].
+    """
+
+    stage = FusedStage.NORMALIZE
 
     class Config(ImageTransformConfig):
-        """Bring images to the range that a vision backbone expects."""
-
         type: Literal["normalize_image"]
-        """Turn images into normalised floats."""
         stats: Literal["imagenet", "clip", "half", "zero_one"] = "imagenet"
-        """`imagenet` and `clip` are the means and deviations of these data, `half` maps to [-1, 1], `zero_one` to [0, 1]."""
+        """Statistics: `imagenet` and `clip` of these datasets, `half` maps to [-1, 1], `zero_one` to [0, 1]."""
         mean: Rgb | None = None
         """Mean of each channel, for images in [0, 1], instead of `stats`."""
         std: PositiveRgb | None = None
@@ -40,27 +38,27 @@ class NormalizeImage(ImageTransform):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs, with the range of the images; raises SpecError for a mean without a deviation, and done twice."""
+        """Return all inputs, with normalized images; raise SpecError for a mean without `std` or vice versa."""
         if (config.mean is None) != (config.std is None):
             given, missing = ("mean", "std") if config.std is None else ("std", "mean")
             raise SpecError(
                 f"`{given}` is given without `{missing}`",
                 field=given,
                 label=f"`{missing}` is missing",
-                help="give both",
+                help="set both",
             )
         images = cls.cameras(config, inputs)
         for key, spec in images.items():
             if spec.range is Range.NORMALISED:
                 raise SpecError(
-                    f"`{key}` is normalised already",
+                    f"`{key}` is already normalized",
                     source=key,
                     trait="range",
-                    label="again",
-                    help="remove one of the two, or give each its own images under `keys`",
+                    label="normalized twice",
+                    help="remove one of the two, or assign each separate images under `keys`",
                 )
         mean, std = _constants(config)
-        becomes = Range.UNIT if (mean, std) == STATISTICS["zero_one"] else Range.NORMALISED
+        becomes = Range.UNIT if (mean, std) == IMAGE_STATISTICS["zero_one"] else Range.NORMALISED
         taken = (tuple(mean), tuple(std))
         return {
             **inputs,
@@ -68,11 +66,11 @@ class NormalizeImage(ImageTransform):
         }
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="normalize_image")
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) bytes, or floats in [0, 1], -> normalised floats."""
+        """Map images (B, T, 3, H, W), bytes or floats in [0, 1], to normalized floats."""
         mean, std = _constants(self.config)
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
         dtype = images.dtype if images.is_floating_point() else torch.float32
@@ -82,12 +80,12 @@ class NormalizeImage(ImageTransform):
         return out
 
     def plan(self, plan: Plan, draws: Draws) -> None:
-        """Normalise the colours."""
+        """Normalize the colors."""
         plan.mean, plan.std = _constants(self.config)
 
 
 def _constants(config: NormalizeImage.Config) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel."""
+    """Return mean and standard deviation of each channel."""
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
-    return STATISTICS[config.stats]
+    return IMAGE_STATISTICS[config.stats]

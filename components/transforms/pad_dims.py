@@ -1,9 +1,6 @@
-"""Pad states and actions to a fixed width."""
-
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,23 +13,20 @@ from ...schemas.part import PartConfig
 from ...schemas.specs import Range, Spec, Specs
 from ..base import Batch, Facts, Transform
 from ..embodiments import ACTION_PADDING
-from ..vectors.specs import changed, vector
+from ..vectors.specs import changed_spec, find_vector
 
 
 class PadDims(Transform):
-    """Adds zeros after the last dimension of states and actions, up to the width a pretrained policy has (pi0: 32).
+    """Zero padding of states and actions to the width of a pretrained policy (pi0: 32).
 
-    Padded dimensions of the action do not count in losses: `action_dim_is_pad` (B, A) is True there. The inverse cuts
-    them off.
+    Losses exclude padded dimensions of the action: `action_dim_is_pad` (B, A) is True there. The inverse
+    removes them.
     """
 
     class Config(PartConfig):
-        """Pad states and actions to a fixed width."""
-
         type: Literal["pad_dims"]
-        """Pad states and actions with zeros to a fixed width."""
         sizes: dict[str, Annotated[int, Field(ge=1)]] = Field(min_length=1)
-        """Width of each key, such as `{observation.state: 32, action: 32}`."""
+        """Width by key, such as `{observation.state: 32, action: 32}`."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -40,30 +34,30 @@ class PadDims(Transform):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs, wider; raises SpecError for an unknown key, and for one that is wider already."""
+        """Return the inputs at the new widths; raise SpecError for an unknown key or one that is wider."""
         found = {}
         for key, size in config.sizes.items():
-            spec = vector(key, inputs, f"sizes.{key}")
+            spec = find_vector(key, inputs, f"sizes.{key}")
             if spec.width > size:
                 raise SpecError(
                     f"`{key}` has {spec.width} dimensions, more than {size}",
                     field=f"sizes.{key}",
                     source=key,
                     label=f"`{key}` has {spec.width}",
-                    help=f"raise it to {spec.width} or more; nothing is cut off silently",
+                    help=f"raise it to {spec.width} or more",
                 )
-            padded = changed(spec, f"padded to {size}", size)
+            padded = changed_spec(spec, f"padded to {size}", size)
             if spec.bounds is not None:
                 padded = replace(padded, bounds=(min(spec.bounds[0], 0.0), max(spec.bounds[1], 0.0)))
             found[key] = replace(padded, range=spec.range) if spec.range is Range.NORMALISED else padded
         return {**inputs, **found}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="pad_dims", sizes={"observation.state": 8, "action": 4})
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch, padded, with `action_dim_is_pad` where the action is padded (at deployment too)."""
+        """Return a padded batch, with `action_dim_is_pad` if the action is padded, also at deployment."""
         sizes = self.config.sizes
         padded = {
             key: F.pad(batch[key], (0, sizes[key] - batch[key].shape[-1])) for key in sizes if key in batch
@@ -77,7 +71,7 @@ class PadDims(Transform):
         return {**batch, **padded, ACTION_PADDING: mask}
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
-        """A new batch, without the padding."""
+        """Return a batch without the padding."""
         widths = {
             **self._widths,
             **({ACTION_PADDING: self._widths["action"]} if "action" in self._widths else {}),

@@ -1,8 +1,5 @@
-"""Pad images to squares."""
-
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -10,39 +7,38 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import ImageTransform, ImageTransformConfig, padded, refuse_normalised, with_size
+from ..images.specs import refuse_normalized, with_size
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import pad_images
 from ..randomness.per_sample import Draws
 
 
 class PadSquare(ImageTransform):
-    """Puts every image in the middle of a square as large as its longer side, before `normalize_image`.
+    """Padding of images to centered squares of their longer side, so that a resize preserves proportions.
 
-    `resize_with_pad` does the same and resizes.
+    Must precede `normalize_image`. `resize_with_pad` does the same and resizes.
     """
 
     class Config(ImageTransformConfig):
-        """Pad images to squares."""
-
         type: Literal["pad_square"]
-        """Pad images to squares, so that a resize keeps their aspect ratio; before `normalize_image`."""
         fill: float = Field(default=0.0, ge=0.0, le=1.0)
-        """Brightness of what is added: 0 is black, 1 is white."""
+        """Brightness of the padding: 0 is black, 1 is white."""
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs, with square images; raises SpecError for images that are normalised already."""
+        """Return the inputs with square images; raise SpecError for images that are already normalized."""
         cameras = cls.cameras(config, inputs)
-        refuse_normalised(cameras, "pad_square", "fills with a brightness in [0, 1]")
+        refuse_normalized(cameras, "pad_square", "fills with a brightness in [0, 1]")
         sides = {key: max(int(dim) for dim in spec.dims[3:]) for key, spec in cameras.items()}
         squares = {key: with_size(cameras[key], (s, s), f"padded to {s} x {s}") for key, s in sides.items()}
         return {**inputs, **squares}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="pad_square")
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) -> (B, T, 3, S, S) with S the larger of H and W."""
+        """Map images (B, T, 3, H, W) to (B, T, 3, S, S), with S the larger of H and W."""
         height, width = images.shape[-2:]
         side = max(height, width)
-        return padded(images, (side, side), ((side - height) // 2, (side - width) // 2), self.config.fill)
+        return pad_images(images, (side, side), ((side - height) // 2, (side - width) // 2), self.config.fill)

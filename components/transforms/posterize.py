@@ -1,8 +1,5 @@
-"""Images with fewer levels."""
-
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,34 +8,32 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import ImageTransformConfig, OccasionalTransform, refuse_normalised
+from ..images.specs import refuse_normalized
+from ..images.transform import ImageTransformConfig, OccasionalTransform
 
 
 class Posterize(OccasionalTransform):
-    """Keeps only the highest bits of each channel of some images, in training, before `normalize_image`."""
+    """Random reduction of each channel to its highest bits, in training; before `normalize_image`."""
 
     class Config(ImageTransformConfig):
-        """Images with fewer levels."""
-
         type: Literal["posterize"]
-        """Keep only the highest bits of images, at random while training; before `normalize_image`."""
         bits: int = Field(default=4, ge=1, le=8)
-        """Bits that are kept of the eight of each channel."""
+        """Number of bits kept of the eight of each channel."""
         p: float = Field(default=0.5, ge=0.0, le=1.0)
-        """Probability, for each camera of a sample; 1 means always and in evaluation too, less in training only."""
+        """Probability per camera of a sample; 1 means always, also in evaluation, less means in training only."""
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs as they are; raises SpecError for images that are normalised already."""
-        refuse_normalised(cls.cameras(config, inputs), "posterize", "counts levels in [0, 1]")
+        """Return all inputs unchanged; raise SpecError for images that are already normalized."""
+        refuse_normalized(cls.cameras(config, inputs), "posterize", "counts levels in [0, 1]")
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="posterize")
 
     def change(self, images: Tensor) -> Tensor:
-        """(B, T, 3, H, W) -> the same size and dtype."""
+        """Return changed images (B, T, 3, H, W) of the same size and dtype."""
         bits, levels = self.config.bits, 1 << self.config.bits
         if images.dtype == torch.uint8:
             return images.bitwise_and((levels - 1) << (8 - bits))

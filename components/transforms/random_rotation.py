@@ -1,9 +1,6 @@
-"""Random rotations of images."""
-
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,49 +10,49 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import ImageTransform, ImageTransformConfig, refuse_normalised, to_bytes
+from ..images.specs import refuse_normalized
+from ..images.transform import ImageTransform, ImageTransformConfig
+from ..pixels import to_bytes
 from ..randomness.per_sample import Draws
 
 
 class RandomRotation(ImageTransform):
-    """Turns every image about its centre by up to `degrees` either way, in training only, before `normalize_image`.
+    """Random rotation of images about their center, in training only; before `normalize_image`.
 
-    The angle is drawn evenly, once for all steps of one camera of one sample. Bilinear; the size stays.
+    The angle is uniform within `degrees` either way, drawn once for all steps of one camera of one sample.
+    Bilinear; the size stays.
     """
 
     class Config(ImageTransformConfig):
-        """Random rotations of images."""
-
         type: Literal["random_rotation"]
-        """Rotate images at random while training; before `normalize_image`."""
         degrees: float = Field(default=5.0, gt=0.0, le=180.0)
         """Largest angle in degrees."""
         fill: float = Field(default=0.0, ge=0.0, le=1.0)
-        """Brightness of what was outside: 0 is black, 1 is white."""
+        """Brightness outside the image: 0 is black, 1 is white."""
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs as they are; raises SpecError for images that are normalised already."""
-        refuse_normalised(cls.cameras(config, inputs), "random_rotation", "fills with a brightness in [0, 1]")
+        """Return all inputs unchanged; raise SpecError for images that are already normalized."""
+        refuse_normalized(cls.cameras(config, inputs), "random_rotation", "fills with a brightness in [0, 1]")
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="random_rotation", degrees=30.0)
 
     def apply_to(self, images: Tensor, draws: Draws) -> Tensor:
-        """(B, T, 3, H, W) -> the same size and dtype."""
+        """Return changed images (B, T, 3, H, W) of the same size and dtype."""
         if not self.training:
             return images
         largest = math.radians(self.config.degrees)
         angles = draws.uniform(1, -largest, largest)[:, 0]
-        return turned(images, angles, self.config.fill)
+        return rotate_images(images, angles, self.config.fill)
 
 
-def turned(images: Tensor, angles: Tensor, fill: float) -> Tensor:
-    """Images (B, T, 3, H, W) turned counter-clockwise by angles (B,) in radians."""
+def rotate_images(images: Tensor, angles: Tensor, fill: float) -> Tensor:
+    """Rotate images (B, T, 3, H, W) counterclockwise by angles (B,) in radians."""
     height, width = images.shape[-2:]
-    x = torch.arange(width, device=images.device) - (width - 1) / 2.0  # (W,), pixels from the centre
+    x = torch.arange(width, device=images.device) - (width - 1) / 2.0  # (W,), pixels from the center
     y = (torch.arange(height, device=images.device) - (height - 1) / 2.0)[:, None]  # (H, 1)
     cosine, sine = angles.cos()[:, None, None], angles.sin()[:, None, None]
     from_x, from_y = cosine * x - sine * y, sine * x + cosine * y  # (B, H, W)
@@ -64,7 +61,7 @@ def turned(images: Tensor, angles: Tensor, fill: float) -> Tensor:
     level = 255.0 * fill if is_bytes else fill
     values = (
         images.flatten(1, 2).float() - level
-    )  # so that outside, where the sampler gives 0, there is the fill
+    )  # so that the fill appears outside, where the sampler returns 0
     values = F.grid_sample(values, grid, mode="bilinear", padding_mode="zeros", align_corners=False).add_(
         level
     )

@@ -1,8 +1,5 @@
-"""Sines and cosines of angles in the state."""
-
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,55 +9,54 @@ from torch import Tensor
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..vectors.specs import changed, chosen, columns, refuse_normalised
+from ..vectors.specs import changed_spec, refuse_normalized, resolve_dims, select_vectors
 
 _STATES = (Kind.STATE,)
 
 
 class SinCos(Transform):
-    """Replaces angles by their sines, then their cosines, after all other dimensions: S values become S + angles.
+    """Sines and cosines in place of angles of the state, in radians.
 
-    So that an angle just below pi and one just above -pi look alike. The inverse gives angles in (-pi, pi].
-    Only for states, in radians: of actions full turns would be lost.
+    They follow all other dimensions, first the sines, then the cosines: S values become S + angles. An angle
+    just below pi then resembles one just above -pi. The inverse returns angles in (-pi, pi]. States only,
+    because full turns of actions would be lost.
     """
 
     class Config(PartConfig):
-        """Sines and cosines of angles in the state."""
-
         type: Literal["sin_cos"]
-        """Replace angles of the state, in radians, by their sines and cosines."""
         keys: list[str] | None = Field(default=None, min_length=1)
-        """States to change; by default all of them."""
+        """States to change; by default all."""
         dims: list[int] | None = Field(default=None, min_length=1)
         """Dimensions that are angles; by default all. -1 is the last."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._angles = {
-            key: _angles(config, key, spec) for key, spec in chosen(config.keys, inputs, _STATES).items()
+            key: _angles(config, key, spec)
+            for key, spec in select_vectors(config.keys, inputs, _STATES).items()
         }
         self._widths = {key: inputs[key].width for key in self._angles}
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs, with wider states; raises SpecError for an unknown key or dimension, and normalised values."""
+        """Return the inputs with wider states; raise SpecError for an unknown key or normalized values."""
         found = {}
-        for key, spec in chosen(config.keys, inputs, _STATES).items():
-            refuse_normalised(key, spec, "sin_cos", "reads radians")
+        for key, spec in select_vectors(config.keys, inputs, _STATES).items():
+            refuse_normalized(key, spec, "sin_cos", "reads radians")
             count = len(_angles(config, key, spec))
-            found[key] = changed(spec, f"{count} angles as sine and cosine", spec.width + count)
+            found[key] = changed_spec(spec, f"{count} angles as sine and cosine", spec.width + count)
         return {**inputs, **found}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="sin_cos", dims=[0, -1])
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch; states (B, T, S) become (B, T, S + angles), float32."""
+        """Return a batch with states (B, T, S + angles), float32, for states (B, T, S)."""
         return {**batch, **{key: self._widen(batch[key], key) for key in self._angles if key in batch}}
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
-        """A new batch with angles in (-pi, pi]."""
+        """Return a batch with angles in (-pi, pi]."""
         return {**batch, **{key: self._narrow(batch[key], key) for key in self._angles if key in batch}}
 
     def _widen(self, values: Tensor, key: str) -> Tensor:
@@ -79,4 +75,6 @@ class SinCos(Transform):
 
 
 def _angles(config: SinCos.Config, key: str, spec: Spec) -> list[int]:
-    return list(range(spec.width)) if config.dims is None else columns(config.dims, spec.width, key, "dims")
+    return (
+        list(range(spec.width)) if config.dims is None else resolve_dims(config.dims, spec.width, key, "dims")
+    )

@@ -1,8 +1,5 @@
-"""Hide the state at random."""
-
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -11,36 +8,33 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Range, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..vectors.specs import chosen
+from ..vectors.specs import select_vectors
 
 
 class StateDropout(Transform):
-    """Sets all states of some samples to zero in training, so that a policy learns to look (GR00T).
+    """Random zeroing of all states of a sample in training, so that a policy relies on images (GR00T).
 
-    Zero is the middle of the data only after `normalize`, so that it has to come after it.
+    Must follow `normalize`, because only then zero is the middle of the data.
     """
 
     class Config(PartConfig):
-        """Hide the state at random."""
-
         type: Literal["state_dropout"]
-        """Hide the states of some samples while training; after `normalize`."""
         p: float = Field(default=0.2, ge=0.0, le=1.0)
-        """Probability that a sample loses its states, all of them at all steps."""
+        """Probability that a sample loses its states at all steps."""
         keys: list[str] | None = Field(default=None, min_length=1)
-        """States to hide together; by default all of them."""
+        """States to hide together; by default all."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._keys = tuple(chosen(config.keys, inputs, (Kind.STATE,)))
+        self._keys = tuple(select_vectors(config.keys, inputs, (Kind.STATE,)))
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs as they are; raises SpecError for an unknown key, and for a state that is not normalised."""
-        for key, spec in chosen(config.keys, inputs, (Kind.STATE,)).items():
+        """Return all inputs unchanged; raise SpecError for an unknown key or a state that is not normalized."""
+        for key, spec in select_vectors(config.keys, inputs, (Kind.STATE,)).items():
             if spec.range is not Range.NORMALISED:
                 raise SpecError(
-                    f"`state_dropout` sets states to zero, but `{key}` is not normalised: zero is not its middle",
+                    f"`state_dropout` sets states to zero, but `{key}` is not normalized, so zero is not its middle",
                     source=key,
                     trait="range",
                     label="too early",
@@ -49,11 +43,11 @@ class StateDropout(Transform):
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="state_dropout", p=0.5)
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch, in training with some samples' states at zero."""
+        """Return a batch in which, in training, the states of some samples are zero."""
         keys = [key for key in self._keys if key in batch]
         if not self.training or not keys:
             return dict(batch)

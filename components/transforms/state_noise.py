@@ -1,9 +1,6 @@
-"""Noise on the state."""
-
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -13,34 +10,31 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..embodiments import each_own, embodiments, facts_by_robot, ids_of
-from ..vectors.specs import Constants, chosen, statistics_of
+from ..embodiments import embodiments, facts_by_robot, ids_of, rows_by_robot
+from ..vectors.specs import Constants, select_vectors, statistics_of
 
 Deviation = Annotated[float, Field(ge=0.0)]
 
 
 class StateNoise(Transform):
-    """Adds Gaussian noise to states in training, so that a policy leans on them less.
+    """Gaussian noise on states in training, so that a policy relies on them less.
 
-    `std` is in the units that the state has here: in deviations of the data after `normalize`, in the robot's before.
-    Of several robots, dimensions that are not a sample's own, or never move, stay as they are.
+    `std` is in the current units of the state: standard deviations of the data after `normalize`, the robot's
+    units before. With several robots, dimensions that a robot lacks, or that never move, stay unchanged.
     """
 
     class Config(PartConfig):
-        """Noise on the state."""
-
         type: Literal["state_noise"]
-        """Add Gaussian noise to states while training."""
         std: Deviation | list[Deviation]
-        """Standard deviation of the noise, for all dimensions or for each; after `normalize`, in deviations of the data."""
+        """Standard deviation of the noise, for all dimensions or for each; after `normalize`, relative to the data's."""
         keys: list[str] | None = Field(default=None, min_length=1)
-        """States to change; by default all of them."""
+        """States to change; by default all."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
         self._std = {
             key: Constants(std=config.std if isinstance(config.std, list) else [config.std] * spec.width)
-            for key, spec in chosen(config.keys, inputs, (Kind.STATE,)).items()
+            for key, spec in select_vectors(config.keys, inputs, (Kind.STATE,)).items()
         }
         self._moving: dict[str, Constants] | None = None
         if embodiments(inputs) is not None:
@@ -49,29 +43,29 @@ class StateNoise(Transform):
 
     @classmethod
     def measures(cls, config: Config, inputs: Specs) -> Collection[str]:
-        """Of several robots, the states: to know which dimensions each has."""
-        return () if embodiments(inputs) is None else chosen(config.keys, inputs, (Kind.STATE,))
+        """Return the states if there are several robots, to find the dimensions of each."""
+        return () if embodiments(inputs) is None else select_vectors(config.keys, inputs, (Kind.STATE,))
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs as they are; raises SpecError for an unknown key, and for deviations of another number."""
-        for key, spec in chosen(config.keys, inputs, (Kind.STATE,)).items():
+        """Return all inputs unchanged; raise SpecError for an unknown key or a wrong number of deviations."""
+        for key, spec in select_vectors(config.keys, inputs, (Kind.STATE,)).items():
             if isinstance(config.std, list) and len(config.std) != spec.width:
                 raise SpecError(
                     f"{len(config.std)} deviations for the {spec.width} dimensions of `{key}`",
                     field="std",
                     source=key,
                     label=f"`{key}` has {spec.width}",
-                    help="give one for each dimension, or one number for all; name a single state under `keys`",
+                    help="set one per dimension, or one number for all, or name a single state under `keys`",
                 )
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="state_noise", std=0.1)
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch, in training with noise on the states (float32)."""
+        """Return a batch with noise on the states in training (float32)."""
         if not self.training:
             return dict(batch)
         return {**batch, **{key: self._disturb(batch, key) for key in self._std if key in batch}}
@@ -82,12 +76,12 @@ class StateNoise(Transform):
         noise = self._std[key].on(values.device)["std"] * normal
         if self._moving is not None:
             moving = self._moving[key].on(values.device)["moving"]
-            noise = noise.where(each_own(moving, ids_of(batch), values), 0.0)
+            noise = noise.where(rows_by_robot(moving, ids_of(batch), values), 0.0)
         return values + noise
 
 
 def _moving(key: str, spec: Spec, robots: Sequence[Facts]) -> Constants:
-    """Which dimensions of a state vary for each robot, (R, S)."""
+    """Return a mask (R, S) of the dimensions of a state that vary for each robot."""
     spreads = [statistics_of(key, spec, own).get("std", []) for own in robots]
     missing = [[False] * (spec.width - len(spread)) for spread in spreads]
     own = [[value > 0.0 for value in spread] for spread in spreads]

@@ -1,4 +1,4 @@
-"""Actions told relative to where the robot is: the state that they start from, and what it is to each dimension."""
+"""Transforms of actions relative to the state of the robot."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts, Transform
-from .specs import changed, columns, refuse_normalised, vector
+from .specs import changed_spec, find_vector, refuse_normalized, resolve_dims
 
 
 class ReferenceConfig(PartConfig):
-    """Options of transforms that tell actions relative to the state."""
+    """Options of transforms that express actions relative to the state."""
 
     state: str = "observation.state"
-    """The state that holds where the robot is, in the units of the action."""
+    """State of the robot to refer to, in the units of the action."""
 
 
 class ReferenceTransform(Transform):
-    """Rewrites the action by the latest step of a state, and back.
+    """Transform of the action by the latest step of a state, and back.
 
-    The state is kept in the batch as `action_reference.<key>` (B, S), so that the inverse finds it as it was, whatever
-    later transforms make of it, and whether or not a backbone reads it.
+    The batch keeps the state as `action_reference.<key>` (B, S), so that the inverse finds its original
+    values, independent of later transforms and of what the backbones read.
     """
 
     Config: ClassVar[type[PartConfig]] = ReferenceConfig
@@ -43,20 +43,24 @@ class ReferenceTransform(Transform):
 
     @classmethod
     def specs(cls, config: Any, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """All inputs, with the action marked as changed; raises SpecError where state and action do not correspond."""
-        vector(config.state, inputs, "state", (Kind.STATE,))
+        """Return the inputs, with a changed action; raise SpecError if state and action do not match."""
+        find_vector(config.state, inputs, "state", (Kind.STATE,))
         for key in (config.state, "action"):
-            refuse_normalised(key, inputs[key], config.type, "compares action and state in the robot's units")
+            refuse_normalized(key, inputs[key], config.type, "compares action and state in the robot's units")
         cls.check(config, inputs)
-        return {**inputs, "action": changed(inputs["action"], f"relative to {config.state}")}
+        return {**inputs, "action": changed_spec(inputs["action"], f"relative to {config.state}")}
 
     @classmethod
     @abstractmethod
     def check(cls, config: Any, inputs: Specs) -> None:
-        """Raises SpecError where state and action do not correspond."""
+        """Raise SpecError if state and action do not match."""
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        """A new batch with the reference, and with the action rewritten (float32). Raises SpecError without the state."""
+        """Return a batch with the reference and the relative action (float32).
+
+        Raises:
+            SpecError: The state is missing.
+        """
         if self.config.state not in batch:
             if "action" in batch:
                 raise SpecError(f"`{self.config.type}` needs `{self.config.state}` beside the action")
@@ -66,60 +70,60 @@ class ReferenceTransform(Transform):
         return {**kept, "action": self.rewrite(batch["action"].float(), state)} if "action" in batch else kept
 
     def inverse(self, batch: Batch) -> dict[str, Any]:
-        """A new batch with the action as it was (float32). Raises SpecError for a batch that did not go forward."""
+        """Return a batch with the original action (float32); raise SpecError if `forward` has not seen it."""
         if "action" not in batch:
             return dict(batch)
         if self._key not in batch:
             raise SpecError(
                 f"`{self.config.type}` cannot be undone without `{self.config.state}`",
-                help="give `inverse` the batch that came out of `forward`",
+                help="pass the output of `forward` to `inverse`",
             )
         return {**batch, "action": self.restore(batch["action"].float(), batch[self._key])}
 
     @abstractmethod
     def rewrite(self, actions: Tensor, state: Tensor) -> Tensor:
-        """Actions (B, H, A) relative to the state (B, S)."""
+        """Return actions (B, H, A) relative to the state (B, S)."""
 
     @abstractmethod
     def restore(self, actions: Tensor, state: Tensor) -> Tensor:
-        """What `rewrite` got, from what it gave."""
+        """Invert `rewrite`."""
 
 
 class DifferenceConfig(ReferenceConfig):
     """Options of transforms that take differences, number by number."""
 
     absolute: list[int] = Field(default_factory=list)
-    """Dimensions of the action that stay as they are, such as a gripper's; -1 is the last."""
+    """Dimensions of the action that stay unchanged, such as a gripper's; -1 is the last."""
     state_dims: list[int] | None = Field(default=None, min_length=1)
-    """For each of the other dimensions of the action, the one of the state; by default that of the same number."""
+    """Dimension of the state for each other dimension of the action; by default the same number."""
 
 
 class DifferenceTransform(ReferenceTransform):
-    """Takes differences between dimensions of the action and those of the state that they start from."""
+    """Differences between dimensions of the action and those of the state."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
-        self._sources = _sources(config, inputs)
+        self._state_dims = _state_dims(config, inputs)
 
     @classmethod
     def check(cls, config: Any, inputs: Specs) -> None:
-        _sources(config, inputs)
+        _state_dims(config, inputs)
 
     def start(self, state: Tensor) -> Tensor:
-        """Where the action starts from (B, A), for states (B, S); 0 in dimensions that stay absolute."""
+        """Return the reference (B, A) for states (B, S); 0 in absolute dimensions."""
         zero = torch.zeros_like(state[:, 0])
-        return torch.stack([zero if dim is None else state[:, dim] for dim in self._sources], dim=-1)
+        return torch.stack([zero if dim is None else state[:, dim] for dim in self._state_dims], dim=-1)
 
     def choose(self, relative: Tensor, absolute: Tensor) -> Tensor:
-        """Of two chunks (B, H, A), the first in relative dimensions and the second in absolute ones."""
-        pairs = zip(self._sources, relative.unbind(-1), absolute.unbind(-1), strict=True)
+        """Select the first of two chunks (B, H, A) in relative dimensions, the second in absolute ones."""
+        pairs = zip(self._state_dims, relative.unbind(-1), absolute.unbind(-1), strict=True)
         return torch.stack([kept if source is None else moved for source, moved, kept in pairs], dim=-1)
 
 
-def _sources(config: DifferenceConfig, inputs: Specs) -> list[int | None]:
-    """For each dimension of the action, that of the state; None where the action stays absolute."""
+def _state_dims(config: DifferenceConfig, inputs: Specs) -> list[int | None]:
+    """Return the dimension of the state for each dimension of the action; None for absolute ones."""
     state, action = inputs[config.state], inputs["action"]
-    absolute = columns(config.absolute, action.width, "action", "absolute")
+    absolute = resolve_dims(config.absolute, action.width, "action", "absolute")
     relative = [dim for dim in range(action.width) if dim not in absolute]
     if not relative:
         raise SpecError(
@@ -132,19 +136,19 @@ def _sources(config: DifferenceConfig, inputs: Specs) -> list[int | None]:
                 f"dimension {missing[0]} of the action has no counterpart in `{config.state}`, which has {state.width}",
                 source=config.state,
                 label=f"the action has {action.width} dimensions, `{config.state}` {state.width}",
-                help="name the dimensions of the state under `state_dims`, or those of the action that stay as they are "
+                help="name the dimensions of the state under `state_dims`, or absolute dimensions of the action "
                 "under `absolute`",
             )
         found = relative
     else:
-        found = columns(config.state_dims, state.width, config.state, "state_dims")
+        found = resolve_dims(config.state_dims, state.width, config.state, "state_dims")
         if len(found) != len(relative):
             raise SpecError(
                 f"{len(found)} dimensions of the state for {len(relative)} relative ones of the action",
                 field="state_dims",
                 source="action",
                 label=f"{len(relative)} are relative",
-                help=f"give {len(relative)}: for the dimensions {', '.join(map(str, relative))} of the action",
+                help=f"set {len(relative)}, for the dimensions {', '.join(map(str, relative))} of the action",
             )
     of = dict(zip(relative, found, strict=True))
     return [of.get(dim) for dim in range(action.width)]

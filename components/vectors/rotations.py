@@ -1,18 +1,19 @@
 """Rotations in five representations, in float32 or float64, with finite gradients everywhere.
 
-    convert(values, Rotation("axis_angle"), Rotation("euler", "XYZ"))
+    convert(values, RotationForm("axis_angle"), RotationForm("euler", "XYZ"))
 
 | representation | values | meaning |
 |---|---|---|
 | `axis_angle` | 3 | unit axis times angle, in radians |
 | `quaternion` | 4 | order `wxyz` or `xyzw` |
-| `rotation_6d` | 6 | the first two rows of the matrix (Zhou et al., "On the Continuity of Rotation Representations", 2019) |
-| `matrix` | 9 | row by row; maps vectors of the turned frame to the fixed one |
-| `euler` | 3 | three axes, in radians: `XYZ` turns about the axes of the turned frame, `xyz` about fixed ones (as in SciPy) |
+| `rotation_6d` | 6 | first two rows of the matrix (Zhou et al., "On the Continuity of Rotation Representations", 2019) |
+| `matrix` | 9 | row by row; maps vectors of the rotated frame to the fixed one |
+| `euler` | 3 | three axes, in radians: `XYZ` about axes of the rotated frame, `xyz` about fixed ones (as in SciPy) |
 
-What comes out is canonical: quaternions have a real part of at least 0, angles of axis-angle are at most pi, the first and
-last Euler angle lie in (-pi, pi], the middle one in [-pi/2, pi/2], or [0, pi] where the first axis is also the last.
-A network's 6d values and matrices are brought back to rotations by Gram-Schmidt, its quaternions by their length.
+Results are canonical: quaternions have a real part of at least 0, angles of axis-angle are at most pi, the
+first and last Euler angle lie in (-pi, pi], the middle one in [-pi/2, pi/2], or in [0, pi] if the first axis
+is also the last. Predicted 6d values and matrices are projected to rotations by Gram-Schmidt, quaternions by
+their length.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from torch import Tensor
 Representation = Literal["axis_angle", "quaternion", "rotation_6d", "matrix", "euler"]
 
 WIDTHS: dict[str, int] = {"axis_angle": 3, "quaternion": 4, "rotation_6d": 6, "matrix": 9, "euler": 3}
-_LOST = 1e-15  # its square can still be told from 0 in float32
-_SMALL = 1e-8  # squared length under which a series replaces a quotient; exact there in float32 and float64
+_LOST = 1e-15  # its square still differs from 0 in float32
+_SMALL = 1e-8  # squared length below which a series replaces a quotient; exact there in float32 and float64
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """A representation; `order` is that of a quaternion's values, or of the axes of Euler angles."""
+class RotationForm:
+    """Representation; `order` is that of a quaternion's values, or of the axes of Euler angles."""
 
     name: Representation
     order: str = ""
@@ -44,13 +45,13 @@ class Rotation:
         return WIDTHS[self.name]
 
 
-def convert(values: Tensor, source: Rotation, target: Rotation) -> Tensor:
-    """Rotations (..., source.width) as (..., target.width)."""
+def convert(values: Tensor, source: RotationForm, target: RotationForm) -> Tensor:
+    """Convert rotations (..., source.width) to (..., target.width)."""
     return from_matrix(to_matrix(values, source), target)
 
 
-def to_matrix(values: Tensor, rotation: Rotation) -> Tensor:
-    """Rotations (..., width) as matrices (..., 3, 3)."""
+def to_matrix(values: Tensor, rotation: RotationForm) -> Tensor:
+    """Convert rotations (..., width) to matrices (..., 3, 3)."""
     if rotation.name == "axis_angle":
         return _from_axis_angle(values)
     if rotation.name == "quaternion":
@@ -60,8 +61,8 @@ def to_matrix(values: Tensor, rotation: Rotation) -> Tensor:
     return orthonormal(values[..., :3], values[..., 3:6])
 
 
-def from_matrix(matrix: Tensor, rotation: Rotation) -> Tensor:
-    """Matrices (..., 3, 3) as rotations (..., width)."""
+def from_matrix(matrix: Tensor, rotation: RotationForm) -> Tensor:
+    """Convert matrices (..., 3, 3) to rotations (..., width)."""
     if rotation.name == "axis_angle":
         return _axis_angle(_quaternion(matrix))
     if rotation.name == "quaternion":
@@ -73,14 +74,17 @@ def from_matrix(matrix: Tensor, rotation: Rotation) -> Tensor:
 
 
 def orthonormal(first: Tensor, second: Tensor) -> Tensor:
-    """Matrices (..., 3, 3) whose first two rows come from vectors (..., 3) by Gram-Schmidt; the third is their product."""
+    """Build matrices (..., 3, 3) whose first two rows are vectors (..., 3) after Gram-Schmidt.
+
+    The third row is their cross product.
+    """
     x = F.normalize(first, dim=-1)
     y = F.normalize(second - (x * second).sum(-1, keepdim=True) * x, dim=-1)
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-2)
 
 
 def _from_axis_angle(values: Tensor) -> Tensor:
-    """Rodrigues' formula: I + sin(a) / a K + (1 - cos(a)) / a^2 K^2, with K the product by the vector."""
+    """Apply Rodrigues' formula: I + sin(a) / a K + (1 - cos(a)) / a^2 K^2, with K the cross product matrix."""
     square = values.square().sum(-1)[..., None, None]
     small = square < _SMALL
     angle = torch.where(small, 1.0, square).sqrt()
@@ -95,7 +99,7 @@ def _from_axis_angle(values: Tensor) -> Tensor:
 
 
 def _from_quaternion(values: Tensor) -> Tensor:
-    """Quaternions (..., 4), real part first and of any length but 0, as matrices."""
+    """Convert quaternions (..., 4), real part first and of any length but 0, to matrices."""
     w, x, y, z = F.normalize(values, dim=-1).unbind(-1)
     rows = [
         1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y),
@@ -106,7 +110,11 @@ def _from_quaternion(values: Tensor) -> Tensor:
 
 
 def _quaternion(matrix: Tensor) -> Tensor:
-    """The products 4 q q^T are linear in the matrix; the row of the largest component is far from 0 for any angle."""
+    """Convert matrices to quaternions.
+
+    The products 4 q q^T are linear in the matrix; the row of the largest component is far from 0 for any
+    angle.
+    """
     (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in matrix.unbind(-2))
     entries = [
         1.0 + a + e + i, h - f, c - g, d - b,
@@ -122,7 +130,7 @@ def _quaternion(matrix: Tensor) -> Tensor:
 
 
 def _axis_angle(quaternion: Tensor) -> Tensor:
-    """Unit quaternions (..., 4) with a real part of at least 0 -> axis times angle."""
+    """Convert unit quaternions (..., 4) with a real part of at least 0 to axis times angle."""
     w, vector = quaternion[..., :1], quaternion[..., 1:]
     square = vector.square().sum(-1, keepdim=True)  # sin^2 of half the angle
     small = square < _SMALL
@@ -132,13 +140,16 @@ def _axis_angle(quaternion: Tensor) -> Tensor:
 
 
 def _axes(order: str) -> tuple[int, int, int, float]:
-    """Axes i, j of the first two turns of the turned frame, the third axis k, and whether i, j, k is a right-handed order."""
+    """Return axes i, j of the first two rotations, the third axis k, and the sign of the order i, j, k.
+
+    Axes are those of the rotated frame; the sign is positive for a right-handed order.
+    """
     i, j = ("XYZ".index(axis) for axis in order[:2])
     return i, j, 3 - i - j, 1.0 if (j - i) % 3 == 1 else -1.0
 
 
 def _from_euler(angles: Tensor, order: str) -> Tensor:
-    """The product of three elementary rotations; about fixed axes they apply in the opposite order."""
+    """Return the product of three elementary rotations; about fixed axes they apply in the opposite order."""
     if order.islower():
         return _from_euler(angles.flip(-1), order[::-1].upper())
     eye = torch.eye(3, dtype=angles.dtype, device=angles.device)
@@ -150,15 +161,15 @@ def _from_euler(angles: Tensor, order: str) -> Tensor:
 
 
 def _angle(y: Tensor, x: Tensor) -> Tensor:
-    """Angle of (x, y), and 0 where its length is lost in squares: there any angle will do, and none has a gradient."""
+    """Return the angle of (x, y), or 0 without a gradient if its length vanishes when squared."""
     lost = y.abs() + x.abs() < _LOST
     return torch.atan2(torch.where(lost, 0.0, y), torch.where(lost, 1.0, x))
 
 
 def _euler(matrix: Tensor, order: str) -> Tensor:
-    """The first angle is read off, its turn undone, and the other two are read off what remains.
+    """Read off the first angle, undo its rotation, and read the other two off the rest.
 
-    So the three always give the matrix back, in gimbal lock too, where the first one is arbitrary.
+    The three always reproduce the matrix, also in gimbal lock, where the first one is arbitrary.
     """
     if order.islower():
         return _euler(matrix, order[::-1].upper()).flip(-1)

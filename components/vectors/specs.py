@@ -1,4 +1,4 @@
-"""What transforms of states (B, T, S) and actions (B, H, A) share: keys and dimensions by name, and their statistics."""
+"""Keys, dimensions and statistics of states (B, T, S) and actions (B, H, A), for transforms."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ VECTORS = (Kind.STATE, Kind.ACTION)
 
 
 def vectors(inputs: Specs, kinds: Collection[Kind] = VECTORS) -> dict[str, Spec]:
-    """States and actions among the inputs, or those of one kind."""
+    """Return the states and actions among the inputs, or those of one kind."""
     return {key: spec for key, spec in inputs.items() if spec.kind in kinds}
 
 
-def chosen(keys: Sequence[str] | None, inputs: Specs, kinds: Collection[Kind] = VECTORS) -> dict[str, Spec]:
-    """The vectors that the option `keys` names, by default all; raises SpecError for one that is not there."""
+def select_vectors(
+    keys: Sequence[str] | None, inputs: Specs, kinds: Collection[Kind] = VECTORS
+) -> dict[str, Spec]:
+    """Return the vectors that the option `keys` names, by default all; raise SpecError for an unknown one."""
     known = vectors(inputs, kinds)
     for position, key in enumerate(keys or ()):
-        vector(key, inputs, f"keys.{position}", kinds)
+        find_vector(key, inputs, f"keys.{position}", kinds)
     return known if keys is None else {key: known[key] for key in keys}
 
 
-def vector(key: str, inputs: Specs, field: str, kinds: Collection[Kind] = VECTORS) -> Spec:
-    """The state or action that an option names; raises SpecError where there is none."""
+def find_vector(key: str, inputs: Specs, field: str, kinds: Collection[Kind] = VECTORS) -> Spec:
+    """Return the state or action that an option names; raise SpecError if there is none."""
     known = vectors(inputs, kinds)
     if key not in known:
         raise SpecError(
-            f"`{key}` is no {' or '.join(kinds)}",
+            f"`{key}` is not a {' or '.join(kinds)}",
             field=field,
-            label=f"is {inputs[key]}" if key in inputs else "no such key",
-            help=f"there are: {', '.join(known) or 'none'}",
+            label=f"is {inputs[key]}" if key in inputs else "unknown key",
+            help=f"known: {', '.join(known) or 'none'}",
         )
     return known[key]
 
 
-def columns(dims: Sequence[int], width: int, key: str, field: str) -> list[int]:
-    """Dimensions of a vector as numbers from 0; -1 is the last. Raises SpecError for one outside, or named twice."""
+def resolve_dims(dims: Sequence[int], width: int, key: str, field: str) -> list[int]:
+    """Return dimensions of a vector counted from 0; raise SpecError for one out of range or named twice."""
     found: list[int] = []
     for position, dim in enumerate(dims):
         column = dim if dim >= 0 else width + dim
@@ -61,11 +63,11 @@ def columns(dims: Sequence[int], width: int, key: str, field: str) -> list[int]:
     return found
 
 
-def refuse_normalised(key: str, spec: Spec, name: str, why: str) -> None:
-    """Raises SpecError for a vector that is normalised already; `why` says in a phrase what `name` needs."""
+def refuse_normalized(key: str, spec: Spec, name: str, why: str) -> None:
+    """Raise SpecError for a vector that is already normalized; `why` describes in a phrase what `name` needs."""
     if spec.range is Range.NORMALISED:
         raise SpecError(
-            f"`{name}` {why}, but `{key}` is normalised",
+            f"`{name}` {why}, but `{key}` is normalized",
             source=key,
             trait="range",
             label="too late",
@@ -73,15 +75,15 @@ def refuse_normalised(key: str, spec: Spec, name: str, why: str) -> None:
         )
 
 
-def changed(spec: Spec, why: str, width: int | None = None) -> Spec:
-    """The spec of values that a transform changed, of another width where one is given."""
+def changed_spec(spec: Spec, why: str, width: int | None = None) -> Spec:
+    """Return the spec of values that a transform changed, with another width if given."""
     dims = spec.dims if width is None else (*spec.dims[:-1], width)
     why = f"{spec.why}, {why}".removeprefix(", ")
     return replace(spec, dims=dims, why=why, range=Range.CHANGED, bounds=None)
 
 
 def with_bounds(inputs: Specs, facts: Facts) -> dict[str, Spec]:
-    """The inputs, with the bounds that the statistics of the dataset give to states and actions."""
+    """Return the inputs with the bounds of states and actions, from the statistics of the dataset."""
     known = dict(inputs)
     robots = facts_by_robot(inputs, facts)
     for key, spec in vectors(inputs).items():
@@ -93,9 +95,10 @@ def with_bounds(inputs: Specs, facts: Facts) -> dict[str, Spec]:
 
 
 def statistics_of(key: str, spec: Spec, facts: Facts) -> Mapping[str, Any]:
-    """Statistics of the values of a vector, as a transform gets them; empty where there are none.
+    """Return statistics of the values of a vector, as a transform receives them; empty if there are none.
 
-    Raises SpecError where only those of the dataset are known and an earlier transform changed the values.
+    Raises:
+        SpecError: Only statistics of the dataset are known, and an earlier transform changed the values.
     """
     measured = facts.get("measured", {})
     if key in measured:
@@ -107,16 +110,16 @@ def statistics_of(key: str, spec: Spec, facts: Facts) -> Mapping[str, Any]:
             source=key,
             trait="range",
             label="stale statistics",
-            help=f'give those of the changed values in facts["measured"]["{key}"]; building from a recipe does it',
+            help=f'pass those of the changed values in facts["measured"]["{key}"]; building from a recipe does it',
         )
     of_dataset: Mapping[str, Any] = facts.get("statistics", {}).get(key, {})
     return of_dataset
 
 
 class Constants:
-    """Lists of numbers, or of rows of numbers, as tensors of the device they meet.
+    """Lists of numbers, or of rows of numbers, as tensors on the device where they are used.
 
-    They are no buffers: they must survive a cast of the model to bf16 and construction on the meta device.
+    They are not buffers: they must survive a cast of the model to bf16 and construction on the meta device.
     """
 
     def __init__(self, **values: Sequence[Any]) -> None:
@@ -124,9 +127,9 @@ class Constants:
         self._tensors: dict[torch.device, dict[str, Tensor]] = {}
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
-        """Each list as one tensor, bool or float32."""
+        """Return each list as one tensor, bool or float32."""
         if device not in self._tensors:
-            with torch.inference_mode(False):  # else training could never use what inference made first
+            with torch.inference_mode(False):  # otherwise training could not use tensors created in inference
                 self._tensors[device] = {
                     name: torch.tensor(numbers, device=device) for name, numbers in self._values.items()
                 }

@@ -9,24 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Florence2ForConditionalGeneration, Florence2Model, PreTrainedModel
 
-from .base import Family, Seen
-from .sequence import Rotary
+from ..layers.rotary import RotaryEmbedding
+from .base import EncodedFrames, VlmFamily
 
 
-class Florence(Family):
-    """The encoder of Florence-2 (Xiao et al., 2024), as X-VLA reads it. Its decoder is not built.
+class Florence(VlmFamily):
+    """Encoder of Florence-2 (Xiao et al., 2024), as in X-VLA; the decoder is not built.
 
-    An image is the mean of its places, and then these.
+    The tokens of an image are the mean of its places, followed by the places.
     """
 
     model = Florence2Model
     with_head = Florence2ForConditionalGeneration
     attention = "bidirectional"
-    grows = False
-    texts = ("bart",)
+    has_key_values = False
+    text_models = ("bart",)
 
     @classmethod
-    def cut(cls, held: dict[str, Any], depth: int | None) -> dict[str, Any]:
+    def truncate(cls, held: dict[str, Any], depth: int | None) -> dict[str, Any]:
         text = {**held["text_config"], "decoder_layers": 0}
         if depth is not None:
             text["encoder_layers"] = depth
@@ -44,42 +44,42 @@ class Florence(Family):
         kept.language_model = whole.language_model.encoder
         return kept
 
-    def carrier(self, model: Any, head: nn.Linear | None) -> PreTrainedModel:
+    def loadable(self, model: Any, head: nn.Linear | None) -> PreTrainedModel:
         with torch.device("meta"):
             whole: Any = self.model(self.sizes)
         whole.vision_tower, whole.multi_modal_projector = model.vision_tower, model.multi_modal_projector
         whole.language_model.encoder = model.language_model
-        carrier: PreTrainedModel = whole
-        return carrier
+        loadable: PreTrainedModel = whole
+        return loadable
 
-    def rotary(self, base: float | None) -> Rotary | None:
+    def rotary(self, base: float | None) -> RotaryEmbedding | None:
         return None
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         vision, stride = self.sizes.vision_config, 1
         for step in vision.patch_stride:
             stride *= step
-        rows, columns = self.divided(size, stride, square=False)
+        rows, columns = self.divide(size, stride, square=False)
         if max(rows, columns) > vision.max_position_embeddings:
             most = vision.max_position_embeddings * stride
-            raise self.expected(size, (min(size[0], most), min(size[1], most)))
+            raise self.size_error(size, (min(size[0], most), min(size[1], most)))
         return rows, columns
 
     def frame_tokens(self, size: tuple[int, int]) -> int:
         return super().frame_tokens(size) + 1
 
-    def see(self, model: Any, images: Tensor) -> Seen:
-        return Seen(model.multi_modal_projector(model.vision_tower(images).last_hidden_state))
+    def encode_frames(self, model: Any, images: Tensor) -> EncodedFrames:
+        return EncodedFrames(model.multi_modal_projector(model.vision_tower(images).last_hidden_state))
 
-    def enter(self, model: Any, embeddings: Tensor, positions: Tensor) -> Tensor:
+    def prepare(self, model: Any, embeddings: Tensor, positions: Tensor) -> Tensor:
         encoder = model.language_model
         learned = F.embedding(positions[0] + encoder.embed_positions.offset, encoder.embed_positions.weight)
-        entered: Tensor = encoder.layernorm_embedding(embeddings + learned)
-        return F.dropout(entered, p=encoder.dropout, training=encoder.training)
+        prepared: Tensor = encoder.layernorm_embedding(embeddings + learned)
+        return F.dropout(prepared, p=encoder.dropout, training=encoder.training)
 
     def layers(self, model: Any) -> nn.ModuleList:
         found: nn.ModuleList = model.language_model.layers
         return found
 
-    def leave(self, model: Any, hidden: Tensor) -> Tensor:
+    def finish(self, model: Any, hidden: Tensor) -> Tensor:
         return hidden

@@ -1,4 +1,4 @@
-"""What the `vlm` backbone reads: cameras, one prompt, and the state where it is asked for."""
+"""Inputs of the `vlm` backbone: cameras, one prompt, and optionally the state."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _COLLATOR = "set `collator: {type: language, tokenizer: <the same model>}` to tu
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Specs of what is read, by kind."""
+class VlmInputs:
+    """Specs of the inputs, by kind."""
 
     cameras: dict[str, Spec]
     ids: str
     """Key of the prompt's token ids."""
     length: int | str
-    """Tokens of the prompt."""
+    """Number of tokens of the prompt."""
     vocabulary: int | None
-    """Token ids of the tokenizer."""
+    """Number of token ids of the tokenizer."""
     states: dict[str, Spec]
 
     @property
@@ -31,7 +31,7 @@ class Inputs:
 
 
 def read_inputs(config: Any, available: Specs) -> dict[str, Spec]:
-    """The inputs to read: those that `reads` names, or all of the kinds that the model takes; raises SpecError."""
+    """Return the inputs that `reads` names, or all of the model's kinds; raise SpecError if one is missing."""
     kinds = [Kind.IMAGE, Kind.TOKEN_IDS, *([Kind.STATE] if config.state == "token" else [])]
     listing = ", ".join(f"{key} ({spec.kind})" for key, spec in available.items()) or "none"
     for position, key in enumerate(config.reads or ()):
@@ -59,8 +59,8 @@ def read_inputs(config: Any, available: Specs) -> dict[str, Spec]:
     return found
 
 
-def inputs_of(config: Any, available: Specs) -> Inputs:
-    """The inputs sorted by kind; raises SpecError for several prompts, or states whose steps differ."""
+def inputs_of(config: Any, available: Specs) -> VlmInputs:
+    """Sort the inputs by kind; raise SpecError for several prompts, or states that differ in steps."""
     found = read_inputs(config, available)
     texts = [key for key, spec in found.items() if spec.kind is Kind.TOKEN_IDS]
     if len(texts) > 1:
@@ -79,4 +79,4 @@ def inputs_of(config: Any, available: Specs) -> Inputs:
             )
     cameras = {key: spec for key, spec in found.items() if spec.kind is Kind.IMAGE}
     prompt = found[texts[0]]
-    return Inputs(cameras, texts[0], prompt.dims[1], prompt.vocab, states)
+    return VlmInputs(cameras, texts[0], prompt.dims[1], prompt.vocab, states)

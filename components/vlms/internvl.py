@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration, InternVLModel
 
-from .base import Family, Seen
+from .base import EncodedFrames, VlmFamily
 
 
-class InternVl(Family):
-    """InternVL3 (Zhu et al., 2025), and Eagle (Li et al., 2025), which GR00T reads, with SigLIP as its vision tower."""
+class InternVl(VlmFamily):
+    """InternVL3 (Zhu et al., 2025), and Eagle (Li et al., 2025) of GR00T, with SigLIP as its vision tower."""
 
     model = InternVLModel
     with_head = InternVLForConditionalGeneration
@@ -21,11 +21,11 @@ class InternVl(Family):
         vision = self.sizes.vision_config
         wanted, patch = _pair(vision.image_size), _pair(vision.patch_size)[0]
         if vision.model_type != "internvl_vision" and size != wanted:  # its own tower interpolates positions
-            raise self.expected(size, wanted)
-        return self.divided(size, round(patch / self.sizes.downsample_ratio), square=True)
+            raise self.size_error(size, wanted)
+        return self.divide(size, round(patch / self.sizes.downsample_ratio), square=True)
 
-    def see(self, model: Any, images: Tensor) -> Seen:
-        return Seen(model.get_image_features(pixel_values=images).pooler_output)
+    def encode_frames(self, model: Any, images: Tensor) -> EncodedFrames:
+        return EncodedFrames(model.get_image_features(pixel_values=images).pooler_output)
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PreTrainedModel
 
 from ...schemas.errors import WeightsError
-from .base import Family, Seen
+from .base import EncodedFrames, VlmFamily
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class OpenVla(Family):
-    """The vision-language model of OpenVLA (Kim et al., 2024), a Prismatic model (Karamcheti et al., 2024).
+class OpenVla(VlmFamily):
+    """Vision-language model of OpenVLA (Kim et al., 2024), a Prismatic model (Karamcheti et al., 2024).
 
-    Images in [-1, 1] are seen by both towers, by DINOv2 in ImageNet's mean and deviation. Of each, the patches before
-    the last layer are read, which is not built.
+    Both towers read images in [-1, 1], DINOv2 after a change to ImageNet's mean and deviation. Their features
+    are the patches before the last layer, which is not built.
     """
 
     attention = "causal"
@@ -33,7 +33,7 @@ class OpenVla(Family):
     def build(self) -> nn.Module:
         return _Prismatic(self.sizes.vision_config, self.text_sizes)
 
-    def carrier(self, model: Any, head: nn.Linear | None) -> PreTrainedModel:
+    def loadable(self, model: Any, head: nn.Linear | None) -> PreTrainedModel:
         raise WeightsError(
             "weights of OpenVLA cannot be loaded; name it by `architecture` to train from scratch"
         )
@@ -42,11 +42,11 @@ class OpenVla(Family):
         vision = self.sizes.vision_config
         side = vision["image_size"]
         if size != (side, side):
-            raise self.expected(size, (side, side))
-        return self.divided(size, vision["towers"][0]["patch_size"], square=True)
+            raise self.size_error(size, (side, side))
+        return self.divide(size, vision["towers"][0]["patch_size"], square=True)
 
-    def see(self, model: Any, images: Tensor) -> Seen:
-        return Seen(model.see(images))
+    def encode_frames(self, model: Any, images: Tensor) -> EncodedFrames:
+        return EncodedFrames(model.encode_frames(images))
 
 
 class _Prismatic(nn.Module):
@@ -68,8 +68,8 @@ class _Prismatic(nn.Module):
         )
         self.language_model = LlamaModel(text)
 
-    def see(self, images: Tensor) -> Tensor:
-        """Images (F, 3, H, W) in [-1, 1] as embeddings (F, N, D)."""
+    def encode_frames(self, images: Tensor) -> Tensor:
+        """Encode images (F, 3, H, W) in [-1, 1] to embeddings (F, N, D)."""
         mean, std = (
             torch.stack([images.new_full((1, 1), value) for value in values]) for values in (_MEAN, _STD)
         )  # (3, 1, 1)
@@ -83,7 +83,7 @@ class _Prismatic(nn.Module):
 
 
 def _tower(sizes: dict[str, Any], side: int) -> nn.Module:
-    """A vision transformer of timm without its last layer, and what follows it."""
+    """Build a vision transformer of timm without its last layer and head."""
     tower: nn.Module = timm.create_model(
         sizes["name"],
         img_size=side,
@@ -99,7 +99,7 @@ def _tower(sizes: dict[str, Any], side: int) -> nn.Module:
 
 
 def _patches(tower: Any, images: Tensor) -> Tensor:
-    """Patches (F, N, D) after the last layer that is built."""
+    """Return patches (F, N, D) after the last remaining layer."""
     (patches,) = tower.get_intermediate_layers(images, n=1)
     assert isinstance(patches, Tensor)
     return patches

@@ -1,4 +1,4 @@
-"""The stretches of a sequence: tokens of one origin each, such as the frames or the prompt, and how they are joined."""
+"""Segments of a sequence, each of one origin such as frames or prompt, and their concatenation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..base import Batch
-from ..images.specs import fold
-from .base import Family
-from .inputs import Inputs
+from ..images.specs import fold_frames
+from .base import VlmFamily
+from .inputs import VlmInputs
 from .sequence import Places
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """Consecutive tokens of every sample."""
 
     embeddings: Tensor
@@ -27,58 +27,58 @@ class Stretch:
     """(B, n), True where valid."""
     places: Places
     deep: Sequence[Tensor] = ()
-    """(B, n, D), what is added to the tokens after each of the first layers."""
+    """(B, n, D), to add to the tokens after each of the first layers."""
 
     @property
     def count(self) -> int:
         return self.mask.shape[1]
 
     @classmethod
-    def in_line(cls, embeddings: Tensor, axes: int, mask: Tensor | None = None) -> Stretch:
-        """Tokens (B, n, D) one after the other; all are valid where there is no mask (B, n)."""
+    def sequential(cls, embeddings: Tensor, axes: int, mask: Tensor | None = None) -> Segment:
+        """Build a segment of consecutive tokens (B, n, D); all are valid without a mask (B, n)."""
         if mask is None:
             mask = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        return cls(embeddings, mask, Places.in_line(embeddings.shape[1], axes, embeddings.device))
+        return cls(embeddings, mask, Places.sequential(embeddings.shape[1], axes, embeddings.device))
 
     @classmethod
     def of_frames(
-        cls, family: Family, model: Any, inputs: Inputs, observations: Batch, dtype: torch.dtype
-    ) -> Stretch:
-        """The frames of all cameras, step by step; those that `<camera>_is_pad` (B, T) marks are hidden."""
-        images = fold(observations, inputs.cameras, dtype)  # (B * F, 3, H, W)
-        seen = family.see(model, images)
-        shown = _shown(observations, inputs, images.device)  # (B, F)
+        cls, family: VlmFamily, model: Any, inputs: VlmInputs, observations: Batch, dtype: torch.dtype
+    ) -> Segment:
+        """Build the segment of all cameras' frames, step by step; `<camera>_is_pad` (B, T) masks frames."""
+        images = fold_frames(observations, inputs.cameras, dtype)  # (B * F, 3, H, W)
+        encoded = family.encode_frames(model, images)
+        valid = _valid_frames(observations, inputs, images.device)  # (B, F)
         places = family.frame_places((images.shape[2], images.shape[3]), images.device)
-        size = (len(shown), -1)
+        size = (len(valid), -1)
         return cls(
-            seen.embeddings.unflatten(0, size).flatten(1, 2),
-            shown.repeat_interleave(len(places.advance), dim=1),
-            places.repeated(shown.shape[1]),
-            [deep.unflatten(0, size).flatten(1, 2) for deep in seen.deep],
+            encoded.embeddings.unflatten(0, size).flatten(1, 2),
+            valid.repeat_interleave(len(places.advance), dim=1),
+            places.repeat(valid.shape[1]),
+            [deep.unflatten(0, size).flatten(1, 2) for deep in encoded.deep],
         )
 
     @classmethod
-    def joined(cls, stretches: Sequence[Stretch]) -> Stretch:
-        """Several stretches, end to end; to those without anything to add, zeros are added."""
-        counts = [stretch.count for stretch in stretches]
+    def concatenate(cls, segments: Sequence[Segment]) -> Segment:
+        """Concatenate segments; those without `deep` features add zeros."""
+        counts = [segment.count for segment in segments]
         return cls(
-            torch.cat([stretch.embeddings for stretch in stretches], dim=1),
-            torch.cat([stretch.mask for stretch in stretches], dim=1),
-            Places.joined([stretch.places for stretch in stretches]),
+            torch.cat([segment.embeddings for segment in segments], dim=1),
+            torch.cat([segment.mask for segment in segments], dim=1),
+            Places.concatenate([segment.places for segment in segments]),
             [
                 pad(deep, (0, 0, sum(counts[:index]), sum(counts[index + 1 :])))
-                for index, stretch in enumerate(stretches)
-                for deep in stretch.deep
+                for index, segment in enumerate(segments)
+                for deep in segment.deep
             ],
         )
 
 
-def _shown(observations: Batch, inputs: Inputs, device: torch.device) -> Tensor:
-    """Frames (B, T * V) that are no padding."""
-    shown = [
+def _valid_frames(observations: Batch, inputs: VlmInputs, device: torch.device) -> Tensor:
+    """Return a mask (B, T * V) of frames that are not padding."""
+    valid = [
         ~observations[f"{key}_is_pad"].bool()
         if f"{key}_is_pad" in observations
         else torch.ones(observations[key].shape[:2], dtype=torch.bool, device=device)
         for key in inputs.cameras
     ]
-    return torch.stack(shown, dim=2).flatten(1)
+    return torch.stack(valid, dim=2).flatten(1)

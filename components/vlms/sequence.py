@@ -1,4 +1,4 @@
-"""The sequence a language model reads: where each token is, whom it sees, and its rotary embedding."""
+"""Positions and visibility of the tokens of a sequence."""
 
 from __future__ import annotations
 
@@ -9,99 +9,65 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Attention = Literal["bidirectional", "causal"]
+AttentionPattern = Literal["bidirectional", "causal"]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the N tokens of a stretch lie, on each of A axes, before any of them is hidden.
+    """Positions of the N tokens of a segment on A axes, before masking.
 
-    A token stands at the start of its stretch, plus what the valid tokens before it advanced, plus its own offset.
+    The position of a token is the start of its segment, plus the advance of the valid tokens before it, plus
+    its own offset.
     """
 
     advance: Tensor
-    """(N,): how far a valid token moves on those that follow."""
+    """(N,): advance of later tokens by a valid token."""
     offset: Tensor
-    """(A, N): how far from there it stands on each axis."""
+    """(A, N): offset of a token from its start, on each axis."""
 
     @classmethod
-    def in_line(cls, count: int, axes: int, device: torch.device) -> Places:
-        """One place after the other, as in text."""
+    def sequential(cls, count: int, axes: int, device: torch.device) -> Places:
+        """Return consecutive places, as in text."""
         return cls(
             torch.ones(count, dtype=torch.int64, device=device),
             torch.zeros(axes, count, dtype=torch.int64, device=device),
         )
 
     @classmethod
-    def joined(cls, stretches: list[Places]) -> Places:
-        """Several stretches, end to end."""
+    def concatenate(cls, segments: list[Places]) -> Places:
+        """Concatenate the places of segments."""
         return cls(
-            torch.cat([stretch.advance for stretch in stretches]),
-            torch.cat([stretch.offset for stretch in stretches], dim=1),
+            torch.cat([segment.advance for segment in segments]),
+            torch.cat([segment.offset for segment in segments], dim=1),
         )
 
-    def repeated(self, times: int) -> Places:
-        """The stretch, several times."""
+    def repeat(self, times: int) -> Places:
+        """Repeat the segment several times."""
         return Places(self.advance.repeat(times), self.offset.repeat(1, times))
 
     def positions(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (A, B, N) for mask (B, N), and where the tokens that follow each of them start (B, N)."""
-        moved = mask * self.advance
-        passed = moved.cumsum(1)
-        return self.offset[:, None] + passed - moved, passed
+        """Return positions (A, B, N) for mask (B, N), and the start (B, N) of the tokens after each."""
+        advance = mask * self.advance
+        end = advance.cumsum(1)
+        return self.offset[:, None] + end - advance, end
 
 
-def blocks(stretches: Sequence[tuple[int, Attention]], device: torch.device) -> Tensor:
-    """Block (N,) of each token of several stretches, by length and attention: it sees its block and those before.
+def attention_blocks(segments: Sequence[tuple[int, AttentionPattern]], device: torch.device) -> Tensor:
+    """Return the block (N,) of each token, for segments of some lengths and attention patterns.
 
-    Tokens of a bidirectional stretch share one block; of a causal stretch each has its own.
+    A token sees its block and earlier ones. Tokens of a bidirectional segment share one block; each token of
+    a causal segment has its own.
     """
     found, start = [], 0
-    for count, attention in stretches:
+    for count, attention in segments:
         steps = torch.arange(count, device=device)
         found.append(start + (steps if attention == "causal" else torch.zeros_like(steps)))
         start += count
     return torch.cat(found)
 
 
-def visible(blocks: Tensor, mask: Tensor) -> Tensor:
-    """(B, 1, N, N), True where a token sees another: a valid one of its block or an earlier one, and always itself."""
+def attention_mask(blocks: Tensor, mask: Tensor) -> Tensor:
+    """Return the mask (B, 1, N, N) of valid tokens in the same or an earlier block; each token sees itself."""
     seen = (blocks[None, :] <= blocks[:, None]) & mask[:, None, :]  # (B, N, N)
     itself = torch.eye(len(blocks), dtype=torch.bool, device=mask.device)
     return (seen | itself)[:, None]
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary position embedding (Su et al., 2021) of heads of one size, on one axis or on three.
-
-    On three axes (time, height, width), `sections` frequencies belong to each: in blocks (Qwen2-VL, Wang et al., 2024)
-    or, where `interleaved`, in turns (Qwen3-VL). The two halves of a head are rotated into each other.
-    """
-
-    base: float
-    size: int
-    sections: tuple[int, int, int] | None = None
-    interleaved: bool = False
-
-    @property
-    def axes(self) -> int:
-        return 1 if self.sections is None else 3
-
-    def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, N, E) at positions (A, B, N); computed in float32, given in `dtype`."""
-        index = torch.arange(self.size // 2, device=positions.device)
-        frequencies = self.base ** (-2.0 * index.float() / self.size)
-        by_frequency = positions.float()[self._axis(index)].permute(1, 2, 0)  # (B, N, E / 2)
-        angles = (by_frequency * frequencies).repeat(1, 1, 2)  # (B, N, E)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-    def _axis(self, index: Tensor) -> Tensor:
-        """The axis of each frequency."""
-        if self.sections is None:
-            return torch.zeros_like(index)
-        time, height, width = self.sections
-        if not self.interleaved:
-            return (index >= time).long() + (index >= time + height).long()
-        turn = index % 3
-        return torch.where(index < 3 * torch.where(turn == 1, height, width), turn, 0)

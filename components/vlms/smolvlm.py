@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import SmolVLMForConditionalGeneration, SmolVLMModel
 
-from .base import Family, Seen
+from .base import EncodedFrames, VlmFamily
 
 
-class SmolVlm(Family):
-    """SmolVLM and SmolVLM2 (Marafioti et al., 2025). All tokens of images and prompt see each other, as in SmolVLA.
+class SmolVlm(VlmFamily):
+    """SmolVLM and SmolVLM2 (Marafioti et al., 2025); all tokens of images and prompt see each other.
 
-    An image is one frame, without the tiles and the tokens around them of the chat model, as in SmolVLA.
+    As in SmolVLA, an image is one frame, without the tiles and their tokens of the chat model.
     """
 
     model = SmolVLMModel
@@ -22,15 +22,15 @@ class SmolVlm(Family):
     attention = "bidirectional"
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        return self.divided(size, self.sizes.vision_config.patch_size * self.sizes.scale_factor, square=True)
+        return self.divide(size, self.sizes.vision_config.patch_size * self.sizes.scale_factor, square=True)
 
-    def see(self, model: Any, images: Tensor) -> Seen:
+    def encode_frames(self, model: Any, images: Tensor) -> EncodedFrames:
         tower, patch = model.vision_model, self.sizes.vision_config.patch_size
         rows, columns = images.shape[2] // patch, images.shape[3] // patch
         whole = torch.ones(len(images), rows, columns, dtype=torch.bool, device=images.device)
         patches = tower.embeddings(pixel_values=images, patch_attention_mask=whole)
         hidden = tower.encoder(inputs_embeds=patches).last_hidden_state
-        return Seen(model.connector(tower.post_layernorm(hidden)))
+        return EncodedFrames(model.connector(tower.post_layernorm(hidden)))
 
     def text(self, model: Any) -> nn.Module:
         found: nn.Module = model.text_model

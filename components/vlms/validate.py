@@ -1,4 +1,4 @@
-"""What of a recipe does not fit a vision-language model, said before anything is built."""
+"""Validation of a recipe against a vision-language model, before anything is built."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Any
 
 from ...schemas.errors import SpecError
 from ..base import Facts
-from ..images.specs import STATISTICS, check_normalisation, frame_size, frames
-from .base import Family
-from .families import FAMILIES, family_of
-from .inputs import Inputs
+from ..images.specs import IMAGE_STATISTICS, check_normalization, frame_size, frames
+from . import FAMILIES, family_of
+from .base import VlmFamily
+from .inputs import VlmInputs
 
-_OF_HALF = ("paligemma", "smolvlm", "openvla")
-"""Families whose images lie in [-1, 1]."""
+_HALF_RANGE = ("paligemma", "smolvlm", "openvla")
+"""Families that read images in [-1, 1]."""
 
 
-def check(config: Any, inputs: Inputs, facts: Facts) -> tuple[Family, int | str]:
-    """The family and the tokens N of a sequence without queries; raises SpecError for what does not fit."""
+def validate(config: Any, inputs: VlmInputs, facts: Facts) -> tuple[VlmFamily, int | str]:
+    """Return the family and the number of tokens N before the queries; raise SpecError for unfit options."""
     named = "pretrained" if config.pretrained is not None else "architecture"
     source = getattr(config, named)
-    text, known = facts["config"]["text_config"], FAMILIES[facts["config"]["model_type"]].texts
+    text, known = facts["config"]["text_config"], FAMILIES[facts["config"]["model_type"]].text_models
     if text["model_type"] not in known:
         raise SpecError(
-            f"the language model of `{source}` is `{text['model_type']}`, which cannot be read layer by layer",
+            f"the language model of `{source}` is `{text['model_type']}`, which cannot run layer by layer",
             field=named,
             label=f"has a `{text['model_type']}` language model",
             help=f"language models are: {', '.join(known)}",
@@ -36,16 +36,16 @@ def check(config: Any, inputs: Inputs, facts: Facts) -> tuple[Family, int | str]
                 label=f"there are {most} layers",
                 help=f"set `{name}` to {most} or less",
             )
-    if facts["config"]["model_type"] in _OF_HALF:
-        mean, std = (list(values) for values in STATISTICS["half"])
-        check_normalisation(inputs.cameras, {"mean": mean, "std": std}, source)
+    if facts["config"]["model_type"] in _HALF_RANGE:
+        mean, std = (list(values) for values in IMAGE_STATISTICS["half"])
+        check_normalization(inputs.cameras, {"mean": mean, "std": std}, source)
     family = family_of(facts["config"], config.depth)
     for name in ("rope", "decoder"):
-        if getattr(config, name) and not family.grows:
+        if getattr(config, name) and not family.has_key_values:
             raise SpecError(
-                f"`{source}` reads by an encoder, which has no use for `{name}`",
+                f"`{source}` is an encoder, which does not use `{name}`",
                 field=name,
-                label="has no use here",
+                label="unused",
                 help=f"leave `{name}` out",
             )
     try:
@@ -71,13 +71,13 @@ def check(config: Any, inputs: Inputs, facts: Facts) -> tuple[Family, int | str]
         return family, "N"
     steps = next((int(spec.dims[1]) for spec in inputs.states.values()), 0)
     count = config.soft_prompts + frames(inputs.cameras) * each + inputs.length + steps
-    if count + config.queries > family.longest:
+    if count + config.queries > family.max_positions:
         raise SpecError(
             f"the sequence has {count + config.queries} tokens, {inputs.length} of them the prompt's, but `{source}` "
-            f"reads at most {family.longest}",
+            f"reads at most {family.max_positions}",
             field=named,
             source=inputs.ids,
-            label=f"reads at most {family.longest} tokens",
+            label=f"reads at most {family.max_positions} tokens",
             help="lower `max_length` of the collator, or read fewer cameras or steps",
         )
     return family, count

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
-from policysmith.components.base import Backbone, Batch, Facts, Feature
-from policysmith.components.registry import BACKBONES
-from policysmith.schemas.part import BackboneConfig
-from policysmith.schemas.specs import Kind, Spec, Specs
+from policysmith.components import (
+    BACKBONES,
+    Backbone,
+    BackboneConfig,
+    Batch,
+    Facts,
+    Feature,
+    Kind,
+    Spec,
+    Specs,
+)
 
 
 @BACKBONES.register
@@ -21,10 +27,7 @@ class MeanColour(Backbone):
     kind = Kind.IMAGE
 
     class Config(BackboneConfig):
-        """Mean colour."""
-
         type: Literal["mean_colour"]
-        """Encode the mean colour."""
         width: int = 4
         """Size of the feature."""
 
@@ -37,7 +40,7 @@ class MeanColour(Backbone):
         return {"pooled": Spec(Kind.POOLED, ("B", config.width))}
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="mean_colour")
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from policysmith.components.base import Batch, Facts, Transform
@@ -28,7 +27,7 @@ class Doubled(Transform):
         return dict(inputs)
 
     @classmethod
-    def tiny(cls, directory: Path) -> Config:
+    def example(cls) -> Config:
         return cls.Config(type="doubled")
 
     def forward(self, batch: Batch) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from policysmith.builder import Builder, RecipePolicy, composed
+from policysmith.builder import Builder, RecipePolicy, provenance
 from policysmith.schemas.errors import CheckpointError, RecipeError
 
 Refused = Callable[[Callable[[], Any]], Any]
@@ -31,8 +31,8 @@ def test_an_override_gives_another_builder(tiny: dict[str, Any]) -> None:
     builder = Builder.from_recipe(tiny)
     nested = builder.override({"training": {"steps": 7}})
     dotted = nested.override({"training.batch_size": 2, "policy.head.hidden": [5]})
-    assert builder.recipe.recipe.training.steps == 4
-    assert (dotted.recipe.recipe.training.steps, dotted.recipe.recipe.training.batch_size) == (7, 2)
+    assert builder.recipe.sections.training.steps == 4
+    assert (dotted.recipe.sections.training.steps, dotted.recipe.sections.training.batch_size) == (7, 2)
     assert tiny["training"]["steps"] == 4
     assert dotted.build().config.recipe["policy"]["head"]["hidden"] == [5]
 
@@ -142,8 +142,8 @@ def test_the_versions_of_plugins_that_own_parts_are_noted(
         return found.get(group, [])
 
     loaded = Builder.from_recipe(tiny).recipe
-    monkeypatch.setattr(composed, "entry_points", points)
-    versions = composed.provenance(loaded)["versions"]
+    monkeypatch.setattr(provenance, "entry_points", points)
+    versions = provenance.policy_provenance(loaded)["versions"]
     assert torch.__version__.startswith(versions["torch"])
     assert versions["someones-heads"] == "1.5"
     assert versions["sizes"] == "0.1"
@@ -153,6 +153,7 @@ def test_the_versions_of_plugins_that_own_parts_are_noted(
 def test_statistics_are_those_of_the_training_episodes(tiny: dict[str, Any]) -> None:
     whole = Builder.from_recipe(tiny)
     split = whole.override({"data.validation": 0.25})
-    assert split._data.sources[0].validation
-    assert split._data.statistics["action"]["count"] < whole._data.statistics["action"]["count"]
-    assert split.build().config.statistics == split._data.statistics
+    assert split.sources[0].validation
+    split_statistics = split.sources[0].statistics
+    assert split_statistics["action"]["count"] < whole.sources[0].statistics["action"]["count"]
+    assert split.build().config.statistics == split_statistics

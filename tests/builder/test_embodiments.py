@@ -17,9 +17,9 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder
 from policysmith.builder.evaluation import evaluate
-from policysmith.builder.evaluation.compatibility import needs_of
 from policysmith.builder.evaluation.rollout import roll_out
 from policysmith.builder.interop.lerobot.convert import export_policy
+from policysmith.builder.planning.compatibility import needs_of
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas import console
 from policysmith.schemas.errors import SpecError, WeightsError
@@ -246,7 +246,7 @@ def test_deployment_computes_what_training_does(
     [
         ({"embodiment": None}, r"`embodiment` is missing.*name one of `arm`, `dog`"),
         ({"embodiment": "dg"}, r"no robot 'dg'.*did you mean `dog`\?"),
-        ({"observation.state": torch.ones(7)}, r"must be float32 \(3,\), it is float32 \(7,\)"),
+        ({"observation.state": torch.ones(7)}, r"must be float32 \(3,\), but it is float32 \(7,\)"),
         (
             {"observation.images.front": torch.zeros(3, 32, 32, dtype=torch.uint8)},
             r"must be uint8 \(3, 48, 64\)",

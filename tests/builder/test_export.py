@@ -63,7 +63,7 @@ def test_the_recipe_of_a_merged_policy_is_good(adapted: Any, tmp_path: Path) -> 
     export(tmp_path / "adapted", tmp_path / "whole", merge=True)
     builder = Builder.from_recipe(tmp_path / "whole" / "recipe.lock.yaml").check()
     assert builder.recipe.resolved()["policy"]["freeze"] == ["backbones.vision.model.embeddings.*"]
-    assert [g.match for g in builder.recipe.recipe.training.optimizer.groups] == ["head.*"]
+    assert [g.match for g in builder.recipe.sections.training.optimizer.groups] == ["head.*"]
     assert (
         builder.build().state_dict().keys()
         == AutoModel.from_pretrained(tmp_path / "whole").state_dict().keys()
@@ -129,7 +129,7 @@ def test_nothing_is_overwritten(adapted: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="exists and holds something"):
         export(tmp_path / "adapted", tmp_path / "file")
     assert (tmp_path / "adapted" / "config.json").read_bytes() == before
-    with pytest.raises(CheckpointError, match="is no directory"):
+    with pytest.raises(CheckpointError, match="is not a directory"):
         export(tmp_path / "nothing", tmp_path / "whole")
 
 

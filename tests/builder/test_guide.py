@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
 from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
-from policysmith.builder.composed import record_data
 from policysmith.builder.policy import registry
 from policysmith.schemas.errors import SpecError
 
@@ -188,7 +186,7 @@ def test_inference_may_give_one_chunk_without_a_batch(
     monkeypatch.setattr(policy, "inference", lambda batch: original(batch)[0])
     assert torch.equal(policy.chunk(_steps(observation)), expected)
     monkeypatch.setattr(policy, "inference", lambda batch: original(batch)[:, :2])
-    with pytest.raises(SpecError, match=r"\(1, 2, 4\) for one observation; the chunk must be \(1, 4, 4\)"):
+    with pytest.raises(SpecError, match=r"\(1, 2, 4\) for 1 observation; return \(1, 4, 4\)"):
         policy.chunk(_steps(observation))
 
 
@@ -232,11 +230,11 @@ def test_transform_decides_the_time_steps(builder: Builder, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("result", "complaint"),
     [
-        ((None, [0]), "must give (transforms, observation indices, action indices)"),
-        (None, "must give (transforms, observation indices, action indices)"),
-        (("resize", [0], [0]), "must give None, one transform or a list"),
-        ((None, [], [0]), "must give a list of observation indices"),
-        ((None, [0], [0.5]), "must give a list of action indices"),
+        ((None, [0]), "return (transforms, observation indices, action indices)"),
+        (None, "return (transforms, observation indices, action indices)"),
+        (("resize", [0], [0]), "return None, one transform or a list"),
+        ((None, [], [0]), "as observation indices; return a list"),
+        ((None, [0], [0.5]), "as action indices; return a list"),
         ((None, [0], [-2, -1]), "gives the action indices [-2, -1]"),
         ((None, [0], [0, 2, 4]), "a chunk is executed step by step from 0, which is now"),
         ((None, [0], [1, 2]), "gives the action indices [1, 2]"),
@@ -261,7 +259,7 @@ def test_action_indices_that_are_not_consecutive_name_the_cure(
 def test_a_recipe_may_not_contradict_transform(builder: Builder, refused: Refused) -> None:
     found = refused(builder.override({"data.horizon": 8, "policy.execute": 5}).check)
     assert {finding.code for finding in found} == {"E021 dim-mismatch"}
-    assert any("`data.horizon` is 8, but the policy's config asks for 4" in f.message for f in found)
+    assert any("`data.horizon` is 8, but the policy's config needs 4" in f.message for f in found)
     assert any("cannot execute 5 actions of a chunk of 4" in f.message for f in found)
     builder.override({"data.horizon": 4}).check()
 
@@ -283,7 +281,7 @@ def test_the_collator_is_any_callable(builder: Builder, monkeypatch: pytest.Monk
         ({CAMERA: torch.zeros(3, 96, 96)}, "give uint8"),
         ({"observation.state": torch.zeros(1)}, "give 4 values"),
         ({"observation.state": None}, "no array of numbers"),
-        ({"task": ["open"]}, "must be a str, it is list"),
+        ({"task": ["open"]}, "is list, and must be a str"),
     ],
 )
 def test_observations_are_held_against_the_data(
@@ -322,8 +320,8 @@ def test_the_resolved_recipe_and_the_data_are_saved_with_it(home: Path, run: Any
     lock = run.checkpoint / "recipe.lock.yaml"
     shutil.copy(lock, home / "again.yaml")
     again = Builder.from_recipe(home / "again.yaml", allow_imports=True).check()
-    assert again.recipe.recipe.policy == builder.recipe.recipe.policy
-    assert again.recipe.recipe.data.horizon == 4
+    assert again.recipe.sections.policy == builder.recipe.sections.policy
+    assert again.recipe.sections.data.horizon == 4
     held = json.loads((run.checkpoint / "config.json").read_text())["policysmith"]["provenance"]
     training, _ = Builder.from_recipe(home / "recipe.yaml", allow_imports=True).datasets()
     assert held["dataset"] == training.source.fingerprint  # type: ignore[attr-defined]
@@ -331,7 +329,7 @@ def test_the_resolved_recipe_and_the_data_are_saved_with_it(home: Path, run: Any
 
 def test_building_again_leaves_a_policy_its_own_config(builder: Builder) -> None:
     first = builder.build()
-    record_data(first, SimpleNamespace(fingerprint="abc"))  # type: ignore[arg-type]
+    first.content["provenance"]["dataset"] = "abc"
     builder.build()
     builder.datasets()
     assert first.config.policysmith["provenance"]["dataset"] == "abc"
@@ -382,7 +380,7 @@ def test_a_missing_collator_is_named(
 
 def test_a_collator_in_the_recipe_would_be_ignored_and_is_refused(builder: Builder, refused: Refused) -> None:
     (finding,) = refused(builder.override({"collator": {"type": "default"}}).check)
-    assert "has a collator of its own" in finding.message
+    assert "has its own collator" in finding.message
 
 
 def test_the_auto_classes_know_it(builder: Builder, run: Any) -> None:

@@ -72,7 +72,7 @@ def test_a_checkpoint_is_loaded_once_its_file_is_imported(recipe: Path, batch: A
     failed = forked(code, home)
     last = failed.stderr.strip().splitlines()[-1]
     assert (
-        "RegistryError: `policy.backbones.vision` cannot be made: no backbones part is called `mean_colour`"
+        "RegistryError: `policy.backbones.vision` cannot be built: no backbones part is called `mean_colour`"
         in last
     )
     assert last.endswith("import `own_part.py` first, as its recipe does")

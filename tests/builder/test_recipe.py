@@ -13,7 +13,8 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from policysmith.builder.recipe.load import LoadedRecipe, load_recipe
+from policysmith.builder.recipe.load import load_recipe
+from policysmith.builder.recipe.loaded import LoadedRecipe
 from policysmith.components import registry
 from policysmith.components.base import ActionHead
 from policysmith.components.registry import REGISTRIES
@@ -51,7 +52,7 @@ def test_parts_come_as_class_and_config(tmp_path: Path) -> None:
     path.write_text(TEXT)
     loaded = load_recipe(path)
     assert isinstance(loaded, LoadedRecipe)
-    assert isinstance(loaded.recipe, Recipe)
+    assert isinstance(loaded.sections, Recipe)
     assert loaded.directory == tmp_path
     assert loaded.head is not None
     for (part, config), (kind, name) in (
@@ -74,7 +75,7 @@ def test_resolved_has_every_default_and_loads_to_itself() -> None:
     again = load_recipe(json.loads(json.dumps(resolved)))
     assert again.resolved() == resolved
     assert again.sha256 == loaded.sha256
-    assert again.recipe.training == loaded.recipe.training
+    assert again.recipe.training == loaded.sections.training
 
 
 def test_the_digest_depends_on_meaning_alone() -> None:
@@ -92,8 +93,8 @@ def test_overrides() -> None:
 
 def test_a_hand_written_policy() -> None:
     loaded = load_recipe({**RECIPE, "policy": {"type": "mine", "hidden_dim": 256}})
-    assert isinstance(loaded.recipe.policy, CustomPolicySection)
-    assert loaded.recipe.policy.model_extra == {"hidden_dim": 256}
+    assert isinstance(loaded.sections.policy, CustomPolicySection)
+    assert loaded.sections.policy.model_extra == {"hidden_dim": 256}
     assert (loaded.head, loaded.backbones) == (None, {})
     resolved = loaded.resolved()
     assert resolved["policy"] == {
@@ -155,9 +156,11 @@ def test_imports_are_named_once(tmp_path: Path) -> None:
 class FancyHead(ActionHead):
     """Stands for a head of another distribution."""
 
+    accepts = ()
+    specs = example = loss = sample = None  # type: ignore[assignment]
+
     class Config(HeadConfig):
         type: Literal["fancy"]
-        """Fancy."""
         layers: int = Field(default=2, ge=1)
         """Number of layers."""
         width: int = 64

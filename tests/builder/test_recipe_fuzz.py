@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from policysmith.builder.recipe.load import load_recipe
-from policysmith.builder.recipe.validate import contradictions, part_sites
+from policysmith.builder.recipe.rules import contradictions
+from policysmith.builder.recipe.validate import part_sites
 from policysmith.components.registry import REGISTRIES
 from policysmith.schemas.check import check, check_against
 from policysmith.schemas.document import from_mapping

@@ -181,11 +181,11 @@ def seen(observation: dict[str, Any]) -> dict[str, Any]:
     ("behaviour", "complaint"),
     [
         ("misfit", "TrialPolicy fails on samples of the data: RuntimeError"),
-        ("vector", "scalar tensor `loss`; it gives {'loss': (2,)}"),
-        ("bare", "scalar tensor `loss`; it gives Tensor"),
-        ("detached", "depends on no weight that trains"),
-        ("dict", "inference gives dict; it must give a tensor"),
-        ("short", r"inference gives (1, 2, 4) for one observation"),
+        ("vector", "returns {'loss': (2,)}; return a dict with a scalar tensor `loss`"),
+        ("bare", "returns Tensor; return a dict with a scalar tensor `loss`"),
+        ("detached", "depends on no trainable weight"),
+        ("dict", "inference returns dict; return a tensor"),
+        ("short", r"inference returns (1, 2, 4) for 1 observation"),
         ("cheat", "`action` is not finite"),
     ],
 )
@@ -215,9 +215,9 @@ def test_a_checked_policy_is_as_it_was_built(builder: Callable[..., Builder], se
         (Compose(Jitter(), always_random), "is random in evaluation"),
         (clipped, "`clipped`, changes the action and has no `inverse`"),
         (in_place, "`in_place`, changes the action and has no `inverse`"),
-        (Forgetful(), "does not bring the action back"),
-        (TwofoldInTraining(), "maps the action otherwise in training"),
-        (lambda sample: None, "must give a sample"),
+        (Forgetful(), "does not restore the action"),
+        (TwofoldInTraining(), "changes the action differently in training"),
+        (lambda sample: None, "return a sample"),
     ],
 )
 @pytest.mark.parametrize("before", [[], [Tenfold()]])
@@ -296,7 +296,7 @@ def test_a_class_that_is_no_policy_is_not_registered() -> None:
     class NoPolicy(nn.Module):
         config_class = TrialConfig
 
-    with pytest.raises(RegistryError, match="NoPolicy is no BasePolicyModel"):
+    with pytest.raises(RegistryError, match="NoPolicy is not a BasePolicyModel"):
         register_policy("trial_policy", NoPolicy)  # type: ignore[arg-type]
 
 

@@ -115,7 +115,7 @@ def test_an_output_that_the_head_cannot_read(wrong: Wrong, monkeypatch: pytest.M
 
 
 def test_language_without_its_collator(wrong: Wrong, tmp_path: Any) -> None:
-    text = BACKBONES.get("language").tiny(tmp_path).model_dump()
+    text = BACKBONES.get("language").example().model_dump()
     (finding,) = wrong({"policy.backbones.text": text})
     assert "token ids" in finding.message
     assert "collator: {type: language" in finding.help
@@ -307,7 +307,7 @@ def test_a_backbone_that_breaks_its_word_is_at_fault(
     assert finding.label == "a defect of this part"
     assert finding.span.text.startswith('"proprio"')
     if defect == "shape":
-        assert "published pooled (B, 8) for `proprio.pooled` but gives (2, 9)" in finding.message
+        assert "published pooled (B, 8) for `proprio.pooled` but returns (2, 9)" in finding.message
 
 
 @pytest.mark.parametrize("method", ["sample", "loss"])
@@ -394,7 +394,7 @@ def test_a_head_takes_the_output_that_it_likes_best() -> None:
 
 
 def test_collators_are_wired_before_backbones(tmp_path: Any) -> None:
-    collator = COLLATORS.get("language").tiny(tmp_path)
+    collator = COLLATORS.get("language").example()
     parts = Parts.from_resolved(
         {
             "collator": collator.model_dump(),

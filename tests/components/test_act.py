@@ -1,4 +1,4 @@
-"""What ACT's head reads, and options that do not fit. Its numbers are held against LeRobot's in tests/parity."""
+"""Inputs and options of the ACT head; tests/parity compares its numbers with LeRobot's."""
 
 from __future__ import annotations
 

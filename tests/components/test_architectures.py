@@ -40,7 +40,7 @@ PUBLISHED = {
 
 
 def nested(held: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The config and its parts, each with its place."""
+    """Yield the config and its parts, each with its place."""
     yield place, held
     for key, value in held.items():
         if isinstance(value, dict) and "model_type" in value:

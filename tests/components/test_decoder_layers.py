@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from policysmith.components.layers import decoder
 from policysmith.components.layers.basic import waves
 from policysmith.components.layers.decoder import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention
-from policysmith.components.layers.rotary import rotation, turn
+from policysmith.components.layers.rotary import apply_rotary, rotary_table
 
 
 @pytest.mark.parametrize(("family", "offset", "eps"), [("gemma", 1.0, 1e-6), ("llama", 0.0, 1e-5)])
@@ -111,7 +111,8 @@ def test_rotated_scores_know_distances_only() -> None:
 
     def score(first: int, second: int) -> float:
         ends = [
-            turn(x, rotation(torch.tensor([[at]]), 6, 100.0)) for x, at in ((query, first), (key, second))
+            apply_rotary(x, rotary_table(torch.tensor([[at]]), 6, 100.0))
+            for x, at in ((query, first), (key, second))
         ]
         return (ends[0] * ends[1]).sum().item()
 

@@ -90,7 +90,7 @@ def test_transformer_is_encoder_and_decoder_of_torch(encoder_depth: int, attenti
 
 
 def influence(part: Any, is_pad: Tensor | None = None) -> Tensor:
-    """Which predictions of sample 0 change with which step of the chunk: (step, prediction)."""
+    """Return a mask (step, prediction) of the predictions of sample 0 that change with a step of the chunk."""
     context, chunk = part.encode(features()), torch.randn(2, 4, 3)
     whole = part(chunk, TIMES, context, is_pad)
     rows = []
@@ -179,7 +179,7 @@ def test_only_pooled_features_modulate(world: Any) -> None:
 
 @pytest.mark.parametrize("conditioning", ["cross_attention", "in_context", "adaln"])
 def test_rotary_steps_know_their_distance_alone(conditioning: str) -> None:
-    """Two equal chunks at different places of a longer one are told apart by learned positions only."""
+    """Learned positions alone distinguish two equal chunks at different places of a longer one."""
     inputs = {"state.pooled": POOLED}
     context = {"state.pooled": Feature(torch.randn(2, 7))}
     same = torch.randn(2, 1, 3).expand(-1, 4, -1)

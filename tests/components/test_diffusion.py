@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from policysmith.components.base import Feature
-from policysmith.components.denoising.noise_schedules import kept
+from policysmith.components.denoising.noise_schedules import signal_shares
 from policysmith.components.heads.diffusion import Diffusion
 from policysmith.schemas.errors import SpecError
 
@@ -30,7 +30,7 @@ def make(world: Any, network: dict[str, Any] | None = None, **options: Any) -> D
 
 
 def left(part: Diffusion) -> np.ndarray[Any, Any]:
-    return kept(part.config.schedule, part.config.train_steps).numpy()
+    return signal_shares(part.config.schedule, part.config.train_steps).numpy()
 
 
 def test_cosine_schedule_is_the_published_curve(world: Any) -> None:

@@ -48,7 +48,7 @@ def statistics(seed: int = 0) -> dict[str, Any]:
 
 
 def batch(seed: int = 0, filling: float = 0.0) -> dict[str, torch.Tensor]:
-    """Values whose dimensions beyond the robot's own are `filling`."""
+    """Return values whose dimensions beyond the robot's own are `filling`."""
     random = torch.Generator().manual_seed(seed)
     made = {
         "observation.state": torch.randn(6, 1, 5, generator=random) * 9,
@@ -68,7 +68,7 @@ def normalize(mode: str, inputs: Any = INPUTS, facts: Any = None) -> Normalize:
 @pytest.mark.parametrize("mode", ["mean_std", "min_max"])
 @settings(max_examples=25)
 @given(seed=st.integers(0, 1000))
-def test_each_sample_is_normalised_as_its_robot_alone_would_be(mode: str, seed: int) -> None:
+def test_each_sample_is_normalized_as_its_robot_alone_would_be(mode: str, seed: int) -> None:
     together, given_batch = normalize(mode), batch(seed)
     result = together(given_batch)
     back = together.inverse(result)

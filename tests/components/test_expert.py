@@ -44,7 +44,7 @@ def rms(x: Tensor, eps: float) -> Tensor:
 
 
 def turned(head: Tensor, position: float) -> Tensor:
-    """One head at one position: the coordinates (i, i + E / 2) of each plane turned by its angle."""
+    """Rotate one head at one position, plane by plane of coordinates (i, i + E / 2)."""
     half, out = len(head) // 2, head.clone()
     for i in range(half):
         angle = position * BASE ** (-2 * i / len(head))
@@ -93,7 +93,7 @@ def linear(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 
 def attend(query: list[Tensor], keys: list[Tensor], values: list[Tensor]) -> Tensor:
-    """Heads of one token over the keys of those that it sees, (heads * E,)."""
+    """Attend with the heads of one token over the keys that it sees, (heads * E,)."""
     out = []
     for head in range(HEADS):
         group = slice(head // (HEADS // GROUPS) * SIZE, (head // (HEADS // GROUPS) + 1) * SIZE)
@@ -117,7 +117,7 @@ def reference(
     states: Tensor,
     shown: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One sample through both streams at once: prediction (H, A), and the model's keys and values (L, 2, G, N, E)."""
+    """Run one sample through both streams at once: prediction (H, A), keys and values (L, 2, G, N, E)."""
     w, config = double(part), part.config
     half = WIDTH // 2
     periods = [4e-3 * (4.0 / 4e-3) ** (i / (half - 1)) for i in range(half)]
@@ -204,7 +204,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_it_is_one_sequence_through_two_streams(options: dict[str, Any], masked: bool) -> None:
-    """The model's keys and values are all that the expert needs, because the model never sees the expert."""
+    """The expert needs only the model's keys and values, because the model never sees the expert."""
     part, model = make(**options), Model.random()
     chunk, states = torch.randn(3, HORIZON, ACTION), torch.randn(3, STATES, 7)
     time = torch.tensor([0.0, 0.3, 1.0])

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy.fft import dct as scipy_dct
 from torch import Tensor
 
-from policysmith.components.heads.fast import Fast, _held
+from policysmith.components.heads.fast import Fast, _fill_padding
 from policysmith.components.language.fast_tokens import FastTokens, dct, inverse_dct
-from policysmith.components.layers.rotary import rotate
+from policysmith.components.layers.rotary import apply_rotary, rotary_table
 from policysmith.components.layers.token_writer import TokenWriter
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
@@ -82,10 +82,10 @@ def test_padding_repeats_the_last_action_that_counts() -> None:
     actions = torch.arange(24.0).reshape(2, 4, 3)
     is_pad = torch.zeros(2, 4, 3, dtype=torch.bool)
     is_pad[0, 2:], is_pad[1, :, 2] = True, True
-    held = _held(torch.where(is_pad, torch.nan, actions), is_pad)
+    held = _fill_padding(torch.where(is_pad, torch.nan, actions), is_pad)
     assert held[0].tolist() == [[0, 1, 2], [3, 4, 5], [3, 4, 5], [3, 4, 5]]
     begins_later = torch.tensor([True, True, False, True])[None, :, None].expand(1, 4, 3)
-    assert _held(actions[:1], begins_later)[0].tolist() == [[6, 7, 8]] * 4
+    assert _fill_padding(actions[:1], begins_later)[0].tolist() == [[6, 7, 8]] * 4
     assert held[1].tolist() == [[12, 13, 0], [15, 16, 0], [18, 19, 0], [21, 22, 0]]
 
 
@@ -116,7 +116,7 @@ def test_loss_is_the_cross_entropy_of_the_tokens_one_by_one(world: Any) -> None:
     is_pad = world.is_pad(batch)
     total, count = 0.0, 0
     begin, end = part._vocabulary - 2, part._vocabulary - 1
-    for row, tokens in enumerate(part.tokens.encode(_held(batch["action"], is_pad))):
+    for row, tokens in enumerate(part.tokens.encode(_fill_padding(batch["action"], is_pad))):
         one = {
             key: replace(f, values=f.values[[row]], mask=None if f.mask is None else f.mask[[row]])
             for key, f in features.items()
@@ -133,7 +133,7 @@ def test_loss_is_the_cross_entropy_of_the_tokens_one_by_one(world: Any) -> None:
 
 
 def test_a_language_model_writes_with_its_last_ids(world: Any) -> None:
-    """A writer with a larger vocabulary, of which the head takes the last ids but for `skip`, backwards."""
+    """Build a writer with a larger vocabulary, of which the head takes the last ids before `skip`, backwards."""
     batch, features = world.batch(), world.features()
     model = TokenWriter({"vision.tokens": world.feature_specs["vision.tokens"]}, 16, 2, 2, 700)
     read = model.read(features)
@@ -167,7 +167,7 @@ def test_a_model_that_cannot_write_is_refused(world: Any, inputs: Any, problem: 
     assert caught.value.field == "writer"
 
 
-def test_actions_that_were_not_normalised_are_refused(world: Any) -> None:
+def test_actions_that_were_not_normalized_are_refused(world: Any) -> None:
     config, wild = Fast.Config(type="fast"), 1000.0 * world.batch(64)["action"]
     with pytest.raises(SpecError, match="more than a vocabulary of 1024") as caught:
         Fast.fit(config, world.feature_specs, {}, lambda: (wild, torch.zeros_like(wild).bool()))
@@ -175,6 +175,9 @@ def test_actions_that_were_not_normalised_are_refused(world: Any) -> None:
 
 
 def test_rotation_keeps_scores_a_matter_of_distance() -> None:
+    def rotate(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return apply_rotary(values, rotary_table(positions, 8))
+
     query, key = torch.randn(2, 1, 1, 1, 8)
     at = torch.tensor([[3]])
     scores = [(rotate(query, at + s) * rotate(key, at + s + 2)).sum() for s in (0, 5, 100)]

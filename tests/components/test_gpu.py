@@ -23,7 +23,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("name", TRANSFORMS.names())
 def test_transforms_agree_with_the_cpu_in_evaluation(name: str, world: Any, tmp_path: Path) -> None:
     part = TRANSFORMS.get(name)
-    transform: Any = part(part.tiny(tmp_path), world.specs, world.facts).eval()
+    transform: Any = part(part.example(), world.specs, world.facts).eval()
     ours, theirs = transform(world.batch(device="cuda")), transform(world.batch())
     for key, value in theirs.items():
         if isinstance(value, torch.Tensor):
@@ -38,7 +38,7 @@ def test_transforms_agree_with_the_cpu_in_evaluation(name: str, world: Any, tmp_
 @pytest.mark.parametrize("name", TRANSFORMS.names())
 def test_transforms_never_wait_for_the_gpu(name: str, world: Any, tmp_path: Path) -> None:
     part = TRANSFORMS.get(name)
-    transform: Any = part(part.tiny(tmp_path), world.specs, world.facts).train()
+    transform: Any = part(part.example(), world.specs, world.facts).train()
     batch = world.batch(device="cuda")
     transform(batch)  # the first call may move constants
     torch.cuda.set_sync_debug_mode("error")
@@ -51,7 +51,7 @@ def test_transforms_never_wait_for_the_gpu(name: str, world: Any, tmp_path: Path
 @pytest.mark.parametrize("name", NECKS.names())
 def test_necks_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> None:
     part = NECKS.get(name)
-    config = part.tiny(tmp_path)
+    config = part.example()
     neck: Any = part(config, world.every_feature, {})
     outputs = tuple(part.specs(config, world.every_feature, {}))
     theirs = neck(world.features(), outputs)
@@ -61,7 +61,7 @@ def test_necks_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> None
 
 
 def valid(feature: Feature) -> torch.Tensor:
-    """The values, zero where they are masked; keys and values (B, L, 2, G, N, E) of tokens too."""
+    """Zero the values of masked tokens, also of keys and values (B, L, 2, G, N, E)."""
     if feature.mask is None:
         return feature.values
     mask = feature.mask[..., None]
@@ -74,7 +74,7 @@ def test_necks_do_not_see_what_is_masked_even_where_all_is(
     name: str, dtype: torch.dtype, world: Any, tmp_path: Path
 ) -> None:
     part = NECKS.get(name)
-    config = part.tiny(tmp_path)
+    config = part.example()
     neck: Any = part(config, world.every_feature, {}).to("cuda", dtype)
     results = []
     for values in (None, 9.0):
@@ -98,9 +98,9 @@ def test_necks_do_not_see_what_is_masked_even_where_all_is(
 
 
 def head_of(name: str, world: Any, directory: Path) -> Any:
-    """A head of its tiny config, away from its initial weights, on the GPU."""
+    """Build a head from its example on the GPU, away from its initial weights."""
     part = HEADS.get(name)
-    config = part.tiny(directory)
+    config = part.example()
     kinds, batch = part.kinds(config), world.batch(64)
     inputs = {
         key: spec
@@ -146,7 +146,7 @@ def test_networks_learn_the_same_with_kernels_and_without(
     """In bf16 a tiny network's gradients may turn with one rounding, so they are held against others' in the median."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     part = NETWORKS.get(network)
-    config = FlowMatching.Config(type="flow_matching", network=part.tiny(tmp_path))
+    config = FlowMatching.Config(type="flow_matching", network=part.example())
     kinds = {
         *part.accepts,
         *(spec.kind for spec in world.feature_specs.values() if spec.kind not in FEATURES),
@@ -194,7 +194,7 @@ def test_losses_never_wait_for_the_gpu(name: str, world: Any, tmp_path: Path) ->
 @pytest.mark.parametrize("name", BACKBONES.names())
 def test_backbones_agree_with_the_cpu(name: str, world: Any, tmp_path: Path) -> None:
     part = BACKBONES.get(name)
-    config = part.tiny(tmp_path)
+    config = part.example()
     backbone: Any = part(config, world.specs, part.facts(config)).eval()
     with torch.no_grad():
         theirs = backbone(world.batch(floats=True), ("pooled", "tokens"))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from policysmith.components.pixels import shift_hue
 from policysmith.components.randomness.per_sample import SAMPLE_KEY
 from policysmith.components.registry import TRANSFORMS
 from policysmith.components.transforms import color_jitter, random_rotation
@@ -36,7 +37,7 @@ def pictures(size: int = 4, shape: tuple[int, int] = (24, 32)) -> Tensor:
 
 
 def coordinates(size: int, shape: tuple[int, int]) -> Tensor:
-    """Images (B, 1, 3, H, W) whose pixels hold their own row, column and sample."""
+    """Return images (B, 1, 3, H, W) whose pixels hold their own row, column and sample."""
     rows, columns = torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij")
     samples = torch.arange(size)[:, None, None].expand(size, *shape)
     return torch.stack([rows.expand(size, *shape), columns.expand(size, *shape), samples], dim=1)[
@@ -75,7 +76,7 @@ def test_resize_to_the_same_size_changes_nothing() -> None:
 # --- crop --------------------------------------------------------------------------------------------------------
 
 
-def test_crop_takes_the_centre_in_evaluation() -> None:
+def test_crop_takes_the_center_in_evaluation() -> None:
     images = pictures()
     ours = make("crop", size=[10, 13]).eval()({KEY: images})[KEY]
     theirs = reference.center_crop(images, [10, 12])
@@ -171,14 +172,14 @@ def test_color_jitter_agrees_with_torchvision(
 @given(turn=st.floats(-0.5, 0.5), seed=st.integers(0, 1000))
 def test_hue_agrees_with_torchvision(turn: float, seed: int) -> None:
     images = torch.rand(2, 1, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
-    images[0, 0, :, 0] = 0.5  # grey has no hue
-    ours = color_jitter.turn_hue(images, torch.full((2, 1, 1, 1), turn))
+    images[0, 0, :, 0] = 0.5  # gray has no hue
+    ours = shift_hue(images, torch.full((2, 1, 1, 1), turn))
     torch.testing.assert_close(ours, reference.adjust_hue(images, turn), atol=1e-5, rtol=0)
 
 
 def test_a_third_of_a_circle_permutes_the_channels() -> None:
     images = torch.rand(2, 1, 3, 5, 6)
-    turned = color_jitter.turn_hue(images, torch.full((2, 1, 1, 1), 1 / 3))
+    turned = shift_hue(images, torch.full((2, 1, 1, 1), 1 / 3))
     torch.testing.assert_close(turned, images[:, :, [2, 0, 1]], atol=1e-5, rtol=0)
 
 
@@ -313,7 +314,7 @@ def test_resize_with_pad_keeps_the_aspect_ratio() -> None:
 def test_rotation_agrees_with_torchvision(angle: float, shape: tuple[int, int], seed: int) -> None:
     images = torch.rand(2, 2, 3, *shape, generator=torch.Generator().manual_seed(seed))
     angles = torch.tensor([angle, -angle / 2])
-    ours = random_rotation.turned(images, torch.deg2rad(angles), 0.0)
+    ours = random_rotation.rotate_images(images, torch.deg2rad(angles), 0.0)
     for index in range(2):
         theirs = reference.rotate(images[index], angles[index].item(), reference.InterpolationMode.BILINEAR)
         torch.testing.assert_close(ours[index], theirs, atol=2e-4, rtol=0)
@@ -322,11 +323,11 @@ def test_rotation_agrees_with_torchvision(angle: float, shape: tuple[int, int], 
 def test_quarter_turns_are_exact_and_what_was_outside_is_filled() -> None:
     images = pictures(2, (9, 9))
     quarter = torch.full((2,), torch.pi / 2)
-    assert torch.equal(random_rotation.turned(images, quarter, 0.0), images.rot90(1, (-2, -1)))
+    assert torch.equal(random_rotation.rotate_images(images, quarter, 0.0), images.rot90(1, (-2, -1)))
     white = torch.full((2, 1, 3, 9, 9), 255, dtype=torch.uint8)
-    assert torch.equal(random_rotation.turned(white, quarter / 2, 1.0), white)
-    grey = random_rotation.turned(images, quarter / 2, 0.4)
-    assert (grey[..., 0, 0] == 102).all()
+    assert torch.equal(random_rotation.rotate_images(white, quarter / 2, 1.0), white)
+    gray = random_rotation.rotate_images(images, quarter / 2, 0.4)
+    assert (gray[..., 0, 0] == 102).all()
 
 
 def test_random_rotation_draws_evenly_up_to_its_degrees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,7 +432,7 @@ def test_flips_that_contradict_themselves_are_refused() -> None:
     assert caught.value.field == "negate.actions"
     part = TRANSFORMS.get("flip")
     normal = {**FLIPPED, "action": replace(FLIPPED["action"], range=Range.NORMALISED)}
-    with pytest.raises(SpecError, match="`action` is normalised") as caught:
+    with pytest.raises(SpecError, match="`action` is normalized") as caught:
         part.specs(part.Config(type="flip", negate={"action": [1]}), normal, {})
     assert (caught.value.source, caught.value.trait) == ("action", "range")
 
@@ -442,11 +443,11 @@ def test_flips_that_contradict_themselves_are_refused() -> None:
 @pytest.mark.parametrize(
     "name", ["pad_square", "resize_with_pad", "random_rotation", "grayscale", "posterize", "color_jitter"]
 )
-def test_what_works_on_levels_comes_before_normalising(name: str) -> None:
+def test_what_works_on_levels_comes_before_normalizing(name: str) -> None:
     part = TRANSFORMS.get(name)
     options = {"size": 8} if name == "resize_with_pad" else {}
     inputs = {KEY: Spec(Kind.IMAGE, ("B", 1, 3, 8, 8), range=Range.NORMALISED)}
-    with pytest.raises(SpecError, match=f"`{KEY}` is normalised") as caught:
+    with pytest.raises(SpecError, match=f"`{KEY}` is normalized") as caught:
         part.specs(part.Config(type=name, **options), inputs, {})
     assert (caught.value.source, caught.value.trait) == (KEY, "range")
     assert "before `normalize_image`" in caught.value.help

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def text_batch() -> dict[str, torch.Tensor]:
 
 
 def save(kind: str, directory: Path) -> Any:
-    """A tiny checkpoint, and what transformers makes of it."""
+    """Save a small checkpoint, and return the model of transformers."""
     text = {
         "vocab_size": 32,
         "hidden_size": 16,
@@ -128,7 +129,7 @@ def test_padding_may_stand_on_the_left(tmp_path: Path) -> None:
 
 
 def resting(directory: Path, **options: Any) -> tuple[Language, list[int]]:
-    """A frozen encoder, and how many prompts it reads at a time."""
+    """Return a frozen encoder, and a list of the number of prompts that it reads at a time."""
     part, sizes = build(directory, **options).requires_grad_(False), []
     part.model.register_forward_pre_hook(
         lambda _, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
@@ -284,13 +285,19 @@ def test_an_image_model_is_no_text_encoder(tmp_path: Path) -> None:
 # --- collators ---------------------------------------------------------------------------------------------------
 
 
-def make(tmp_path: Path, **options: Any) -> LanguageCollator:
-    config = LanguageCollator.tiny(tmp_path).model_copy(update=options)
-    return LanguageCollator(config, LanguageCollator.facts(config))
+@pytest.fixture
+def make(tmp_path: Path, saved_tokenizer: Any) -> Callable[..., LanguageCollator]:
+    """`make(**options)`: a collator with a saved tokenizer of seven words."""
+
+    def build(**options: Any) -> LanguageCollator:
+        config = LanguageCollator.Config(**{**saved_tokenizer(tmp_path), **options})
+        return LanguageCollator(config, LanguageCollator.facts(config))
+
+    return build
 
 
-def test_tokens_are_the_tokenizers(tmp_path: Path) -> None:
-    part = make(tmp_path, max_length=5)
+def test_tokens_are_the_tokenizers(tmp_path: Path, make: Any) -> None:
+    part = make(max_length=5)
     texts = ["open the drawer", "close", "open the drawer"]
     batch = part([{"task": text, "action": torch.ones(2)} for text in texts])
     tokenizer = AutoTokenizer.from_pretrained(str(tmp_path / "tokenizer"))
@@ -303,8 +310,8 @@ def test_tokens_are_the_tokenizers(tmp_path: Path) -> None:
     assert batch["action"].shape == (3, 2)
 
 
-def test_each_instruction_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    part, calls = make(tmp_path), []
+def test_each_instruction_is_tokenized_once(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+    part, calls = make(), []
     tokenizer = part._tokenizer
     monkeypatch.setattr(part, "_tokenizer", lambda text, **k: calls.append(text) or tokenizer(text, **k))
     part._tokenizer.pad_token_id = 0
@@ -313,20 +320,18 @@ def test_each_instruction_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.
     assert calls == ["open the door", "close the door"]
 
 
-def test_long_instructions_are_an_error_or_cut(tmp_path: Path) -> None:
+def test_long_instructions_are_an_error_or_cut(make: Any) -> None:
     with pytest.raises(DatasetError, match=r"'open the drawer' has 3 tokens, more than `max_length: 2`"):
-        make(tmp_path, max_length=2)([{"task": "open the drawer"}])
-    batch = make(tmp_path, max_length=2, truncate="end")([{"task": "open the drawer"}])
+        make(max_length=2)([{"task": "open the drawer"}])
+    batch = make(max_length=2, truncate="end")([{"task": "open the drawer"}])
     assert batch["task.input_ids"].tolist() == [[2, 4]]
 
 
-def test_padding_to_the_longest(tmp_path: Path) -> None:
-    part = make(tmp_path, padding="longest")
+def test_padding_to_the_longest(make: Any) -> None:
+    part = make(padding="longest")
     batch = part([{"task": "open"}, {"task": "close the door"}])
     assert batch["task.input_ids"].tolist() == [[2, 0, 0], [3, 4, 6]]
-    left = make(tmp_path, padding="longest", padding_side="left")(
-        [{"task": "open"}, {"task": "close the door"}]
-    )
+    left = make(padding="longest", padding_side="left")([{"task": "open"}, {"task": "close the door"}])
     assert left["task.input_ids"].tolist() == [[0, 0, 2], [3, 4, 6]]
     assert left["task.attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
     specs = part.specs(part.config, TASK, {"vocab_size": 7})
@@ -334,13 +339,13 @@ def test_padding_to_the_longest(tmp_path: Path) -> None:
     assert specs["task.input_ids"].vocab == 7
 
 
-def test_language_collator_needs_a_task(tmp_path: Path) -> None:
-    config = LanguageCollator.tiny(tmp_path)
+def test_language_collator_needs_a_task(make: Any) -> None:
+    config = LanguageCollator.example()
     with pytest.raises(SpecError, match="the data has none") as caught:
         LanguageCollator.specs(config, {}, {"vocab_size": 7})
     assert caught.value.source == "task"
     with pytest.raises(DatasetError, match="the samples have none"):
-        make(tmp_path)([{"action": torch.ones(2)}])
+        make()([{"action": torch.ones(2)}])
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:

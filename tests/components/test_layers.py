@@ -9,7 +9,7 @@ from torch import nn
 from policysmith.builder.training.optim.adamw import decays
 from policysmith.components.kernels import attention
 from policysmith.components.layers.basic import Attention, CategoryLinear
-from policysmith.components.layers.rotary import rotation
+from policysmith.components.layers.rotary import rotary_table
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5), (4, 2, 3, 5)])
@@ -57,7 +57,7 @@ def test_attention_of_parts_turns_queries_and_keys(device: str, monkeypatch: pyt
     torch.manual_seed(0)
     layer = Attention(32, 2).to(device).bfloat16()
     tokens = torch.randn(3, 5, 32, device=device).bfloat16()
-    by = rotation(torch.arange(5, device=device).expand(3, 5), 16)
+    by = rotary_table(torch.arange(5, device=device).expand(3, 5), 16)
     ours = layer(tokens, tokens, by=by)
     monkeypatch.setattr(attention, "fused", lambda values: False)
     assert torch.equal(ours, layer(tokens, tokens, by=by))

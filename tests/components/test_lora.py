@@ -121,7 +121,7 @@ def test_merged_weights_act_like_the_adapters(dtype: torch.dtype, error: float) 
     train(part, 0.1)
     expected = tokens(part)
     lora.merge(part)
-    assert lora.count(part) == 0
+    assert lora.count_adapters(part) == 0
     assert part.state_dict().keys() == vit().state_dict().keys()
     assert (expected - untrained).abs().max() > 1e-2
     torch.testing.assert_close(tokens(part), expected, atol=error, rtol=0.0)
@@ -137,14 +137,14 @@ def test_adapters_that_are_not_finite_are_not_merged() -> None:
 def test_only_adapters_train_and_rest_can_be_said_again() -> None:
     part = adapted(vit(), rank=2)
     trains = [name for name, parameter in part.named_parameters() if parameter.requires_grad]
-    assert len(trains) == 2 * lora.count(part) == 2 * 2 * 6
+    assert len(trains) == 2 * lora.count_adapters(part) == 2 * 2 * 6
     assert all(".lora_" in name for name in trains)
     for parameter in part.parameters():
         parameter.requires_grad_(True)
-    lora.rest(part)
+    lora.freeze_all_but_adapters(part)
     assert [name for name, parameter in part.named_parameters() if parameter.requires_grad] == trains
     plain = vit()
-    lora.rest(plain)
+    lora.freeze_all_but_adapters(plain)
     assert all(parameter.requires_grad for parameter in plain.parameters())
 
 
@@ -174,19 +174,19 @@ def test_weights_find_the_layers_as_they_were() -> None:
         for parameter in plain.parameters():
             parameter.add_(1.0)
     adapters = {key: value.clone() for key, value in part.state_dict().items() if ".lora_" in key}
-    with lora.set_aside(part):
-        assert lora.count(part) == 0
+    with lora.without_adapters(part):
+        assert lora.count_adapters(part) == 0
         part.load_state_dict(plain.state_dict(), strict=True)
-    assert lora.count(part) == 12
+    assert lora.count_adapters(part) == 12
     held = part.state_dict()
     assert all(torch.equal(held[key], value) for key, value in adapters.items())
     for key, value in plain.state_dict().items():
         stem, _, last = key.rpartition(".")
         found = held[key] if key in held else held[f"{stem}.base_layer.{last}"]
         assert torch.equal(found, value)
-    with pytest.raises(KeyError), lora.set_aside(part):
+    with pytest.raises(KeyError), lora.without_adapters(part):
         raise KeyError("nothing")
-    assert lora.count(part) == 12
+    assert lora.count_adapters(part) == 12
 
 
 # --- which layers ------------------------------------------------------------------------------------------------

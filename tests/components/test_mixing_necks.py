@@ -137,7 +137,7 @@ def test_latents_read_tokens_in_any_order(self_attention: bool) -> None:
 
 
 def sees(part: Transformer, given: dict[str, Feature]) -> Tensor:
-    """Which outputs (B, N) change with each token (M) of `b`: (M, B, N)."""
+    """Return a mask (M, B, N) of the outputs that change with each token of `b`."""
     whole = part(given, ("tokens",))["tokens"].values
     rows = []
     for place in range(3):
@@ -169,7 +169,7 @@ def test_a_causal_transformer_is_gpt() -> None:
 
 @pytest.mark.parametrize("attention", ["full", "causal"])
 def test_readouts_see_everything_and_are_seen_by_no_observation(attention: str) -> None:
-    """The readouts of a full transformer are those of one whose observations never meet them."""
+    """Readouts of a full transformer equal those of one whose observations never see them."""
     part = make(Transformer, reads=["b", "a"], heads=2, attention=attention, readouts=2)
     given = features()
     whole = part(given, ("tokens", "pooled"))
@@ -302,11 +302,11 @@ def test_dropout_acts_in_training_alone() -> None:
 
 def test_turned_attention_depends_on_distance() -> None:
     """Rotary queries and keys: shifting all positions changes nothing, shifting some does."""
-    from policysmith.components.layers.rotary import rotation
+    from policysmith.components.layers.rotary import rotary_table
 
     part, tokens = Attention(8, 2).double(), torch.randn(2, 5, 8).double()
     places = torch.arange(5.0)[None]
-    near, far = (part(tokens, tokens, None, rotation(places + shift, 4)) for shift in (0.0, 100.0))
+    near, far = (part(tokens, tokens, None, rotary_table(places + shift, 4)) for shift in (0.0, 100.0))
     torch.testing.assert_close(near, far, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(near, part(tokens, tokens, None, rotation(2 * places, 4)), atol=1e-4)
+    assert not torch.allclose(near, part(tokens, tokens, None, rotary_table(2 * places, 4)), atol=1e-4)
     assert not torch.allclose(near, part(tokens, tokens), atol=1e-4)

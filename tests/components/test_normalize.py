@@ -1,4 +1,4 @@
-"""Normalisation of states and actions against numpy in double precision."""
+"""Normalization of states and actions against numpy in double precision."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ PAIRS = {
     "binary": ("min", "max"),
 }
 
-centres = st.lists(st.floats(-100, 100), min_size=WIDTH, max_size=WIDTH)
+centers = st.lists(st.floats(-100, 100), min_size=WIDTH, max_size=WIDTH)
 spreads = st.lists(st.one_of(st.just(0.0), st.floats(0.01, 100)), min_size=WIDTH, max_size=WIDTH)
 
 
-def statistics(mode: str, centre: list[float], spread: list[float]) -> dict[str, list[float]]:
-    """Statistics whose centre and half width (deviation, for `mean_std`) are the given ones."""
+def statistics(mode: str, center: list[float], spread: list[float]) -> dict[str, list[float]]:
+    """Return statistics with this center and half width (deviation, for `mean_std`)."""
     first, second = PAIRS[mode]
     if mode == "mean_std":
-        return {first: centre, second: spread}
+        return {first: center, second: spread}
     return {
-        first: [c - s for c, s in zip(centre, spread, strict=True)],
-        second: [c + s for c, s in zip(centre, spread, strict=True)],
+        first: [c - s for c, s in zip(center, spread, strict=True)],
+        second: [c + s for c, s in zip(center, spread, strict=True)],
     }
 
 
@@ -50,23 +50,23 @@ def make(statistics: dict[str, Any], inputs: dict[str, Spec] | None = None, **op
 
 
 @settings(max_examples=150)
-@given(mode=st.sampled_from(AFFINE), centre=centres, spread=spreads, seed=st.integers(0, 1000))
+@given(mode=st.sampled_from(AFFINE), center=centers, spread=spreads, seed=st.integers(0, 1000))
 def test_forward_is_the_formula_and_inverse_undoes_it(
-    mode: str, centre: list[float], spread: list[float], seed: int
+    mode: str, center: list[float], spread: list[float], seed: int
 ) -> None:
-    part = make({"action": statistics(mode, centre, spread)}, mode=mode)
+    part = make({"action": statistics(mode, center, spread)}, mode=mode)
     random = np.random.default_rng(seed)
     varies = np.array(spread) > 0
     units = random.uniform(-3, 3, (4, 2, WIDTH))  # beyond the range, too
-    values = np.array(centre) + units * np.array(spread)
+    values = np.array(center) + units * np.array(spread)
     batch = {"action": torch.tensor(values, dtype=torch.float32)}
     normal = part(batch)["action"]
-    exact = np.where(varies, (values - np.array(centre)) / np.where(varies, spread, 1.0), 0.0)
-    size = (np.abs(values) + np.abs(centre)) / np.where(varies, spread, 1.0)
+    exact = np.where(varies, (values - np.array(center)) / np.where(varies, spread, 1.0), 0.0)
+    size = (np.abs(values) + np.abs(center)) / np.where(varies, spread, 1.0)
     assert (np.abs(normal.numpy() - exact) <= 4e-7 * (size + 1.0) + 1e-6).all()
     back = part.inverse({"action": normal})["action"].numpy()
     assert (
-        np.abs(back - values) <= 1e-6 * (np.abs(values) + np.abs(centre) + np.array(spread)) + 1e-30
+        np.abs(back - values) <= 1e-6 * (np.abs(values) + np.abs(center) + np.array(spread)) + 1e-30
     ).all()
 
 
@@ -95,9 +95,9 @@ def test_small_units_are_not_taken_for_constants() -> None:
 
 
 @settings(max_examples=50)
-@given(centre=centres, spread=spreads, bits=st.lists(st.booleans(), min_size=WIDTH, max_size=WIDTH))
-def test_binary_values_come_back(centre: list[float], spread: list[float], bits: list[bool]) -> None:
-    held = statistics("binary", centre, spread)
+@given(center=centers, spread=spreads, bits=st.lists(st.booleans(), min_size=WIDTH, max_size=WIDTH))
+def test_binary_values_come_back(center: list[float], spread: list[float], bits: list[bool]) -> None:
+    held = statistics("binary", center, spread)
     part = make({"action": held}, mode="binary")
     values = torch.tensor([[held["max" if bit else "min"][i] for i, bit in enumerate(bits)]])[None]
     normal = part({"action": values})["action"]
@@ -163,7 +163,7 @@ def test_unknown_keys_are_refused() -> None:
     assert caught.value.field == "modes.actions"
 
 
-def test_half_precision_values_are_normalised_in_float32() -> None:
+def test_half_precision_values_are_normalized_in_float32() -> None:
     part = make({"action": statistics("mean_std", [100.0, 0.0, 0.0], [0.01, 1.0, 1.0])})
     normal = torch.tensor([[[1.0, 0.5, -0.25]]], dtype=torch.bfloat16)
     back = part.inverse({"action": normal})["action"]
@@ -239,7 +239,7 @@ def test_single_dimensions_have_their_own_mode() -> None:
         ({"key": "action", "dims": [0], "mode": "q99"}, "dims.0.mode"),
     ],
 )
-def test_dimensions_that_cannot_be_normalised_are_located(entry: dict[str, Any], field: str) -> None:
+def test_dimensions_that_cannot_be_normalized_are_located(entry: dict[str, Any], field: str) -> None:
     with pytest.raises(SpecError) as caught:
         make(
             {"action": {"mean": [0.0] * 3, "std": [1.0] * 3, "min": [0.0] * 3, "max": [1.0] * 3}},
@@ -281,7 +281,7 @@ FULL = {
         ("binary", (-1.0, 1.0)),
     ],
 )
-def test_specs_carry_the_bounds_of_the_normalised_data(mode: str, bounds: tuple[float, float]) -> None:
+def test_specs_carry_the_bounds_of_the_normalized_data(mode: str, bounds: tuple[float, float]) -> None:
     inputs = {"action": Spec(Kind.ACTION, ("B", 2, WIDTH))}
     config, facts = Normalize.Config(type="normalize", mode=mode), {"statistics": {"action": FULL}}
     spec = Normalize.specs(config, inputs, facts)["action"]

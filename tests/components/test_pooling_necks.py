@@ -146,7 +146,7 @@ def test_tokens_of_different_widths_need_a_width(world: Any, part: Any, name: st
 
 
 def test_attention_pool_is_attention_of_its_queries() -> None:
-    """The same weights in torch's own multi-head attention."""
+    """Return torch's multi-head attention with the same weights."""
     inputs = {"vision.tokens": Spec(Kind.TOKENS, ("B", 6, 8))}
     config = AttentionPool.Config(type="attention_pool", reads=["vision"], queries=3, heads=2)
     AttentionPool.specs(config, inputs, {})

@@ -39,7 +39,7 @@ def features(mask: Tensor | None = None) -> dict[str, Feature]:
 
 
 def turned(head: Tensor, position: int) -> Tensor:
-    """One head (E,), its coordinates (i, i + E / 2) turned by position / 10000 ** (2 i / E)."""
+    """Rotate one head (E,), its coordinates (i, i + E / 2) by position / 10000 ** (2 i / E)."""
     half, out = len(head) // 2, head.clone()
     for i in range(half):
         angle = position * 10_000.0 ** (-2 * i / len(head))
@@ -49,7 +49,7 @@ def turned(head: Tensor, position: int) -> Tensor:
 
 
 def written_out(part: Prefix, sample: dict[str, Feature]) -> tuple[Tensor, Tensor]:
-    """Keys and values (L, 2, G, N, E) and tokens (N, D) of one sample whose tokens are all valid, token by token."""
+    """Compute keys and values (L, 2, G, N, E) and tokens (N, D) of one sample, token by token."""
     module: Any = part
     a, b = module.joined.project["a_tokens"], module.joined.project["b_pooled"]
     tokens = torch.cat([a(sample["a.tokens"].values[0]), b(sample["b.pooled"].values[:1])])
@@ -113,7 +113,7 @@ def test_hidden_tokens_have_no_influence_and_take_no_place() -> None:
 
 
 def test_an_expert_goes_on_where_it_ends() -> None:
-    """Every value of every layer that it publishes reaches the expert's actions."""
+    """Every published value of every layer reaches the expert's actions."""
     part = make().float()
     action = {"action": Spec(Kind.ACTION, ("B", 3, 2))}
     specs = {"p.key_values": Prefix.specs(part.config, INPUTS, {})["key_values"], **action}

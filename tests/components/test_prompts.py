@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policysmith.components.collators.language import LanguageCollator
-from policysmith.components.language.prompts import StateBins, cleaned, fields
+from policysmith.components.language.prompts import StateBins, clean_instruction, template_fields
 from policysmith.components.pretrained.models import read_tokenizer
 from policysmith.schemas.errors import DatasetError, SpecError
 from policysmith.schemas.specs import Kind, Spec
@@ -39,7 +39,7 @@ def make(statistics: Any = STATISTICS, **options: Any) -> LanguageCollator:
 
 
 def text(part: LanguageCollator, **sample: Any) -> str:
-    """What a sample is tokenized as."""
+    """Return the decoded tokens of a sample."""
     batch = part([sample])
     shown = batch["task.input_ids"][0][batch["task.attention_mask"][0].bool()]
     return read_tokenizer("policysmith/tiny").decode(shown[1:])  # type: ignore[no-any-return]
@@ -71,11 +71,11 @@ def test_bins_are_those_of_openpi() -> None:
 @given(
     st.floats(-1.0, 1.0, exclude_max=True), st.integers(2, 300), st.floats(-50.0, 50.0), st.floats(0.1, 50.0)
 )
-def test_a_value_lies_in_its_bin(normal: float, bins: int, centre: float, scale: float) -> None:
+def test_a_value_lies_in_its_bin(normal: float, bins: int, center: float, scale: float) -> None:
     part = StateBins(
-        bins, "min_max", {"observation.state": {"min": [centre - scale], "max": [centre + scale]}}
+        bins, "min_max", {"observation.state": {"min": [center - scale], "max": [center + scale]}}
     )
-    number = int(part(np.array([normal * scale + centre])))
+    number = int(part(np.array([normal * scale + center])))
     low = -1.0 + 2.0 * number / bins
     assert low - 1e-9 <= normal <= low + 2.0 / bins + 1e-9
 
@@ -88,12 +88,12 @@ def test_a_rare_value_of_the_state_has_a_bin_of_its_own() -> None:
 
 
 def test_templates_are_checked() -> None:
-    assert fields("{task} {{x}} {state}") == {"task", "state"}
+    assert template_fields("{task} {{x}} {state}") == {"task", "state"}
     for wrong in ("{instruction}", "{}", "{task!r}", "{task:>9}", "{task", "}"):
         with pytest.raises(SpecError) as caught:
             make(prompt=wrong)
         assert caught.value.field == "prompt"
-    assert cleaned(" pick_up\nit ") == "pick up it"
+    assert clean_instruction(" pick_up\nit ") == "pick up it"
 
 
 def test_a_state_needs_data_and_statistics() -> None:
@@ -150,7 +150,7 @@ def test_keys_tell_prompts_apart() -> None:
 
 
 def test_prompts_with_the_state_are_not_to_be_remembered() -> None:
-    """Each would be a pass of the encoder by itself, for nothing."""
+    """Keys would make the encoder read each prompt alone, without a benefit."""
     sample = {"task": "open", "observation.state": state(0.0, 1.0, 5.0)}
     assert "task.key" not in make(prompt="{task} {state}")([sample, sample])
 

@@ -22,7 +22,7 @@ ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
 def made(family: str, **options: Any) -> Any:
-    """A part in training, the same every time."""
+    """Build the same part in training mode every time."""
     torch.manual_seed(0)
     return build(architecture=architecture(family), **options).train()
 
@@ -35,7 +35,7 @@ def gradients(part: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def runs(part: Any, batch: dict[str, Tensor]) -> int:
-    """How often the attention of the first layer runs in a step."""
+    """Count the runs of the first layer's attention in a step."""
     found: list[int] = []
     attention = next(part._family.layers(part.model)[0].children())
     hook = attention.register_forward_pre_hook(lambda *_: found.append(1))

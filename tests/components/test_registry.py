@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
+from policysmith.components import Backbone, BackboneConfig, HeadConfig
 from policysmith.components.backbones.mlp import MlpBackbone
 from policysmith.components.registry import BACKBONES, HEADS
 from policysmith.schemas.errors import RegistryError
@@ -67,6 +68,53 @@ def test_a_part_of_ours_is_not_replaced() -> None:
         RegistryError, match=r"two parts are called backbones `vit`: .*backbones/vit\.py and "
     ):
         BACKBONES.register(SecondVit)
+
+
+def without_type(body: dict[str, Any]) -> None:
+    body["Config"] = type("Config", (BackboneConfig,), {"__module__": __name__})
+
+
+def with_default_type(body: dict[str, Any]) -> None:
+    class Config(BackboneConfig):
+        type: Literal["late"] = "late"
+
+    body["Config"] = Config
+
+
+def with_config_of_another_kind(body: dict[str, Any]) -> None:
+    class Config(HeadConfig):
+        type: Literal["other"]
+
+    body["Config"] = Config
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without_type, "must declare `type: Literal"),
+        (with_default_type, "must declare `type: Literal"),
+        (with_config_of_another_kind, "must be a subclass of BackboneConfig"),
+        (lambda body: body.update(Config=int), "must be a subclass of PartConfig"),
+        (lambda body: body.pop("kind"), "lacks `kind`"),
+        (lambda body: body.pop("specs"), "lacks `specs`"),
+        (lambda body: [body.pop("example"), body.pop("forward")], "lacks `example`, `forward`"),
+    ],
+)
+def test_a_class_that_breaks_the_contract_is_refused_at_its_definition(change: Any, reason: str) -> None:
+    body = dict(vars(imported(OWN, "own_part").MeanColour))
+    body["Config"] = type("Config", (body["Config"],), {"__module__": __name__})
+    change(body)
+    with pytest.raises(RegistryError, match=f"Broken.*{reason}"):
+        type("Broken", (Backbone,), body)
+
+
+def test_a_sentence_is_written_once() -> None:
+    part = imported(OWN, "own_part").MeanColour
+    assert part.Config.__doc__ == part.__doc__ == part.Config.model_fields["type"].description
+
+
+def test_a_base_class_of_parts_needs_no_type() -> None:
+    assert issubclass(type("Base", (Backbone,), {}), Backbone)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from policysmith.components.registry import TRANSFORMS
-from policysmith.components.vectors.rotations import Rotation, convert, to_matrix
+from policysmith.components.vectors.rotations import RotationForm, convert, to_matrix
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Range, Spec
 
@@ -71,7 +71,7 @@ def test_actions_are_differences_and_come_back(seed: int, scale: float, options:
 
 @both
 def test_the_inverse_finds_the_state_as_it_was(name: str) -> None:
-    """Later transforms may normalise, hide or rename the state, and a robot gives no actions."""
+    """Later transforms may normalize, hide or rename the state, and a robot gives no actions."""
     part, batch = make(name), numbers(0)
     deployed = part({STATE: batch[STATE]})
     predicted = part(batch)["action"]
@@ -124,8 +124,8 @@ def test_an_action_without_a_counterpart_in_the_state(name: str) -> None:
 
 @both
 @pytest.mark.parametrize("key", [STATE, "action"])
-def test_normalised_values_come_too_late(name: str, key: str) -> None:
-    with pytest.raises(SpecError, match=f"`{key}` is normalised") as caught:
+def test_normalized_values_come_too_late(name: str, key: str) -> None:
+    with pytest.raises(SpecError, match=f"`{key}` is normalized") as caught:
         make(name, {**INPUTS, key: replace(INPUTS[key], range=Range.NORMALISED)})
     assert (caught.value.source, caught.value.trait) == (key, "range")
 
@@ -134,7 +134,7 @@ def test_normalised_values_come_too_late(name: str, key: str) -> None:
 
 
 def homogeneous(position: Tensor, matrix: Tensor) -> Tensor:
-    """Transforms (..., 4, 4)."""
+    """Return transforms (..., 4, 4)."""
     bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=matrix.dtype).expand(*matrix.shape[:-2], 1, 4)
     return torch.cat([torch.cat([matrix, position[..., None]], -1), bottom], -2)
 
@@ -142,12 +142,15 @@ def homogeneous(position: Tensor, matrix: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("form", "places"),
     [
-        (Rotation("axis_angle"), {}),
-        (Rotation("quaternion", "xyzw"), {}),
-        (Rotation("euler", "xyz"), {"position": 5, "rotation": 1, "state_position": 0, "state_rotation": 4}),
+        (RotationForm("axis_angle"), {}),
+        (RotationForm("quaternion", "xyzw"), {}),
+        (
+            RotationForm("euler", "xyz"),
+            {"position": 5, "rotation": 1, "state_position": 0, "state_rotation": 4},
+        ),
     ],
 )
-def test_relative_poses_are_products_of_transforms(form: Rotation, places: dict[str, int]) -> None:
+def test_relative_poses_are_products_of_transforms(form: RotationForm, places: dict[str, int]) -> None:
     orders = {form.name: form.order} if form.order else {}
     part = make("relative_pose", POSE, representation=form.name, **orders, **places)
     at, turn = places.get("position", 0), places.get("rotation", 3)
@@ -155,7 +158,7 @@ def test_relative_poses_are_products_of_transforms(form: Rotation, places: dict[
     batch = {STATE: torch.randn(6, 2, 9).double(), "action": torch.randn(6, 5, 8).double()}
     for key, begin in ((STATE, state_turn), ("action", turn)):  # rotations in canonical values
         vectors = torch.randn(*batch[key].shape[:2], 3).double().clamp(-1.5, 1.5)
-        batch[key][..., begin : begin + form.width] = convert(vectors, Rotation("axis_angle"), form)
+        batch[key][..., begin : begin + form.width] = convert(vectors, RotationForm("axis_angle"), form)
 
     def pose(values: Tensor, at: int, turn: int) -> Tensor:
         return homogeneous(values[..., at : at + 3], to_matrix(values[..., turn : turn + form.width], form))
@@ -174,7 +177,9 @@ def test_relative_poses_are_products_of_transforms(form: Rotation, places: dict[
 def test_a_policy_that_predicts_no_motion_stays() -> None:
     part = make("relative_pose", POSE, representation="quaternion", quaternion="wxyz")
     state = torch.randn(3, 2, 9)
-    state[..., 3:7] = convert(torch.randn(3, 2, 3), Rotation("axis_angle"), Rotation("quaternion", "wxyz"))
+    state[..., 3:7] = convert(
+        torch.randn(3, 2, 3), RotationForm("axis_angle"), RotationForm("quaternion", "wxyz")
+    )
     still = torch.zeros(3, 5, 8)
     still[..., 3] = 2.0  # a quaternion of another length
     restored = part.inverse({**part({STATE: state}), "action": still})["action"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from policysmith.components.registry import TRANSFORMS
-from policysmith.components.vectors.rotations import Rotation, convert, to_matrix
+from policysmith.components.vectors.rotations import RotationForm, convert, to_matrix
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Range, Spec
 
@@ -40,7 +40,7 @@ def specs(name: str, inputs: Mapping[str, Spec] = INPUTS, **options: Any) -> dic
     return found
 
 
-def normalised(*keys: str) -> dict[str, Spec]:
+def normalized(*keys: str) -> dict[str, Spec]:
     return {**INPUTS, **{key: replace(INPUTS[key], range=Range.NORMALISED) for key in keys}}
 
 
@@ -92,7 +92,7 @@ def test_concat_joins_in_order_and_splits_again() -> None:
     assert found.keys() == INPUTS.keys() - {OTHER}
     assert (found[STATE].dims, found[STATE].range) == (("B", 2, 6), Range.CHANGED)
     assert found[STATE].why == f"5 ({STATE}) + 1 ({OTHER})"
-    both = specs("concat", normalised(STATE, OTHER), keys=[OTHER, STATE])
+    both = specs("concat", normalized(STATE, OTHER), keys=[OTHER, STATE])
     assert both[STATE].range is Range.NORMALISED
 
 
@@ -112,7 +112,7 @@ def test_concat_needs_all_its_states() -> None:
         ({"keys": [OTHER]}, INPUTS, "to", "exists already"),
         ({"keys": [OTHER], "to": "action"}, INPUTS, "to", "exists already"),
         ({"keys": [OTHER], "to": "state"}, INPUTS, "to", "is no name of an observation"),
-        ({"keys": [STATE, OTHER]}, normalised(OTHER), None, "only one is normalised"),
+        ({"keys": [STATE, OTHER]}, normalized(OTHER), None, "only one is normalized"),
         ({"keys": [STATE, OTHER]}, {**INPUTS, OTHER: Spec(Kind.STATE, ("B", 1, 1))}, None, "steps differ"),
     ],
 )
@@ -154,7 +154,7 @@ def test_what_is_too_wide_is_not_cut() -> None:
         specs("pad_dims", sizes={"actions": 6})
     assert caught.value.field == "sizes.actions"
     assert specs("pad_dims", sizes={STATE: 8})[STATE].range is Range.CHANGED
-    assert specs("pad_dims", normalised(STATE), sizes={STATE: 8})[STATE].range is Range.NORMALISED
+    assert specs("pad_dims", normalized(STATE), sizes={STATE: 8})[STATE].range is Range.NORMALISED
 
 
 # --- state_noise, state_dropout ----------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_noise_of_another_width_is_refused() -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_dropout_hides_all_states_of_a_sample(p: float) -> None:
-    part = make("state_dropout", normalised(STATE, OTHER), p=p)
+    part = make("state_dropout", normalized(STATE, OTHER), p=p)
     batch = {STATE: torch.ones(5000, 2, 5), OTHER: torch.ones(5000, 2, 1)}
     changed = part.train()(batch)
     hidden = (changed[STATE] == 0.0).all(-1).all(-1)
@@ -192,9 +192,9 @@ def test_dropout_hides_all_states_of_a_sample(p: float) -> None:
     assert part.eval()(batch)[STATE] is batch[STATE]
 
 
-def test_dropout_comes_after_normalising() -> None:
-    with pytest.raises(SpecError, match="is not normalised") as caught:
-        specs("state_dropout", normalised(STATE))
+def test_dropout_comes_after_normalizing() -> None:
+    with pytest.raises(SpecError, match="is not normalized") as caught:
+        specs("state_dropout", normalized(STATE))
     assert (caught.value.source, caught.value.trait) == (OTHER, "range")
     assert "after `normalize`" in caught.value.help
 
@@ -211,7 +211,7 @@ def test_a_rotation_is_converted_in_its_place() -> None:
     assert changed.shape == (4, 3, 10)
     assert torch.equal(changed[..., :3], batch["action"][..., :3])
     assert torch.equal(changed[..., 9:], batch["action"][..., 6:])
-    expected = convert(batch["action"][..., 3:6], Rotation("axis_angle"), Rotation("rotation_6d"))
+    expected = convert(batch["action"][..., 3:6], RotationForm("axis_angle"), RotationForm("rotation_6d"))
     assert torch.equal(changed[..., 3:9], expected)
     back = part.inverse({"action": changed})["action"]
     torch.testing.assert_close(back, batch["action"], atol=1e-5, rtol=0)
@@ -222,21 +222,21 @@ def test_a_rotation_is_converted_in_its_place() -> None:
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        (Rotation("euler", "xyz"), Rotation("rotation_6d")),
-        (Rotation("quaternion", "xyzw"), Rotation("matrix")),
-        (Rotation("quaternion", "wxyz"), Rotation("euler", "ZYX")),
-        (Rotation("matrix"), Rotation("axis_angle")),
+        (RotationForm("euler", "xyz"), RotationForm("rotation_6d")),
+        (RotationForm("quaternion", "xyzw"), RotationForm("matrix")),
+        (RotationForm("quaternion", "wxyz"), RotationForm("euler", "ZYX")),
+        (RotationForm("matrix"), RotationForm("axis_angle")),
     ],
 )
-def test_conventions_are_those_of_the_options(source: Rotation, target: Rotation) -> None:
+def test_conventions_are_those_of_the_options(source: RotationForm, target: RotationForm) -> None:
     orders = {form.name: form.order for form in (source, target) if form.order}
     inputs = {STATE: Spec(Kind.STATE, ("B", 1, source.width + 1))}
     options = {"key": STATE, "start": 1, "source": source.name, "target": target.name, **orders}
     part = make("rotation", inputs, **options)
     vectors = torch.randn(6, 1, 3)
-    state = torch.cat([torch.ones(6, 1, 1), convert(vectors, Rotation("axis_angle"), source)], -1)
+    state = torch.cat([torch.ones(6, 1, 1), convert(vectors, RotationForm("axis_angle"), source)], -1)
     changed = part({STATE: state})[STATE]
-    expected = to_matrix(vectors, Rotation("axis_angle"))
+    expected = to_matrix(vectors, RotationForm("axis_angle"))
     torch.testing.assert_close(to_matrix(changed[..., 1:], target), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(part.inverse({STATE: changed})[STATE], state, atol=1e-5, rtol=0)
 
@@ -260,9 +260,9 @@ def test_rotations_that_are_not_there(options: Any, field: str, message: str) ->
     assert caught.value.label
 
 
-def test_vectors_that_are_normalised_come_too_late() -> None:
+def test_vectors_that_are_normalized_come_too_late() -> None:
     for name, options in (("rotation", AS_6D), ("sin_cos", {"keys": [STATE]})):
-        with pytest.raises(SpecError, match="is normalised") as caught:
-            specs(name, normalised(STATE, "action"), **options)
+        with pytest.raises(SpecError, match="is normalized") as caught:
+            specs(name, normalized(STATE, "action"), **options)
         assert caught.value.trait == "range"
         assert caught.value.help == "put it before `normalize`"

@@ -124,7 +124,7 @@ def test_tokens_tell_the_map_that_they_are(
 
 
 def test_patches_are_the_grid_row_by_row() -> None:
-    """A patch that is changed in the image is the token that changes most, before attention mixes them."""
+    """The token of a changed patch changes most, before attention mixes the tokens."""
     inputs = camera(64, 96)
     part, batch = build("test_vit", inputs), images(inputs)
     part.model.blocks = torch.nn.Identity()
@@ -164,7 +164,7 @@ def torchvision_resnet18(norm_layer: Any = None) -> Any:
 
 
 def group_norm(channels: int) -> torch.nn.GroupNorm:
-    """As Diffusion Policy's image encoder has it."""
+    """The layer of Diffusion Policy's image encoder."""
     return torch.nn.GroupNorm(num_groups=channels // 16, num_channels=channels)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from policysmith.components.backbones.timm import Timm
-from policysmith.components.pretrained.weights import find, read
+from policysmith.components.pretrained.weights import find_weights, read_weights
 from policysmith.schemas.errors import SpecError, WeightsError
 from policysmith.schemas.specs import Kind, Spec
 
@@ -31,14 +31,14 @@ def test_lite0_weights_fit_by_order(caplog: pytest.LogCaptureFixture) -> None:
     part = build("tf_efficientnet_lite0", inputs, pretrained=LITE0)
     assert "296 tensors" in caplog.text
     assert "fit by order" in caplog.text
-    path = find(LITE0)
+    path = find_weights(LITE0)
     assert path is not None
-    held = list(read(path).values())
+    held = list(read_weights(path).values())
     state = part.model.state_dict()
     assert len(held) == len(state) + 2  # the classifier's
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state.values(), held, strict=False))
 
-    # The classifier in the file, applied to what comes out, recognises Rear Admiral Grace Hopper's uniform.
+    # The classifier in the file, applied to what comes out, recognizes Rear Admiral Grace Hopper's uniform.
     photo = Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
     pixels = np.asarray(photo.crop((0, 0, 512, 512)).resize((160, 160)))
     batch = {KEY: torch.tensor(pixels).permute(2, 0, 1)[None, None] / 127.5 - 1.0}
@@ -112,7 +112,7 @@ def test_files_that_hold_no_weights(tmp_path: Path, suffix: str, content: bytes 
     else:
         path.write_bytes(content)
     with pytest.raises(WeightsError, match=f"bad{suffix}"):
-        read(path)
+        read_weights(path)
 
 
 def test_missing_files_and_packages_are_found_out_early(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_missing_files_and_packages_are_found_out_early(tmp_path: Path) -> None:
         facts(str(tmp_path / "nothing.pth"))
     with pytest.raises(WeightsError, match="holds no weights"):
         facts(str(tmp_path))
-    assert find("timm/resnet18.a1_in1k") is None
+    assert find_weights("timm/resnet18.a1_in1k") is None
 
 
 def test_positions_of_another_size_need_a_word(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_positions_of_another_size_need_a_word(tmp_path: Path) -> None:
     assert torch.equal(part.model.patch_embed.proj.weight, native.model.patch_embed.proj.weight)
 
 
-def test_pretrained_weights_want_their_own_normalisation() -> None:
+def test_pretrained_weights_want_their_own_normalization() -> None:
     imagenet = Spec(
         Kind.IMAGE,
         ("B", 1, 3, 224, 224),
@@ -152,7 +152,7 @@ def test_pretrained_weights_want_their_own_normalisation() -> None:
     )
     given = {"observation.images.a": imagenet}
     half = {"type": "timm", "name": "tf_efficientnet_lite0", "pretrained": "timm/tf_efficientnet_lite0.in1k"}
-    with pytest.raises(SpecError, match="was trained on images normalised by mean") as caught:
+    with pytest.raises(SpecError, match="was trained on images normalized by mean") as caught:
         Timm.specs(Timm.Config.model_validate(half), given, {})
     assert "stats: half" in caught.value.help
     Timm.specs(Timm.Config.model_validate({**half, "pretrained": None}), given, {})

@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from policysmith.components.backbones.vision import Vision, patches
-from policysmith.components.images.specs import STATISTICS
+from policysmith.components.images.specs import IMAGE_STATISTICS
 from policysmith.components.transforms.normalize_image import NormalizeImage
 from policysmith.schemas.errors import SpecError, WeightsError
 from policysmith.schemas.specs import Kind, Spec
@@ -109,7 +109,7 @@ def build(inputs: dict[str, Spec], **options: Any) -> Vision:
 
 
 def reference(name: str, source: str, images: torch.Tensor, **options: Any) -> Any:
-    """What transformers makes of the images, by its own way of loading."""
+    """Run transformers' own model on the images, loaded by its own code."""
     extra = {"add_pooling_layer": False} if name == "vit" else {}
     model = MADE[name][2].from_pretrained(source, **extra).eval()
     if name.startswith("siglip2"):
@@ -227,7 +227,7 @@ def test_positions_of_dinov3_rest_while_training(tmp_path: Path) -> None:
     assert torch.equal(part.train()({KEY: images}, ("tokens",))["tokens"].values, resting)
 
 
-# --- normalisation -----------------------------------------------------------------------------------------------
+# --- normalization -----------------------------------------------------------------------------------------------
 
 
 def processor(directory: str, **held: Any) -> None:
@@ -235,46 +235,46 @@ def processor(directory: str, **held: Any) -> None:
     (Path(directory) / "preprocessor_config.json").write_text(json.dumps(text))
 
 
-def normalised(**options: Any) -> dict[str, Spec]:
+def normalized(**options: Any) -> dict[str, Spec]:
     transform = NormalizeImage.Config(type="normalize_image", **options)
     return NormalizeImage.specs(transform, camera(), {})
 
 
-def test_images_must_be_normalised_as_the_model_was_trained(tmp_path: Path) -> None:
+def test_images_must_be_normalized_as_the_model_was_trained(tmp_path: Path) -> None:
     source = save("siglip", tmp_path)
     processor(source, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    build(normalised(stats="half"), pretrained=source)
-    build(normalised(mean=[0.5001] * 3, std=[0.5] * 3), pretrained=source)
+    build(normalized(stats="half"), pretrained=source)
+    build(normalized(mean=[0.5001] * 3, std=[0.5] * 3), pretrained=source)
     build(camera(), pretrained=source)  # nothing is known of the images
-    build(normalised(stats="imagenet"), architecture=source)  # random weights know no images
+    build(normalized(stats="imagenet"), architecture=source)  # random weights know no images
     for options in ({"stats": "imagenet"}, {"stats": "zero_one"}, {"mean": [0.5] * 3, "std": [0.25] * 3}):
-        with pytest.raises(SpecError, match="was trained on images normalised by mean") as caught:
-            build(normalised(**options), pretrained=source)
+        with pytest.raises(SpecError, match="was trained on images normalized by mean") as caught:
+            build(normalized(**options), pretrained=source)
         assert caught.value.source == KEY
         assert caught.value.help == "use `{type: normalize_image, stats: half}`"
 
 
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("name", IMAGE_STATISTICS)
 def test_the_cure_names_the_statistics(name: str, tmp_path: Path) -> None:
-    source, (mean, std) = save("clip", tmp_path), STATISTICS[name]
+    source, (mean, std) = save("clip", tmp_path), IMAGE_STATISTICS[name]
     processor(source, image_mean=mean, image_std=std)
     with pytest.raises(SpecError) as caught:
-        build(normalised(mean=[0.1] * 3, std=[0.9] * 3), pretrained=source)
+        build(normalized(mean=[0.1] * 3, std=[0.9] * 3), pretrained=source)
     assert f"stats: {name}" in caught.value.help
     processor(source, image_mean=[0.1, 0.2, 0.3], image_std=std)
     with pytest.raises(SpecError) as caught:
-        build(normalised(stats="half"), pretrained=source)
+        build(normalized(stats="half"), pretrained=source)
     assert f"mean: [0.1, 0.2, 0.3], std: {std}" in caught.value.help
 
 
-def test_a_model_that_is_not_normalised(tmp_path: Path) -> None:
+def test_a_model_that_is_not_normalized(tmp_path: Path) -> None:
     source = save("clip", tmp_path)
     processor(source, do_normalize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    build(normalised(stats="zero_one"), pretrained=source)
+    build(normalized(stats="zero_one"), pretrained=source)
     with pytest.raises(SpecError):
-        build(normalised(stats="half"), pretrained=source)
+        build(normalized(stats="half"), pretrained=source)
     processor(source)
-    build(normalised(stats="half"), pretrained=source)
+    build(normalized(stats="half"), pretrained=source)
 
 
 # --- faults ------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def observations(size: int = 32, length: int = 6, steps: int = 1) -> dict[str, T
 
 
 def save(family: str, directory: Path) -> Any:
-    """A tiny checkpoint with weights far from their initial values, and transformers' model of it."""
+    """Save a small checkpoint with weights far from their initial values, and return transformers' model."""
     path = Path(models.__file__).parent / "architectures" / f"policysmith--tiny-{family}.json"
     held = json.loads(path.read_text())
     model: Any = AutoModelForImageTextToText.from_config(
@@ -103,7 +103,7 @@ def sequence(family: str, model: Any, batch: dict[str, Tensor], per_frame: int) 
 
 
 def reference(model: Any, family: str, batch: dict[str, Tensor], per_frame: int) -> dict[str, Any]:
-    """What transformers makes of it: which tokens are valid, last hidden states, what each layer reads, and the cache."""
+    """Run transformers' model: valid tokens, last hidden states, inputs of each layer, and the cache."""
     text: Any = {
         "smolvlm": lambda: model.model.text_model,
         "florence2": lambda: model.model.language_model.encoder,
@@ -119,7 +119,7 @@ def reference(model: Any, family: str, batch: dict[str, Tensor], per_frame: int)
 
 
 def causal(family: str) -> dict[str, Any]:
-    """What makes SmolVLM read as transformers does, not as SmolVLA."""
+    """Make SmolVLM read as transformers does, not as SmolVLA."""
     return {"attention": "causal"} if family == "smolvlm" else {}
 
 
@@ -231,7 +231,7 @@ def test_depth_cuts_the_rest_off(family: str, tmp_path: Path) -> None:
     assert size(part) < size(whole)
     expected = whole(batch, ("layers",))["layers"].values[:, 0]
     close(build(pretrained=str(tmp_path), layer=1)(batch, ("tokens",))["tokens"].values, expected)
-    close(part._family.leave(part.model, expected), part(batch, ("tokens",))["tokens"].values)
+    close(part._family.finish(part.model, expected), part(batch, ("tokens",))["tokens"].values)
     assert part(batch, ("layers",))["layers"].values.shape[1] == 1
 
 

@@ -53,7 +53,7 @@ def quantizer(books: int = 3, codes: int = 5, width: int = 4) -> ResidualVq:
 def brute_force(
     vector: list[float], books: list[list[list[float]]]
 ) -> tuple[list[int], list[float], list[float]]:
-    """Indices, quantised vector and mean squared errors of one vector, in Python's float64."""
+    """Return indices, quantized vector and mean squared errors of one vector, in Python's float64."""
     residual, indices, errors = list(vector), [], []
     for book in books:
         distances = [sum((a - b) ** 2 for a, b in zip(residual, code, strict=True)) for code in book]
@@ -69,13 +69,13 @@ def test_codes_are_the_nearest_one_after_the_other(books: int, codes: int, width
     torch.manual_seed(seed)
     part = quantizer(books, codes, width)
     vectors = torch.randn(7, width)
-    indices, quantised, errors = part(vectors)
+    indices, quantized, errors = part(vectors)
     for row in range(7):
         expected = brute_force(vectors[row].double().tolist(), part.codes.double().tolist())
         assert indices[row].tolist() == expected[0]
-        assert quantised[row].tolist() == pytest.approx(expected[1], abs=1e-5)
+        assert quantized[row].tolist() == pytest.approx(expected[1], abs=1e-5)
         assert errors[row].tolist() == pytest.approx(expected[2], abs=1e-5)
-    torch.testing.assert_close(part.look_up(indices), quantised, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(part.look_up(indices), quantized, atol=1e-5, rtol=1e-5)
 
 
 def test_codes_are_moving_averages_of_valid_vectors() -> None:
@@ -138,7 +138,7 @@ def test_a_phase_leaves_what_it_does_not_train() -> None:
     assert all(torch.equal(rests[f"module.{name}"], value) for name, value in own.items())
     assert any(
         not torch.equal(p, own[name]) for name, p in part.vae.named_parameters()
-    )  # pulled by the optimiser
+    )  # pulled by the optimizer
     assert part.trained == 8
 
 
@@ -218,7 +218,7 @@ def test_what_does_not_fit(options: Any, inputs: Any, field: str | None, message
 
 
 def second_phase(world: Any, **options: Any) -> tuple[Vqbet, dict[str, Feature]]:
-    """A head that predicts codes, and features of which some tokens are hidden."""
+    """Return a head that predicts codes, and features with hidden tokens."""
     inputs = {key: world.feature_specs[key] for key in ("vision.tokens", "state.pooled", "action")}
     part = Vqbet(Vqbet.Config(type="vqbet", **TINY, windows=2, **options), inputs, {}).eval()
     part.trained.fill_(TINY["vae_steps"])

@@ -1,7 +1,7 @@
-"""What the tests of the kernels share: devices, poisoned memory, and the error of eager torch as the yardstick.
+"""Shared by the tests of kernels: devices, poisoned memory, and the error of eager torch as the yardstick.
 
-The tests run twice on a CPU: with the torch references, and with the Triton programs
-under Triton's interpreter (the second run of `make test`).
+The tests run twice on a CPU: with the torch references, and with the Triton programs under Triton's
+interpreter (the second run of `make test`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ DECAY = 0.6
 
 
 def state(device: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Parameters and what belongs to them, of random values, away from the first step."""
+    """Return parameters and their state, with random values, away from the first step."""
     torch.manual_seed(3)
     parameters = [torch.randn(shape).to(device, dtype) for shape in SHAPES]
     return {

@@ -18,7 +18,7 @@ SHAPES = ((3, 5, 7, 2, 8), (1, 65, 70, 1, 6), (1, 49, 33, 2, 16), (2, 1, 2, 1, 3
 
 
 PACKED = pytest.mark.parametrize("packed", [False, True], ids=["apart", "packed"])
-"""Whether keys and values are one tensor."""
+"""Keys and values as two tensors, or as one."""
 
 
 def inputs_of(

@@ -22,7 +22,7 @@ State = dict[str, Any]
 
 
 def moments(seed: int, count: int, spread: float, size: float, squared: bool) -> Tensor:
-    """Numbers around 2^size over a range of 2^spread; squared, as v is, the squares of such."""
+    """Return numbers around 2^size over a range of 2^spread; with `squared`, like v, their squares."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.exp2(size - spread * torch.rand(count, generator=generator))
     values = sizes * torch.randn(count, generator=generator).sign()
@@ -147,7 +147,7 @@ RATES, DECAYS, GROUPS = (1e-2, 3e-3), (0.1, 0.0), (0, 0, 1, 1, 0)
 
 
 def state(device: str, dtype: torch.dtype) -> tuple[State, list[Tensor]]:
-    """Parameters and what belongs to them, and gradients over a wide range."""
+    """Return parameters and their state, and gradients over a wide range."""
     torch.manual_seed(3)
     parameters = [torch.randn(shape).to(device) for shape in SHAPES]
     gradients = [(torch.randn(s) * 10 ** (-6 * torch.rand(s))).to(device, dtype) for s in SHAPES]

@@ -32,9 +32,16 @@ def inputs_of(use: str, shape: tuple[int, int, int], dtype: torch.dtype = torch.
     return {name: torch.randn(sizes[name], dtype=dtype) if name in USES[use] else None for name in NAMES}
 
 
-@pytest.mark.parametrize("norm", ["layer", "rms"])
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("use", "norm", "dtype"),
+    [
+        *((use, "layer", torch.float32) for use in USES),
+        *((use, "rms", torch.float32) for use in ("adaln", "plain", "all")),
+        *(("all", norm, torch.bfloat16) for norm in ("layer", "rms")),
+        ("all", "layer", torch.float16),
+    ],
+    ids=str,
+)
 def test_it_errs_no_more_than_eager(
     use: str, norm: str, dtype: torch.dtype, compare: Callable[..., None]
 ) -> None:

@@ -19,7 +19,7 @@ from .golden import Golden, digest
 
 
 def resolved(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole recipe of sections that a converter made, every default filled in."""
+    """Return the whole recipe for the sections of a converter, with all defaults."""
     whole = {"recipe": 1, "name": "converted", **sections, "data": {"path": "anywhere", **sections["data"]}}
     return load_recipe(whole).resolved()
 
@@ -92,14 +92,16 @@ class Policy(nn.Module):
         return is_pad | self.inputs["action_is_pad"][..., None] if steps else is_pad
 
     def loss(self, is_pad: Tensor) -> Tensor:
-        """The head's loss with the golden's noise and levels, where is_pad (B, H, A) does not count."""
+        """Return the head's loss with the golden's noise and levels, without values at is_pad (B, H, A)."""
         drawn = (self.golden.draws["time"], self.golden.draws["noise"])
         with mock.patch.object(self.head, "draw", return_value=drawn):
             loss: Tensor = self.head.loss(self.features(), self.actions, is_pad)["loss"]
         return loss
 
     def velocity(self) -> Tensor:
-        """What the network predicts at the golden's noise and levels, when it sees padded steps as the original does."""
+        """Return the network's predictions at the golden's noise and levels, with visible padding as in the
+        original.
+        """
         level, noise = self.golden.draws["time"], self.golden.draws["noise"]
         at = level[:, None, None]
         found: Tensor = self.head.network(
@@ -108,7 +110,9 @@ class Policy(nn.Module):
         return found
 
     def sample(self) -> tuple[Tensor, Tensor]:
-        """The sample (B, H, A) from the golden's noise, and the velocities (steps, B, H, A) on the original's way there."""
+        """Return the sample (B, H, A) from the golden's noise, and the velocities (steps, B, H, A) along the
+        way.
+        """
         start, theirs = self.golden.draws["sampling_noise"], self.golden.outputs["step_velocities"]
         with mock.patch.object(torch, "randn", return_value=start):
             sample = self.head.sample(self.features())

@@ -42,10 +42,7 @@ def uniform(name: str, shape: Sequence[int]) -> Tensor:
 
 
 def fill(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Weights for names and shapes.
-
-    Matrices have variance 1 / fan-in, codes of codebooks variance 1; scales lie around 1 and biases around 0.
-    """
+    """Return weights for names and shapes."""
     return {name: _weight(name, shape) for name, shape in shapes.items()}
 
 
@@ -109,7 +106,9 @@ def recording(*names: str, seed: int = 0) -> Iterator[dict[str, Tensor]]:
 
 
 def digest(name: str, gradient: Tensor) -> Tensor:
-    """What is stored of a gradient: all of it if small, else its norm and its product with `uniform(name)`: (2,)."""
+    """Return the stored digest of a gradient: all of it if small, else its norm and product with
+    `uniform(name)`.
+    """
     if gradient.numel() <= WHOLE_GRADIENT:
         return gradient
     flat = gradient.double().flatten()
@@ -117,7 +116,7 @@ def digest(name: str, gradient: Tensor) -> Tensor:
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Digests of the gradients that `backward` left, by name."""
+    """Return digests of the gradients of `backward`, by name."""
     return {
         name: digest(name, parameter.grad).detach().clone()
         for name, parameter in module.named_parameters()
@@ -142,12 +141,12 @@ class Golden:
         return config
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights, under the names that the original's state dict gives them."""
+        """Return the weights, under the names of the original's state dict."""
         return fill(self.facts["weights"])
 
 
 def load(name: str) -> Golden:
-    """The golden of that name, with the inputs that are made rather than stored."""
+    """Load a golden, and generate the inputs that are not stored."""
     facts = json.loads((FOLDER / f"{name}.json").read_text())
     groups: dict[str, dict[str, Tensor]] = {"input": {}, "draw": {}, "output": {}, "gradient": {}}
     for key, value in load_file(FOLDER / f"{name}.safetensors").items():

@@ -23,7 +23,7 @@ CASES: dict[str, tuple[type, dict[str, Any], int]] = {
 
 
 def network(chunk: Tensor, step: int) -> Tensor:
-    """What stands for a network."""
+    """Stand in for a network."""
     return 0.8 * torch.sin(2.0 * chunk) + 0.3 * torch.cos(chunk + 0.05 * step)
 
 
@@ -41,7 +41,7 @@ def sample(scheduler: Any, steps: int, name: str) -> dict[str, Tensor]:
 
 
 def add_noise(scheduler: Any, actions: Tensor, name: str) -> dict[str, Tensor]:
-    """A noisy chunk, and v."""
+    """Return a noisy chunk, and v."""
     noise = uniform(f"{name}/noise", SHAPE)
     steps = torch.tensor([0, 10, scheduler.config.num_train_timesteps - 1])
     return {

@@ -69,7 +69,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def build(options: dict[str, Any]) -> Any:
-    """A policy whose CLIP is made, not downloaded."""
+    """Build a policy with a generated instead of a downloaded CLIP."""
     config = MultiTaskDiTConfig(
         input_features={
             "observation.state": PolicyFeature(FeatureType.STATE, (STATE,)),

@@ -1,4 +1,4 @@
-"""Golden of the network of pi0-FAST (Pertsch et al., 2025), from LeRobot; its tokeniser of actions is not part of it."""
+"""Golden of the network of pi0-FAST (Pertsch et al., 2025), from LeRobot; its tokenizer of actions is not part of it."""
 
 from __future__ import annotations
 

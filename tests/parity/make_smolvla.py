@@ -55,7 +55,7 @@ VISION: dict[str, Any] = {
 
 
 def build() -> SmolVLAPolicy:
-    """A SmolVLA whose language model is made, not downloaded."""
+    """Build a SmolVLA with a generated instead of a downloaded language model."""
     vlm = SmolVLMConfig(
         text_config={"model_type": "llama", **TEXT}, vision_config=VISION, scale_factor=2, image_token_id=1
     )

@@ -12,7 +12,7 @@ from policysmith.schemas.specs import Spec
 
 
 def build(sections: Mapping[str, Any], specs: Mapping[str, Spec]) -> RecipePolicy:
-    """A policy of the sections `data`, `policy` and `transforms`, with its initial weights."""
+    """Build a policy from the sections `data`, `policy` and `transforms`, with its initial weights."""
     section = {"path": "none", **sections["data"]}
     raw = {
         "recipe": 1,

@@ -25,7 +25,7 @@ KINDS = {"observation.state": "STATE", "observation.environment_state": "ENV"}
 
 
 def named(name: str) -> Golden:
-    """A golden that knows its name."""
+    """Load a golden and its name."""
     golden = load(name)
     golden.facts["name"] = name
     return golden
@@ -44,7 +44,7 @@ def config_of(golden: Golden) -> dict[str, Any]:
 
 
 def specs_of(golden: Golden) -> dict[str, Spec]:
-    """What a dataset would give; observations have a time axis here."""
+    """Return a batch like a dataset's; observations have a time axis here."""
     specs = {
         key: Spec(Kind.IMAGE if value.ndim == 4 else Kind.STATE, ("B", 1, *value.shape[1:]))
         for key, value in golden.inputs.items()

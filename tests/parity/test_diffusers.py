@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from policysmith.components.base import Feature
-from policysmith.components.denoising.noise_schedules import kept
+from policysmith.components.denoising.noise_schedules import signal_shares
 from policysmith.components.heads.diffusion import Diffusion
 from policysmith.schemas.specs import Kind, Spec
 
@@ -22,7 +22,7 @@ CASES = sorted(GOLDEN.config)
 
 
 def make(name: str) -> Diffusion:
-    """The head of a golden, whose network is the function that stood for it there."""
+    """Build the head of a golden, with the function that stood in for its network there."""
     options = GOLDEN.config[name]
     schedule: dict[str, Any] = {"type": options["beta_schedule"]}
     if schedule["type"] != "squaredcos_cap_v2":
@@ -61,7 +61,7 @@ class Function(nn.Module):
 @pytest.mark.parametrize("name", CASES)
 def test_schedules_agree(name: str) -> None:
     config = make(name).config
-    ours = kept(config.schedule, config.train_steps)
+    ours = signal_shares(config.schedule, config.train_steps)
     torch.testing.assert_close(ours.float(), GOLDEN.outputs[f"{name}/alphas_cumprod"], rtol=1e-5, atol=1e-8)
 
 

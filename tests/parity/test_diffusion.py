@@ -12,7 +12,7 @@ from torch import Tensor
 from policysmith.builder.interop.lerobot import rgb_encoder
 from policysmith.builder.interop.lerobot.policies.diffusion import is_of, to_lerobot, to_policysmith
 from policysmith.builder.policy.recipe_policy import RecipePolicy
-from policysmith.components.denoising.noise_schedules import kept
+from policysmith.components.denoising.noise_schedules import signal_shares
 from policysmith.components.features import masked_mean
 from policysmith.components.heads import diffusion
 from policysmith.schemas.errors import WeightsError
@@ -42,7 +42,7 @@ def config_of(golden: Golden) -> dict[str, Any]:
 
 
 def specs_of(golden: Golden) -> dict[str, Spec]:
-    """What a dataset would give."""
+    """Return a batch like a dataset's."""
     specs = {
         key: Spec(Kind.IMAGE if value.ndim == 5 else Kind.STATE, ("B", *value.shape[1:]))
         for key, value in golden.inputs.items()
@@ -73,7 +73,7 @@ def loaded(name: str) -> RecipePolicy:
 
 def noisy(policy: RecipePolicy, golden: Golden) -> Tensor:
     config = policy.head.config
-    left = kept(config.schedule, config.train_steps).float()[golden.draws["timestep"]][:, None, None]
+    left = signal_shares(config.schedule, config.train_steps).float()[golden.draws["timestep"]][:, None, None]
     return left.sqrt() * golden.inputs["action"] + (1 - left).sqrt() * golden.draws["epsilon"]
 
 
@@ -131,7 +131,9 @@ def test_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With LeRobot's schedule, whose float32 loses digits of 1 - a_t / a_(t-1); ours, in float64, agrees to 2e-5."""
     policy, golden = loaded(name), load(name)
     table = golden.outputs["alphas_cumprod"].double()
-    torch.testing.assert_close(kept(policy.head.config.schedule, len(table)), table, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        signal_shares(policy.head.config.schedule, len(table)), table, rtol=1e-5, atol=1e-8
+    )
     monkeypatch.setattr(diffusion, "kept", lambda *_: table)
     draws = iter([golden.draws["sampling_noise"], *golden.draws.get("step_noise", ())])
     monkeypatch.setattr(torch, "randn", lambda *_, **__: next(draws))

@@ -42,7 +42,7 @@ BLOCK = {
 
 
 def names(depth: int) -> dict[str, str]:
-    """Theirs to ours, of layers whose weights are the same."""
+    """Map their names to ours for layers with equal weights."""
     blocks = {
         f"model.transformer_blocks.{i}.{a}": f"blocks.{i}.{b}" for i in range(depth) for a, b in BLOCK.items()
     }

@@ -23,7 +23,7 @@ from .golden import Golden, load
 
 
 def architecture(golden: Golden, directory: Path) -> str:
-    """The vision-language model of a golden, in a directory."""
+    """Save the vision-language model of a golden to a directory."""
     text, vision = golden.config["paligemma"], golden.config["vision"]
     PaliGemmaConfig(
         text_config={
@@ -94,7 +94,7 @@ def test_loss_is_lerobots(policy: Policy, golden: Golden) -> None:
 
 
 def test_gradients_are_lerobots(converted: Converted, golden: Golden) -> None:
-    """Of all weights, those of the vision tower and the language model among them."""
+    """Gradients agree for all weights, including vision tower and language model."""
     policy = converted.policy
     target = golden.draws["noise"] - policy.actions
     loss = masked_mean((policy.velocity() - target) ** 2, policy.padding(steps=True))

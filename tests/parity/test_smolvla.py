@@ -50,7 +50,7 @@ def policy(golden: Golden, config: dict[str, Any], recipe: dict[str, Any]) -> Po
 
 
 def test_prefix_is_lerobots(policy: Policy, golden: Golden) -> None:
-    """Keys and values of all layers, the state's among them, where they are valid."""
+    """Return valid keys and values of all layers, including the state's."""
     feature = policy.features()["vlm.key_values"]
     theirs = torch.stack([golden.outputs["keys"], golden.outputs["values"]], dim=2).transpose(0, 1)
     assert feature.mask is not None

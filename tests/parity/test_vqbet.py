@@ -32,7 +32,9 @@ BLOCK = {
 
 
 def vae_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the auto-encoder by our names; counts are 1 and sums the codes, as in the golden before its step."""
+    """Return weights of the autoencoder by our names; counts are 1 and sums the codes, as before the golden's
+    step.
+    """
     codes = torch.cat([weights[f"{VAE}vq_layer.layers.{book}._codebook.embed"] for book in range(2)])
     state = {
         name.removeprefix(VAE): value for name, value in weights.items() if "coder." in name and VAE in name
@@ -42,14 +44,14 @@ def vae_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def padded(weight: Tensor, *shape: int) -> Tensor:
-    """The weight with zeros to the right and below."""
+    """Pad the weight with zeros to the right and below."""
     whole = torch.zeros(shape)
     whole[tuple(slice(size) for size in weight.shape)] = weight
     return whole
 
 
 def head_of(golden: Golden, weights: dict[str, Tensor]) -> Vqbet:
-    """A head of the golden's weights. Its sizes 12, 16 and 14 around the transformer are all 16 here, with zeros."""
+    """Build a head with the golden's weights, zero-padded from sizes 12, 16 and 14 to 16."""
     config = Vqbet.Config(
         type="vqbet",
         vae_steps=1,
@@ -102,7 +104,7 @@ def head_of(golden: Golden, weights: dict[str, Tensor]) -> Vqbet:
 
 
 def image_features(golden: Golden, weights: dict[str, Tensor]) -> Tensor:
-    """Keypoints of the images (B, T, 8): a ResNet with group norms, spatial softmax, linear, ReLU."""
+    """Return keypoints of the images (B, T, 8): a ResNet with group norms, spatial softmax, linear, ReLU."""
     network: Any = timm.create_model("resnet18", num_classes=0)
     group_norms(network)
     prefix = "vqbet.rgb_encoder.backbone."

@@ -73,7 +73,7 @@ def builder_of(request: pytest.FixtureRequest) -> Callable[[Path], Builder]:
 @pytest.mark.parametrize("path", [path for path in ALL if path not in TINY], ids=named)
 def test_it_wires_and_its_name_is_its_file(path: Path, builder_of: Callable[[Path], Builder]) -> None:
     builder = builder_of(path).check()
-    name = builder.recipe.recipe.name
+    name = builder.recipe.sections.name
     assert name == ("pi0_policy" if path.stem == "pi0" else path.stem)  # a name of transformers
 
 
@@ -213,7 +213,7 @@ def test_its_header_says_how_to_train_the_same_network_from_scratch() -> None:
     assert builder.summary is not None
     assert builder.summary.parts["backbones.vision"] == pytest.approx(86.4e6, rel=0.01)
     assert builder.summary.trainable == builder.summary.parameters
-    assert builder.recipe.recipe.training.optimizer.groups == []
+    assert builder.recipe.sections.training.optimizer.groups == []
 
 
 @pytest.mark.sim
@@ -262,7 +262,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_to_the_bit(
 def test_a_tiny_one_trains_is_saved_and_acts(path: Path, tmp_path: Path) -> None:
     changes = {"training.steps": 2, "training.batch_size": 4, "training.schedule.warmup": 0}
     builder = Builder.from_recipe(path).override(changes)
-    assert builder.recipe.recipe.name == f"{path.stem}_tiny"
+    assert builder.recipe.sections.name == f"{path.stem}_tiny"
     result = builder.train(output=tmp_path, device="cpu")
     assert 0.0 < result.loss < 100.0
     policy = AutoModel.from_pretrained(tmp_path / "policy").eval()
@@ -277,5 +277,5 @@ def test_a_tiny_one_trains_is_saved_and_acts(path: Path, tmp_path: Path) -> None
     action = policy.select_action(observation, generator=torch.Generator().manual_seed(0))
     assert action.shape == (4,)
     (chunk,) = chunks
-    assert chunk.shape == (1, builder.recipe.recipe.data.horizon, 4)
+    assert chunk.shape == (1, builder.recipe.sections.data.horizon, 4)
     assert chunk.isfinite().all()

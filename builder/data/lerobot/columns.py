@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ....schemas.errors import DatasetError, SpecError
+from ....schemas.specs import IMAGES
 from ....schemas.wording import did_you_mean, near
-from .features import ACTION, IMAGES, OBSERVATION, STATE, Feature, flat_names
+from .features import ACTION, OBSERVATION, STATE, Feature, flat_names
 
 Columns = Mapping[str, str | Sequence[str] | None]
 BOOKKEEPING = frozenset(("timestamp", "frame_index", "episode_index", "index", "task_index"))

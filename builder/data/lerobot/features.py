@@ -9,6 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ....schemas.errors import DatasetError
+from ....schemas.specs import IMAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 ACTION = "action"
 STATE = "observation.state"
 OBSERVATION = "observation."
-IMAGES = "observation.images."
 RGB_ONLY = "only 8-bit RGB cameras are supported"
 _NUMERIC = ("float", "int", "uint", "bool")
 _MOST_VALUES = 1 << 28

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....schemas.errors import DatasetError, SimulatorError
+from ....schemas.specs import IMAGES
 from ...simulation.base import Demonstrator, make
 from ...simulation.seeds import demonstration_seed
 from .writer import LeRobotWriter, require_empty
@@ -136,7 +137,7 @@ def attempt(environment: Demonstrator, seed: int, noise: float) -> Attempt:
     """Run the expert on the episode of `seed`, up to the step limit or `TAIL` steps beyond success."""
     generator = np.random.default_rng([seed, 1])
     observation = environment.reset(seed)
-    images = [f"observation.images.{camera}" for camera in environment.cameras]
+    images = [f"{IMAGES}{camera}" for camera in environment.cameras]
     columns: dict[str, list[NDArray[Any]]] = {key: [] for key in (*images, "observation.state", "action")}
     steps_left: int | None = None
     while steps_left != 0:

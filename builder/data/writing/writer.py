@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....schemas.errors import DatasetError
+from ....schemas.specs import IMAGES
 from .parquet import COUNTERS, DATA_PATH, FILES_PER_CHUNK, DataFiles, write_episodes, write_tasks
 from .statistics import ImageSummary, VectorSummary
 from .video import CODEC, PIXEL_FORMAT, VIDEO_PATH, VideoFiles
@@ -62,7 +63,7 @@ class LeRobotWriter:
         require_empty(root)
         self.root, self.fps = root, fps
         self._robot_type = robot_type
-        self._cameras = {f"observation.images.{name}": size for name, size in cameras.items()}
+        self._cameras = {f"{IMAGES}{name}": size for name, size in cameras.items()}
         self._vectors = {key: list(names) for key, names in vectors.items()}
         self._megabytes = {
             "data_files_size_in_mb": data_megabytes,

@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ... import provenance, runs
 from ...saved_policy import SavedPolicy
-from .. import machine
 from ..closed_loop import ClosedLoopResult
 from ..open_loop import OpenLoopResult
 from ..result import EvaluationResult
@@ -54,8 +54,8 @@ def _json(result: EvaluationResult, saved: SavedPolicy, when: str) -> dict[str, 
         "recipe": saved.recipe,
         **{key: part.to_json() if part is not None else None for key, part in parts.items()},
         "notes": list(result.notes),
-        "hardware": machine.hardware(),
-        "versions": machine.versions(),
+        "hardware": provenance.hardware(),
+        "versions": provenance.machine_versions(),
     }
 
 
@@ -181,7 +181,7 @@ def _open_loop(result: OpenLoopResult) -> str:
 
 
 def _curves(run: Path | None, name: str) -> list[tuple[str, list[int], list[float]]]:
-    path = run / "log.jsonl" if run is not None else None
+    path = run / runs.LOG if run is not None else None
     if path is None or not path.exists():
         return []
     entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
@@ -230,6 +230,10 @@ def _provenance(result: EvaluationResult, saved: SavedPolicy) -> Iterator[tuple[
     yield "training seed", str(saved.recipe["training"]["seed"]), False
     if digest := saved.content.get("provenance", {}).get("recipe_sha256"):
         yield "recipe SHA-256", digest, True
-    for key, value in machine.hardware().items():
+    for key, value in provenance.hardware().items():
         yield key, value, False
-    yield "versions", ", ".join(f"{name} {number}" for name, number in machine.versions().items()), False
+    yield (
+        "versions",
+        ", ".join(f"{name} {number}" for name, number in provenance.machine_versions().items()),
+        False,
+    )

@@ -16,12 +16,12 @@ from ....components.base import Backbone
 from ....components.heads.diffusion import Diffusion
 from ....schemas.errors import WeightsError
 from ....schemas.paths import expanded
-from ....schemas.specs import Kind, Spec
+from ....schemas.specs import IMAGES, Kind, Spec
 from ...composed import assemble
 from ...planning.data import plan_data
-from ...planning.dry_run import rehearse
+from ...planning.dry_run import dry_run
 from ...planning.policy import plan_policy
-from ...planning.sources import Windows
+from ...planning.sources import recipe_time_steps
 from ...policy import RecipePolicy
 from ...recipe.load import load_recipe
 from ...saved_policy import SavedPolicy
@@ -29,7 +29,7 @@ from . import files, normalization
 from .files import Checkpoint
 
 _TYPES = {Kind.IMAGE: "VISUAL", Kind.STATE: "STATE"}
-_STATE, _ENVIRONMENT, _IMAGES = "observation.state", "observation.environment_state", "observation.images."
+_STATE, _ENVIRONMENT = "observation.state", "observation.environment_state"
 
 
 def types() -> list[str]:
@@ -64,12 +64,12 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
         "training": {"steps": 100_000, **sections.get("training", {})},
     }
     loaded = load_recipe(recipe)
-    plan = plan_data(loaded, Windows.of(loaded.recipe.data))
+    plan = plan_data(loaded, recipe_time_steps(loaded.sections.data))
     _compare(found.config, plan.specs)
     (dataset,) = plan.sources
     plan = replace(plan, sources=(replace(dataset, statistics={**plan.statistics, **statistics}),))
     wired = plan_policy(loaded, plan)
-    rehearse(loaded, plan, wired, lambda policy: None)
+    dry_run(loaded, plan, wired)
     policy = assemble(loaded, plan, wired, "cpu")
     _load(policy, weights)
     policy.save_pretrained(expanded(output))
@@ -160,7 +160,7 @@ def _features(policy: RecipePolicy) -> tuple[dict[str, Any], dict[str, Any]]:
             "type": "ENV" if key == _ENVIRONMENT else _TYPES[specs[key].kind],
             "shape": list(specs[key].dims[2:]),
         }
-        for key in sorted(dict.fromkeys(read), key=lambda key: key.startswith(_IMAGES))
+        for key in sorted(dict.fromkeys(read), key=lambda key: key.startswith(IMAGES))
         if key in specs and specs[key].kind in _TYPES
     }
     return inputs, {"action": {"type": "ACTION", "shape": [specs["action"].width]}}

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....components.pretrained.models import read_config
-from ....components.vlms.base import Family
-from ....components.vlms.families import FAMILIES, family_of
+from ....components.vlms import FAMILIES, family_of
+from ....components.vlms.base import VlmFamily
 from ....schemas.errors import WeightsError
+from ....schemas.specs import IMAGES
 from .weight_names import Pair, layer, same
 
-IMAGES = "observation.images."
 NETWORK = "head.network"
 _LAYER = {
     "self_attn.q_proj": "query",
@@ -38,13 +38,13 @@ def is_expert(recipe: Mapping[str, Any], **options: str) -> bool:
     return bool({"type": "expert", **options}.items() <= policy["head"]["network"].items())
 
 
-def model_of(source: str, depth: int | None = None) -> Family:
+def model_of(source: str, depth: int | None = None) -> VlmFamily:
     """The vision-language model of that name, or in that directory, with its first `depth` layers."""
     return family_of(read_config(source, tuple(FAMILIES), "choose a vision-language model"), depth)
 
 
 def model_pairs(
-    model: Family, theirs: str, renamed: Mapping[str, str], vocabulary: int | None = None
+    model: VlmFamily, theirs: str, renamed: Mapping[str, str], vocabulary: int | None = None
 ) -> Iterator[Pair]:
     """Every weight of the vision-language model; `renamed` maps beginnings of our names to those of theirs.
 
@@ -95,7 +95,7 @@ def action_pairs(adaptive: bool) -> Iterator[Pair]:
         yield from layer(f"model.{'' if adaptive else 'action_'}time_mlp_{name}", f"{NETWORK}.time.{place}")
 
 
-def sizes_of(weights: Mapping[str, Tensor], model: Family) -> dict[str, int]:
+def sizes_of(weights: Mapping[str, Tensor], model: VlmFamily) -> dict[str, int]:
     """Sizes of the expert whose weights these are, by our names."""
     return {
         "width": weights[f"{NETWORK}.action_in.weight"].shape[0],

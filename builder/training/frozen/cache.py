@@ -72,7 +72,7 @@ def stored_rows(
     None where there is nothing to store, or it cannot be, or would not pay for `seen` samples of all processes that are
     still to be seen; `note` is told why, and what is done instead. All processes do the same.
     """
-    names = policy.at_rest if isinstance(policy, RecipePolicy) else []
+    names = policy.frozen_backbones
     if not names:
         return None
     table = _Table(policy, samples, seen, accelerator, note)
@@ -110,7 +110,7 @@ class _Table:
         device = self._accelerator.device
         obstacles = dict.fromkeys(names, "the collator draws random numbers")
         if not is_random(self._first, device):
-            first = self._policy.told(self._first())
+            first = self._policy.with_action_padding(self._first())
             obstacles = {name: self._chance_before(name, first) for name in names}
         for name, obstacle in obstacles.items():
             if obstacle:
@@ -120,10 +120,11 @@ class _Table:
     def open(self, names: list[str]) -> Rows:
         """The rows, computed first where they are not there. Raises _Obstacle, in all processes."""
         policy, samples = self._policy, self._samples
-        others = policy.read_besides(names)
-        if images := sorted(policy.images & others):
+        others = policy.dependencies.read_by_others(names)
+        if images := sorted(policy.dependencies.images & others):
             raise _Obstacle(f"`{images[0]}` is read by others too")
-        self._names, self._dropped = names, policy.read_only_by(names) | policy.images
+        own = policy.dependencies.read_only_by(names)
+        self._names, self._dropped = names, own | policy.dependencies.images
         first = self._first()
         listed = sorted(key for key in others if key in first and not isinstance(first[key], Tensor))
         if listed:
@@ -215,7 +216,9 @@ class _Table:
     def _chance_before(self, name: str, batch: dict[str, Any]) -> str:
         """What is random before a backbone; empty where nothing is."""
         policy = self._policy
-        for transform, keys in zip(policy.transforms, policy.way_to([name]), strict=True):
+        for transform, keys in zip(
+            policy.transforms, policy.dependencies.before_transforms([name]), strict=True
+        ):
             seen = {key: value for key, value in batch.items() if key in keys or key in ROBOTS}
             with mode(transform, training=True):
                 if is_random(partial(transform, seen), self._accelerator.device):

@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ...policy import RecipePolicy
+from ...provenance import package_version
 
 _FORMAT = 1
 
@@ -36,7 +36,7 @@ def feature_key(
         "data": [fingerprint, {**content["data"], "path": None}, content["collator"]],
         "transforms": content["transforms"],
         "backbones": {name: content["policy"]["backbones"][name] for name in names},
-        "outputs": {name: policy.outputs_of(name) for name in names},
+        "outputs": {name: policy.dependencies.outputs_of(name) for name in names},
         "facts": [policy.config.facts, policy.config.statistics],
         "dropped": sorted(dropped),
         "precision": precision,
@@ -49,14 +49,8 @@ def feature_key(
 
 
 def _versions() -> dict[str, str | None]:
-    """Of what decodes and tokenises."""
-    found: dict[str, str | None] = {}
-    for package in ("av", "torchvision", "tokenizers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    """Return the versions of the packages that decode and tokenize."""
+    return {name: package_version(name) for name in ("av", "torchvision", "tokenizers")}
 
 
 def _code(policy: RecipePolicy) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from ....schemas.errors import TrainingError
+from ... import runs
 
 _logger = logging.getLogger(__name__)
 _told_before = threading.excepthook
@@ -59,10 +60,10 @@ class FileLog:
     def start(self, step: int, steps: int) -> None:
         with self._explained():
             self._run.mkdir(parents=True, exist_ok=True)
-            (self._run / "run.json").write_text(json.dumps(self._description, indent=2) + "\n")
-            (self._run / "recipe.yaml").write_text(self._recipe_text)
-            self._lines = (self._run / "log.jsonl").open("a", buffering=1)
-            self._board = SummaryWriter(str(self._run / "tensorboard"))
+            (self._run / runs.DESCRIPTION).write_text(json.dumps(self._description, indent=2) + "\n")
+            (self._run / runs.RECIPE).write_text(self._recipe_text)
+            self._lines = (self._run / runs.LOG).open("a", buffering=1)
+            self._board = SummaryWriter(str(self._run / runs.TENSORBOARD))
 
     def advance(self, step: int) -> None:
         """Nothing to write."""

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ....components.kernels.adamw import adamw_step, alike, flat
-from ....components.kernels.eight_bit import BLOCK, decode, encode
+from ....components.kernels.adamw import adamw_step, flat, same_memory_order
+from ....components.kernels.eight_bit import BLOCK, coded, decode, encode, moment_bytes
 from ..distributed.sharding import local, put, spread_as, whole
 from .ema import WeightAverage
 
 _MOMENTS = {"exp_avg": False, "exp_avg_sq": True}
 """Names of the moments, and whether they are of squares."""
-_SMALLEST = 4096
-"""Numbers of a weight whose moments are worth eight bits."""
 _PIECE = 2**24
 """Numbers that are encoded at once, a multiple of 256."""
 _Kind = tuple[torch.dtype, bool]
@@ -34,21 +32,6 @@ class _Launch:
     groups: Sequence[int]
     fixed: Mapping[str, Any]
     """Tensors that stay: count, moments and their scales, averages, and copies."""
-
-
-def coded(part: Tensor, *, eight_bit: bool) -> bool:
-    """Whether the moments of what a process holds of a weight are in eight bits."""
-    return eight_bit and part.numel() >= _SMALLEST
-
-
-def moment_bytes(parts: Iterable[Tensor], *, eight_bit: bool) -> int:
-    """What both moments of weights take."""
-    return sum(
-        2 * (part.numel() + 4 * -(-part.numel() // BLOCK))
-        if coded(part, eight_bit=eight_bit)
-        else 8 * part.numel()
-        for part in parts
-    )
 
 
 class FusedAdamW(torch.optim.AdamW):
@@ -274,7 +257,7 @@ class FusedAdamW(torch.optim.AdamW):
 
     def _ordered_as(self, part: Tensor, gradient: Tensor, place: int) -> Tensor:
         """The gradient, in the order in which the part of a weight lies in memory, at an address that stays."""
-        if alike(gradient, part):
+        if same_memory_order(gradient, part):
             return gradient
         if place not in self._ordered:
             self._ordered[place] = torch.empty_like(part, dtype=gradient.dtype)

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ....components.base import Learner
-from ....components.layers.basic import repeated
+from ....components.base import Learner, repeated_layers
 from .module_patches import remember
 
 _SHAPES = 64
@@ -121,5 +120,5 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
         return module.repeated_blocks()
     learners = [child for child in module.modules() if isinstance(child, Learner)]
     if not learners:
-        return repeated(module)
+        return repeated_layers(module)
     return [block for child in module.children() for block in _blocks(child)]

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ....schemas.recipe import TrainingSection
-from ...policy import BasePolicyModel, RecipePolicy
+from ...policy import BasePolicyModel
 from ..distributed.sharding import mesh_of, shard, unsharded
 from ..optim.fused_adamw import FusedAdamW
 from .bf16_weights import Shadows, casting
@@ -47,8 +47,7 @@ class Speedups:
         remember(self._undo, self._policy, "forward", "_original_forward")  # accelerate puts its own there
         if kind != "off":
             mesh = mesh_of(kind, self._accelerator)
-            parts = self._policy.opened if isinstance(self._policy, RecipePolicy) else []
-            opened = [layer for part in parts for layer in layers_of(part)]
+            opened = [layer for part in self._policy.key_value_parts for layer in layers_of(part)]
             shard(self._policy, layers_of(self._policy), mesh, bf16=self.bf16, opened=opened)
         elif self._accelerator.device.type == "cuda":  # FSDP2 refuses weights in another order
             channels_last(self._policy, self._undo)

@@ -1,1 +1,1 @@
-"""The Triton programs behind the operators; importing a module here imports triton."""
+"""Triton programs of the operators; importing a module here imports triton."""

@@ -1,4 +1,4 @@
-"""Triton programs of the AdamW step: scalars of the step in one, then one chunk of one tensor a program."""
+"""Triton programs of the AdamW step: one for the scalars, then one program per chunk of a tensor."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import torch
 import triton
 import triton.language as tl
 
-from ..adamw import alike
+from ..adamw import same_memory_order
 from ..eight_bit import BLOCK
 from .eight_bit import decode, encode, random_words
 
 _CHUNK = 2048
-_KEPT = 8  # tables of different sets of tensors
+_KEPT = 8  # tables of distinct sets of tensors
 _Table = tuple[torch.Tensor, torch.Tensor, bool]
 _tables: OrderedDict[tuple[object, ...], _Table] = OrderedDict()
-_captured: dict[tuple[object, ...], _Table] = {}  # graphs read these whenever they are replayed
+_captured: dict[tuple[object, ...], _Table] = {}  # read by every replay of a graph
 
 
 def step(
     parameters, gradients, first, second, averages, shadows, step, rates, decays, groups, clip, found_inf,
     beta1, beta2, eps, average_decay, first_scales, second_scales,
 ):  # fmt: skip
-    """What the reference of `adamw` does."""
+    """Implement the reference of `adamw`."""
     if not parameters:
         return
     gradients = [_like(gradient, value) for gradient, value in zip(gradients, parameters, strict=True)]
     lists = [x for x in (parameters, first, second, gradients, averages, shadows) if x]
     for others in lists[1:]:
-        if not all(map(alike, others, parameters)):
-            raise ValueError("weights, moments, averages and shadows differ in their strides")
+        if not all(map(same_memory_order, others, parameters)):
+            raise ValueError("weights, moments, averages and shadows differ in strides")
     lists += [x for x in (first_scales, second_scales) if x]
     addresses, chunks, aligned = _table(lists, groups)
     scalars = torch.empty(4, dtype=torch.float32, device=step.device)
@@ -49,12 +49,12 @@ def _log(beta):
 
 
 def _like(gradient, value):
-    """The gradient, with the strides of its parameter."""
-    return gradient if alike(gradient, value) else torch.empty_like(value).copy_(gradient)
+    """Return the gradient with the strides of its parameter."""
+    return gradient if same_memory_order(gradient, value) else torch.empty_like(value).copy_(gradient)
 
 
 def _table(lists, groups):
-    """Addresses (tensors, lists), chunks (chunks, 4) as tensor, start, size and group, and whether all are aligned."""
+    """Return addresses (tensors, lists), chunks (chunks, 4) of tensor, start, size, group, and the alignment."""
     pointers = tuple(tuple(x.data_ptr() for x in tensors) for tensors in zip(*lists, strict=True))
     device = lists[0][0].device
     key = (device, pointers, tuple(x.numel() for x in lists[0]), tuple(groups))
@@ -62,10 +62,10 @@ def _table(lists, groups):
         return _captured[key]
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         if key not in _tables:
-            raise RuntimeError("a step is captured that has not run on the same tensors before")
+            raise RuntimeError("a captured step must have run on the same tensors before")
         return _captured.setdefault(key, _tables[key])
     if key not in _tables:
-        addresses = _moved(torch.tensor(pointers, dtype=torch.int64), device)
+        addresses = _to_device(torch.tensor(pointers, dtype=torch.int64), device)
         aligned = all(address % 16 == 0 for row in pointers for address in row)
         _tables[key] = (addresses, _chunks(device, *key[2:]), aligned)
         while len(_tables) > _KEPT:
@@ -80,17 +80,17 @@ def _chunks(device, sizes, groups):
     index = torch.repeat_interleave(torch.arange(len(sizes)), counts)
     place = torch.arange(len(index)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     columns = (index, place * _CHUNK, torch.tensor(sizes)[index], torch.tensor(groups)[index])
-    return _moved(torch.stack(columns, dim=1), device)
+    return _to_device(torch.stack(columns, dim=1), device)
 
 
-def _moved(table, device):
-    """The table on the device, which the host does not wait for."""
+def _to_device(table, device):
+    """Copy the table to the device, without a wait for the host."""
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 @triton.jit
 def _scalars(step, found_inf, scalars, log_beta1, log_beta2, average_decay):
-    """Count up, and keep both bias corrections, the weight of the average and the count."""
+    """Increment the step, and store bias corrections, the weight of the average and the step."""
     now = tl.load(step) + tl.where(tl.load(found_inf) == 0.0, 1.0, 0.0)
     tl.store(step, now)
     exact = now.to(tl.float64)

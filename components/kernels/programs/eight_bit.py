@@ -1,4 +1,4 @@
-"""What `eight_bit` does, on rows of 256 numbers inside of other Triton programs."""
+"""The functions of `eight_bit` on rows of 256 numbers, for other Triton programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def decode(codes, scales, SQUARED: tl.constexpr):
-    """Values (R, 256), float32, of codes (R, 256) and scales (R,)."""
+    """Decode codes (R, 256) and scales (R,) to values (R, 256), float32."""
     MANTISSA: tl.constexpr = 4 if SQUARED else 3
     wide = codes.to(tl.int32)
     sizes = wide if SQUARED else wide & 0x7F
@@ -21,7 +21,7 @@ def decode(codes, scales, SQUARED: tl.constexpr):
 
 @triton.jit
 def encode(values, words, SQUARED: tl.constexpr):
-    """Codes (R, 256), uint8, and scales (R,) of values (R, 256), float32, with random words, uint32, of the same shape."""
+    """Encode values (R, 256), float32, with random words, uint32, to codes (R, 256) and scales (R,)."""
     MANTISSA: tl.constexpr = 4 if SQUARED else 3
     SHIFT: tl.constexpr = 23 - MANTISSA
     LOWEST: tl.constexpr = 74 << 23 if SQUARED else 10 << 23
@@ -46,7 +46,7 @@ def encode(values, words, SQUARED: tl.constexpr):
 
 @triton.jit
 def random_words(step, tensor, start, ROWS: tl.constexpr):
-    """Random bits, uint32 (ROWS, 256), for the numbers of a tensor from `start` on."""
+    """Return random bits, uint32 (ROWS, 256), for the numbers of a tensor from `start`."""
     fours = tl.arange(0, ROWS)[:, None] * 64 + tl.arange(0, 64)[None, :] + (start // 4).to(tl.int32)
     a, b, c, d = tl.philox(0, fours, tensor.to(tl.int32), step.to(tl.int32), 0)
     return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, 256))

@@ -1,4 +1,4 @@
-"""Triton programs of a bias, GELU and dropout."""
+"""Triton programs of bias, GELU and dropout."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .sums import fold
+from .sums import sum_partials
 
 _PROGRAMS = 1056  # backwards: enough to fill a GPU, and few partial sums
 
 
 def forward(values, bias, seed, tanh, dropped):
-    """What the reference of `gelu` gives."""
+    """Implement the reference of `gelu`."""
     values = values.contiguous()
     width = values.shape[-1]
     rows = values.numel() // width
@@ -26,7 +26,7 @@ def forward(values, bias, seed, tanh, dropped):
 
 
 def backward(d_out, values, bias, seed, tanh, dropped):
-    """What the reference of its gradients gives."""
+    """Implement the reference of the gradients."""
     d_out, values = d_out.contiguous(), values.contiguous()
     width = values.shape[-1]
     rows = values.numel() // width
@@ -42,7 +42,7 @@ def backward(d_out, values, bias, seed, tanh, dropped):
         d_out, values, bias.contiguous(), bias if seed is None else seed, change, sums, rows, width, each, tanh,
         drops, ROWS=high, COLUMNS=wide, num_warps=4 if drops else 8,
     )  # fmt: skip
-    return change, fold(sums, bias.dtype)[0]
+    return change, sum_partials(sums, bias.dtype)[0]
 
 
 def _drops(seed, dropped):
@@ -51,17 +51,17 @@ def _drops(seed, dropped):
 
 @triton.jit
 def _passed(x, TANH: tl.constexpr):
-    """The share of x that passes, and the slope of the share.
+    """Return the share of x that passes, and the slope of the share.
 
-    By a hyperbolic tangent it is 1 / (1 + exp(-2 u)) with u = sqrt(2 / pi) (x + 0.044715 x^3). Exactly it is the normal
-    distribution's, whose tail over its density is a polynomial in t = 1 / (1 + 0.38 |x| / sqrt(2)), fitted by weighted
-    least squares of the relative error.
+    With `tanh` it is 1 / (1 + exp(-2 u)) with u = sqrt(2 / pi) (x + 0.044715 x^3). Otherwise it is the normal
+    distribution function, whose tail over its density is a polynomial in t = 1 / (1 + 0.38 |x| / sqrt(2)),
+    fitted by weighted least squares of the relative error.
     """
     if TANH:
         share = 1.0 / (1.0 + tl.exp2(-2.302208198144325 * x * (1.0 + 0.044715 * x * x)))
         slope = share * (1.0 - share) * 1.5957691216057308 * (1.0 + 0.134145 * x * x)
     else:
-        # erfc(|x| / sqrt(2)) / exp(-x^2 / 2), within 1.1e-6 of itself up to |x| = 19
+        # erfc(|x| / sqrt(2)) / exp(-x^2 / 2), to a relative error of 1.1e-6 up to |x| = 19
         bell = tl.exp2(-0.7213475204444817 * x * x)
         t = 1.0 / (1.0 + 0.2687005768508881 * tl.abs(x))
         tail = -0.1254148561712573
@@ -79,7 +79,7 @@ def _passed(x, TANH: tl.constexpr):
 
 @triton.jit
 def _kept(seed, row, column, width, DROPPED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """What values are multiplied by: sixteen bits of Philox for each, (ROWS, COLUMNS)."""
+    """Return the factors of values by dropout, from sixteen bits of Philox each, (ROWS, COLUMNS)."""
     group = row.to(tl.int32)[:, None] * ((width + 7) // 8) + column // 8 + tl.arange(0, COLUMNS // 8)[None, :]
     zeros = tl.zeros_like(group)
     a, b, c, d = tl.philox(tl.load(seed), group, zeros, zeros, zeros)

@@ -1,4 +1,4 @@
-"""Triton programs of group norm, Mish and FiLM: one group of one sample a program."""
+"""Triton programs of group norm, Mish and FiLM: one program per group of one sample."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .sums import fold
+from .sums import sum_partials
 
 
 def forward(x, groups, weight, bias, scale, shift, eps):
-    """What the reference of `group_norm_mish` gives."""
+    """Implement the reference of `group_norm_mish`."""
     x = x.contiguous()
     samples, channels, steps = x.shape
     out = torch.empty_like(x)
@@ -27,7 +27,7 @@ def forward(x, groups, weight, bias, scale, shift, eps):
 
 
 def backward(d_out, x, mean, rstd, weight, bias, scale, shift):
-    """What the reference of its gradients gives."""
+    """Implement the reference of the gradients."""
     d_out, x = d_out.contiguous(), x.contiguous()
     samples, channels, steps = x.shape
     groups = mean.shape[1]
@@ -43,11 +43,11 @@ def backward(d_out, x, mean, rstd, weight, bias, scale, shift):
         d_out, x, mean, rstd, weight, bias, x if scale is None else scale, d_x, d_scale, d_shift, parts[0], parts[1],
         each, steps, _stride(scale), scale is not None, shift is not None, **_tile(each, steps),
     )  # fmt: skip
-    return d_x, d_film, fold(parts, weight.dtype)
+    return d_x, d_film, sum_partials(parts, weight.dtype)
 
 
 def _rows(values):
-    """The values, so that the last dimension is dense."""
+    """Return the values with a dense last dimension."""
     return values if values is None or values.stride(-1) == 1 else values.contiguous()
 
 
@@ -62,7 +62,7 @@ def _tile(channels, steps):
 
 @triton.jit
 def _gate(z):
-    """tanh(log(1 + e^z)) and 1 minus its square, without cancellation: n / (n + 2) with n = e^2z + 2 e^z."""
+    """Return tanh(log(1 + e^z)) and 1 minus its square, as n / (n + 2) with n = e^2z + 2 e^z."""
     e = tl.exp(tl.minimum(z, 20.0))
     n = e * (e + 2.0)
     share = 1.0 / (n + 2.0)

@@ -1,8 +1,8 @@
-"""Triton programs of the image batch: one tile of an output frame a program, its columns along the first axis.
+"""Triton programs of the image batch: one program per tile of an output frame, columns along the first axis.
 
-A resize is two products with banded matrices of weights, which tensor cores do; small programs before leave the bands.
-Contrast is about a frame's mean, so the sums of all tiles of a frame are needed before the first is painted: either its
-programs wait for each other with their pixels in registers, or one launch leaves the sums and another resizes again.
+A resize is two products with banded matrices of weights on tensor cores; small programs prepare the bands.
+Contrast is relative to a frame's mean, so painting needs the sums of all tiles of a frame: either its
+programs wait for each other with their pixels in registers, or one launch sums and another resizes again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import triton.language as tl
 _TILE_X, _TILE_Y = 16, 32  # of the output
 _SPAN, _ROWS = 32, 16  # of the image, in one product
 _LAUNCH = {"num_warps": 1, "num_stages": 1, "maxnreg": 96}
-_GAIN = tl.constexpr(2.0**15)  # of weights in half precision, so that sums of bytes of 2^-24 are in its range
-_WAITS = True  # where a GPU surely holds all programs of a frame at once
+_GAIN = tl.constexpr(2.0**15)  # of weights in half precision, to keep sums of bytes of 2^-24 in range
+_WAITS = True  # if a GPU certainly holds all programs of a frame at once
 
 
-def forward(images, boxes, colours, height, width, resizes, channels_last, mean, std, dtype):
-    """What the reference of `image_batch` gives."""
+def forward(images, boxes, colors, height, width, resizes, channels_last, mean, std, dtype):
+    """Implement the reference of `image_batch`."""
     images, boxes = images.contiguous(), boxes.float().contiguous()
     samples, steps = images.shape[:2]
     frames = samples * steps
@@ -52,20 +52,20 @@ def forward(images, boxes, colours, height, width, resizes, channels_last, mean,
             boxes, windows, x_bands, y_bands, full_height, full_width, height, width,
             GAIN=1.0 if precise else _GAIN.value, **constants, num_warps=1,
         )  # fmt: skip
-    if colours is not None:
-        colours = colours.float().contiguous()
+    if colors is not None:
+        colors = colors.float().contiguous()
         sums = torch.full((frames * tiles + 1,), -1, dtype=torch.int32, device=images.device)
 
     def launch(adds, paints):
         _tiles[(frames * tiles,)](
-            images, windows if resizes else boxes, x_bands, y_bands, boxes if colours is None else colours, sums, out,
+            images, windows if resizes else boxes, x_bands, y_bands, boxes if colors is None else colors, sums, out,
             steps, full_height, full_width, *strides, height, width,
             *(-m / s for m, s in zip(mean, std, strict=True)), *(1.0 / s for s in std),
-            RESIZES=resizes, JITTER=colours is not None, ADDS=adds, PAINTS=paints, PRECISE=precise,
+            RESIZES=resizes, JITTER=colors is not None, ADDS=adds, PAINTS=paints, PRECISE=precise,
             MOST_TILES=triton.next_power_of_2(tiles), **constants, **_LAUNCH,
         )  # fmt: skip
 
-    if colours is None:
+    if colors is None:
         launch(adds=False, paints=True)
     elif _WAITS and images.is_cuda and tiles <= _processors(images.device):
         launch(adds=True, paints=True)
@@ -76,7 +76,7 @@ def forward(images, boxes, colours, height, width, resizes, channels_last, mean,
 
 
 def _chunks(before, after, tile, chunk, aligned):
-    """How many chunks of pixels a tile may need: those its positions see, and what precedes them for alignment."""
+    """Return the number of chunks of pixels that a tile may need, with alignment."""
     scale = before / after
     return triton.cdiv(math.ceil((tile - 1) * scale + 2.0 * max(scale, 1.0)) + 1 + aligned, chunk)
 
@@ -91,8 +91,8 @@ def _unit(values):
 
 
 @triton.jit
-def _weight(pixel, end, sharpness, centre):
-    weight = _unit(1.0 - tl.abs(pixel + 0.5 - centre) * sharpness)
+def _weight(pixel, end, sharpness, center):
+    weight = _unit(1.0 - tl.abs(pixel + 0.5 - center) * sharpness)
     return tl.where((pixel >= 0) & (pixel < end), weight, 0.0)
 
 
@@ -101,31 +101,31 @@ def _band(
     start, length, before, after, position, window, band,
     GAIN: tl.constexpr, ALIGNED: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Leaves what the tile of a position and those after it needs of a stretch, in two parts.
+    """Store the window and the band for the tile at a position.
 
-    Its window (2): the first pixel, in units of ALIGNED, and the number of pixels. And its band (pixels, TILE): what
-    each of them weighs for each position, times the gain.
+    The window (2) holds the first pixel, in units of ALIGNED, and the number of pixels. The band (pixels,
+    TILE) holds the weight of each pixel for each position, times the gain.
     """
     base = tl.floor(start)
     within = start - base
     end = tl.ceil(within + length)
     scale = length / after
     support = tl.maximum(scale, 1.0)
-    centre = within + scale * ((position + tl.arange(0, TILE)).to(tl.float32) + 0.5)
-    first = tl.maximum(base + tl.floor(tl.min(centre, 0) - support + 0.5), 0.0).to(tl.int32)
+    center = within + scale * ((position + tl.arange(0, TILE)).to(tl.float32) + 0.5)
+    first = tl.maximum(base + tl.floor(tl.min(center, 0) - support + 0.5), 0.0).to(tl.int32)
     first = tl.minimum(first, before - 1) // ALIGNED
-    behind = (base + tl.max(centre, 0) + support + 0.5).to(tl.int32)
+    behind = (base + tl.max(center, 0) + support + 0.5).to(tl.int32)
     tl.store(window, first)
     first *= ALIGNED
     tl.store(window + 1, tl.maximum(tl.minimum(behind, before) - first, 1))
 
-    # what lies outside the image, on one side at most, is seen in its last pixel there
+    # the last pixel stands for positions outside the image, on at most one side
     edge = tl.where(start < 0.0, 0, tl.where(start + length > before, before - 1, -1))
-    pixel = tl.floor(centre - support + 0.5)
-    total = tl.zeros_like(centre)
-    at_edge = tl.zeros_like(centre)
+    pixel = tl.floor(center - support + 0.5)
+    total = tl.zeros_like(center)
+    at_edge = tl.zeros_like(center)
     for _ in range((2.0 * support).to(tl.int32) + 1):
-        weight = _weight(pixel, end, 1.0 / support, centre)
+        weight = _weight(pixel, end, 1.0 / support, center)
         total += weight
         reaches = tl.where(edge == 0, pixel + base <= 0, pixel + base >= edge)
         at_edge += tl.where(reaches, weight, 0.0)
@@ -134,7 +134,7 @@ def _band(
     for chunk in range(CHUNKS):
         row = chunk * CHUNK + tl.arange(0, CHUNK)[:, None]
         place = first + row
-        weight = _weight(place - base, end, 1.0 / support, centre[None, :])
+        weight = _weight(place - base, end, 1.0 / support, center[None, :])
         weight = tl.where(place == edge, at_edge[None, :], weight) * share[None, :]
         tl.store(band + row * TILE + tl.arange(0, TILE)[None, :], weight.to(band.dtype.element_ty))
 
@@ -145,7 +145,7 @@ def _bands(
     GAIN: tl.constexpr, ALIGNED: tl.constexpr, SPANS: tl.constexpr, CHUNKS: tl.constexpr, ACROSS: tl.constexpr,
     DOWN: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The bands of one tile of columns, or after those of rows, of one sample."""
+    """Store the bands of one tile of columns, or after those of rows, of one sample."""
     sample, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     box = boxes + sample * 4
     window = windows + (sample * (ACROSS + DOWN) + tile) * 2
@@ -165,12 +165,12 @@ def _bands(
 
 
 @triton.jit
-def _resized(
+def _resize(
     origin, window_x, window_y, x_band, y_band, full_height, full_width, by_channel, by_row, by_column,
     PRECISE: tl.constexpr, ALIGNED: tl.constexpr, SPANS: tl.constexpr,
     TILE_X: tl.constexpr, TILE_Y: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Red, green and blue (x, y) of an output tile."""
+    """Return red, green and blue (x, y) of an output tile."""
     left, top, count = tl.load(window_x) * ALIGNED, tl.load(window_y), tl.load(window_y + 1)
     across_at = x_band + tl.arange(0, TILE_X)[:, None] + tl.arange(0, SPAN)[None, :] * TILE_X
     down_at = y_band + tl.arange(0, ROWS)[:, None] * TILE_Y + tl.arange(0, TILE_Y)[None, :]
@@ -204,7 +204,7 @@ def _resized(
 
 @triton.jit
 def _product(left, right, sums, PRECISE: tl.constexpr):
-    """The product on top of sums; bytes count 2^-24 each, as half floats of the same bits do, unless it is precise."""
+    """Add a product to sums; unless precise, bytes count 2^-24 each, as half floats of the same bits."""
     if PRECISE:
         out = tl.dot(left, right.to(tl.float32), sums, input_precision="ieee")
     elif right.dtype == tl.uint8:
@@ -215,8 +215,8 @@ def _product(left, right, sums, PRECISE: tl.constexpr):
 
 
 @triton.jit
-def _copied(origin, box, x, y, full_height, full_width, by_channel, by_row, by_column, inside):
-    """The same of a window of whole pixels as large as the output."""
+def _copy(origin, box, x, y, full_height, full_width, by_channel, by_row, by_column, inside):
+    """Return red, green and blue of a window of whole pixels as large as the output."""
     rows = tl.minimum(tl.maximum(tl.load(box).to(tl.int32) + y, 0), full_height - 1)
     columns = tl.minimum(tl.maximum(tl.load(box + 1).to(tl.int32) + x, 0), full_width - 1)
     at = origin + columns[:, None] * by_column + rows[None, :] * by_row
@@ -227,21 +227,24 @@ def _copied(origin, box, x, y, full_height, full_width, by_channel, by_row, by_c
 
 
 @triton.jit
-def _grey(red, green, blue):
+def _luma(red, green, blue):
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 @triton.jit
 def _hue_channel(place, value, least, chroma, turn):
-    """`place` is the hue from red on, in sixths of a circle and times the chroma, and `turn` what to turn it by."""
+    """Return one channel.
+
+    `place` is the hue, from red on, in sixths of a circle times the chroma; `turn` is its shift.
+    """
     turn -= 6.0 * tl.floor(turn / 6.0 + 0.5)
-    colour = tl.abs(tl.abs(place + chroma * turn) - 3.0 * chroma) + (least - chroma)
-    return tl.minimum(tl.maximum(colour, least), value)
+    color = tl.abs(tl.abs(place + chroma * turn) - 3.0 * chroma) + (least - chroma)
+    return tl.minimum(tl.maximum(color, least), value)
 
 
 @triton.jit
-def _turned(red, green, blue, turn):
-    """The colours with their hue turned, in circles."""
+def _shift_hue(red, green, blue, turn):
+    """Return the colors with shifted hue, in circles."""
     value = tl.maximum(tl.maximum(red, green), blue)
     least = tl.minimum(tl.minimum(red, green), blue)
     chroma = value - least
@@ -256,20 +259,20 @@ def _turned(red, green, blue, turn):
 
 @triton.jit
 def _tiles(
-    images, windows, x_bands, y_bands, colours, sums, out, steps, full_height, full_width,
+    images, windows, x_bands, y_bands, colors, sums, out, steps, full_height, full_width,
     by_channel, by_row, by_column, height, width, shift_red, shift_green, shift_blue, by_red, by_green, by_blue,
     RESIZES: tl.constexpr, JITTER: tl.constexpr, ADDS: tl.constexpr, PAINTS: tl.constexpr, PRECISE: tl.constexpr,
     MOST_TILES: tl.constexpr, ALIGNED: tl.constexpr, SPANS: tl.constexpr, CHUNKS: tl.constexpr,
     ACROSS: tl.constexpr, DOWN: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, SPAN: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Adds the greys of a tile after the change of brightness, paints it, or both.
+    """Add the luma of a tile, after the change of brightness, to the sums, paint the tile, or both.
 
-    Sums are the bits of float32, at least 0, and -1 until they are there; behind them is the ticket of the last program
-    that has started, from -1 on.
+    Sums are the bits of float32, at least 0, or -1 until they are set; they are followed by the ticket of the
+    last started program, from -1 on.
     """
     TILES: tl.constexpr = ACROSS * DOWN
-    if ADDS and PAINTS:  # in the order in which programs start, so that none waits for one that cannot
+    if ADDS and PAINTS:  # in the order of their start, so that no program waits for one that cannot run
         program = tl.atomic_add(sums + tl.num_programs(0), 1, sem="relaxed") + 1
     else:
         program = tl.program_id(0)
@@ -278,50 +281,50 @@ def _tiles(
     tile_x, tile_y = tile % ACROSS, tile // ACROSS
     x, y = tile_x * TILE_X + tl.arange(0, TILE_X), tile_y * TILE_Y + tl.arange(0, TILE_Y)
     inside = (x < width)[:, None] & (y < height)[None, :]
-    colour = colours + sample * 4
+    color = colors + sample * 4
     origin = images + frame.to(tl.int64) * 3 * full_height * full_width
     if RESIZES:
         window = windows + sample * (ACROSS + DOWN) * 2
         x_band = x_bands + (sample * ACROSS + tile_x) * SPANS * SPAN * TILE_X
         y_band = y_bands + (sample * DOWN + tile_y) * CHUNKS * ROWS * TILE_Y
-        red, green, blue = _resized(
+        red, green, blue = _resize(
             origin, window + tile_x * 2, window + (ACROSS + tile_y) * 2, x_band, y_band,
             full_height, full_width, by_channel, by_row, by_column,
             PRECISE, ALIGNED, SPANS, TILE_X, TILE_Y, SPAN, ROWS,
         )  # fmt: skip
         unit = 1.0 / 255.0 if PRECISE else 2.0**24 / 255.0 / _GAIN
     else:
-        red, green, blue = _copied(
+        red, green, blue = _copy(
             origin, windows + sample * 4, x, y, full_height, full_width, by_channel, by_row, by_column, inside
         )
         unit = 1.0 / 255.0
     if JITTER:
-        unit *= tl.load(colour)
+        unit *= tl.load(color)
         red, green, blue = _unit(red * unit), _unit(green * unit), _unit(blue * unit)
     else:
         red, green, blue = red * unit, green * unit, blue * unit
     if ADDS:
-        grey = tl.sum(tl.sum(tl.where(inside, _grey(red, green, blue), 0.0), 1), 0)
-        tl.atomic_xchg(sums + program, tl.abs(grey).to(tl.int32, bitcast=True), sem="relaxed")
+        luma = tl.sum(tl.sum(tl.where(inside, _luma(red, green, blue), 0.0), 1), 0)
+        tl.atomic_xchg(sums + program, tl.abs(luma).to(tl.int32, bitcast=True), sem="relaxed")
     if PAINTS:
         if JITTER:
             others = tl.arange(0, MOST_TILES)
             of = sums + frame * TILES + others
-            greys = tl.load(of, others < TILES, other=0, volatile=True)
+            lumas = tl.load(of, others < TILES, other=0, volatile=True)
             if ADDS:
-                while tl.min(greys, 0) < 0:
-                    greys = tl.load(of, others < TILES, other=0, volatile=True)
-            contrast = tl.load(colour + 1)
-            base = tl.sum(greys.to(tl.float32, bitcast=True), 0) / (height * width) * (1.0 - contrast)
+                while tl.min(lumas, 0) < 0:
+                    lumas = tl.load(of, others < TILES, other=0, volatile=True)
+            contrast = tl.load(color + 1)
+            base = tl.sum(lumas.to(tl.float32, bitcast=True), 0) / (height * width) * (1.0 - contrast)
             red = _unit(red * contrast + base)
             green = _unit(green * contrast + base)
             blue = _unit(blue * contrast + base)
-            saturation = tl.load(colour + 2)
-            grey = _grey(red, green, blue) * (1.0 - saturation)
-            red = _unit(red * saturation + grey)
-            green = _unit(green * saturation + grey)
-            blue = _unit(blue * saturation + grey)
-            red, green, blue = _turned(red, green, blue, tl.load(colour + 3))
+            saturation = tl.load(color + 2)
+            luma = _luma(red, green, blue) * (1.0 - saturation)
+            red = _unit(red * saturation + luma)
+            green = _unit(green * saturation + luma)
+            blue = _unit(blue * saturation + luma)
+            red, green, blue = _shift_hue(red, green, blue, tl.load(color + 3))
         plane = height * width
         into = out + frame.to(tl.int64) * 3 * plane + x[:, None] + y[None, :] * width
         tl.store(into, (red * by_red + shift_red).to(out.dtype.element_ty), inside)

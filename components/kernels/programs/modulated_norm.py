@@ -1,4 +1,4 @@
-"""Triton programs of the modulated norm: one row a program forwards, some rows of one sample a program backwards."""
+"""Triton programs of the modulated norm: a row per program forward, rows of one sample backward."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .sums import fold
+from .sums import sum_partials
 
 _PROGRAMS = 256  # backwards: enough to fill a GPU, and few partial sums
 
 
 def forward(residual, branch, gate, shift, scale, weight, bias, rms, eps):
-    """What the reference of `modulated_norm` gives."""
+    """Implement the reference of `modulated_norm`."""
     samples, tokens, width = residual.shape
     residual, branch = residual.contiguous(), None if branch is None else branch.contiguous()
     dtype = residual.dtype if branch is None else torch.promote_types(residual.dtype, branch.dtype)
@@ -32,7 +32,7 @@ def forward(residual, branch, gate, shift, scale, weight, bias, rms, eps):
 
 
 def backward(d_out, d_hidden, hidden, mean, rstd, branch, gate, shift, scale, weight, bias):
-    """What the reference of its gradients gives."""
+    """Implement the reference of the gradients."""
     samples, tokens, width = hidden.shape
     splits = min(tokens, max(_PROGRAMS // samples, 1))
     rows = triton.cdiv(tokens, splits)
@@ -64,14 +64,14 @@ def backward(d_out, d_hidden, hidden, mean, rstd, branch, gate, shift, scale, we
     total = hidden.new_empty(0)
     if modulation:
         flat = parts.flatten(0, 1)
-        total = flat.squeeze(1) if splits == 1 else fold(flat, modulation[0].dtype)
+        total = flat.squeeze(1) if splits == 1 else sum_partials(flat, modulation[0].dtype)
         total = total.unflatten(0, (-1, samples))
-    affine_total = fold(affine_parts, parameters[0].dtype) if parameters else hidden.new_empty(0)
+    affine_total = sum_partials(affine_parts, parameters[0].dtype) if parameters else hidden.new_empty(0)
     return change, d_branch, total, affine_total
 
 
 def _rows(values):
-    """The values, so that the last dimension is dense."""
+    """Return the values with a dense last dimension."""
     return values if values is None or values.stride(-1) == 1 else values.contiguous()
 
 
@@ -111,7 +111,7 @@ def _forward(
     RMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Row of `hidden` and `out` (B * N, D), and its `mean` and `rstd` (B * N)."""
+    """Compute a row of `hidden` and `out` (B * N, D), and its `mean` and `rstd` (B * N)."""
     row = tl.program_id(0).to(tl.int64)
     sample = row // tokens
     columns = tl.arange(0, BLOCK)
@@ -177,7 +177,7 @@ def _backward(
     RMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients of `rows` rows of one sample, and what they add to the sums (B, splits, D)."""
+    """Compute the gradients of `rows` rows of one sample, and their share of the sums (B, splits, D)."""
     sample = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     columns = tl.arange(0, BLOCK)

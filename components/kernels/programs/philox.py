@@ -1,4 +1,4 @@
-"""The Triton program of `philox`."""
+"""Triton program of `philox`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 _SIZE = 256
-"""Blocks of four words that a program draws."""
+"""Number of blocks of four words per program."""
 
 
 def words(keys, stream, first, blocks):

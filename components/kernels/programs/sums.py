@@ -1,4 +1,4 @@
-"""A sum over the middle dimension, always in the same order."""
+"""Sum over the middle dimension in a fixed order."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 _COLUMNS, _ROWS = 128, 16
 
 
-def fold(parts: Tensor, dtype: torch.dtype) -> Tensor:
-    """Partial sums (K, S, D), float32, -> (K, D) in `dtype`."""
+def sum_partials(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum partial sums (K, S, D), float32, to (K, D) in `dtype`."""
     count, splits, width = parts.shape
     out = torch.empty(count, width, dtype=dtype, device=parts.device)
     grid = (count, triton.cdiv(width, _COLUMNS))
-    _fold[grid](parts, out, splits, width, ROWS=_ROWS, COLUMNS=_COLUMNS)
+    _sum_partials[grid](parts, out, splits, width, ROWS=_ROWS, COLUMNS=_COLUMNS)
     return out
 
 
 @triton.jit
-def _fold(parts, out, splits, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _sum_partials(parts, out, splits, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     index = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width

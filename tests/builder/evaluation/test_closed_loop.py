@@ -9,9 +9,9 @@ import av
 import pytest
 
 from policysmith.builder.evaluation import evaluate_closed_loop
-from policysmith.builder.evaluation.compatibility import Needs, Scene, check_scene, needs_of
 from policysmith.builder.evaluation.rollout import Episode
 from policysmith.builder.evaluation.video import HOLD
+from policysmith.builder.planning.compatibility import Needs, Scene, check_scene, needs_of
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.builder.simulation.seeds import evaluation_seed
 from policysmith.schemas.errors import CheckpointError, SimulatorError, SpecError
@@ -101,7 +101,7 @@ def test_an_unknown_environment_is_told_at_once(save_policy: SavePolicy) -> None
 
 
 def test_what_is_no_policy_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no directory"):
+    with pytest.raises(CheckpointError, match="is not a directory"):
         SavedPolicy.find(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="neither a run"):
         SavedPolicy.find(tmp_path)

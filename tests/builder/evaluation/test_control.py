@@ -14,9 +14,9 @@ import pytest
 from policysmith.builder import Builder
 from policysmith.builder.evaluation import blind, evaluate
 from policysmith.builder.evaluation.blind_control import BlindControl
-from policysmith.builder.evaluation.compatibility import needs_of
+from policysmith.builder.planning.compatibility import needs_of
 from policysmith.builder.saved_policy import SavedPolicy
-from policysmith.components.registry import BACKBONES, COLLATORS
+from policysmith.components.registry import BACKBONES
 from policysmith.schemas.errors import CheckpointError, RecipeError, SpecError
 
 VISION = {"type": "vit", "patch_size": 16, "width": 16, "depth": 1, "heads": 2}
@@ -210,16 +210,22 @@ def test_a_run_that_is_no_control_is_left_alone(tiny: dict[str, Any], tmp_path: 
 
 
 @pytest.fixture
-def home(tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(
+    tiny: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    saved_tokenizer: Any,
+    saved_text_encoder: Any,
+) -> Path:
     """The directory of a recipe whose dataset and tokenizer lie beside it, with a trained run elsewhere."""
     home = tmp_path / "recipes"
     home.mkdir()
     shutil.copytree(tiny["data"]["path"], home / "demos")
-    tokenizer = COLLATORS.get("language").tiny(home).tokenizer
+    tokenizer = saved_tokenizer(home)["tokenizer"]
     tiny["data"] = {"path": "demos", "horizon": 4, "episodes": [0]}
     tiny["collator"] = {"type": "language", "tokenizer": Path(tokenizer).name}
-    language = BACKBONES.get("language").tiny(home)
-    tiny["policy"]["backbones"]["text"] = {"type": "language", "pretrained": Path(language.pretrained).name}
+    language = saved_text_encoder(home)["pretrained"]
+    tiny["policy"]["backbones"]["text"] = {"type": "language", "pretrained": Path(language).name}
     tiny["training"]["steps"] = 1
     (home / "recipe.yaml").write_text(json.dumps(tiny))
     Builder.from_recipe(home / "recipe.yaml").train(output=tmp_path / "run", device="cpu")
@@ -250,14 +256,14 @@ def test_a_dataset_that_moved_is_taken_from_where_it_was_recorded_or_where_the_r
     description.write_text(json.dumps({**recorded, "data": str(tmp_path / "else" / "demos")}))
     saved = SavedPolicy.find(tmp_path / "run")
     control = BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False)
-    assert control.builder.recipe.recipe.data.path == os.path.join("..", "else", "demos")  # noqa: PTH118
+    assert control.builder.recipe.sections.data.path == os.path.join("..", "else", "demos")  # noqa: PTH118
     shutil.copytree(home, tmp_path / "moved")
     shutil.move(tmp_path / "else" / "demos", tmp_path / "moved" / "demos")
     moved = {**recorded, "data": "/gone", "recipe_directory": str(tmp_path / "moved")}
     description.write_text(json.dumps(moved))
     saved = SavedPolicy.find(tmp_path / "run")
     control = BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False)
-    assert control.builder.recipe.recipe.data.path == "demos"
+    assert control.builder.recipe.sections.data.path == "demos"
 
 
 def test_what_keeps_a_control_from_training_is_said_before_any_rollout(

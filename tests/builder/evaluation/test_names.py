@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from policysmith.builder import Builder
-from policysmith.builder.evaluation.compatibility import Mapped, Needs, Scene, check_dataset, check_scene
+from policysmith.builder.data.signals import Signals, order
 from policysmith.builder.evaluation.rollout import roll_out
+from policysmith.builder.planning.compatibility import Needs, Reordering, Scene, check_dataset, check_scene
 from policysmith.builder.saved_policy import SavedPolicy
-from policysmith.builder.signals import Signals, order
 from policysmith.builder.simulation.base import describe, environments, make
 from policysmith.schemas.errors import SpecError
 
@@ -56,10 +56,10 @@ class Swapped:
 def test_names_in_another_order_are_mapped_both_ways() -> None:
     ours = needs(("goal_x", "goal_y", "x", "y"), ("dy", "dx"))
     check_scene(ours, SCENE)
-    mapped = Mapped.of(ours, SCENE)
+    mapped = Reordering.of(ours, SCENE)
     seen = mapped.observation({"observation.state": np.array([1.0, 2.0, 3.0, 4.0]), "task": ""})
     assert seen["observation.state"].tolist() == [3.0, 4.0, 1.0, 2.0]
-    assert mapped.actions(np.array([5.0, 6.0], dtype=np.float32)).tolist() == [6.0, 5.0]
+    assert mapped.command(np.array([5.0, 6.0], dtype=np.float32)).tolist() == [6.0, 5.0]
     assert "(x, y, goal_x, goal_y)" in mapped.notes[0]
     assert "(goal_x, goal_y, x, y)" in mapped.notes[0]
 
@@ -97,25 +97,25 @@ def test_what_cannot_be_mapped_is_refused_with_both_sides(ours: Needs, complaint
 @pytest.mark.parametrize(
     ("ours", "said"),
     [
-        (needs(None, None, None), "neither the rate nor the names"),
+        (needs(None, None, None), "does not record its rate"),
         (needs(None), "no names for `observation.state`"),
         (needs(action=None), "no names for `action`"),
     ],
 )
 def test_what_is_not_known_is_told(ours: Needs, said: str) -> None:
     check_scene(ours, SCENE)
-    (note,) = Mapped.of(ours, SCENE).notes
+    (note,) = Reordering.of(ours, SCENE).notes
     assert said in note
 
 
 def test_numbers_are_no_names_and_rates_may_be_rounded() -> None:
     ours = needs(("motor_0", "motor_1", "motor_2", "motor_3"), fps=39.97)
     check_scene(ours, SCENE)
-    assert Mapped.of(ours, SCENE) == Mapped()
+    assert Reordering.of(ours, SCENE) == Reordering()
     assert order(("a", "a"), ("a", "a")) is None
     bare = replace(SCENE, state_names=None, action_names=None)
     check_scene(needs(), bare)
-    assert Mapped.of(needs(), bare) == Mapped()
+    assert Reordering.of(needs(), bare) == Reordering()
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ import pytest
 from policysmith.builder import Builder
 from policysmith.builder.data.lerobot.info import inspect
 from policysmith.builder.evaluation import ClosedLoopResult, EvaluationResult, evaluate
-from policysmith.builder.evaluation.compatibility import check_dataset
 from policysmith.builder.evaluation.report.report import write_report
 from policysmith.builder.evaluation.rollout import Episode
 from policysmith.builder.evaluation.video import save_strip, save_video
+from policysmith.builder.planning.compatibility import check_dataset
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas.errors import CheckpointError, SpecError
 

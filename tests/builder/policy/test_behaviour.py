@@ -115,7 +115,7 @@ def test_actions_of_the_past_are_predicted_but_not_run(
 ) -> None:
     builder = Builder.from_recipe(tiny).override({"data.past_actions": 1, "policy.execute": 2})
     training, _ = builder.datasets()
-    horizon = builder.recipe.recipe.data.horizon
+    horizon = builder.recipe.sections.data.horizon
     assert torch.equal(training[1]["action"][1:], training[2]["action"][:-1])
     assert training[0]["action_is_pad"].tolist() == [True] + [False] * (horizon - 1)
     policy = builder.build()

@@ -14,7 +14,6 @@ import torch
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from policysmith.builder import Builder
-from policysmith.components.registry import BACKBONES, COLLATORS
 
 LOAD = """
     import json, sys
@@ -52,12 +51,14 @@ def saved(
     tmp_path_factory: pytest.TempPathFactory,
     batch: Callable[..., dict[str, Any]],
     make_tiny: Callable[[], dict[str, Any]],
+    saved_text_encoder: Callable[[Path], dict[str, Any]],
+    saved_tokenizer: Callable[[Path], dict[str, Any]],
 ) -> Path:
     """Policies of several kinds, and what they do here. The tokenizer that one was made with is gone."""
     root = tmp_path_factory.mktemp("policies")
     torch.save(batch(), root / "batch.pt")
     expected = {}
-    for name, changes in _kinds(root / "sources").items():
+    for name, changes in _kinds(root / "sources", saved_text_encoder, saved_tokenizer).items():
         policy = Builder.from_recipe(make_tiny() | {"name": name}).override(changes).build()
         with torch.no_grad():  # as training does: heads and adapters that start at zero act
             for parameter in policy.parameters():
@@ -72,9 +73,9 @@ def saved(
     return root
 
 
-def _kinds(sources: Path) -> dict[str, dict[str, Any]]:
+def _kinds(sources: Path, text_encoder: Any, tokenizer: Any) -> dict[str, dict[str, Any]]:
     """By name, what differs from the tiny recipe."""
-    text, collator = BACKBONES.get("language").tiny(sources), COLLATORS.get("language").tiny(sources)
+    text, collator = text_encoder(sources), tokenizer(sources)
     vision = "policy.backbones.vision"
 
     def timm(name: str, size: int) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def _kinds(sources: Path) -> dict[str, dict[str, Any]]:
                 "steps": 2,
             }
         },
-        "talking": {"policy.backbones.text": text.model_dump(), "collator": collator.model_dump()},
+        "talking": {"policy.backbones.text": text, "collator": collator},
         "swin_like": timm("swin_tiny_patch4_window7_224", 56),
         "eva_like": timm("eva02_tiny_patch14_224", 28),
         "dino_like": timm("vit_small_patch16_dinov3", 32),

@@ -11,17 +11,18 @@ import torch
 from transformers import AutoModel
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.components.registry import BACKBONES, COLLATORS
 from policysmith.schemas.errors import CheckpointError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def policy(tiny: dict[str, Any], tmp_path: Path) -> RecipePolicy:
+def policy(
+    tiny: dict[str, Any], tmp_path: Path, saved_text_encoder: Any, saved_tokenizer: Any
+) -> RecipePolicy:
     """One whose collator needs files, that exist only until it is saved."""
-    tiny["collator"] = COLLATORS.get("language").tiny(tmp_path / "gone").model_dump(mode="json")
-    text = BACKBONES.get("language").tiny(tmp_path / "gone").model_dump(mode="json")
+    tiny["collator"] = saved_tokenizer(tmp_path / "gone")
+    text = saved_text_encoder(tmp_path / "gone")
     tiny["policy"]["backbones"]["text"] = text
     policy = Builder.from_recipe(tiny).build()
     assert isinstance(policy, RecipePolicy)

@@ -62,10 +62,12 @@ def test_chunks_take_windows(tiny: dict[str, Any], observation: dict[str, Any]) 
     window = {CAMERA: observation[CAMERA].expand(2, 3, 96, 96), STATE: observation[STATE].expand(2, 4)}
     assert policy.chunk(window).shape == (4, 4)
     with pytest.raises(
-        SpecError, match=r"\(2, 3, 96, 96\), it is uint8 \(1, 3, .*give 2 time steps in front"
+        SpecError, match=r"\(2, 3, 96, 96\), but it is uint8 \(1, 3, .*give 2 time steps in front"
     ):
         policy.chunk(window | {CAMERA: observation[CAMERA][None]})
-    with pytest.raises(SpecError, match=r"\(2, 3, 96, 96\), it is uint8 \(3, .*give 2 time steps in front"):
+    with pytest.raises(
+        SpecError, match=r"\(2, 3, 96, 96\), but it is uint8 \(3, .*give 2 time steps in front"
+    ):
         policy.chunk(window | {CAMERA: observation[CAMERA]})
     with pytest.raises(SpecError, match=r"it is uint8 \(2, 96, 96, 3\) \(transpose it"):
         policy.chunk(window | {CAMERA: window[CAMERA].permute(0, 2, 3, 1)})
@@ -82,7 +84,7 @@ def test_only_what_is_read_is_needed(tiny: dict[str, Any], observation: dict[str
     for key in read:
         with pytest.raises(SpecError, match=rf"lacks `{key}`[^?]*\(given: "):  # no guess among what is right
             policy.select_action({name: value for name, value in read.items() if name != key})
-    with pytest.raises(SpecError, match=r"did you mean it by `observation\.image\.corner2`"):
+    with pytest.raises(SpecError, match=r"is `observation\.image\.corner2` a misspelling"):
         policy.select_action({STATE: read[STATE], "observation.image.corner2": read[CAMERA]})
 
     del tiny["policy"]["backbones"]["vision"]
@@ -95,8 +97,8 @@ def test_only_what_is_read_is_needed(tiny: dict[str, Any], observation: dict[str
 def test_an_instruction_is_needed_where_it_is_tokenized(
     tiny: dict[str, Any], observation: dict[str, Any], tmp_path: Path
 ) -> None:
-    tiny["collator"] = COLLATORS.get("language").tiny(tmp_path).model_dump(mode="json")
-    text = BACKBONES.get("language").tiny(tmp_path).model_dump(mode="json")
+    tiny["collator"] = COLLATORS.get("language").example().model_dump(mode="json")
+    text = BACKBONES.get("language").example().model_dump(mode="json")
     seeing = Builder.from_recipe(tiny).build()
     tiny["policy"]["backbones"] = {"text": text}
     reading = Builder.from_recipe(tiny).build()
@@ -104,7 +106,7 @@ def test_an_instruction_is_needed_where_it_is_tokenized(
     for policy in (seeing, reading):
         with pytest.raises(SpecError, match="lacks `task`, which the policy reads: a str"):
             policy.select_action({key: value for key, value in observation.items() if key != "task"})
-    with pytest.raises(SpecError, match="`task` of the observation must be a str, it is list"):
+    with pytest.raises(SpecError, match="`task` of the observation is list, and must be a str"):
         reading.select_action({"task": ["open the drawer"]})
 
 

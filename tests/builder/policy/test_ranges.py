@@ -98,7 +98,7 @@ def test_unusual_values_are_told_once(
         for _ in range(3):
             policy.select_action({STATE: state * 57.0})
     (said,) = [record.message for record in caplog.records if STATE in record.message]
-    assert said.endswith("(said once)")
+    assert said.endswith("(logged once)")
 
 
 def test_actions_are_clamped_to_the_range_of_training_where_asked(
@@ -128,5 +128,5 @@ def test_dimensions_that_rested_in_training_may_move_a_little(caplog: pytest.Log
     ranges = Ranges({STATE: {"min": [0.0, 2.0], "max": [0.0, 2.0]}})
     ranges.check(STATE, torch.tensor([0.1, 2.1]), "")
     assert not caplog.records
-    with pytest.raises(SpecError, match="dimension 1, which lay between 2 and 2"):
+    with pytest.raises(SpecError, match="dimension 1, which ranged from 2 to 2"):
         ranges.check(STATE, torch.tensor([0.0, 1e5]), "")

@@ -73,7 +73,7 @@ def test_a_sweep_under_one_name_gives_it_to_the_latest(
     other = builder.override({"policy.head.hidden": [7]}).check()
     second = other.build()
     (record,) = caplog.records
-    assert "`tiny` stood for a recipe with another policy.head;" in record.getMessage()
+    assert "`tiny` named a recipe with another policy.head;" in record.getMessage()
     assert AutoConfig.for_model("tiny").recipe["policy"]["head"]["hidden"] == [7]
     assert type(AutoModel.from_config(AutoConfig.for_model("tiny"))) is type(second) is not type(first)
 

@@ -35,13 +35,13 @@ def with_backbone(recipe: dict[str, Any], name: str, head: str, directory: Path)
         recipe["transforms"][1]["size"] = TRAPS[name]
         part: dict[str, Any] = {"type": "timm", "name": name}
     else:
-        part = BACKBONES.get(name).tiny(directory).model_dump(mode="json")
+        part = BACKBONES.get(name).example().model_dump(mode="json")
         if name == "vlm":
             recipe["transforms"][1]["size"] = 32
         if name == "vlm" or BACKBONES.get(name).kind is Kind.TOKEN_IDS:
-            recipe["collator"] = COLLATORS.get("language").tiny(directory).model_dump(mode="json")
+            recipe["collator"] = COLLATORS.get("language").example().model_dump(mode="json")
     recipe["policy"]["backbones"]["vision"] = part
-    recipe["policy"]["head"] = HEADS.get(head).tiny(directory).model_dump(mode="json")
+    recipe["policy"]["head"] = HEADS.get(head).example().model_dump(mode="json")
     if head == "oft":
         del recipe["policy"]["backbones"]["proprio"]
         recipe["policy"]["head"]["reads"] = ["vision.tokens"]
@@ -117,7 +117,7 @@ def test_statistics_survive_a_cast_to_bf16(
     given = loaded.transform(batch())["observation.state"]
     assert torch.equal(given[..., varies], ((state - mean) / std)[..., varies])
     assert varies.sum() == 3
-    assert held == builder._data.statistics["observation.state"]
+    assert held == builder.sources[0].statistics["observation.state"]
 
 
 def test_the_order_of_backbones_and_cameras_is_no_matter_of_spelling(

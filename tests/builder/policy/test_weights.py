@@ -15,7 +15,6 @@ from transformers import AutoModel, T5Config, T5EncoderModel, ViTConfig, ViTMode
 from policysmith.builder import Builder, RecipePolicy
 from policysmith.builder.policy import tied_weights
 from policysmith.components.backbones.mlp import MlpBackbone
-from policysmith.components.registry import COLLATORS
 
 Batches = Callable[..., dict[str, Any]]
 Refused = Callable[[Callable[[], Any]], Any]
@@ -53,9 +52,14 @@ def test_pretrained_weights_survive_construction_and_a_reload(
 
 
 def test_relative_weights_start_at_the_recipe_and_leave_no_path(
-    recipe: dict[str, Any], tmp_path: Path, to_yaml: Any, monkeypatch: pytest.MonkeyPatch, batch: Batches
+    recipe: dict[str, Any],
+    tmp_path: Path,
+    to_yaml: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: Batches,
+    saved_tokenizer: Any,
 ) -> None:
-    recipe["collator"] = COLLATORS.get("language").tiny(tmp_path).model_dump() | {"tokenizer": "tokenizer"}
+    recipe["collator"] = saved_tokenizer(tmp_path) | {"tokenizer": "tokenizer"}
     recipe["data"]["path"] = os.path.relpath(recipe["data"]["path"], tmp_path)
     path = to_yaml(recipe)
     (tmp_path / "elsewhere").mkdir()
@@ -131,13 +135,13 @@ def test_weights_of_timm_are_checked_too(
 
 
 def test_weights_that_transformers_ties_stay_tied(
-    tiny: dict[str, Any], tmp_path: Path, batch: Batches
+    tiny: dict[str, Any], tmp_path: Path, batch: Batches, saved_tokenizer: Any
 ) -> None:
     """T5 has its embedding twice; a checkpoint holds it once."""
     sizes = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     T5EncoderModel(sizes).save_pretrained(tmp_path / "t5")
     tiny["policy"]["backbones"]["text"] = {"type": "language", "pretrained": str(tmp_path / "t5")}
-    tiny["collator"] = COLLATORS.get("language").tiny(tmp_path).model_dump()
+    tiny["collator"] = saved_tokenizer(tmp_path)
     policy = Builder.from_recipe(tiny).build()
     policy.save_pretrained(tmp_path / "saved")
     loaded = AutoModel.from_pretrained(tmp_path / "saved")

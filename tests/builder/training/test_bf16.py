@@ -23,7 +23,7 @@ from policysmith.builder.training.optim.fused_adamw import FusedAdamW
 from policysmith.builder.training.speed import bf16_weights as module
 from policysmith.builder.training.speed.bf16_weights import Shadows, casting
 from policysmith.builder.training.speed.compilation import channels_last
-from policysmith.components.kernels.adamw import order
+from policysmith.components.kernels.adamw import memory_order
 from policysmith.schemas.errors import TrainingError
 from policysmith.schemas.recipe import OptimizerSection
 
@@ -289,15 +289,17 @@ def test_gradients_in_another_order_than_their_weights_are_brought_into_it() -> 
             optimizer.step()
             optimizer.zero_grad()
     assert ours[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert all(order(fused.state[p]["exp_avg"]) == order(p) for p in ours.parameters())
+    assert all(memory_order(fused.state[p]["exp_avg"]) == memory_order(p) for p in ours.parameters())
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
 def test_dimensions_of_one_do_not_matter_to_the_order() -> None:
     weight = torch.empty(3, 6, 1, 1)
-    assert order(weight) == order(weight.as_strided(weight.shape, (6, 1, 6, 6))) == (6, 1)
-    assert order(torch.empty(3, 6, 2, 2)) != order(torch.empty(3, 6, 2, 2, memory_format=torch.channels_last))
+    assert memory_order(weight) == memory_order(weight.as_strided(weight.shape, (6, 1, 6, 6))) == (6, 1)
+    assert memory_order(torch.empty(3, 6, 2, 2)) != memory_order(
+        torch.empty(3, 6, 2, 2, memory_format=torch.channels_last)
+    )
 
 
 def test_weights_in_another_order_are_saved_as_ever(tiny: dict[str, Any], tmp_path: Path) -> None:

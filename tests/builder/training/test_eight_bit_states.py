@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from policysmith.builder import Builder
 from policysmith.builder.training.optim.adamw import adamw, clip, learning_rate, set_rate
 from policysmith.builder.training.optim.ema import WeightAverage
-from policysmith.builder.training.optim.fused_adamw import FusedAdamW, moment_bytes
+from policysmith.builder.training.optim.fused_adamw import FusedAdamW
 from policysmith.builder.training.speed.compilation import channels_last
 from policysmith.components.kernels import adamw as kernel
-from policysmith.components.kernels.adamw import flat, order
+from policysmith.components.kernels.adamw import flat, memory_order
+from policysmith.components.kernels.eight_bit import moment_bytes
 from policysmith.schemas.recipe import OptimizerSection, ScheduleSection
 
 FP32 = OptimizerSection(lr=3e-3, weight_decay=0.1)
@@ -170,7 +171,11 @@ def test_blocks_lie_as_the_weight_does() -> None:
     model(torch.randn(2, 24, 8, 8)).square().mean().backward()
     optimizer.step()
     weight = model[0].weight
-    assert order(optimizer.state[weight]["exp_avg"]) == order(weight) != order(weight.contiguous())
+    assert (
+        memory_order(optimizer.state[weight]["exp_avg"])
+        == memory_order(weight)
+        != memory_order(weight.contiguous())
+    )
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     index = next(i for i, p in enumerate(weights) if p is weight)
     moment = optimizer.state_dict()["state"][index]["exp_avg"]

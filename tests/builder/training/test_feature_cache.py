@@ -230,7 +230,7 @@ def test_prompts_and_their_features(frozen: dict[str, Any], tmp_path: Path) -> N
     """A frozen language backbone reads token ids from the collator: they are no images, and of one length."""
     backbones = frozen["policy"]["backbones"]
     backbones["text"] = {"type": "language", "architecture": "policysmith/tiny-bert"}
-    frozen["collator"] = COLLATORS.get("language").tiny(tmp_path).model_dump()
+    frozen["collator"] = COLLATORS.get("language").example().model_dump()
     frozen["policy"]["freeze"].append("backbones.text.*")
     _, told = run(frozen, tmp_path / "with")
     frozen["training"]["cache"] = "off"

@@ -329,7 +329,7 @@ def test_a_policy_is_found_while_checkpoints_come_and_go(run: Path) -> None:
         while not stop.is_set():
             step += 1
             shutil.copytree(source, run / "checkpoints" / f".step-{step:08d}.staging-x-1")
-            (run / "checkpoints" / f".step-{step:08d}.staging-x-1").rename(runs.place(run, step))
+            (run / "checkpoints" / f".step-{step:08d}.staging-x-1").rename(runs.checkpoint_path(run, step))
             runs.point(run)
             runs.prune(run, 1)
 

@@ -147,7 +147,7 @@ def test_a_step_that_the_host_holds_up_is_replayed_and_loses_the_same(
     torch.testing.assert_close(replayed, plain, rtol=2e-2, atol=2e-3)
     for step in (30, 60):  # the averages that are saved too
         saved = [
-            AutoModel.from_pretrained(checkpoint.place(tmp_path / how, step)).state_dict()
+            AutoModel.from_pretrained(checkpoint.checkpoint_path(tmp_path / how, step)).state_dict()
             for how in ("auto", "off")
         ]
         for name, weight in saved[0].items():

@@ -30,7 +30,7 @@ class Saver:
     def __init__(self, recipe: dict[str, Any], run: Path) -> None:
         builder = Builder.from_recipe(recipe)
         self.run, self.policy = run, builder.build()
-        self.optimizer = adamw(self.policy, builder.recipe.recipe.training.optimizer)
+        self.optimizer = adamw(self.policy, builder.recipe.sections.training.optimizer)
         for weight in self.policy.parameters():
             weight.grad = torch.zeros_like(weight)
         self.optimizer.step()
@@ -64,14 +64,14 @@ def test_an_error_at_any_change_of_a_file_is_one_message(number: int, saver: Sav
             break
         events += 1
         if not told:  # a directory that is there already, say
-            assert runs.place(saver.run, 2).is_dir(), what["hit"]
+            assert runs.checkpoint_path(saver.run, 2).is_dir(), what["hit"]
         else:
             assert os.strerror(number) in told, what["hit"]
             assert "--resume" in told
         for path in runs.checkpoints(saver.run):
             assert manifest.verify(path) is not None
-        assert runs.place(saver.run, 1).is_dir()
-        shutil.rmtree(runs.place(saver.run, 2), ignore_errors=True)
+        assert runs.checkpoint_path(saver.run, 1).is_dir()
+        shutil.rmtree(runs.checkpoint_path(saver.run, 2), ignore_errors=True)
         runs.tidy(saver.run, 2)
         assert sorted(p.name for p in (saver.run / "checkpoints").iterdir()) == ["step-00000001"]
     assert events > 8

@@ -41,7 +41,7 @@ def test_a_changed_state_resumes_or_is_refused(
     builder = Builder.from_recipe(recipe)
     policy = builder.build()
     average = WeightAverage(policy, 0.9)
-    section = builder.recipe.recipe.training
+    section = builder.recipe.sections.training
     optimizer = adamw(policy, section.optimizer, average)
     for weight in policy.parameters():
         weight.grad = torch.ones_like(weight)

@@ -12,7 +12,7 @@ from torch._dynamo import lookup_backend
 from transformers import ViTConfig, ViTModel
 
 from policysmith.builder.training.speed.fx import passes
-from policysmith.components.networks.groot_dit import Block
+from policysmith.components.networks.groot_dit import GrootBlock as Block
 
 WIDTH, TOKENS = 32, 7
 

@@ -1,11 +1,8 @@
-"""A part built from its own tiny config, in the small world: what the contract tests work on. A new file in one of the
-folders of parts is tested here unasked.
-"""
+"""Parts built from their examples, in the small world of `conftest.py`. The contract tests find new files unasked."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,12 +22,12 @@ WEIGHTED = [(kind, name) for kind, name in PARTS if kind in ("backbones", "necks
 
 
 class Built:
-    """A part built from its own tiny config, in the small world. A network is built inside a flow-matching head."""
+    """A part built from its example; a network is built inside a flow-matching head."""
 
-    def __init__(self, kind: str, name: str, world: Any, directory: Path) -> None:
+    def __init__(self, kind: str, name: str, world: Any) -> None:
         self.kind, self.name, self.world = kind, name, world
         self.cls = REGISTRIES[kind].get(name)
-        self.config = self.cls.tiny(directory)
+        self.config = self.cls.example()
         self.whole, self.whole_config = self.cls, self.config
         if kind == "networks":
             self.whole = FlowMatching
@@ -68,7 +65,7 @@ class Built:
     def features(
         self, size: int = 3, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> dict[str, Any]:
-        """What a head, a network or a neck reads."""
+        """Return the inputs of a head, a network or a neck."""
         found = self.world.features(size, device, dtype=dtype)
         return {key: feature for key, feature in found.items() if key in self.inputs}
 
@@ -116,7 +113,7 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert torch.equal(value, second[key]), key
 
 
-def randomise(module: nn.Module) -> None:
+def randomize(module: nn.Module) -> None:
     """Move every parameter off its initial value: zero gates let no gradient through."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -129,13 +126,13 @@ def skip_without_weights(part: nn.Module) -> None:
 
 
 def rows(feature: Feature, which: slice) -> Feature:
-    """Some samples of a feature."""
+    """Return some samples of a feature."""
     held = (feature.values, feature.mask, feature.end)
     return Feature(*(None if value is None else value[which] for value in held))  # type: ignore[arg-type]
 
 
 def replace_rows(feature: Feature, which: slice) -> Feature:
-    """The feature with other values in some samples."""
+    """Return the feature with other values in some samples."""
     values = feature.values.clone()
     values[which] += 1.0
     return dataclasses.replace(feature, values=values)
@@ -148,7 +145,7 @@ def assert_same_batch(first: dict[str, Any], second: dict[str, Any]) -> None:
 
 
 def masked_where(feature: Feature, change: Any, hidden: bool) -> Feature:
-    """The feature with the values of its hidden tokens, or of its valid ones, changed."""
+    """Return the feature with changed values of its hidden tokens, or of its valid ones."""
     if feature.mask is None:
         return feature
     mask = feature.mask

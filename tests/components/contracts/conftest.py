@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +10,6 @@ from .built import Built
 
 
 @pytest.fixture
-def built(request: pytest.FixtureRequest, world: Any, tmp_path: Path) -> Built:
+def built(request: pytest.FixtureRequest, world: Any) -> Built:
     kind, name = request.param
-    return Built(kind, name, world, tmp_path)
+    return Built(kind, name, world)

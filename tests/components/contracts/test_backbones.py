@@ -1,4 +1,4 @@
-"""What every backbone keeps; and that necks, like backbones, compute only what is asked for."""
+"""Contract of backbones; necks, too, compute only the requested outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policysmith.components.registry import (
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.part import LoraSection
 
-from .built import Built, assert_equal, of, randomise, skip_without_weights
+from .built import Built, assert_equal, of, randomize, skip_without_weights
 
 
 @of(BACKBONES, NECKS)
@@ -61,12 +61,12 @@ def test_gradients_reach_all_that_trains_and_nothing_else(built: Built, adapted:
     if adapted:
         layers = list(lora.adaptable(part))
         lora.adapt(part, LoraSection(rank=2, targets=layers))
-        assert lora.count(part) == len(layers)
+        assert lora.count_adapters(part) == len(layers)
     else:
         for index, parameter in enumerate(part.parameters()):
             parameter.requires_grad_(index % 2 == 0)
     trains = {name for name, parameter in part.named_parameters() if parameter.requires_grad}
-    randomise(part)
+    randomize(part)
     sum((value**2).mean() for value in built.run(part).values()).backward()  # type: ignore[union-attr]
     reached = {name for name, p in part.named_parameters() if p.grad is not None and (p.grad != 0).any()}
     assert {name for name in trains - reached if not name.endswith(("key.bias", "k_proj.bias"))} == set()

@@ -1,4 +1,4 @@
-"""What every neck keeps."""
+"""Contract of necks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from policysmith.components.registry import (
     NECKS,
 )
 
-from .built import Built, assert_equal, masked_where, of, randomise
+from .built import Built, assert_equal, masked_where, of, randomize
 
 
 def of_valid(published: dict[str, Feature]) -> dict[str, Tensor]:
-    """The values of outputs, without those of masked tokens."""
+    """Return the values of outputs, without those of masked tokens."""
     kept = {}
     for key, feature in published.items():
         values, mask = feature.values, feature.mask
@@ -31,7 +31,7 @@ def of_valid(published: dict[str, Feature]) -> dict[str, Tensor]:
 @of(NECKS)
 def test_masked_tokens_have_no_influence_on_a_neck(built: Built) -> None:
     part, features, outputs = built.make().eval(), built.features(), tuple(built.specs())
-    randomise(part)
+    randomize(part)
     if all(feature.mask is None for feature in features.values()):
         pytest.skip("nothing that it reads has a mask")
     whole, hidden, shown = (
@@ -49,7 +49,7 @@ def test_masked_tokens_have_no_influence_on_a_neck(built: Built) -> None:
 @of(NECKS)
 def test_a_neck_without_a_valid_token_is_finite(built: Built) -> None:
     part, outputs = built.make(), tuple(built.specs())
-    randomise(part)
+    randomize(part)
     some = (torch.arange(3) > 0)[:, None]
     features = {
         key: feature if feature.mask is None else dataclasses.replace(feature, mask=feature.mask & some)

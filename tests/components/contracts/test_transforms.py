@@ -1,4 +1,4 @@
-"""What every transform keeps."""
+"""Contract of transforms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .built import Built, assert_equal, of
 
 
 def published(built: Built) -> dict[str, Spec]:
-    """Specs of what a transform gives, for normalised vectors where it takes no others."""
+    """Return the specs of a transform, with normalized vectors if it requires them."""
     try:
         return built.specs()
     except SpecError as error:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .....components.layers.batch_norms import freeze_batch_norms
 from .....schemas.errors import WeightsError
+from .....schemas.specs import IMAGES
 from ..weight_names import Pair, layer, packed, pointwise, same, to_ours, to_theirs
 
-STATE, ENVIRONMENT, IMAGES = "observation.state", "observation.environment_state", "observation.images."
+STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
 _ENCODER = {"linear1": "hidden", "linear2": "out", "norm1": "attention_norm", "norm2": "feedforward_norm"}
 _DECODER = {**_ENCODER, "norm2": "cross_norm", "norm3": "feedforward_norm"}
 _OPTIONS = {

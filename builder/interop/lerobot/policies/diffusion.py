@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .....schemas.errors import WeightsError
+from .....schemas.specs import IMAGES
 from .. import rgb_encoder
 from ..unet import unet_pairs
 from ..weight_names import Pair, to_ours, to_theirs
 
-STATE, ENVIRONMENT, IMAGES = "observation.state", "observation.environment_state", "observation.images."
+STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
 _NETWORK = {
     "down_dims": "widths",
     "kernel_size": "kernel",

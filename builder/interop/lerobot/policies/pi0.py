@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .....components.vlms.base import Family
+from .....components.vlms.base import VlmFamily
 from .....schemas.errors import WeightsError
 from ..expert_inputs import NEWLINE, STATE_PROMPT, Inputs, Processor
 from ..experts import (
@@ -171,7 +171,7 @@ def to_lerobot(
     return config, theirs
 
 
-def _model_of(policy: Mapping[str, Any], kind: str, adaptive: bool) -> Family:
+def _model_of(policy: Mapping[str, Any], kind: str, adaptive: bool) -> VlmFamily:
     """The vision-language model of a policy. Raises WeightsError for one that LeRobot's cannot be."""
     kinds = {name: raw["type"] for name, raw in policy["backbones"].items()}
     wanted = {"vlm": "vlm"} if adaptive else {"vlm": "vlm", "proprio": "state"}
@@ -196,7 +196,7 @@ def _listing(kinds: Mapping[str, str]) -> str:
     return " and ".join(f"`{name}` ({kind})" for name, kind in kinds.items())
 
 
-def _pairs(model: Family, adaptive: bool) -> Iterator[Pair]:
+def _pairs(model: VlmFamily, adaptive: bool) -> Iterator[Pair]:
     """Every weight of a policy."""
     vision = {"vision_tower.": "vision_tower.vision_model."}
     yield from model_pairs(model, f"{_MODEL}.model", vision, _VOCABULARY)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .....components.vlms.base import Family
+from .....components.vlms.base import VlmFamily
 from .....schemas.errors import WeightsError
 from ..expert_inputs import NEWLINE, Inputs, Processor
 from ..experts import (
@@ -179,7 +179,7 @@ def _hidden(width: int) -> int:
     return -(-(4 * (2 * width // 3)) // 256) * 256
 
 
-def _pairs(model: Family) -> Iterator[Pair]:
+def _pairs(model: VlmFamily) -> Iterator[Pair]:
     """Every weight of a policy."""
     yield from model_pairs(model, f"{_MODEL}.model", {})
     yield from expert_pairs("model.vlm_with_expert.lm_expert", model.depth, adaptive=False)

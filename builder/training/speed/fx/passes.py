@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch._dynamo import lookup_backend
 
 from .....components.kernels import attention, gelu
-from .....components.kernels.dispatch import fused
+from .....components.kernels.dispatch import uses_kernel
 from .nodes import argument, example, is_linear
 
 
@@ -108,4 +108,4 @@ def _suits(product: Any, bias: Any) -> bool:
     """Return whether the kernel of the activation supports a layer's output and bias."""
     if product is None or bias is None or bias.shape != product.shape[-1:]:
         return False
-    return product.dtype in (torch.bfloat16, torch.float16) and fused(product)
+    return product.dtype in (torch.bfloat16, torch.float16) and uses_kernel(product)

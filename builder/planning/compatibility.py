@@ -1,4 +1,4 @@
-"""Check of the inputs and outputs of a policy against an environment or a dataset, before anything runs."""
+"""Compatibility of a policy's observations and actions with an environment or a dataset, before anything runs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
-from ...schemas.specs import Kind
+from ...schemas.specs import IMAGES, Kind
 from ..data.lerobot.features import ACTION
 from ..data.lerobot.info import DatasetInfo
+from ..data.signals import Signals, listed, order
 from ..saved_policy import SavedPolicy
-from ..signals import Signals, listed, order
 from ..simulation.base import Environment
 from ..wiring.parts import Parts
-from ..wiring.solve import Wiring, demanded, wire, with_statistics
+from ..wiring.solve import Wiring, observed_keys, wire, with_statistics
 
-IMAGES = "observation.images."
 STATE = "observation.state"
 
 
 @dataclass(frozen=True)
 class Needs:
-    """The inputs that a policy reads, and the size of its actions.
+    """Observations that a policy reads, and the size of its actions.
 
-    For one of several robots, cameras have the names of its dataset, and sizes are its own.
+    `cameras` maps a name to (height, width) in pixels, `vectors` a key to its size. For one of several robots, cameras
+    have the names of its dataset, and sizes are its own.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -38,12 +38,12 @@ class Needs:
     action_dim: int
     embodiment: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
-    """Names of cameras in the policy, by the names above; equal by default."""
+    """Camera names of the policy, by the names above; by default the same."""
     signals: Signals = field(default_factory=Signals)
-    """Names, order and rate of the training data."""
+    """Names, order and rate of its training data."""
 
-    def select(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of an observation that the policy reads, under its own names."""
+    def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of an observation that the policy reads, by its own names."""
         names = {f"{IMAGES}{own}": f"{IMAGES}{name}" for own, name in self.names.items()}
         read = {names.get(key, key): value for key, value in observation.items() if key in self.keys}
         return read if self.embodiment is None else {**read, EMBODIMENT: self.embodiment}
@@ -55,11 +55,7 @@ class Needs:
 
     @property
     def image_size(self) -> int | None:
-        """Side of the square images in pixels; None without cameras.
-
-        Raises:
-            SpecError: Images are not square, or differ in size.
-        """
+        """Side of the square images in pixels; None without cameras. Raises SpecError if they differ or are not square."""
         sizes = {side for size in self.cameras.values() for side in size}
         if len(sizes) > 1:
             shown = ", ".join(f"`{name}` {h} x {w}" for name, (h, w) in self.cameras.items())
@@ -71,19 +67,17 @@ class Needs:
 
 
 def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
-    """Return the inputs that a composed policy reads, or all training inputs of a hand-written one.
+    """Return what the parts of a composed policy read, or everything that a hand-written one was trained with.
 
     Raises:
-        SpecError: The policy is for several robots, and `embodiment` is not one of them.
+        SpecError: The policy is for several robots, and `embodiment` names none of them.
     """
     robot = saved.robot(embodiment)
     specs = saved.specs
     read = set(specs)
     if not saved.handwritten:
-        wiring = wiring_of(saved)
-        wanted = demanded(Parts.from_resolved(saved.recipe), wiring)
-        if wanted <= specs.keys() | wiring.collated.keys():
-            read = wanted & specs.keys()
+        parts = Parts.from_resolved(saved.recipe)
+        read = observed_keys(parts, wiring_of(saved, parts))
     own = specs if robot is None else robot.own
     chosen = saved.data_section(embodiment).get("cameras")
     called = chosen if isinstance(chosen, dict) else {}
@@ -101,17 +95,16 @@ def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
     return Needs(cameras, vectors, own["action"].width, embodiment, {} if robot is None else names, signals)
 
 
-def wiring_of(saved: SavedPolicy) -> Wiring:
-    """Return the wiring of a composed policy."""
-    parts = Parts.from_resolved(saved.recipe)
+def wiring_of(saved: SavedPolicy, parts: Parts) -> Wiring:
+    """Return the edges of a composed policy."""
     held = saved.content.get("facts") or {}
-    way = [parts.collator, *parts.transforms]
-    return wire(parts, saved.specs, with_statistics(held, way, saved.content["statistics"]))
+    readers = [parts.collator, *parts.transforms]
+    return wire(parts, saved.specs, with_statistics(held, readers, saved.content["statistics"]))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The attributes of an environment; see `simulation.base.Environment`."""
+    """Cameras, sizes, rate and names of an environment, as `simulation.base.Environment` defines them."""
 
     name: str
     cameras: tuple[str, ...]
@@ -125,7 +118,7 @@ class Scene:
 
     @classmethod
     def of(cls, environment: Environment | type[Environment]) -> Scene:
-        """Copy the attributes of an environment; names of dimensions are optional."""
+        """Return the scene of an environment, which may name its dimensions."""
         names: dict[str, Any] = {name: getattr(environment, name, None) for name in cls.__dataclass_fields__}
         for field_ in ("cameras", "state_names", "action_names"):
             names[field_] = None if names[field_] is None else tuple(names[field_])
@@ -133,22 +126,22 @@ class Scene:
 
     @property
     def signals(self) -> Signals:
-        """Names, order and rate of its values."""
+        """Names, order and rate of its states and actions."""
         given = {STATE: self.state_names, ACTION: self.action_names}
         return Signals(self.fps, {key: names for key, names in given.items() if names})
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """Permutations from the environment's state to the policy's, and back for actions; None is identity."""
+class Reordering:
+    """Reordering of the environment's state for the policy, and of the policy's actions for it; None for no change."""
 
     state: tuple[int, ...] | None = None
     action: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, needs: Needs, scene: Scene) -> Mapped:
-        """Match dimensions by name, where both sides have names."""
+    def of(cls, needs: Needs, scene: Scene) -> Reordering:
+        """Return the reordering by names, if both sides have them."""
         found: dict[str, tuple[int, ...]] = {}
         notes = []
         theirs = scene.signals
@@ -164,8 +157,8 @@ class Mapped:
         unnamed = [k for k in (STATE, ACTION) if k in theirs.names and k not in needs.signals.names]
         if not needs.signals:
             notes.append(
-                f"The policy stores neither the rate nor the names of its training data, so they are not compared with "
-                f"those of {scene.name} ({scene.fps} steps per second)."
+                f"The policy does not record its rate and names, so they are not compared with those of {scene.name} "
+                f"({scene.fps} steps per second)."
             )
         elif unnamed := [key for key in unnamed if key == ACTION or key in needs.vectors]:
             notes.append(
@@ -180,15 +173,15 @@ class Mapped:
             return dict(observation)
         return {**observation, STATE: observation[STATE][..., list(self.state)]}
 
-    def actions(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
+    def command(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the action in the environment's order."""
         return action if self.action is None else action[..., list(self.action)]
 
 
 def check_scene(needs: Needs, scene: Scene) -> None:
-    """Raise SpecError with all differences between a policy and an environment.
+    """Raise SpecError with every difference between a policy and an environment.
 
-    Names in another order are mapped and do not count.
+    The same names in another order are mapped and do not count as a difference.
     """
     problems = [
         f"the policy reads camera `{name}`, {scene.name} has {_listed(scene.cameras)}"
@@ -217,13 +210,13 @@ def check_scene(needs: Needs, scene: Scene) -> None:
     if problems:
         raise SpecError(
             f"the policy does not fit the environment: {'; '.join(problems)}",
-            help="pass the environment of its demonstrations with `--env`, or train on demonstrations of this one: "
+            help="choose the environment of its demonstrations with `--env`, or train on demonstrations of this one: "
             f"`policysmith data record --env {scene.name} --output DIR`",
         )
 
 
 def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: str | None = None) -> None:
-    """Raise SpecError with all differences between a policy, for one robot, and a dataset."""
+    """Raise SpecError with every difference between a policy, as it drives one robot, and a dataset."""
     needs = needs_of(saved, embodiment)
     problems = []
     for camera, (height, width) in needs.cameras.items():

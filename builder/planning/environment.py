@@ -1,4 +1,4 @@
-"""Check of the `evaluation` section of a recipe against its policy, before training."""
+"""Check of the `evaluation` section against the policy, before anything is trained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ...schemas.diagnostics import Diagnostic
 from ...schemas.errors import SimulatorError, SpecError
-from ..recipe.load import LoadedRecipe
+from ..recipe.loaded import LoadedRecipe
 from ..saved_policy import SavedPolicy
 from ..simulation.base import describe
 from .compatibility import Scene, check_scene, needs_of
@@ -17,8 +17,8 @@ from .compatibility import Scene, check_scene, needs_of
 def environment_findings(
     loaded: LoadedRecipe, model_type: str, content: Mapping[str, Any]
 ) -> list[Diagnostic]:
-    """Return findings for an unknown environment, or one that does not fit the policy of `content`."""
-    section = loaded.recipe.evaluation
+    """Return findings if the environment does not exist, or the policy that `content` describes does not fit it."""
+    section = loaded.sections.evaluation
     if section is None:
         return []
     place = ("evaluation", "env")

@@ -1,0 +1,53 @@
+"""Size of a policy, known before it is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...schemas.specs import Spec, Specs
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Parts of a composed policy, their sizes, and what the policy will train."""
+
+    name: str
+    parameters: int
+    trainable: int
+    frozen: dict[str, int]
+    """Parameters frozen by each `freeze` pattern."""
+    parts: dict[str, int]
+    """Parameters of each part."""
+    trains: dict[str, int]
+    """Trainable parameters of each part."""
+    adapted: dict[str, int]
+    """Layers with a low-rank adapter, by backbone with any."""
+    features: Specs
+    action: Spec
+    unused: dict[str, int]
+    """Parameters that do not affect the loss, by pattern; they are frozen too."""
+    moments: int
+    """Bytes of AdamW's moments of all trainable parameters, in one process."""
+    warnings: tuple[str, ...] = ()
+    """Doubts that do not stop a run."""
+
+    @property
+    def training_bytes(self) -> int:
+        """Bytes of weights in fp32, gradients and AdamW's moments; activations not included."""
+        return 4 * self.parameters + 4 * self.trainable + self.moments
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Result of checking a recipe's policy."""
+
+    summary: Summary | None = None
+    """Sizes of a composed policy; None for a hand-written one."""
+    report: Sequence[str] = ()
+    """Lines on the policy that it starts from."""
+    warnings: Sequence[str] = ()
+    """Doubts that do not stop a run."""
+
+
+__all__ = ["Checked", "Summary"]

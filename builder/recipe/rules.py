@@ -1,0 +1,208 @@
+"""Rules across values of a recipe: values that are valid alone and wrong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...schemas.diagnostics import Diagnostic, ErrorCode
+from ...schemas.document import Document
+from ...schemas.errors import SpecError
+from ...schemas.nodes import KeyPath
+from ...schemas.recipe import DataSection, EvaluationSection, Recipe, TrainingSection
+from ...schemas.wording import did_you_mean
+from ..data.time_steps import TimeSteps
+from .loaded import LoadedRecipe
+from .validate import located
+
+
+def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
+    """Return a finding for every contradiction among the sections of a recipe."""
+    return [
+        *_precision(document, recipe.training),
+        *_robots(document, recipe.data),
+        *_judged_robot(document, recipe.data, recipe.evaluation),
+    ]
+
+
+def _finding(
+    document: Document,
+    path: KeyPath,
+    code: ErrorCode,
+    message: str,
+    label: str,
+    help: str,
+    related: KeyPath | None = None,
+) -> Diagnostic:
+    also = [] if related is None else [(related, "conflicts with this")]
+    return located(document, path, SpecError(message, label=label, help=help), code=code, related=also)
+
+
+def _precision(document: Document, training: TrainingSection) -> list[Diagnostic]:
+    if training.float8 == "off":
+        return []
+    place = ("training", "float8")
+    return [
+        _finding(
+            document,
+            place,
+            "E007 invalid-value",
+            f"`training.float8` {why}, and `training.{key}` is {value}",
+            "conflicts",
+            f"remove `training.{key}`, or set `training.float8: off`",
+            ("training", key),
+        )
+        for key, value, why in (
+            ("precision", "fp32", "rounds what is computed in bf16"),
+            ("compile", "off", "is slower than bf16 if layers are not compiled"),
+        )
+        if getattr(training, key) == value
+    ]
+
+
+def _robots(document: Document, data: DataSection) -> list[Diagnostic]:
+    """Return findings for `data` of one robot that lacks its dataset, and of several that says too much."""
+    if data.sources is None:
+        if data.path is not None:
+            return []
+        help = "name a dataset, or remove it and name those of several robots under `sources`"
+        message = "`data.path` must be a string, found nothing (null)"
+        return [_finding(document, ("data", "path"), "E005 wrong-type", message, "expected a string", help)]
+    found = []
+    if data.path is not None:
+        help = "remove one: `path` names one dataset, `sources` those of several robots"
+        message = "`data.path` and `data.sources` exclude each other"
+        place: KeyPath = ("data", "sources")
+        found.append(
+            _finding(document, place, "E007 invalid-value", message, "conflicts", help, ("data", "path"))
+        )
+    for key in ("cameras", "columns", "episodes"):
+        if getattr(data, key) is not None:
+            message = f"`data.{key}` belongs to each source"
+            help = f"write `{key}` below {_names(data)}"
+            found.append(
+                _finding(document, ("data", key), "E003 unknown-key", message, "of which source?", help)
+            )
+    return found
+
+
+def _judged_robot(
+    document: Document, data: DataSection, judged: EvaluationSection | None
+) -> list[Diagnostic]:
+    """Return a finding if `evaluation` names no robot, another one, or one too much."""
+    if judged is None:
+        return []
+    place: KeyPath = ("evaluation", "embodiment")
+    if data.sources is None:
+        if judged.embodiment is None:
+            return []
+        help = "remove it, or name the robots under `data.sources`"
+        message = "`evaluation.embodiment` chooses among several robots, but the data has one"
+        return [_finding(document, place, "E007 invalid-value", message, "nothing to choose", help)]
+    if judged.embodiment in data.sources:
+        return []
+    if judged.embodiment is None:
+        help = f"add `embodiment`, one of {_names(data)}"
+        message = "`evaluation` needs the key `embodiment`: the policy is for several robots"
+        label = "`embodiment` is missing"
+        return [_finding(document, ("evaluation",), "E004 missing-key", message, label, help)]
+    label = did_you_mean(judged.embodiment, data.sources, "no such robot")
+    message = f"no robot is called `{judged.embodiment}`"
+    help = f"`data.sources` names {_names(data)}"
+    return [_finding(document, place, "E025 unknown-embodiment", message, label, help)]
+
+
+def _names(data: DataSection) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(data.sources or ()))
+
+
+def past_actions(loaded: LoadedRecipe) -> list[Diagnostic]:
+    """Return a finding if all actions of a chunk lie in the past."""
+    section = loaded.sections.data
+    if section.past_actions < section.horizon:
+        return []
+    error = SpecError(
+        f"of a chunk of {section.horizon} actions, {section.past_actions} lie in the past",
+        label="leaves none to run",
+        help=f"lower `past_actions` to {section.horizon - 1} or less, or raise `data.horizon`",
+    )
+    return [loaded.diagnostic(("data", "past_actions"), error, code="E023 bad-dataset")]
+
+
+def chunk_use(loaded: LoadedRecipe, steps: TimeSteps) -> list[Diagnostic]:
+    """Return findings if a chunk has fewer actions than are executed, or too many to average their predictions."""
+    policy, horizon, past = loaded.sections.policy, len(steps.actions), steps.past_actions
+    found = []
+    if policy.execute is not None and policy.execute > horizon - past:
+        lost = f", of which {past} lie{'s' if past == 1 else ''} in the past" if past else ""
+        error = SpecError(
+            f"cannot execute {policy.execute} actions of a chunk of {horizon}{lost}",
+            label=f"a chunk has {horizon - past}",
+            help="lower `policy.execute` or raise `data.horizon`",
+        )
+        given = "horizon" in loaded.sections.data.model_fields_set
+        related = [(("data", "horizon"), f"{horizon} actions")] if given else []
+        found.append(
+            loaded.diagnostic(("policy", "execute"), error, code="E021 dim-mismatch", related=related)
+        )
+    if policy.ensemble is not None and policy.execute != 1:
+        executed = f"executes {policy.execute}" if policy.execute is not None else "executes whole chunks"
+        error = SpecError(
+            f"temporal ensembling needs a prediction at every step, but the policy {executed}",
+            label="predictions do not overlap",
+            help="set `policy.execute: 1`",
+        )
+        related = [] if policy.execute is None else [(("policy", "execute"), f"{policy.execute} actions")]
+        found.append(loaded.diagnostic(("policy", "ensemble"), error, related=related))
+    return found
+
+
+def declared_steps(loaded: LoadedRecipe, steps: TimeSteps, owner: str) -> list[Diagnostic]:
+    """Return findings where `data` contradicts the time steps that the config of a hand-written policy declares."""
+    data = loaded.sections.data
+    declared = {
+        "horizon": len(steps.actions),
+        "observation_steps": len(steps.observations),
+        "past_actions": steps.past_actions,
+    }
+    found = []
+    for key, value in declared.items():
+        if key in data.model_fields_set and getattr(data, key) != value:
+            error = SpecError(
+                f"`data.{key}` is {getattr(data, key)}, but the policy's config needs {value}",
+                label=f"the policy needs {value}",
+                help=f"remove `{key}`: `transform()` of a hand-written policy decides it",
+            )
+            related = [(("policy", "type"), f"{owner}.transform() returns {value}")]
+            found.append(loaded.diagnostic(("data", key), error, code="E021 dim-mismatch", related=related))
+    return found
+
+
+def batch_size(loaded: LoadedRecipe, samples: int, training: int, episodes: int) -> list[Diagnostic]:
+    """Return a finding if a batch is larger than all samples, the frames of `training` of all `episodes`."""
+    batch = loaded.sections.training.batch_size
+    if batch <= samples:
+        return []
+    error = SpecError(
+        f"a batch of {batch} samples is more than the {samples} of the training episodes",
+        label=f"{samples} frames in {training} of {episodes} episodes",
+        help=f"set `training.batch_size` to {samples} or less, or train on more episodes",
+    )
+    return [loaded.diagnostic(("training", "batch_size"), error, code="E023 bad-dataset")]
+
+
+def ignored_options(training: TrainingSection) -> Sequence[str]:
+    """Return a warning for every option that another one disables."""
+    default = TrainingSection.model_fields["save_minutes"].default
+    if training.save_every is None or training.save_minutes in (None, default):
+        return ()
+    return ("`training.save_minutes` has no effect beside `training.save_every`; remove one of the two",)
+
+
+__all__ = [
+    "batch_size",
+    "chunk_use",
+    "contradictions",
+    "declared_steps",
+    "ignored_options",
+    "past_actions",
+]
