@@ -112,6 +112,11 @@ def listing(args: Namespace) -> int:
     return 0
 
 
+def _summary(described: type) -> str:
+    """Return the first line of a docstring."""
+    return (inspect.getdoc(described) or "").partition("\n")[0]
+
+
 def explain(args: Namespace) -> int:
     """Run `policysmith explain` for parts that only this machine has."""
     from .recipe.json_schema import recipe_schema
@@ -155,7 +160,7 @@ def data_record(args: Namespace) -> int:
 
 def data_info(args: Namespace) -> int:
     """Run `policysmith data info`."""
-    from .data.lerobot.columns import cure
+    from .data.lerobot.columns import mapping_hint
     from .data.lerobot.features import ACTION, STATE
     from .data.lerobot.info import inspect as describe
 
@@ -178,7 +183,7 @@ def data_info(args: Namespace) -> int:
         console.print(line)
     for key in (ACTION, STATE):
         if key not in info.columns:
-            console.print(f"`{key}` is missing: {cure(key, info.unread)} in `data`")
+            console.print(f"`{key}` is missing: {mapping_hint(key, info.unread)} in `data`")
     return 0
 
 
