@@ -112,11 +112,6 @@ def listing(args: Namespace) -> int:
     return 0
 
 
-def _summary(described: type) -> str:
-    """Return the first line of a docstring."""
-    return (inspect.getdoc(described) or "").partition("\n")[0]
-
-
 def explain(args: Namespace) -> int:
     """Run `policysmith explain` for parts that only this machine has."""
     from .recipe.json_schema import recipe_schema

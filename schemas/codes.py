@@ -103,7 +103,7 @@ PAGES: dict[ErrorCode, CodePage] = {
     "E021 dim-mismatch": CodePage(
         "Two sizes contradict each other. A size in a recipe is an assertion.",
         "Change one of the marked sizes, or remove it: sizes follow from the data and the parts.",
-        "policy: {head: {type: mlp, in_dim: 3, reads: [proprio.pooled]}}",
+        "policy: {backbones: {vision: null}, head: {type: mlp, in_dim: 3}}",
     ),
     "E022 missing-input": CodePage(
         "A part reads a camera, a state or an instruction that the data does not have.",
@@ -123,7 +123,8 @@ PAGES: dict[ErrorCode, CodePage] = {
     "E025 unknown-embodiment": CodePage(
         "A robot is named that the data does not have, or has to be named because there are several.",
         "Name one of the entries of `data.sources`.",
-        "evaluation: {env: metaworld/drawer-open-v3, embodiment: other_arm}",
+        "data: {path: null, sources: {left: {path: left}, right: {path: right}}}\n"
+        "evaluation: {env: metaworld/drawer-open-v3, embodiment: rigth}",
     ),
 }
 CODES: tuple[ErrorCode, ...] = get_args(ErrorCode)

@@ -191,10 +191,11 @@ def _wrapped(text: str, width: int) -> str:
     )
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: Mapping[str, Any]) -> str:
+    """Return an example as YAML, its type first."""
     from ruamel.yaml import YAML
 
     yaml, stream = YAML(), io.StringIO()
     yaml.default_flow_style = None
-    yaml.dump(value, stream)
+    yaml.dump({key: value[key] for key in sorted(value, key=lambda key: key != "type")}, stream)
     return stream.getvalue()
