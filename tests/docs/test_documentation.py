@@ -216,7 +216,7 @@ def test_recipes_compose_as_the_page_says(
     for recipe in blocks(page, "yaml"):
         (clone / "mine.yaml").write_text(recipe)
         assert console.policysmith(["check", "mine.yaml"]) == console.OK, capsys.readouterr().err
-    for line in blocks(page, "bash")[0].splitlines():
+    for line in "".join(blocks(page, "bash")).splitlines():
         assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
 
 
