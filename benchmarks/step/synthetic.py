@@ -15,7 +15,7 @@ from policysmith.builder import Builder
 from policysmith.builder.planning.sources import DataPlan, Windows
 from policysmith.schemas.specs import Kind, Range, Spec
 
-from .works import Inputs, Work
+from .workloads import Inputs, Work
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 _TASK = "open the drawer"
@@ -23,13 +23,13 @@ _TASK = "open the drawer"
 
 @dataclass(frozen=True)
 class SyntheticPlan(DataPlan):
-    """Data of which only the specs exist. Every dimension has mean 0, deviation 1 and values from -3 to 3."""
+    """Data with specs and nothing else. Every dimension has mean 0, deviation 1 and values from -3 to 3."""
 
     @property
     def statistics(self) -> dict[str, Any]:
-        told = {"mean": 0.0, "std": 1.0, "min": -3.0, "max": 3.0, "q01": -2.3, "q99": 2.3}
+        summary = {"mean": 0.0, "std": 1.0, "min": -3.0, "max": 3.0, "q01": -2.3, "q99": 2.3}
         return {
-            key: {name: [value] * spec.width for name, value in told.items()}
+            key: {name: [value] * spec.width for name, value in summary.items()}
             for key, spec in self.specs.items()
             if spec.kind in (Kind.STATE, Kind.ACTION)
         }
@@ -43,7 +43,7 @@ class SyntheticBuilder(Builder):
 
     @classmethod
     def of(cls, work: Work, changes: Iterable[str] = (), **more: Any) -> SyntheticBuilder:
-        """For a work; `changes` are overrides as on a command line, `more` those of the training section."""
+        """Build for a work; `changes` are overrides as on a command line, `more` options of the training section."""
         training = {f"training.{name}": value for name, value in more.items()}
         return cls(RECIPES / work.recipe, (work.changes, training, list(changes)), inputs=work.inputs)
 
@@ -62,7 +62,7 @@ class SyntheticBuilder(Builder):
         return SyntheticPlan(windows, (), specs)
 
     def batches(self, policy: Any, size: int, count: int, device: torch.device) -> list[dict[str, Any]]:
-        """So many batches on the device, as the policy's collator gives them."""
+        """Return so many batches of the policy's collator, on the device."""
         generator = torch.Generator().manual_seed(self.recipe.sections.training.seed)
         made = []
         for _ in range(count):
@@ -71,7 +71,7 @@ class SyntheticBuilder(Builder):
         return made
 
     def _sample(self, generator: torch.Generator) -> dict[str, Any]:
-        """Noise for images and states, a smooth movement for actions; one chunk in ten ends with its episode."""
+        """Draw noise for images and states, and a smooth movement for actions; one chunk in ten ends with its episode."""
         sample: dict[str, Any] = {"task": _TASK}
         for key, spec in self._data.specs.items():
             if spec.kind is Kind.IMAGE:
