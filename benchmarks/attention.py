@@ -90,7 +90,7 @@ def attention(
 ) -> Callable[[], Any] | None:
     """Build attention and its gradients over tensors laid out like the output of projections, (B, N, heads, width).
 
-    None where ours is not for such shapes.
+    Return None if ours does not support such shapes.
     """
 
     def leaf(*shape: int) -> torch.Tensor:

@@ -31,12 +31,12 @@ def registered_model(config: type[PretrainedConfig]) -> Any:
 
 
 def storage_id(tensor: Tensor) -> int:
-    """Return a number that tensors share if they share memory, also on the meta device (`UntypedStorage._cdata`)."""
+    """Return a number that is equal for tensors that share memory, even on `meta` (`UntypedStorage._cdata`)."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def unsaved_buffer_names(module: nn.Module) -> set[str]:
-    """Return the names of a module's own buffers that its state dict leaves out (`_non_persistent_buffers_set`)."""
+    """Return the names of buffers that a module's state dict omits (`_non_persistent_buffers_set`)."""
     return module._non_persistent_buffers_set
 
 
@@ -80,7 +80,7 @@ def compile_with_inductor(graph: fx.GraphModule, inputs: list[Tensor]) -> Callab
 
 
 def dynamo_limits(shapes: int) -> AbstractContextManager[None]:
-    """Allow compiling one class of layers for so many kinds of inputs while the context is active (`torch._dynamo.config`).
+    """Compile one class of layers for up to so many kinds of inputs (`torch._dynamo.config`).
 
     Layers are not split for DDP, which would gain nothing: the gradients of a layer come all at once.
     """
@@ -120,7 +120,7 @@ def recover_from_failed_capture(pool: Any) -> None:
 
 @contextmanager
 def masks_as_outside_capture() -> Iterator[None]:
-    """Let transformers omit attention masks as it does without a capture (`import_utils.is_cuda_stream_capturing`)."""
+    """Let transformers omit attention masks during a capture (`import_utils.is_cuda_stream_capturing`)."""
     known = import_utils.is_cuda_stream_capturing
     import_utils.is_cuda_stream_capturing = lambda: False
     try:

@@ -5,8 +5,8 @@
         training.pt                                                          moments, averages and step, for `--resume`
         manifest.json                                                        SHA-256 of all of them, and the step
 
-A checkpoint appears whole, by one rename, after it was read back. Killing the process at any moment leaves the earlier ones
-untouched.
+A checkpoint appears whole, by one rename, after it was read back. Killing the process at any moment leaves
+the earlier ones untouched.
 """
 
 from __future__ import annotations
@@ -203,7 +203,10 @@ def _is_free(key: str) -> bool:
 
 
 def _notes(state: Mapping[str, Any], identity: Identity) -> list[str]:
-    """Return a note if the course of the learning rate changes. Raise CheckpointError if more steps are done than asked for."""
+    """Return a note if the course of the learning rate changes.
+
+    Raise CheckpointError if more steps are done than asked for.
+    """
     before, now = state["identity"]["recipe"]["training"]["steps"], identity.recipe["training"]["steps"]
     if now == before:
         return []

@@ -1,11 +1,11 @@
 """Features of frozen backbones, computed once for all training samples and read from a table afterwards.
 
-The features of a frozen backbone never change if nothing random comes before it. So it runs once over the data, and its
-features are stored beside the states and actions; training then touches neither images nor backbone. The table is named by a
-hash of everything it depends on: see `feature_key`.
+The features of a frozen backbone never change if nothing random comes before it. So it runs once over the
+data, and its features are stored beside the states and actions; training then touches neither images nor
+backbone. The table is named by a hash of everything it depends on: see `feature_key`.
 
-Several processes write a share of the rows each. They agree on whether a table exists and whether it could be written, so that
-none begins to train while others wait.
+Several processes write a share of the rows each. They agree on whether a table exists and whether it could be
+written, so that none begins to train while others wait.
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ def stored_rows(
     accelerator: Accelerator,
     note: Callable[[str], None],
 ) -> Rows | None:
-    """Return all training samples with the features of the frozen backbones, on the GPU if they are small beside its memory.
+    """Return all training samples with the features of the frozen backbones, on the GPU if they are small.
 
-    Return None if there is nothing to store, or if storing is not possible or would not pay for the `left` samples that all
-    processes are still going to see; `note` receives the reason. All processes return the same.
+    Return None if there is nothing to store, or if storing is not possible or would not pay for the `left`
+    samples that all processes are still going to see; `note` receives the reason. All processes return the
+    same.
     """
     if not policy.frozen_backbones:
         return None
@@ -119,7 +120,10 @@ class _Table:
         return [name for name in names if not obstacles[name]]
 
     def open(self, names: list[str]) -> Rows:
-        """Return the rows, after computing those of a new table. Raise _ObstacleError, in all processes, if that fails."""
+        """Return the rows, after computing those of a new table.
+
+        Raise _ObstacleError, in all processes, if that fails.
+        """
         policy, samples = self._policy, self._samples
         others = policy.dependencies.read_by_others(names)
         if images := sorted(policy.dependencies.images & others):
@@ -158,7 +162,10 @@ class _Table:
         return cast(T, result)
 
     def _in_main_process(self, step: Callable[[], T]) -> T:
-        """Return the result of a step that the main process takes. Raise _ObstacleError in all processes if it fails."""
+        """Return the result of a step that the main process takes.
+
+        Raise _ObstacleError in all processes if it fails.
+        """
         attempts = [_attempt(step) if self._accelerator.is_main_process else None]
         broadcast_object_list(attempts)
         assert attempts[0] is not None
@@ -233,7 +240,10 @@ class _Table:
 
     @torch.no_grad()
     def _entries(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the row entries of a batch: its tensors that are kept, and its features. Raise _ObstacleError if a feature cannot be stored."""
+        """Return the row entries of a batch: its tensors that are kept, and its features.
+
+        Raise _ObstacleError if a feature cannot be stored.
+        """
         kept = {
             key: value
             for key, value in batch.items()
