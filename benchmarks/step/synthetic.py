@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from policysmith.builder import Builder
-from policysmith.builder.planning.sources import DataPlan, Windows
+from policysmith.builder.fine_tuning.initialization import Initialization
+from policysmith.builder.planning.sources import DataPlan
 from policysmith.schemas.specs import Kind, Range, Spec
 
 from .workloads import Inputs, Work
@@ -48,18 +49,19 @@ class SyntheticBuilder(Builder):
         return cls(RECIPES / work.recipe, (work.changes, training, list(changes)), inputs=work.inputs)
 
     @cached_property
-    def _data(self) -> DataPlan:
+    def _init(self) -> Initialization:
         assert self.inputs is not None
-        windows = Windows.of(self.recipe.sections.data)
-        steps, why = len(windows.observations), "synthetic"
+        time_steps = self._kind.time_steps()
+        steps, why = len(time_steps.observations), "synthetic"
         specs = {
             f"observation.images.{name}": Spec(Kind.IMAGE, ("B", steps, 3, *size), why, range=Range.BYTES)
             for name, size in self.inputs.cameras.items()
         }
         specs |= {key: Spec(Kind.STATE, ("B", *size), why) for key, size in self.inputs.states.items()}
         specs["task"] = Spec(Kind.TEXT, ("B",), why)
-        specs["action"] = Spec(Kind.ACTION, ("B", len(windows.actions), self.inputs.action), why)
-        return SyntheticPlan(windows, (), specs)
+        specs["action"] = Spec(Kind.ACTION, ("B", len(time_steps.actions), self.inputs.action), why)
+        data = SyntheticPlan(time_steps, (), specs)
+        return Initialization.of(self.recipe, data, None, resumed=False)
 
     def batches(self, policy: Any, size: int, count: int, device: torch.device) -> list[dict[str, Any]]:
         """Return so many batches of the policy's collator, on the device."""
@@ -73,7 +75,7 @@ class SyntheticBuilder(Builder):
     def _sample(self, generator: torch.Generator) -> dict[str, Any]:
         """Draw noise for images and states, and a smooth movement for actions; one chunk in ten ends with its episode."""
         sample: dict[str, Any] = {"task": _TASK}
-        for key, spec in self._data.specs.items():
+        for key, spec in self._init.data.specs.items():
             if spec.kind is Kind.IMAGE:
                 sample[key] = torch.randint(256, _dims(spec), dtype=torch.uint8, generator=generator)
             elif spec.kind is Kind.STATE:
