@@ -1,4 +1,7 @@
-"""Commands of `build-and-train` and `policysmith`. `schemas/console.py` parses the flags and validates the recipe."""
+"""Commands of `build-and-train` and `policysmith`.
+
+`schemas/console.py` parses the flags and validates the recipe.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..components.base import Part
 from ..components.registry import REGISTRIES
+from ..schemas.commands import rendered
 from ..schemas.errors import RegistryError
 from ..schemas.part import PartConfig
 from ..schemas.paths import expanded
@@ -98,12 +102,9 @@ def check(args: Namespace) -> int:
 
 
 def render(args: Namespace) -> int:
-    """Run `policysmith render`."""
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.dump(_builder(args).recipe.resolved(), sys.stdout)
+    """Run `policysmith render` for a recipe with parts of its own."""
+    recipe = _builder(args).recipe
+    sys.stdout.write(rendered(recipe.resolved(), recipe.document if args.origins else None))
     return 0
 
 

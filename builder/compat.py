@@ -31,12 +31,12 @@ def registered_model(config: type[PretrainedConfig]) -> Any:
 
 
 def storage_id(tensor: Tensor) -> int:
-    """Return a number that is equal for tensors that share memory, even on `meta` (`UntypedStorage._cdata`)."""
+    """Return the identity of a tensor's memory, also on the meta device (`UntypedStorage._cdata`)."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def unsaved_buffer_names(module: nn.Module) -> set[str]:
-    """Return the names of buffers that a module's state dict omits (`_non_persistent_buffers_set`)."""
+    """Return the names of a module's own unsaved buffers (`_non_persistent_buffers_set`)."""
     return module._non_persistent_buffers_set
 
 

@@ -78,8 +78,29 @@ def policysmith() -> ArgumentParser:
         "render",
         "print a recipe with every default filled in",
         "policysmith render recipes/vit_mlp.yaml",
+        "policysmith render recipes/vit_mlp.yaml --origins",
     )
     _recipe(render)
+    render.add_argument(
+        "--origins", action="store_true", help="add the place that sets each value, as a comment"
+    )
+    render.set_defaults(light=True)
+
+    diff = _verb(
+        verbs,
+        "diff",
+        "diff",
+        "compare two recipes, runs or checkpoints value by value, with defaults filled in",
+        "policysmith diff recipes/vit_mlp.yaml runs/vit_mlp",
+    )
+    diff.add_argument("left", metavar="A", help="recipe, run or checkpoint")
+    diff.add_argument(
+        "right", metavar="B", help="recipe, run or checkpoint; the exit code is 1 if they differ"
+    )
+    diff.add_argument(
+        "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
+    )
+    diff.set_defaults(light=True)
 
     listing = _verb(
         verbs, "list", "listing", "list the available parts", "policysmith list", "policysmith list heads"

@@ -117,9 +117,7 @@ class _Run:
         self.order = order_of(job, accelerator, self.step)
         rows = self._stored_rows()
         batches = self._batches(rows)
-        undo.callback(
-            batches.close
-        )  # ends the workers of a loader, which would hold up the end of the program
+        undo.callback(batches.close)  # a loader's workers would outlive the run, and hold up the program's end
         self.policy.train()
         self.speedups = Speedups(
             self.policy, section, accelerator, undo, reporter.note, frozen_idle=rows is not None

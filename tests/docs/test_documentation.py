@@ -156,6 +156,15 @@ def test_training_starts_from_a_trained_policy(clone: Path, run: Run) -> None:
     assert "values\n" in run(*shlex.split(check))
 
 
+@pytest.mark.sim
+def test_the_examples_of_the_api_run_in_order(clone: Path, run: Run) -> None:
+    code = "".join(blocks(ROOT / "docs" / "api.md", "python"))
+    (clone / "api.py").write_text(code + "print(tuple(action.shape))\n")
+    shown = run("python", "api.py")
+    assert "E003 unknown-key" in shown
+    assert shown.endswith("(4,)\n")
+
+
 def test_the_trainer_of_transformers_trains_and_judges(clone: Path, run: Run) -> None:
     (snippet,) = blocks(ROOT / "docs" / "transformers_trainer.md", "python")
     (clone / "trainer.py").write_text(snippet)
