@@ -117,7 +117,9 @@ class _Run:
         self.order = order_of(job, accelerator, self.step)
         rows = self._stored_rows()
         batches = self._batches(rows)
-        undo.callback(batches.close)  # a loader's workers would outlive the run, and hold up the program's end
+        undo.callback(
+            batches.close
+        )  # a loader's workers would outlive the run, and hold up the program's end
         self.policy.train()
         self.speedups = Speedups(
             self.policy, section, accelerator, undo, reporter.note, frozen_idle=rows is not None

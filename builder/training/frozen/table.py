@@ -68,8 +68,8 @@ class Rows:
                     continue
                 reason = f"{now} bytes instead of {size}"
             raise DatasetError(
-                f"the stored features in {path} are gone or damaged ({reason}). "
-                "Start again, with `--resume` if there is a checkpoint: they are computed again"
+                f"the stored features in {path} are gone or damaged ({reason}); "
+                "start again, with `--resume` if there is a checkpoint: they are computed again"
             )
 
 
