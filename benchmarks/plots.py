@@ -1,6 +1,6 @@
 """Plot of the speed of each trainer beside transformers.Trainer, from the results of `train_step.py`.
 
-python benchmarks/plots.py benchmarks/results/train_step_*h100*.json --output docs/images/train_step.png
+python benchmarks/plots.py benchmarks/results/2026-11-h100/train_step_*.json --output docs/images/train_step.png
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 from ...schemas.diagnostics import Diagnostic, ErrorCode
@@ -10,6 +9,7 @@ from ...schemas.document import Document
 from ...schemas.errors import SpecError
 from ...schemas.nodes import KeyPath
 from ...schemas.recipe import DataSection, EvaluationSection, Recipe, TrainingSection
+from ...schemas.wording import did_you_mean
 from ..data.time_steps import TimeSteps
 from .loaded import LoadedRecipe
 from .validate import located
@@ -105,8 +105,7 @@ def _judged_robot(
         message = "`evaluation` needs the key `embodiment`: the policy is for several robots"
         label = "`embodiment` is missing"
         return [_finding(document, ("evaluation",), "E004 missing-key", message, label, help)]
-    near = difflib.get_close_matches(judged.embodiment, data.sources, n=1)
-    label = f"did you mean `{near[0]}`?" if near else "no such robot"
+    label = did_you_mean(judged.embodiment, data.sources, "no such robot")
     message = f"no robot is called `{judged.embodiment}`"
     help = f"`data.sources` names {_names(data)}"
     return [_finding(document, place, "E025 unknown-embodiment", message, label, help)]

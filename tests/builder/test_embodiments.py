@@ -300,7 +300,7 @@ def test_an_environment_is_asked_by_its_own_names(recipe: dict[str, Any], tmp_pa
         {"observation.state": 3},
         2,
     )
-    seen = needs.seen({"observation.images.top": 1, "observation.images.side": 2, "observation.state": 3})
+    seen = needs.select({"observation.images.top": 1, "observation.images.side": 2, "observation.state": 3})
     assert seen == {"observation.images.front": 1, "observation.state": 3, "embodiment": "arm"}
     with pytest.raises(SpecError, match="is missing"):
         needs_of(SavedPolicy.find(tmp_path))

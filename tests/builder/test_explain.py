@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from policysmith.components.registry import HEADS
 from policysmith.schemas import console
 
 
 @pytest.mark.parametrize(
     ("topic", "words"),
     [
-        ("policy", ["The network.", "registered parts", "freeze", "hand-written policy"]),
-        ("policy.execute", ["Actions run from each chunk"]),
-        ("policy.freeze", ["Glob patterns of parameters that do not train"]),
+        ("policy", ["Network.", "registered parts", "freeze", "custom policy"]),
+        ("policy.execute", ["Actions executed from each chunk"]),
+        ("policy.freeze", ["Glob patterns of frozen parameters"]),
         ("training.optimizer", ["AdamW", "weight_decay"]),
         ("training.optimizer.groups.lr_scale", ["Factor on the learning rate"]),
         ("evaluation", ["Closed-loop evaluation", "control"]),
@@ -40,3 +41,11 @@ def test_what_is_explained(topic: str, words: list[str], capsys: pytest.CaptureF
 def test_what_is_not_there(topic: str, cure: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert console.policysmith(["explain", topic]) == console.BUILD_FAILED
     assert cure in capsys.readouterr().err
+
+
+def test_every_part_is_listed_with_a_line_about_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.policysmith(["list", "heads"]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "heads:"
+    assert [line.split()[0] for line in lines] == HEADS.names()
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)

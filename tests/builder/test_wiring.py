@@ -135,8 +135,8 @@ def test_all_that_the_data_lacks_at_once(wrong: Wrong) -> None:
 def test_a_camera_or_an_episode_twice(wrong: Wrong) -> None:
     found = wrong({"data.cameras": ["corner2", "corner2"], "data.episodes": [0, 1, 0]})
     assert {finding.message for finding in found} == {
-        "`data.cameras` must not name anything twice",
-        "`data.episodes` must not name anything twice",
+        "`data.cameras` must not contain duplicates",
+        "`data.episodes` must not contain duplicates",
     }
 
 

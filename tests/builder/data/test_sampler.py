@@ -112,7 +112,7 @@ def test_epoch_of_a_step() -> None:
 
 def test_too_small_a_dataset() -> None:
     with pytest.raises(
-        DatasetError, match=r"7 samples are fewer than one global batch of 8 \(4 on each of 2 ranks\).*Lower"
+        DatasetError, match=r"7 samples are too few for a global batch of 8 \(4 on each of 2 ranks\); lower"
     ):
         ResumableSampler(7, batch_size=4, seed=0, world_size=2)
 
