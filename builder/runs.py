@@ -130,7 +130,7 @@ def point(run: Path) -> None:
 def newest(path: Path) -> Path:
     """Return the newest checkpoint for a run's link to its policy, and repair the link.
 
-    Return any other path itself.     A process that is killed between writing a checkpoint and its link
+    Return any other path itself. A process that is killed between writing a checkpoint and its link
     leaves an old link.
     """
     if not path.is_symlink() or path.name != POLICY or path.readlink().parent != Path(CHECKPOINTS):
