@@ -43,7 +43,7 @@ from .training.distributed.accelerator import make_accelerator, require_device
 from .training.distributed.agreement import refuse_existing
 from .training.job import Job, Result
 from .training.monitoring.logs import FileLog, Reporter
-from .training.optim.adamw import shortfall
+from .training.optim.schedule import short_run_warning
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -117,7 +117,7 @@ class Builder:
     def notes(self) -> tuple[str, ...]:
         """Lines to print before a run: what the base policy provides, and doubts that do not stop it."""
         checked, training = self._kind.check(self._init), self.recipe.sections.training
-        short = shortfall(training)
+        short = short_run_warning(training)
         warnings = [
             *checked.warnings,
             *self._init.data.warnings,

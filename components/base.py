@@ -128,7 +128,7 @@ def repeated_layers(module: nn.Module) -> list[nn.Module]:
 class Backbone(Learner):
     """Encoder of observations; publishes `pooled` (B, D), `tokens` (B, N, D), or other FEATURES."""
 
-    Config: ClassVar[type[PartConfig]] = BackboneConfig
+    Config: ClassVar[type[BackboneConfig]] = BackboneConfig
     required = ("kind",)
     kind: ClassVar[Kind]
     """Kind of the inputs that the backbone reads by default."""
@@ -181,7 +181,7 @@ class Neck(Learner):
     `roles` lists the options that name features; `components.features.select` finds those among the inputs.
     """
 
-    Config: ClassVar[type[PartConfig]] = NeckConfig
+    Config: ClassVar[type[NeckConfig]] = NeckConfig
     roles: ClassVar[Mapping[str, tuple[Kind, ...]]] = {"reads": (Kind.TOKENS, Kind.POOLED)}
     """Accepted kinds, best first, by option that names features."""
     joint: ClassVar[bool] = False
@@ -200,7 +200,7 @@ class Neck(Learner):
 class ActionHead(Learner):
     """Predictor of action chunks from features, in normalized units."""
 
-    Config: ClassVar[type[PartConfig]] = HeadConfig
+    Config: ClassVar[type[HeadConfig]] = HeadConfig
     required = ("accepts",)
     accepts: ClassVar[tuple[Kind, ...]]
     """Kinds of features that the head can read, best first."""
@@ -262,7 +262,7 @@ class Network(Learner):
     A recipe nests it in the head, `network: {type: dit}`; the head then accepts the kinds that its network accepts.
     """
 
-    Config: ClassVar[type[PartConfig]] = NetworkConfig
+    Config: ClassVar[type[NetworkConfig]] = NetworkConfig
     required = ("accepts",)
     accepts: ClassVar[tuple[Kind, ...]]
     """Kinds of features that the network can read, best first."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.library import CustomOpDef
+from torch._library.custom_ops import CustomOpDef
 from torch.nn.modules.batchnorm import _BatchNorm
 
 ATTENTION_OPERATORS = frozenset(

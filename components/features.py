@@ -18,7 +18,7 @@ def features_of(inputs: Specs) -> dict[str, Spec]:
     return features
 
 
-def resolve(entry: str, inputs: Specs, kinds: Sequence[Kind]) -> str | None:
+def find_feature(entry: str, inputs: Specs, kinds: Sequence[Kind]) -> str | None:
     """Return the input that `vision` or `vision.tokens` names; among several outputs, the best kind."""
     if "." in entry:
         return entry if entry in inputs else None
@@ -30,7 +30,7 @@ def select(entries: Iterable[str], inputs: Specs, kinds: Sequence[Kind], field: 
     """Return the inputs that an option names; raise SpecError, located at the entry, for an unknown one."""
     found: dict[str, Spec] = {}
     for position, entry in enumerate(entries):
-        key = resolve(entry, inputs, kinds)
+        key = find_feature(entry, inputs, kinds)
         if key is None or inputs[key].kind not in kinds:
             raise SpecError(
                 f"`{entry}` is not among the features that are read, or is none of {' or '.join(kinds)}",

@@ -41,8 +41,12 @@ class Range(StrEnum):
 
     BYTES = "bytes"  # 0 to 255, uint8
     UNIT = "unit"  # floats in [0, 1]
-    NORMALISED = "normalised"  # floats around zero
+    NORMALIZED = "normalized"  # floats around zero
     CHANGED = "changed"  # by a transform; the dataset's statistics no longer apply
+
+    @classmethod
+    def _missing_(cls, value: object) -> Range | None:
+        return cls.NORMALIZED if value == "normalised" else None  # as version 0.1 saved it
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Spec:
         range: Range of the values; None if unknown, such as a robot's own units.
         grid: For tokens from feature maps, F frames of h x w positions, row by row (N = F * h * w).
         rope: Base of the rotary embedding in keys.
-        normalised_by: Mean and standard deviation of each channel that were removed from images in [0, 1].
+        normalized_by: Mean and standard deviation of each channel that were removed from images in [0, 1].
         bounds: Minimum and maximum of a state or an action over the training episodes and all robots, in the
             units of the values; None if no statistics describe them.
     """
@@ -68,7 +72,7 @@ class Spec:
     range: Range | None = None
     grid: tuple[int, int, int] | None = None
     rope: float | None = None
-    normalised_by: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    normalized_by: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     bounds: tuple[float, float] | None = None
 
     @property
@@ -91,7 +95,8 @@ class Spec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
-        held, grid, taken = value.get("range"), value.get("grid"), value.get("normalised_by")
+        held, grid = value.get("range"), value.get("grid")
+        taken = value.get("normalized_by", value.get("normalised_by"))  # version 0.1 saved the latter
         bounds = value.get("bounds")
         return cls(
             Kind(value["kind"]),

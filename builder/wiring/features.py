@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from ...components.base import ActionHead, Facts, Neck
-from ...components.features import resolve
+from ...components.features import find_feature
 from ...schemas.errors import PolicysmithError, SpecError
 from ...schemas.nodes import KeyPath
 from ...schemas.part import HeadConfig
@@ -121,7 +121,7 @@ def _resolve(
             continue
         offered = published[name]
         source = "backbone" if name in parts.backbones else "neck"
-        key = resolve(entry, {f"{name}.{o}": spec for o, spec in offered.items()}, kinds)
+        key = find_feature(entry, {f"{name}.{o}": spec for o, spec in offered.items()}, kinds)
         if key is None or offered[key.split(".")[1]].kind not in kinds:
             message = f"{noun} `{kind}` reads {' or '.join(kinds)}, "
             message += f"but {source} `{name}` publishes {' and '.join(offered)}"

@@ -27,14 +27,14 @@ class _Traits(NamedTuple):
 
     class_token: bool
     """True if a token for the whole image precedes those of registers and patches."""
-    positions: Literal["asked", "resized", "any"]
+    positions: Literal["on_request", "resized", "any"]
     """Resizing of learned positions to other images: on request, always, or not needed."""
 
 
 _TRAITS = {
-    "vit": _Traits(True, "asked"),
-    "clip_vision_model": _Traits(True, "asked"),
-    "siglip_vision_model": _Traits(False, "asked"),
+    "vit": _Traits(True, "on_request"),
+    "clip_vision_model": _Traits(True, "on_request"),
+    "siglip_vision_model": _Traits(False, "on_request"),
     "siglip2_vision_model": _Traits(False, "resized"),
     "dinov2": _Traits(True, "resized"),
     "dinov2_with_registers": _Traits(True, "resized"),
@@ -88,7 +88,7 @@ class Vision(Backbone):
         otherwise = "use `type: timm` for other image models"
         found = {"config": read_config(source, tuple(_TRAITS), otherwise, part="vision_config")}
         normalization = read_normalization(source) if config.pretrained is not None else {}
-        return {**found, "normalisation": normalization} if normalization else found
+        return {**found, "normalization": normalization} if normalization else found
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
@@ -96,8 +96,8 @@ class Vision(Backbone):
         cameras = cls.reads(config, inputs)
         sizes, size = _sizes(facts), frame_size(cameras)
         _check_size(config, sizes, size, next(iter(cameras)))
-        if "normalisation" in facts:
-            check_normalization(cameras, facts["normalisation"], str(config.pretrained))
+        if normalization := facts.get("normalization", facts.get("normalisation")):  # 0.1 saved the latter
+            check_normalization(cameras, normalization, str(config.pretrained))
         _check_pooling(config, sizes)
         patch = _patch(sizes)
         grid = (size[0] // patch, size[1] // patch)
@@ -137,7 +137,7 @@ class Vision(Backbone):
                     [grid], device="cpu"
                 ),  # on the host, because transformers reads its values
             }
-        if self._traits.positions == "asked":
+        if self._traits.positions == "on_request":
             own = _native(self.model.config) == tuple(images.shape[2:])
             return {"pixel_values": images, "interpolate_pos_encoding": not own}
         return {"pixel_values": images}

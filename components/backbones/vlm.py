@@ -19,7 +19,7 @@ from ..vlms.inputs import inputs_of, read_inputs
 from ..vlms.run import Continuation, run_layers
 from ..vlms.segments import Segment
 from ..vlms.sequence import AttentionPattern, attention_blocks, attention_mask
-from ..vlms.validate import validate
+from ..vlms.validate_vlm import validate_vlm
 
 
 class Vlm(Backbone):
@@ -102,7 +102,7 @@ class Vlm(Backbone):
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the specs of the outputs; raise SpecError if options, images or prompt do not fit the model."""
         found = inputs_of(config, inputs)
-        family, count = validate(config, found, facts)
+        family, count = validate_vlm(config, found, facts)
         source, width, rotary = source_of(config), family.width, family.rotary(config.rope)
         why = f"{source} has width {width}"
         published = {

@@ -91,8 +91,8 @@ def check_normalization(cameras: Specs, wanted: Mapping[str, list[float]], model
     named = next((name for name, known in IMAGE_STATISTICS.items() if _near(known, expected)), None)
     options = f"stats: {named}" if named else f"mean: {expected[0]}, std: {expected[1]}"
     for key, spec in cameras.items():
-        if spec.normalised_by is not None and not _near(spec.normalised_by, expected):
-            mean, std = (list(values) for values in spec.normalised_by)
+        if spec.normalized_by is not None and not _near(spec.normalized_by, expected):
+            mean, std = (list(values) for values in spec.normalized_by)
             raise SpecError(
                 f"`{model}` was trained on images normalized by mean {expected[0]} and deviation {expected[1]}, "
                 f"not by mean {mean} and deviation {std}",
@@ -137,10 +137,10 @@ def with_size(spec: Spec, size: tuple[int, int], why: str) -> Spec:
     return replace(spec, dims=(*spec.dims[:3], *size), why=f"{spec.why}, {why}".removeprefix(", "))
 
 
-def refuse_normalized(cameras: Specs, name: str, why: str) -> None:
+def refuse_normalized_images(cameras: Specs, name: str, why: str) -> None:
     """Raise SpecError for images that are already normalized; `why` says in a phrase what `name` requires."""
     for key, spec in cameras.items():
-        if spec.range is Range.NORMALISED:
+        if spec.range is Range.NORMALIZED:
             raise SpecError(
                 f"`{name}` {why}, but `{key}` is normalized",
                 source=key,

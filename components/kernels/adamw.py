@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import operator
-from .eight_bit import decode, encode, random_words
+from .eight_bit import decode, encode, rounding_words
 
 
 def adamw_step(
@@ -127,7 +127,7 @@ def reference(
         new = value * (1.0 - rate * decays[group]) - (rate / bias1.to(value.dtype)) * new_m / size
         changes = [(value, new)]
         if coded:
-            words = random_words(step, index, value.numel())
+            words = rounding_words(step, index, value.numel())
             for moment, scales, changed, squared in (
                 (m, first_scales[index], new_m, False),
                 (v, second_scales[index], new_v, True),

@@ -80,7 +80,7 @@ def decode(codes: Tensor, scales: Tensor, *, squared: bool) -> Tensor:
     return values * values if squared else torch.where(wide < 128, values, -values)
 
 
-def random_words(step: Tensor, tensor: int, count: int) -> Tensor:
+def rounding_words(step: Tensor, tensor: int, count: int) -> Tensor:
     """Return random bits, int64 (count,) below 2^32, for one of several tensors at a step, a float32 scalar."""
     fours = torch.arange(-(-count // 4), device=step.device)
     now = step.to(torch.int64).expand_as(fours)

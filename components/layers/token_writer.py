@@ -45,7 +45,7 @@ class TokenWriter(nn.Module):
         tokens = torch.cat([tokens for tokens, _ in parts], dim=1)
         mask = joined_mask(*parts)
         mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
-        return replace(run_layers(self.layers, tokens, mask)[1], decoder=self)
+        return replace(run_bidirectional(self.layers, tokens, mask)[1], decoder=self)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embed token ids (B, M) to (B, M, D)."""
@@ -74,7 +74,7 @@ class TokenWriter(nn.Module):
         return scores
 
 
-def run_layers(layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Feature]:
+def run_bidirectional(layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Feature]:
     """Run layers over tokens (B, N, D) with mask (B, N), all visible; return the result and keys and values."""
     count, visible = tokens.shape[1], None
     if mask is None:

@@ -38,8 +38,8 @@ class Concat(Neck):
             sizes = {key: config.width or spec.width for key, spec in features.items()}
             why = " + ".join(f"{size} ({key.removesuffix('.pooled')})" for key, size in sizes.items())
             specs["pooled"] = Spec(Kind.POOLED, ("B", sum(sizes.values())), why)
-        alike = config.width is not None or len({spec.width for spec in features.values()}) == 1
-        if alike or not specs:
+        same_width = config.width is not None or len({spec.width for spec in features.values()}) == 1
+        if same_width or not specs:
             specs["tokens"] = concatenated_spec(features, config.width)
         return specs
 

@@ -12,7 +12,7 @@ from ..base import Facts, Feature, Neck
 from ..features import select
 from ..layers.rotary import BASE
 from ..layers.sequences import ConcatTokens, Positions, concatenated_spec, fixed_length, learned_positions
-from ..layers.token_writer import WriterLayer, run_layers
+from ..layers.token_writer import WriterLayer, run_bidirectional
 
 
 class Prefix(Neck):
@@ -75,6 +75,6 @@ class Prefix(Neck):
         tokens = self.norm_in(tokens)
         if self.positions is not None:
             tokens = tokens + self.positions
-        tokens, key_values = run_layers(self.layers, tokens, mask)
+        tokens, key_values = run_bidirectional(self.layers, tokens, mask)
         made = {"key_values": key_values, "tokens": Feature(self.norm_out(tokens), mask)}
         return {name: made[name] for name in made if name in outputs}

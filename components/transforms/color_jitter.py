@@ -9,7 +9,7 @@ from torch import Tensor
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
 from ..images.fusion import FusedStage, Plan
-from ..images.specs import refuse_normalized
+from ..images.specs import refuse_normalized_images
 from ..images.transform import ImageTransform, ImageTransformConfig
 from ..pixels import luma, shift_hue
 from ..randomness.per_sample import Draws
@@ -40,7 +40,7 @@ class ColorJitter(ImageTransform):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return all inputs unchanged; raise SpecError for images that are already normalized."""
-        refuse_normalized(cls.cameras(config, inputs), "color_jitter", "changes colors in [0, 1]")
+        refuse_normalized_images(cls.cameras(config, inputs), "color_jitter", "changes colors in [0, 1]")
         return dict(inputs)
 
     @classmethod

@@ -55,7 +55,7 @@ class ConcatStates(Transform):
                 raise SpecError(
                     f"`{key}` is {spec} and `{config.keys[0]}` is {first}; their steps differ", source=key
                 )
-            if (spec.range is Range.NORMALISED) != (first.range is Range.NORMALISED):
+            if (spec.range is Range.NORMALIZED) != (first.range is Range.NORMALIZED):
                 raise SpecError(
                     f"only one of `{config.keys[0]}` and `{key}` is normalized",
                     source=key,
@@ -67,7 +67,7 @@ class ConcatStates(Transform):
         why = " + ".join(f"{spec.width} ({key})" for key, spec in zip(config.keys, states, strict=True))
         kept = {key: spec for key, spec in inputs.items() if key not in config.keys}
         joined = changed_spec(first, "", width)
-        is_normal = first.range is Range.NORMALISED
+        is_normal = first.range is Range.NORMALIZED
         return {**kept, config.to: replace(joined, why=why, range=first.range if is_normal else joined.range)}
 
     @classmethod

@@ -12,7 +12,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts
 from ..images.transform import ImageTransform
 from ..randomness.per_sample import Draws
-from ..vectors.specs import Constants, changed_spec, find_vector, refuse_normalized, resolve_dims
+from ..vectors.specs import Constants, changed_spec, find_vector, refuse_normalized_vector, resolve_dims
 
 
 class Flip(ImageTransform):
@@ -56,7 +56,7 @@ class Flip(ImageTransform):
                 help="leave `keys` out, or `negate`",
             )
         for key in negated:
-            refuse_normalized(key, inputs[key], "flip", "changes signs in the robot's units")
+            refuse_normalized_vector(key, inputs[key], "flip", "changes signs in the robot's units")
         if config.p < 1.0:
             return dict(inputs)
         return {**inputs, **{key: changed_spec(inputs[key], "mirrored") for key in negated}}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import refuse_normalized
+from ..images.specs import refuse_normalized_images
 from ..images.transform import ImageTransformConfig, OccasionalTransform
 from ..pixels import luma, to_bytes
 
@@ -24,7 +24,7 @@ class Grayscale(OccasionalTransform):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return all inputs unchanged; raise SpecError for images that are already normalized."""
-        refuse_normalized(cls.cameras(config, inputs), "grayscale", "weights colors in [0, 1]")
+        refuse_normalized_images(cls.cameras(config, inputs), "grayscale", "weights colors in [0, 1]")
         return dict(inputs)
 
     @classmethod

@@ -92,7 +92,7 @@ class Normalize(Transform):
             SpecError: Statistics are missing or do not fit a mode, or values are already normalized.
         """
         for key in (normalized := _modes(config, inputs)):
-            if inputs[key].range is Range.NORMALISED:
+            if inputs[key].range is Range.NORMALIZED:
                 raise SpecError(
                     f"`{key}` is already normalized",
                     field=None if config.keys is None else f"keys.{config.keys.index(key)}",
@@ -104,7 +104,7 @@ class Normalize(Transform):
         bounds = {key: _bounds(robots) for key, robots in _scalings(config, inputs, facts).items()}
         return {
             **inputs,
-            **{key: replace(inputs[key], range=Range.NORMALISED, bounds=bounds[key]) for key in normalized},
+            **{key: replace(inputs[key], range=Range.NORMALIZED, bounds=bounds[key]) for key in normalized},
         }
 
     @classmethod
@@ -113,7 +113,7 @@ class Normalize(Transform):
         found = []
         for key, robots in _scalings(config, inputs, facts).items():
             dims = range(len(robots[0]))
-            rare = [dim for dim in dims if any(own[dim].mode != own[dim].asked for own in robots)]
+            rare = [dim for dim in dims if any(own[dim].mode != own[dim].configured for own in robots)]
             if rare:
                 found.append(
                     f"`{key}` departs from one value too rarely for percentiles in {_places(rare)}, which "
@@ -149,14 +149,14 @@ class Normalize(Transform):
 class _Scaling:
     """Mapping of one dimension: its mode, and the values that map to 0 and to 1.
 
-    A `scale` of 0 marks a constant, or a dimension that a robot lacks. `asked` is the mode in the recipe;
+    A `scale` of 0 marks a constant, or a dimension that a robot lacks. `configured` is the mode in the recipe;
     `ends` are the smallest and the largest value of the data, in units of the dataset.
     """
 
     mode: str
     center: float = 0.0
     scale: float = 1.0
-    asked: str = ""
+    configured: str = ""
     ends: tuple[float, float] | None = None
 
     @property
@@ -254,7 +254,7 @@ def _scalings(config: Normalize.Config, inputs: Specs, facts: Facts) -> dict[str
         for own in facts_by_robot(inputs, facts):
             held = statistics_of(key, inputs[key], own)
             if many and not held:  # the robot lacks this state
-                scalings[key].append([_Scaling(mode, 0.0, 0.0, asked=mode) for mode, _ in modes])
+                scalings[key].append([_Scaling(mode, 0.0, 0.0, configured=mode) for mode, _ in modes])
                 continue
             for mode, option in dict.fromkeys(modes):
                 _check(key, mode, option, inputs[key], held, narrower=many)
@@ -294,11 +294,11 @@ def _scaling(key: str, mode: str, dim: int, held: Mapping[str, Any]) -> _Scaling
     known = "min" in held and "max" in held and dim < len(held["min"])
     ends = (float(held["min"][dim]), float(held["max"][dim])) if known else None
     if mode == "identity":
-        return _Scaling(mode, asked=mode, ends=ends)
-    asked = mode
+        return _Scaling(mode, configured=mode, ends=ends)
+    configured = mode
     first, second = _NEEDS[mode]
     if dim >= len(held[first]):  # a narrower robot
-        return _Scaling(mode, 0.0, 0.0, asked=asked)
+        return _Scaling(mode, 0.0, 0.0, configured=configured)
     if (
         first == "q01"
         and ends is not None
@@ -317,7 +317,7 @@ def _scaling(key: str, mode: str, dim: int, held: Mapping[str, Any]) -> _Scaling
     else:
         center, scale = (low + high) / 2.0, (high - low) / 2.0
     varies = scale > _CONSTANT * abs(center) and scale > 1e-30
-    return _Scaling(mode, center, scale if varies else 0.0, asked, ends)
+    return _Scaling(mode, center, scale if varies else 0.0, configured, ends)
 
 
 def _bounds(robots: Sequence[Sequence[_Scaling]]) -> tuple[float, float] | None:

@@ -49,7 +49,7 @@ class NormalizeImage(ImageTransform):
             )
         images = cls.cameras(config, inputs)
         for key, spec in images.items():
-            if spec.range is Range.NORMALISED:
+            if spec.range is Range.NORMALIZED:
                 raise SpecError(
                     f"`{key}` is already normalized",
                     source=key,
@@ -58,11 +58,11 @@ class NormalizeImage(ImageTransform):
                     help="remove one of the two, or assign each separate images under `keys`",
                 )
         mean, std = _constants(config)
-        becomes = Range.UNIT if (mean, std) == IMAGE_STATISTICS["zero_one"] else Range.NORMALISED
+        becomes = Range.UNIT if (mean, std) == IMAGE_STATISTICS["zero_one"] else Range.NORMALIZED
         taken = (tuple(mean), tuple(std))
         return {
             **inputs,
-            **{key: replace(s, range=becomes, normalised_by=taken) for key, s in images.items()},
+            **{key: replace(s, range=becomes, normalized_by=taken) for key, s in images.items()},
         }
 
     @classmethod

@@ -49,7 +49,7 @@ class PadDims(Transform):
             padded = changed_spec(spec, f"padded to {size}", size)
             if spec.bounds is not None:
                 padded = replace(padded, bounds=(min(spec.bounds[0], 0.0), max(spec.bounds[1], 0.0)))
-            found[key] = replace(padded, range=spec.range) if spec.range is Range.NORMALISED else padded
+            found[key] = replace(padded, range=spec.range) if spec.range is Range.NORMALIZED else padded
         return {**inputs, **found}
 
     @classmethod

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import refuse_normalized, with_size
+from ..images.specs import refuse_normalized_images, with_size
 from ..images.transform import ImageTransform, ImageTransformConfig
 from ..pixels import pad_images
 from ..randomness.per_sample import Draws
@@ -28,7 +28,7 @@ class PadSquare(ImageTransform):
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the inputs with square images; raise SpecError for images that are already normalized."""
         cameras = cls.cameras(config, inputs)
-        refuse_normalized(cameras, "pad_square", "fills with a brightness in [0, 1]")
+        refuse_normalized_images(cameras, "pad_square", "fills with a brightness in [0, 1]")
         sides = {key: max(int(dim) for dim in spec.dims[3:]) for key, spec in cameras.items()}
         squares = {key: with_size(cameras[key], (s, s), f"padded to {s} x {s}") for key, s in sides.items()}
         return {**inputs, **squares}

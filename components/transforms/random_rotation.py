@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import refuse_normalized
+from ..images.specs import refuse_normalized_images
 from ..images.transform import ImageTransform, ImageTransformConfig
 from ..pixels import to_bytes
 from ..randomness.per_sample import Draws
@@ -33,7 +33,9 @@ class RandomRotation(ImageTransform):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return all inputs unchanged; raise SpecError for images that are already normalized."""
-        refuse_normalized(cls.cameras(config, inputs), "random_rotation", "fills with a brightness in [0, 1]")
+        refuse_normalized_images(
+            cls.cameras(config, inputs), "random_rotation", "fills with a brightness in [0, 1]"
+        )
         return dict(inputs)
 
     @classmethod

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...schemas.specs import Spec, Specs
 from ..base import Facts
-from ..images.specs import ImageSize, height_width, refuse_normalized
+from ..images.specs import ImageSize, height_width, refuse_normalized_images
 from ..images.transform import ImageTransform, ImageTransformConfig
 from ..pixels import pad_images, resize_images
 from ..randomness.per_sample import Draws
@@ -35,7 +35,9 @@ class ResizeWithPad(ImageTransform):
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the inputs with resized images; raise SpecError for images that are already normalized."""
-        refuse_normalized(cls.cameras(config, inputs), "resize_with_pad", "fills with a brightness in [0, 1]")
+        refuse_normalized_images(
+            cls.cameras(config, inputs), "resize_with_pad", "fills with a brightness in [0, 1]"
+        )
         height, width = height_width(config.size)
         return cls.resized(config, inputs, (height, width), f"resized to {height} x {width} with padding")
 

@@ -12,7 +12,7 @@ from ..base import Batch, Facts, Transform
 from ..embodiments import ACTION_PADDING
 from ..vectors.rotation_options import ConventionConfig, check_conventions, rotation_form
 from ..vectors.rotations import Representation, RotationForm, convert
-from ..vectors.specs import changed_spec, find_vector, refuse_normalized
+from ..vectors.specs import changed_spec, find_vector, refuse_normalized_vector
 
 
 class RotationTransform(Transform):
@@ -59,7 +59,7 @@ class RotationTransform(Transform):
                 f"`{config.key}` is already `{config.source}`", field="target", label="changes nothing"
             )
         check_conventions(config, {"source": config.source, "target": config.target})
-        refuse_normalized(config.key, spec, "rotation", "reads radians or unit values")
+        refuse_normalized_vector(config.key, spec, "rotation", "reads radians or unit values")
         before, after = rotation_form(config, config.source), rotation_form(config, config.target)
         if config.start + before.width > spec.width:
             raise SpecError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts, Transform
-from ..vectors.specs import changed_spec, refuse_normalized, resolve_dims, select_vectors
+from ..vectors.specs import changed_spec, refuse_normalized_vector, resolve_dims, select_vectors
 
 _STATES = (Kind.STATE,)
 
@@ -42,7 +42,7 @@ class SinCos(Transform):
         """Return the inputs with wider states; raise SpecError for an unknown key or normalized values."""
         found = {}
         for key, spec in select_vectors(config.keys, inputs, _STATES).items():
-            refuse_normalized(key, spec, "sin_cos", "reads radians")
+            refuse_normalized_vector(key, spec, "sin_cos", "reads radians")
             count = len(_angles(config, key, spec))
             found[key] = changed_spec(spec, f"{count} angles as sine and cosine", spec.width + count)
         return {**inputs, **found}

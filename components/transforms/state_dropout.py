@@ -32,7 +32,7 @@ class StateDropout(Transform):
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return all inputs unchanged; raise SpecError for an unknown key or a state that is not normalized."""
         for key, spec in select_vectors(config.keys, inputs, (Kind.STATE,)).items():
-            if spec.range is not Range.NORMALISED:
+            if spec.range is not Range.NORMALIZED:
                 raise SpecError(
                     f"`state_dropout` sets states to zero, but `{key}` is not normalized, so zero is not its middle",
                     source=key,

@@ -14,7 +14,7 @@ from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Batch, Facts, Transform
-from .specs import changed_spec, find_vector, refuse_normalized, resolve_dims
+from .specs import changed_spec, find_vector, refuse_normalized_vector, resolve_dims
 
 
 class ReferenceConfig(PartConfig):
@@ -46,7 +46,9 @@ class ReferenceTransform(Transform):
         """Return the inputs, with a changed action; raise SpecError if state and action do not match."""
         find_vector(config.state, inputs, "state", (Kind.STATE,))
         for key in (config.state, "action"):
-            refuse_normalized(key, inputs[key], config.type, "compares action and state in the robot's units")
+            refuse_normalized_vector(
+                key, inputs[key], config.type, "compares action and state in the robot's units"
+            )
         cls.check(config, inputs)
         return {**inputs, "action": changed_spec(inputs["action"], f"relative to {config.state}")}
 

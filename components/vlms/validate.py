@@ -15,7 +15,7 @@ _HALF_RANGE = ("paligemma", "smolvlm", "openvla")
 """Families that read images in [-1, 1]."""
 
 
-def validate(config: Any, inputs: VlmInputs, facts: Facts) -> tuple[VlmFamily, int | str]:
+def validate_vlm(config: Any, inputs: VlmInputs, facts: Facts) -> tuple[VlmFamily, int | str]:
     """Return the family and the number of tokens N before the queries; raise SpecError for unfit options."""
     named = "pretrained" if config.pretrained is not None else "architecture"
     source = getattr(config, named)

@@ -418,7 +418,7 @@ def test_options_are_held_against_the_config_class(home: Path, tmp_path: Path, r
 def test_transforms_of_the_recipe_are_wired(builder: Builder, refused: Refused) -> None:
     change = {"transforms": [{"type": "resize", "size": 32, "keys": ["observation.images.wrist"]}]}
     (finding,) = refused(builder.override(change).check)
-    assert "`observation.images.wrist` is no image" in finding.message
+    assert "`observation.images.wrist` is not an image" in finding.message
 
 
 def test_errors_of_its_own_code_are_located(builder: Builder, refused: Refused) -> None:

@@ -154,7 +154,7 @@ def test_what_is_written_is_what_lerobot_reads(there: There) -> None:
     steps = json.loads((there.theirs / "policy_preprocessor.json").read_text())["steps"]
     names = [step["registry_name"] for step in steps]
     module = {"pi0": pi0, "pi05": pi05, "smolvla": smolvla}[there.kind]
-    assert names[-2:] == list(module.STEPS[:2])  # the state is binned after it is normalised
+    assert names[-2:] == list(module.STEPS[:2])  # the state is binned after it is normalized
     assert steps[-1]["config"]["max_length"] == config["tokenizer_max_length"]
 
 

@@ -65,7 +65,7 @@ def check(held: dict[str, list[float]], values: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("observation_steps", [1, 2])
-def test_relative_actions_are_normalised_by_their_own_statistics(make: Make, observation_steps: int) -> None:
+def test_relative_actions_are_normalized_by_their_own_statistics(make: Make, observation_steps: int) -> None:
     builder = make(RELATIVE, {"type": "normalize"}, observation_steps=observation_steps)
     policy, batch = builder.build(), raw(builder)
     kept = torch.tensor([1.0, 1.0, 1.0, 0.0])
@@ -209,5 +209,5 @@ def test_a_transform_that_fails_on_numbers_is_named(own: Make, refused: Any) -> 
 
 def test_what_does_not_fit_is_said_once(make: Make, refused: Any) -> None:
     (finding,) = refused(make({"type": "normalize"}, RELATIVE).check)
-    assert "`observation.state` is normalised" in finding.message
+    assert "`observation.state` is normalized" in finding.message
     assert finding.related

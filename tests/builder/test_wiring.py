@@ -161,11 +161,11 @@ def image(**options: Any) -> dict[str, Any]:
             "`color_jitter` changes",
             "put it before",
         ),
-        ([image(), image(stats="half")], '"half"', "corner2` is normalised already", "remove one of the two"),
+        ([image(), image(stats="half")], '"half"', "corner2` is already normalized", "remove one of the two"),
         (
             [image(), {"type": "normalize"}, {"type": "normalize", "keys": ["action"]}],
             '"action"',
-            "`action` is normalised already",
+            "`action` is already normalized",
             "remove one of the two",
         ),
     ],
@@ -181,7 +181,7 @@ def test_transforms_in_an_order_that_spoils_the_values(
     assert any(place in line for line in lines[finding.span.line - 1 : finding.span.line + 4])
     ((span, label),) = finding.related
     assert span.line < finding.span.line
-    assert label.endswith("is normalised here")
+    assert label.endswith("is normalized here")
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_only_bytes_on_a_gpu_are_for_the_kernel() -> None:
 
 
 def test_only_what_ends_with_a_normalization_is_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusion, "on_gpu", lambda values: True)
+    monkeypatch.setattr(fusion, "uses_kernel", lambda values: True)
     transforms = [*made(SHIFT), nn.Identity(), *made(NORMALIZE)]
     assert [can_fuse(chain, images()) for chain in fusable_chains(transforms)] == [False, False, True]
     assert not can_fuse(made(NORMALIZE), {})

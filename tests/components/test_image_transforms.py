@@ -332,7 +332,9 @@ def test_quarter_turns_are_exact_and_what_was_outside_is_filled() -> None:
 
 def test_random_rotation_draws_evenly_up_to_its_degrees(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    monkeypatch.setattr(random_rotation, "turned", lambda images, angles, fill: seen.append(angles) or images)
+    monkeypatch.setattr(
+        random_rotation, "rotate_images", lambda images, angles, fill: seen.append(angles) or images
+    )
     make("random_rotation", degrees=30.0).train()({KEY: pictures(4000, (1, 1))})
     degrees = torch.rad2deg(seen[0])
     assert 29.5 < degrees.max() <= 30.0
@@ -427,11 +429,11 @@ def test_flips_that_contradict_themselves_are_refused() -> None:
     with pytest.raises(SpecError, match="dimension 4 is not among the 4") as caught:
         flip(negate={"action": [1, 4]})
     assert caught.value.field == "negate.action.1"
-    with pytest.raises(SpecError, match="`actions` is no state or action") as caught:
+    with pytest.raises(SpecError, match="`actions` is not a state or action") as caught:
         flip(negate={"actions": [1]})
     assert caught.value.field == "negate.actions"
     part = TRANSFORMS.get("flip")
-    normal = {**FLIPPED, "action": replace(FLIPPED["action"], range=Range.NORMALISED)}
+    normal = {**FLIPPED, "action": replace(FLIPPED["action"], range=Range.NORMALIZED)}
     with pytest.raises(SpecError, match="`action` is normalized") as caught:
         part.specs(part.Config(type="flip", negate={"action": [1]}), normal, {})
     assert (caught.value.source, caught.value.trait) == ("action", "range")
@@ -446,7 +448,7 @@ def test_flips_that_contradict_themselves_are_refused() -> None:
 def test_what_works_on_levels_comes_before_normalizing(name: str) -> None:
     part = TRANSFORMS.get(name)
     options = {"size": 8} if name == "resize_with_pad" else {}
-    inputs = {KEY: Spec(Kind.IMAGE, ("B", 1, 3, 8, 8), range=Range.NORMALISED)}
+    inputs = {KEY: Spec(Kind.IMAGE, ("B", 1, 3, 8, 8), range=Range.NORMALIZED)}
     with pytest.raises(SpecError, match=f"`{KEY}` is normalized") as caught:
         part.specs(part.Config(type=name, **options), inputs, {})
     assert (caught.value.source, caught.value.trait) == (KEY, "range")
@@ -490,6 +492,6 @@ def test_only_the_named_cameras_change() -> None:
     assert [spec.dims[3:] for spec in specs.values()] == [(8, 8), (4, 4)]
     batch = {key: torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8) for key in inputs}
     assert [value.shape[-1] for value in part(config, inputs, {})(batch).values()] == [8, 4]
-    with pytest.raises(SpecError, match="`c` is no image") as caught:
+    with pytest.raises(SpecError, match="`c` is not an image") as caught:
         part.specs(part.Config(type="resize", size=4, keys=["observation.images.a", "c"]), inputs, {})
     assert caught.value.field == "keys.1"

@@ -45,7 +45,7 @@ def test_the_hidden_size_is_that_of_a_token() -> None:
 
 @pytest.mark.parametrize("count", [6, "L"])
 def test_tokens_that_cannot_be_dealt_to_the_steps(count: Any) -> None:
-    with pytest.raises(SpecError, match="cannot be dealt to the 4 steps") as caught:
+    with pytest.raises(SpecError, match="cannot be divided among the 4 steps") as caught:
         Oft.specs(Oft.Config(type="oft"), {"vlm.queries": Spec(Kind.TOKENS, ("B", count, 6)), **ACTION}, {})
     assert caught.value.source == "vlm.queries"
     assert "queries: 4" in caught.value.help

@@ -120,8 +120,8 @@ def test_a_base_class_of_parts_needs_no_type() -> None:
 @pytest.mark.parametrize(
     ("part", "reason"),
     [
-        (MlpBackbone, "is no ActionHead"),
-        (type("Bare", (), {}), "is no ActionHead"),
+        (MlpBackbone, "is not a subclass of ActionHead"),
+        (type("Bare", (), {}), "is not a subclass of ActionHead"),
         (type("NoConfig", (HEADS._base,), {}), "its Config must declare `type: Literal"),
     ],
 )

@@ -95,8 +95,8 @@ def test_without_the_state_nothing_is_guessed(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "field", "source", "message"),
     [
-        ({"state": "observation.stat"}, "state", None, "is no state"),
-        ({"state": "action"}, "state", None, "is no state"),
+        ({"state": "observation.stat"}, "state", None, "is not a state"),
+        ({"state": "action"}, "state", None, "is not a state"),
         ({"absolute": [3]}, "absolute.0", "action", "dimension 3 is not among the 3"),
         ({"absolute": [2, -1]}, "absolute.1", "action", "named twice"),
         ({"absolute": [0, 1, 2]}, "absolute", None, "no dimension of the action is relative"),
@@ -126,7 +126,7 @@ def test_an_action_without_a_counterpart_in_the_state(name: str) -> None:
 @pytest.mark.parametrize("key", [STATE, "action"])
 def test_normalized_values_come_too_late(name: str, key: str) -> None:
     with pytest.raises(SpecError, match=f"`{key}` is normalized") as caught:
-        make(name, {**INPUTS, key: replace(INPUTS[key], range=Range.NORMALISED)})
+        make(name, {**INPUTS, key: replace(INPUTS[key], range=Range.NORMALIZED)})
     assert (caught.value.source, caught.value.trait) == (key, "range")
 
 

@@ -41,7 +41,7 @@ def specs(name: str, inputs: Mapping[str, Spec] = INPUTS, **options: Any) -> dic
 
 
 def normalized(*keys: str) -> dict[str, Spec]:
-    return {**INPUTS, **{key: replace(INPUTS[key], range=Range.NORMALISED) for key in keys}}
+    return {**INPUTS, **{key: replace(INPUTS[key], range=Range.NORMALIZED) for key in keys}}
 
 
 def numbers(size: int = 4) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def test_concat_joins_in_order_and_splits_again() -> None:
     assert (found[STATE].dims, found[STATE].range) == (("B", 2, 6), Range.CHANGED)
     assert found[STATE].why == f"5 ({STATE}) + 1 ({OTHER})"
     both = specs("concat", normalized(STATE, OTHER), keys=[OTHER, STATE])
-    assert both[STATE].range is Range.NORMALISED
+    assert both[STATE].range is Range.NORMALIZED
 
 
 def test_concat_needs_all_its_states() -> None:
@@ -106,12 +106,12 @@ def test_concat_needs_all_its_states() -> None:
 @pytest.mark.parametrize(
     ("options", "inputs", "field", "message"),
     [
-        ({"keys": [STATE, "observation.grip"]}, INPUTS, "keys.1", "is no state"),
-        ({"keys": [STATE, "action"]}, INPUTS, "keys.1", "is no state"),
+        ({"keys": [STATE, "observation.grip"]}, INPUTS, "keys.1", "is not a state"),
+        ({"keys": [STATE, "action"]}, INPUTS, "keys.1", "is not a state"),
         ({"keys": [STATE, STATE]}, INPUTS, "keys", "twice"),
         ({"keys": [OTHER]}, INPUTS, "to", "exists already"),
         ({"keys": [OTHER], "to": "action"}, INPUTS, "to", "exists already"),
-        ({"keys": [OTHER], "to": "state"}, INPUTS, "to", "is no name of an observation"),
+        ({"keys": [OTHER], "to": "state"}, INPUTS, "to", "is not the name of an observation"),
         ({"keys": [STATE, OTHER]}, normalized(OTHER), None, "only one is normalized"),
         ({"keys": [STATE, OTHER]}, {**INPUTS, OTHER: Spec(Kind.STATE, ("B", 1, 1))}, None, "steps differ"),
     ],
@@ -150,11 +150,11 @@ def test_what_is_too_wide_is_not_cut() -> None:
     with pytest.raises(SpecError, match="`action` has 7 dimensions, more than 6") as caught:
         specs("pad_dims", sizes={STATE: 8, "action": 6})
     assert (caught.value.field, caught.value.source) == ("sizes.action", "action")
-    with pytest.raises(SpecError, match="`actions` is no state or action") as caught:
+    with pytest.raises(SpecError, match="`actions` is not a state or action") as caught:
         specs("pad_dims", sizes={"actions": 6})
     assert caught.value.field == "sizes.actions"
     assert specs("pad_dims", sizes={STATE: 8})[STATE].range is Range.CHANGED
-    assert specs("pad_dims", normalized(STATE), sizes={STATE: 8})[STATE].range is Range.NORMALISED
+    assert specs("pad_dims", normalized(STATE), sizes={STATE: 8})[STATE].range is Range.NORMALIZED
 
 
 # --- state_noise, state_dropout ----------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_noise_of_another_width_is_refused() -> None:
     with pytest.raises(SpecError, match=f"2 deviations for the 5 dimensions of `{STATE}`") as caught:
         specs("state_noise", std=[0.1, 0.2])
     assert (caught.value.field, caught.value.source) == ("std", STATE)
-    with pytest.raises(SpecError, match="`action` is no state"):
+    with pytest.raises(SpecError, match="`action` is not a state"):
         specs("state_noise", std=0.1, keys=["action"])
 
 
@@ -244,13 +244,13 @@ def test_conventions_are_those_of_the_options(source: RotationForm, target: Rota
 @pytest.mark.parametrize(
     ("options", "field", "message"),
     [
-        ({"key": "actions"}, "key", "is no state or action"),
-        ({"target": "axis_angle"}, "target", "has `axis_angle` already"),
-        ({"start": 5}, "start", "`axis_angle` has 3 values, and `action` has 2 from dimension 5 on"),
-        ({"source": "quaternion"}, "source", "several conventions"),
-        ({"target": "euler"}, "target", "several conventions"),
-        ({"quaternion": "wxyz"}, "quaternion", "there is no quaternion here"),
-        ({"euler": "XYZ"}, "euler", "there is no euler here"),
+        ({"key": "actions"}, "key", "is not a state or action"),
+        ({"target": "axis_angle"}, "target", "is already `axis_angle`"),
+        ({"start": 5}, "start", "`axis_angle` has 3 values, and `action` has 2 from dimension 5"),
+        ({"source": "quaternion"}, "source", "conventions differ"),
+        ({"target": "euler"}, "target", "conventions differ"),
+        ({"quaternion": "wxyz"}, "quaternion", "`quaternion` is set, but no rotation"),
+        ({"euler": "XYZ"}, "euler", "`euler` is set, but no rotation"),
     ],
 )
 def test_rotations_that_are_not_there(options: Any, field: str, message: str) -> None:

@@ -125,7 +125,7 @@ def test_missing_files_and_packages_are_found_out_early(tmp_path: Path) -> None:
         facts("package://timm/nothing.pth")
     with pytest.raises(WeightsError, match="has no file"):
         facts("package://timm/../torch/__init__.py")
-    with pytest.raises(WeightsError, match="no weights file"):
+    with pytest.raises(WeightsError, match="does not exist"):
         facts(str(tmp_path / "nothing.pth"))
     with pytest.raises(WeightsError, match="holds no weights"):
         facts(str(tmp_path))
@@ -148,7 +148,7 @@ def test_pretrained_weights_want_their_own_normalization() -> None:
     imagenet = Spec(
         Kind.IMAGE,
         ("B", 1, 3, 224, 224),
-        normalised_by=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        normalized_by=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     )
     given = {"observation.images.a": imagenet}
     half = {"type": "timm", "name": "tf_efficientnet_lite0", "pretrained": "timm/tf_efficientnet_lite0.in1k"}

@@ -217,7 +217,7 @@ def test_an_architecture_has_random_weights(tmp_path: Path) -> None:
     out = [p({KEY: images}, ("pooled",))["pooled"].values for p in (part, again)]
     assert torch.equal(*out)
     for given in ({}, {"pretrained": source, "architecture": source}):
-        with pytest.raises(SpecError, match=r"both given|needs a model"):
+        with pytest.raises(SpecError, match=r"both set|needs a model"):
             build(camera(), **given)
 
 

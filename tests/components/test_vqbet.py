@@ -171,7 +171,7 @@ def test_windows_are_put_together_to_a_chunk(monkeypatch: pytest.MonkeyPatch) ->
     features, actions, _ = batch()
     windows = part._windows(actions)
     assert torch.equal(windows.unflatten(0, (5, 3))[:, 1], actions[:, 1:3].flatten(1))
-    monkeypatch.setattr(part, "_predicted", lambda hidden, indices: windows)
+    monkeypatch.setattr(part, "_predict", lambda hidden, indices: windows)
     assert torch.equal(part.sample(features), actions)
 
 

@@ -208,6 +208,18 @@ def test_parts_that_do_not_fit_are_told(
     assert said in capsys.readouterr().err.splitlines()[0]
 
 
+def test_recipes_compose_as_the_page_says(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "recipes.md"
+    monkeypatch.chdir(clone)
+    for recipe in blocks(page, "yaml"):
+        (clone / "mine.yaml").write_text(recipe)
+        assert console.policysmith(["check", "mine.yaml"]) == console.OK, capsys.readouterr().err
+    for line in blocks(page, "bash")[0].splitlines():
+        assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
+
+
 def test_a_composition_of_ones_own_trains(clone: Path, run: Run) -> None:
     (recipe,) = blocks(POLICIES, "yaml")
     (clone / "my_mix.yaml").write_text(recipe)

@@ -13,7 +13,7 @@ from torch import Tensor
 from policysmith.components.kernels import adamw as module
 from policysmith.components.kernels.adamw import adamw_step, flat, reference
 from policysmith.components.kernels.dispatch import INTERPRETED
-from policysmith.components.kernels.eight_bit import BLOCK, decode, encode, random_words
+from policysmith.components.kernels.eight_bit import BLOCK, decode, encode, rounding_words
 
 MANTISSA = {False: 3, True: 4}
 LOWEST = {False: 2.0**-117, True: 2.0**-53}
@@ -40,7 +40,7 @@ cases = given(
 
 
 def words(count: int, random: bool, step: int = 3) -> Tensor | None:
-    return random_words(torch.tensor(float(step)), 1, count) if random else None
+    return rounding_words(torch.tensor(float(step)), 1, count) if random else None
 
 
 @pytest.mark.usefixtures("references")
@@ -136,7 +136,7 @@ def test_no_v_vanishes_beside_a_large_one() -> None:
 
 @pytest.mark.usefixtures("references")
 def test_random_words_differ_between_steps_tensors_and_numbers() -> None:
-    found = torch.stack([random_words(torch.tensor(s), t, 4099) for s in (1.0, 2.0) for t in (0, 1)])
+    found = torch.stack([rounding_words(torch.tensor(s), t, 4099) for s in (1.0, 2.0) for t in (0, 1)])
     assert found.shape == (4, 4099)
     assert len(found.unique()) > 4 * 4099 - 5
     assert abs(found.double().mean() / 2**31 - 1) < 0.03

@@ -174,11 +174,11 @@ def test_losses_and_gradients_of_all_windows(
     monkeypatch.setattr(head, "_hidden", lambda features: hidden)
     monkeypatch.setattr(vqbet, "categorical", lambda scores, generator: golden.draws["codes"])
     chunks, expected = golden.outputs["targets"].flatten(1), golden.outputs
-    scores, _ = head._drawn(hidden)
+    scores, _ = head._draw(hidden)
     torch.testing.assert_close(scores, expected["logits"], **CLOSE)
     decoded = head.settled.module.decode(golden.draws["codes"])
     torch.testing.assert_close(decoded, expected["decoded"].flatten(1), **CLOSE)
-    predicted = head._predicted(hidden, golden.draws["codes"])
+    predicted = head._predict(hidden, golden.draws["codes"])
     torch.testing.assert_close(predicted, expected["prediction"].flatten(0, 1), **CLOSE)
     assert torch.equal(head.settled.module.codes(chunks), expected["target_codes"])
     terms = head._prediction_loss({}, chunks, torch.zeros_like(chunks, dtype=torch.bool))

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ..adamw import same_memory_order
 from ..eight_bit import BLOCK
-from .eight_bit import decode, encode, random_words
+from .eight_bit import decode, encode, rounding_words
 
 _CHUNK = 2048
 _KEPT = 8  # tables of distinct sets of tensors
@@ -171,7 +171,7 @@ def _update(
     size = tl.sqrt_rn(v) / tl.load(scalars + 1) + eps
     w = tl.load(weights, inside) * (1.0 - rate * decay) - (rate / tl.load(scalars)) * tl.div_rn(m, size)
     if EIGHT:
-        words = random_words(tl.load(scalars + 3), tensor, start, ROWS)
+        words = rounding_words(tl.load(scalars + 3), tensor, start, ROWS)
         first, first_scale = encode(m, words, False)
         second, second_scale = encode(v, words, True)
         tl.store(firsts, first, inside)

@@ -45,7 +45,7 @@ def encode(values, words, SQUARED: tl.constexpr):
 
 
 @triton.jit
-def random_words(step, tensor, start, ROWS: tl.constexpr):
+def rounding_words(step, tensor, start, ROWS: tl.constexpr):
     """Return random bits, uint32 (ROWS, 256), for the numbers of a tensor from `start`."""
     fours = tl.arange(0, ROWS)[:, None] * 64 + tl.arange(0, 64)[None, :] + (start // 4).to(tl.int32)
     a, b, c, d = tl.philox(0, fours, tensor.to(tl.int32), step.to(tl.int32), 0)

@@ -30,7 +30,7 @@ def published(built: Built) -> dict[str, Spec]:
             raise
     vectors = (Kind.STATE, Kind.ACTION)
     normal = {
-        k: dataclasses.replace(s, range=Range.NORMALISED)
+        k: dataclasses.replace(s, range=Range.NORMALIZED)
         for k, s in built.inputs.items()
         if s.kind in vectors
     }
