@@ -10,9 +10,9 @@ from policysmith.schemas import console
 @pytest.mark.parametrize(
     ("topic", "words"),
     [
-        ("policy", ["The network.", "registered parts", "freeze", "hand-written policy"]),
-        ("policy.execute", ["Actions run from each chunk"]),
-        ("policy.freeze", ["Glob patterns of parameters that do not train"]),
+        ("policy", ["Network.", "registered parts", "freeze", "custom policy"]),
+        ("policy.execute", ["Actions executed from each chunk"]),
+        ("policy.freeze", ["Glob patterns of frozen parameters"]),
         ("training.optimizer", ["AdamW", "weight_decay"]),
         ("training.optimizer.groups.lr_scale", ["Factor on the learning rate"]),
         ("evaluation", ["Closed-loop evaluation", "control"]),

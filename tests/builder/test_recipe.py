@@ -147,7 +147,7 @@ def test_imports_that_fail_leave_nothing_behind(tmp_path: Path) -> None:
 def test_imports_are_named_once(tmp_path: Path) -> None:
     (tmp_path / "parts.py").write_text("")
     (found,) = messages(with_imports(tmp_path, "parts.py", "parts.py"), allow_imports=True)
-    assert found == "`imports` must not name anything twice"
+    assert found == "`imports` must not contain duplicates"
 
 
 # Parts that the shipped schema does not know
