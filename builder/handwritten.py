@@ -7,7 +7,6 @@ always mean.
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import traceback
 from typing import Any, ClassVar, cast
@@ -19,6 +18,7 @@ from transformers import PretrainedConfig
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
+from ..schemas.wording import near
 from . import compat
 from .data.time_steps import TimeSteps
 from .fine_tuning.initialization import Initialization
@@ -155,12 +155,12 @@ def configure(loaded: LoadedRecipe) -> PretrainedConfig:
     assert isinstance(section, CustomPolicySection)
     known = policies()
     if section.type not in known:
-        near = difflib.get_close_matches(section.type, ["composed", *known], n=1)
+        close = near(section.type, ["composed", *known])
         error = SpecError(
             f"no policy is registered as `{section.type}`",
             label=f"known: {', '.join(['composed', *known])}",
-            help=f"did you mean `{near[0]}`?"
-            if near
+            help=f"did you mean `{close}`?"
+            if close
             else 'register it with `@BasePolicyModel.register("...")` in a file named under `imports:`',
         )
         raise RecipeError([loaded.diagnostic(("policy", "type"), error, code="E006 unknown-type")])
@@ -221,10 +221,10 @@ def _judge_option(
 ) -> Diagnostic | None:
     """Return a finding for an option that the config does not have, or whose default has another type."""
     if key not in accepted:
-        near = difflib.get_close_matches(key, accepted, n=1)
+        close = near(key, accepted)
         error = SpecError(
             f"`{policy}` has no option `{key}`",
-            label=f"did you mean `{near[0]}`?" if near else "unknown",
+            label=f"did you mean `{close}`?" if close else "unknown",
             help=f"its options are: {', '.join(accepted) or 'none'}",
         )
         return loaded.diagnostic(("policy", key), error, code="E003 unknown-key")

@@ -140,10 +140,10 @@ def test_other_names_of_dimensions_have_statistics_of_their_own_and_another_orde
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ("nowhere", "there is no policy at"),
-        ("~nobody-here/policy", "there is no policy at"),
-        ("a" * 5000, "there is no policy at"),
-        ("./nowhere/policy", "there is no policy at"),
+        ("nowhere", "no policy exists at"),
+        ("~nobody-here/policy", "no policy exists at"),
+        ("a" * 5000, "no policy exists at"),
+        ("./nowhere/policy", "no policy exists at"),
         ("somebody/policy", "no such policy in the cache of the hub"),
         (".", "holds neither a run"),
     ],
