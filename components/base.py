@@ -210,11 +210,7 @@ class ActionHead(Learner):
     """True if `loss` needs values on the host, so that a GPU cannot run ahead."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """Build the head.
-
-        Args:
-            inputs: The features by name (`vision.tokens`), `action` (B, H, A), and `embodiment` if any.
-        """
+        """Build the head; `inputs` holds the features by name, `action` (B, H, A), and any `embodiment`."""
         super().__init__()
         self.config = config
 
@@ -268,11 +264,9 @@ class Network(Learner):
     """Kinds of features that the network can read, best first."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """Build the network.
+        """Build the network from the inputs of its head.
 
-        Args:
-            inputs: The inputs of the head.
-            facts: `facts["time"]` is `unit` for times in [0, 1], `steps` for 0, 1, 2, ...
+        `facts["time"]` is `unit` for times in [0, 1], `steps` for 0, 1, 2, ...
         """
         super().__init__()
         self.config = config
@@ -302,11 +296,10 @@ class Transform(nn.Module, Part):
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """Build the transform.
 
-        Args:
-            facts: `facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the
-                dataset, `facts["measured"]` the same for keys in `measures` whose values earlier transforms change.
-                With several robots, both are nested under the robot's name and as wide as its own vectors
-                (see `components.embodiments`).
+        `facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the
+        dataset, and `facts["measured"]` the same for keys in `measures` whose values earlier transforms
+        change. With several robots, both are nested under the robot's name and as wide as its own vectors
+        (see `components.embodiments`).
         """
         super().__init__()
         self.config = config
@@ -349,12 +342,7 @@ class Collator(Part):
     """Conversion of a list of samples to a batch, in the loader."""
 
     def __init__(self, config: Any, facts: Facts, assets: Path | None = None) -> None:
-        """Build the collator.
-
-        Args:
-            facts: As for transforms.
-            assets: Directory that `save_assets` wrote, when a saved policy is loaded.
-        """
+        """Build the collator; `assets` is a directory that `save_assets` wrote, for a saved policy."""
         self.config = config
 
     @abstractmethod

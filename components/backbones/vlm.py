@@ -19,7 +19,7 @@ from ..vlms.inputs import inputs_of, read_inputs
 from ..vlms.run import Continuation, run_layers
 from ..vlms.segments import Segment
 from ..vlms.sequence import AttentionPattern, attention_blocks, attention_mask
-from ..vlms.validate_vlm import validate_vlm
+from ..vlms.validate import validate_vlm
 
 
 class Vlm(Backbone):

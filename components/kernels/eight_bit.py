@@ -46,12 +46,9 @@ def moment_bytes(parts: Iterable[Tensor], *, eight_bit: bool) -> int:
 def encode(values: Tensor, words: Tensor | None = None, *, squared: bool) -> tuple[Tensor, Tensor]:
     """Encode values (n,), float32, as codes (n,), uint8, and scales (blocks,), float32.
 
-    Rounds to nearest, or with random bits up or down, so that the mean of m, or of sqrt(v), is exact to 2^-17
-    of a step. Nonzero values of v do not become 0. Infinite values and NaN make their whole block NaN.
-
-    Args:
-        words: 32 random bits (n,), int64, for random rounding.
-        squared: True for v, which is not negative.
+    Rounds to nearest, or by `words`, 32 random bits (n,), int64, up or down, so that the mean of m, or of
+    sqrt(v), is exact to 2^-17 of a step. `squared` selects v, which is not negative and whose nonzero values
+    do not become 0. Infinite values and NaN make their whole block NaN.
     """
     mantissa, shift = _bits(squared)
     bits = (values.sqrt() if squared else values).view(torch.int32)

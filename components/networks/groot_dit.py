@@ -195,11 +195,9 @@ class GrootBlock(nn.Module):
     def forward(
         self, tokens: Tensor, condition: Tensor, context: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D).
+        """Map tokens (B, N, D), with the embedded time condition (B, D), to (B, N, D).
 
-        Args:
-            condition: (B, D), embedded time.
-            context: (B, M, C) to attend to, with mask (B, M); None for self-attention.
+        They attend to context (B, M, C), with mask (B, M), or to each other without a context.
         """
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
         _, normal = modulated(self.norm, tokens, shift=shift, scale=scale)
