@@ -43,7 +43,7 @@ from .training.distributed.accelerator import make_accelerator, require_device
 from .training.distributed.agreement import refuse_existing
 from .training.job import Job, Result
 from .training.monitoring.logs import FileLog, Reporter
-from .training.optim.adamw import shortfall
+from .training.optim.schedule import short_run_warning
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -74,8 +74,8 @@ class Builder:
         """Return a builder with some values changed.
 
         Args:
-            changes: A mapping of dotted paths to values (`{"training.steps": 500}`), nested mappings, or the text of
-                one change as on the command line (`"training.steps=500"`).
+            changes: A mapping of dotted paths to values (`{"training.steps": 500}`), nested mappings, or the
+                text of one change as on the command line (`"training.steps=500"`).
 
         Raises:
             TypeError: `changes` is something else.
@@ -104,8 +104,8 @@ class Builder:
     def check(self) -> Builder:
         """Validate, wire and dry-run the recipe without allocating the policy, and return the builder itself.
 
-        A hand-written policy is built and run once, on the CPU. Weights files on this machine are read; a hub is asked
-        only for configs and tokenizers.
+        A hand-written policy is built and run once, on the CPU. Weights files on this machine are read; a hub
+        is asked only for configs and tokenizers.
 
         Raises:
             RecipeError: The recipe is wrong; it carries every problem.
@@ -115,9 +115,9 @@ class Builder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines for a person before a run: what comes from the policy to start from, and doubts that stop nothing."""
+        """Lines to print before a run: what the base policy provides, and doubts that do not stop it."""
         checked, training = self._kind.check(self._init), self.recipe.sections.training
-        short = shortfall(training)
+        short = short_run_warning(training)
         warnings = [
             *checked.warnings,
             *self._init.data.warnings,
@@ -161,8 +161,8 @@ class Builder:
         """Build, train and save a policy.
 
         Args:
-            output: Directory of the run; by default the recipe's `output`, by default `runs/<name>`. No other process
-                can train there meanwhile.
+            output: Directory of the run; by default the recipe's `output`, by default `runs/<name>`. No other
+                process can train there meanwhile.
             resume: Continue from its newest checkpoint.
             device: `cpu`, `cuda`, or None for the best available.
             reporters: Receivers of progress and log lines.
@@ -171,7 +171,8 @@ class Builder:
 
         Raises:
             RecipeError: The recipe is wrong.
-            CheckpointError: The directory holds another run, or its checkpoint cannot be resumed from or written.
+            CheckpointError: The directory holds another run, or its checkpoint cannot be resumed from or
+                written.
             TrainingError: Training cannot continue.
             Interrupted: A signal stopped the run.
         """
@@ -192,7 +193,10 @@ class Builder:
             return self._train(directory, resume, device, reporters, profile, verify)
 
     def claim(self, output: str | Path | None = None, *, resume: bool = False) -> Path:
-        """Return the directory of the run. Raise CheckpointError if no run can be written or started there."""
+        """Return the directory of the run.
+
+        Raise CheckpointError if no run can be written or started there.
+        """
         directory = self.run_directory(output)
         alone = os.environ.get("WORLD_SIZE", "1") == "1"  # several processes agree once they can talk
         runs.check_claimable(directory, alone=alone)
@@ -302,7 +306,7 @@ class Builder:
 
 
 def _record_data(policy: BasePolicyModel, samples: LeRobotDataset | Mixture) -> None:
-    """Record the fingerprint of the training data in a policy's config, for several robots also that of each."""
+    """Record the fingerprint of the training data in a policy's config, and that of each robot."""
     provenance = policy.content["provenance"]
     provenance["dataset"] = samples.fingerprint
     if isinstance(samples, Mixture):

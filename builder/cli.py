@@ -1,4 +1,7 @@
-"""Commands of `build-and-train` and `policysmith`. `schemas/console.py` parses the flags and validates the recipe."""
+"""Commands of `build-and-train` and `policysmith`.
+
+`schemas/console.py` parses the flags and validates the recipe.
+"""
 
 from __future__ import annotations
 
@@ -73,6 +76,9 @@ def train(args: Namespace) -> int:
         speed = f" at {result.samples_per_second:,.0f} samples/s" if result.samples_per_second else ""
         speed = speed if result.taken else " before"
         console.print(f"trained {result.steps} steps{speed}")
+        if result.first_step_seconds is not None:
+            first = f"the first step, with compilation, {result.first_step_seconds:.1f} s"
+            console.print(f"start-up took {result.startup_seconds:.1f} s and {first}")
         console.print(f"policy  {shown(run)}/{runs.POLICY}  ->  AutoModel.from_pretrained")
         if builder.recipe.sections.evaluation is not None:
             console.print(f"next    policysmith evaluate {shown(run)}")

@@ -18,7 +18,7 @@ from .planning.summary import Summary
 
 
 class PlainConsole(Console):
-    """A console that prints names, paths and values literally, without markup, emoji codes or escape sequences."""
+    """A console that prints text literally, without markup, emoji codes or escape sequences."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False)

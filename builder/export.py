@@ -34,8 +34,8 @@ def export(
         verify: Verify the files of the checkpoint against its manifest.
 
     Raises:
-        CheckpointError: The policy is missing or damaged, has no adapters to merge, or the directory is not empty or
-            cannot be written.
+        CheckpointError: The policy is missing or damaged, has no adapters to merge, or the directory is not
+            empty or cannot be written.
         WeightsError: The adapters cannot be merged.
         RecipeError: A file that the recipe imports fails.
     """
@@ -57,8 +57,8 @@ def export(
 def merge_adapters(policy: RecipePolicy) -> None:
     """Merge the low-rank adapters of a policy into its weights, and remove them from its recipe.
 
-    Its actions stay the same except for rounding, at the cost of the plain layers. Patterns of the recipe that match only
-    adapters are removed too.
+    Its actions stay the same except for rounding, at the cost of the plain layers. Patterns of the recipe
+    that match only adapters are removed too.
 
     Raises:
         CheckpointError: The policy has no adapters.

@@ -1,6 +1,7 @@
 """A hand-written policy in a recipe: `policy: {type: custom_model, hidden_dim: 256}`.
 
-Its config class defines the options and the time steps; the other sections of the recipe mean what they always mean.
+Its config class defines the options and the time steps; the other sections of the recipe mean what they
+always mean.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class Handwritten:
         self._tried: BasePolicyModel | None = None
 
     def time_steps(self) -> TimeSteps:
-        """Return the time steps that its config declares. Raise RecipeError if the recipe contradicts them."""
+        """Return the time steps that its config declares.
+
+        Raise RecipeError if the recipe contradicts them.
+        """
         loaded, config = self._loaded, self._config
         try:
             _, observations, actions = parse_transform(config)
@@ -124,7 +128,10 @@ class Handwritten:
         return policy, init.fill(policy, weights=device != "meta")
 
     def _attach(self, config: PretrainedConfig, data: DataPlan) -> list[str]:
-        """Add recipe and data to a config. Return the remarks of the recipe's transforms, or raise RecipeError."""
+        """Add recipe and data to a config.
+
+        Return the remarks of the recipe's transforms, or raise RecipeError.
+        """
         facts, remarks = _wire_transforms(self._loaded, data)
         recipe = self._loaded.resolved()
         del recipe["collator"]  # its own; the recipe must load again as it is saved
@@ -141,8 +148,8 @@ def configure(loaded: LoadedRecipe) -> PretrainedConfig:
     """Return the policy's config, filled from the recipe.
 
     Raises:
-        RecipeError: The policy or an option is unknown, a value has another type than the option's default, or the
-            policy has no collator.
+        RecipeError: The policy or an option is unknown, a value has another type than the option's default,
+            or the policy has no collator.
     """
     section = loaded.sections.policy
     assert isinstance(section, CustomPolicySection)

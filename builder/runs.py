@@ -8,7 +8,8 @@
           profile/                      the time of its steps, with `--profile`
           .lock                         held by the process that trains here
 
-The kernel releases locks when a process ends, however it ends. A file system without locks leaves runs unguarded.
+The kernel releases locks when a process ends, however it ends. A file system without locks leaves runs
+unguarded.
 """
 
 from __future__ import annotations
@@ -86,13 +87,16 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """Return the number of updates before a checkpoint, by its name, or None for a directory of another name."""
+    """Return the number of updates before a checkpoint, or None for a directory of another name."""
     named = _STEP.fullmatch(checkpoint.name)
     return int(named[1]) if named is not None else None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first. Raise CheckpointError if they cannot be listed."""
+    """Return the complete checkpoints of a run, oldest first.
+
+    Raise CheckpointError if they cannot be listed.
+    """
     folder = run / CHECKPOINTS
     try:
         found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
@@ -124,9 +128,10 @@ def point(run: Path) -> None:
 
 
 def newest(path: Path) -> Path:
-    """Return the newest checkpoint for a run's link to its policy, and repair the link; return any other path itself.
+    """Return the newest checkpoint for a run's link to its policy, and repair the link.
 
-    A process that is killed between writing a checkpoint and its link leaves an old link.
+    Return any other path itself.     A process that is killed between writing a checkpoint and its link
+    leaves an old link.
     """
     if not path.is_symlink() or path.name != POLICY or path.readlink().parent != Path(CHECKPOINTS):
         return path
@@ -139,9 +144,9 @@ def newest(path: Path) -> Path:
 
 
 def prune(run: Path, keep: int) -> str:
-    """Remove all but the newest `keep` checkpoints, except those being read, and return why one cannot be removed.
+    """Remove all but the newest `keep` checkpoints, and return the reason if one cannot be removed.
 
-    A checkpoint loses its name in one step.
+    Checkpoints being read are kept. A checkpoint loses its name in one step.
     """
     try:
         _prune(run, keep)

@@ -48,8 +48,8 @@ class SavedPolicy:
         Its run does not prune the checkpoint while the returned object is alive.
 
         Raises:
-            CheckpointError: The directory holds no policy, one that is damaged or was not made from a recipe, or, unless
-                `verify` is off, other files than its manifest lists.
+            CheckpointError: The directory holds no policy, one that is damaged or was not made from a recipe,
+                or, unless `verify` is off, other files than its manifest lists.
         """
         while (pin := runs.pin(directory := _directory(expanded(path)))) is None:
             pass  # pruned meanwhile: the run has a newer one
@@ -123,7 +123,10 @@ class SavedPolicy:
         return Robots.from_json(self.content.get("robots"), self.specs)
 
     def robot(self, embodiment: str | None) -> Robot | None:
-        """Return the robot of this name, or None for a policy of one robot. Raise SpecError for an unknown name."""
+        """Return the robot of this name, or None for a policy of one robot.
+
+        Raise SpecError for an unknown name.
+        """
         if self.robots:
             return self.robots.find(embodiment)
         if embodiment is not None:
@@ -139,7 +142,7 @@ class SavedPolicy:
         return section if embodiment is None else {**section, **section["sources"][embodiment]}
 
     def dataset_path(self, embodiment: str | None = None) -> Path:
-        """Return the directory of the demonstrations during training, or of those in the recipe if it is gone."""
+        """Return the directory of the demonstrations at training, or in the recipe if that is gone."""
         recorded = self.description.get("data", "")
         directory = Path(recorded.get(embodiment, "") if isinstance(recorded, dict) else recorded)
         if directory.is_absolute() and directory.is_dir():
@@ -188,7 +191,10 @@ class SavedPolicy:
             )
 
     def load(self, device: str = "cpu") -> BasePolicyModel:
-        """Return the policy in evaluation mode; its imports must have run. Raise CheckpointError or WeightsError."""
+        """Return the policy in evaluation mode; its imports must have run.
+
+        Raise CheckpointError or WeightsError.
+        """
         try:
             policy: Any = AutoModel.from_pretrained(self.directory, verify=False)  # `find` has verified it
         except PolicysmithError:
@@ -197,6 +203,27 @@ class SavedPolicy:
             raise misread(self.directory, error) from error
         loaded: BasePolicyModel = policy.to(device).eval()
         return loaded
+
+
+def load(
+    run_or_checkpoint: str | Path, *, device: str = "cpu", allow_imports: bool = False, verify: bool = True
+) -> BasePolicyModel:
+    """Load a trained policy, in evaluation mode.
+
+    Args:
+        run_or_checkpoint: A run, for its newest policy, or the directory of a checkpoint.
+        device: Device of the policy.
+        allow_imports: Run the files under `imports:` of its recipe, which a hand-written policy needs.
+        verify: Verify the files of the policy against its manifest.
+
+    Raises:
+        CheckpointError: The directory holds no policy, it is damaged, or imports are not allowed.
+        WeightsError: The weights do not fit the policy.
+        RecipeError: An import fails.
+    """
+    saved = SavedPolicy.find(run_or_checkpoint, verify=verify)
+    saved.run_imports(allowed=allow_imports)
+    return saved.load(device)
 
 
 def _check_sections(recipe: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def _read_base(document: Document, name: Node, above: tuple[Path, ...]) -> Node:
     if not exists(path):
         raise RecipeError([_missing(name, path)])
     base = _composed(read(path), (*above, here))
-    return _relocated(base.root, base.directory, document.directory, ())
+    return _relocated(base.root, base.directory, document.directory)
 
 
 def _missing(name: Node, path: Path) -> Diagnostic:
@@ -147,29 +147,44 @@ def merged(below: Node, above: Node) -> Node:
     return Node(above.span, entries)
 
 
-def _relocated(node: Node, old: Path, new: Path, path: KeyPath) -> Node:
+def with_absolute_paths(document: Document) -> Document:
+    """Return the document with absolute paths in place of relative ones to files that exist."""
+
+    def spell(value: str) -> str:
+        place = document.directory / expanded(value)
+        return str(place.resolve()) if exists(place) else value
+
+    return replace(document, root=_with_paths(document.root, (), lambda path, value: spell(value)))
+
+
+def _relocated(node: Node, old: Path, new: Path) -> Node:
     """Return the node with relative paths to files below `old` made relative to `new`."""
+    if os.path.realpath(old) == os.path.realpath(new):
+        return node
+
+    def move(path: KeyPath, value: str) -> str:
+        place = old / expanded(value)
+        if "${" in value or expanded(value).is_absolute() or not (path[0] == "data" or exists(place)):
+            return value
+        return str(os.path.relpath(str(place), str(new)))
+
+    return _with_paths(node, (), move)
+
+
+def _with_paths(node: Node, path: KeyPath, change: Callable[[KeyPath, str], str]) -> Node:
+    """Return the node with every value that may be a path changed."""
     if isinstance(node.content, dict):
         entries = {
-            key: Entry(entry.key, _relocated(entry.node, old, new, (*path, key)))
+            key: Entry(entry.key, _with_paths(entry.node, (*path, key), change))
             for key, entry in node.content.items()
         }
         return replace(node, content=entries)
     if isinstance(node.content, tuple):
-        items = (_relocated(item, old, new, (*path, index)) for index, item in enumerate(node.content))
+        items = (_with_paths(item, (*path, index), change) for index, item in enumerate(node.content))
         return replace(node, content=tuple(items))
-    value = node.content
-    if (
-        not isinstance(value, str)
-        or not _may_be_path(path, value)
-        or Path(os.path.realpath(old)) == Path(os.path.realpath(new))
-    ):
-        return node
-    place = old / expanded(value)
-    certain = path[0] == "data"
-    if "${" in value or expanded(value).is_absolute() or not (certain or exists(place)):
-        return node
-    return replace(node, content=str(os.path.relpath(str(place), str(new))))
+    if isinstance(node.content, str) and _may_be_path(path, node.content):
+        return replace(node, content=change(path, node.content))
+    return node
 
 
 def _may_be_path(path: KeyPath, value: str) -> bool:

@@ -10,9 +10,10 @@ import torch
 
 from policysmith.builder.data.sampler import ResumableSampler
 from policysmith.builder.policy import BasePolicyModel
-from policysmith.builder.training.batches import with_keys
-from policysmith.builder.training.optim.adamw import learning_rate, parameter_groups
-from policysmith.builder.training.seeds import mix
+from policysmith.builder.training.batches import keyed_indices
+from policysmith.builder.training.optim.groups import parameter_groups
+from policysmith.builder.training.optim.schedule import learning_rate
+from policysmith.builder.training.randomness import mix
 from policysmith.components.randomness.per_sample import SAMPLE_KEY
 from policysmith.schemas.recipe import TrainingSection
 
@@ -66,7 +67,7 @@ class Bench:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The batch of every step, in the order of this project's trainer."""
         sampler = ResumableSampler(self.size, batch_size=self.section.batch_size, seed=self.section.seed)
-        for indices, keys in with_keys(sampler):
+        for indices, keys in keyed_indices(sampler):
             yield {**self.held(indices), SAMPLE_KEY: keys.to(self.device)}
 
     def seed(self, step: int) -> None:

@@ -48,7 +48,7 @@ def evaluate(
     seed: int | None = None,
     control: Control | None = None,
     open_loop: bool = False,
-    output: Path | None = None,
+    output: str | Path | None = None,
     device: str | None = None,
     allow_imports: bool = False,
     verify: bool = True,

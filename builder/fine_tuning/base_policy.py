@@ -1,8 +1,9 @@
 """The trained policy that a new one starts from: `policy.init` of a recipe.
 
-Weights are taken by name and shape. Cameras, widths and robots may differ: tensors without a counterpart keep their
-initial values, and the report lists them. With `statistics: keep`, the numbers behind the weights come along:
-statistics, those measured between transforms, and what a head learned from its data, such as a vocabulary.
+Weights are taken by name and shape. Cameras, widths and robots may differ: tensors without a counterpart keep
+their initial values, and the report lists them. With `statistics: keep`, the numbers behind the weights come
+along: statistics, those measured between transforms, and what a head learned from its data, such as a
+vocabulary.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ StatisticsOption = Literal["keep", "recompute"]
 
 @dataclass(frozen=True)
 class KeptStatistics:
-    """Keys whose statistics stay those of the trained policy, keys with those of the data, and doubts about it."""
+    """Keys with statistics of the trained policy, keys with those of the data, and doubts."""
 
     kept: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
@@ -98,9 +99,10 @@ class BasePolicy:
         }
 
     def keep_statistics(self, data: DataPlan) -> tuple[DataPlan, KeptStatistics]:
-        """Return the data with the statistics of the saved policy, as far as they are kept, and which these are.
+        """Return the data with the statistics that stay those of the saved policy, and a list of them.
 
-        Statistics are kept for values with as many dimensions as before, unless the dimensions have other names.
+        Statistics are kept for values with as many dimensions as before, unless the dimensions have other
+        names.
         """
         kept, computed, doubts = list[str](), list[str](), list[str]()
         sources = []
@@ -134,7 +136,7 @@ class BasePolicy:
         return held if robot is None else held.get(robot, {})
 
     def kept_facts(self, recipe: Mapping[str, Any], data: DataPlan) -> dict[str, Any]:
-        """Return the facts that the saved policy's transforms and head learned from its data and that still hold.
+        """Return the facts that the saved policy learned from its data and that still hold.
 
         A transform keeps them if it and all before it are unchanged, a head if it and all transforms are.
         """
@@ -169,7 +171,10 @@ class BasePolicy:
                     raise RecipeError([loaded.diagnostic(self.place, error, code="E024 bad-weights")])
 
     def transfer(self, loaded: LoadedRecipe, policy: BasePolicyModel, *, fill: bool) -> Transfer:
-        """Return what a policy takes, and with `fill` copy it. Raise RecipeError if weights are damaged or misfit."""
+        """Return what a policy takes, and with `fill` copy it.
+
+        Raise RecipeError if weights are damaged or misfit.
+        """
         try:
             source = self._load(weights=fill)
             transfer = match_weights(source, policy, self.given)
@@ -180,7 +185,7 @@ class BasePolicy:
             raise RecipeError([loaded.diagnostic(self.place, str(error), code="E024 bad-weights")]) from error
 
     def _load(self, *, weights: bool) -> nn.Module:
-        """Return the saved policy; on the meta device if its weights are not needed and its class allows it."""
+        """Return the saved policy, if possible on the meta device unless its weights are needed."""
         self.saved.run_imports(allowed=self.allow_imports)
         if self.saved.handwritten or weights:
             if self.hub:
@@ -235,7 +240,10 @@ def _find(path: Path) -> SavedPolicy:
 
 
 def _download(name: str, patterns: list[str]) -> Path:
-    """Download the files of a policy on a hub that match the patterns. Raise CheckpointError if there are none."""
+    """Download the files of a policy on a hub that match the patterns.
+
+    Raise CheckpointError if there are none.
+    """
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=HF_HUB_OFFLINE))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The weights that a new policy begins with: its own, those of a trained policy, or those of its run's checkpoint."""
+"""Initial weights of a policy: its own, a trained policy's, or its run's checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Initialization:
     def of(
         cls, loaded: LoadedRecipe, data: DataPlan, base: BasePolicy | None, *, resumed: bool
     ) -> Initialization:
-        """Return the initialization from a base policy, if any. Raise RecipeError if their dimensions differ in order."""
+        """Return the initialization from a base policy, if any.
+
+        Raise RecipeError if their dimensions differ in order.
+        """
         if base is None:
             return cls(loaded, data, None, KeptStatistics(), resumed)
         base.refuse_other_order(loaded, data)

@@ -23,7 +23,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Transfer:
-    """Tensors that a policy takes from a trained one, tensors of another shape, and tensors of only one of the two."""
+    """Tensors that a policy takes from a trained one, and tensors that it does not."""
 
     names: Mapping[str, str]
     """Names in the trained policy, by names in the new one."""
@@ -87,7 +87,8 @@ def match_weights(source: nn.Module, policy: BasePolicyModel, given: str) -> Tra
     """Return the weights of a source that a policy can take.
 
     Raises:
-        WeightsError: No weight fits, or low-rank adapters would be lost. `given` names the source in the message.
+        WeightsError: No weight fits, or low-rank adapters would be lost. `given` names the source in the
+            message.
     """
     theirs = {name: tuple(value.shape) for name, value in source.state_dict().items()}
     transfer = _match(theirs, policy)
@@ -143,7 +144,7 @@ def _match(theirs: Mapping[str, tuple[int, ...]], policy: BasePolicyModel) -> Tr
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the options of transforms and parts, in both recipes, whose change gives weights another meaning."""
+    """Return the options in both recipes whose change gives weights another meaning."""
     found = []
     types = [[raw["type"] for raw in recipe["transforms"]] for recipe in (before, now)]
     if types[0] != types[1]:

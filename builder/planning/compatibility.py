@@ -1,4 +1,4 @@
-"""Compatibility of a policy's observations and actions with an environment or a dataset, before anything runs."""
+"""Compatibility of a policy's observations and actions with an environment or a dataset."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ STATE = "observation.state"
 class Needs:
     """Observations that a policy reads, and the size of its actions.
 
-    `cameras` maps a name to (height, width) in pixels, `vectors` a key to its size. For one of several robots, cameras
-    have the names of its dataset, and sizes are its own.
+    `cameras` maps a name to (height, width) in pixels, `vectors` a key to its size. For one of several
+    robots, cameras have the names of its dataset, and sizes are its own.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -53,7 +53,10 @@ class Needs:
 
     @property
     def image_size(self) -> int | None:
-        """Side of the square images in pixels; None without cameras. Raises SpecError if they differ or are not square."""
+        """Side of the square images in pixels; None without cameras.
+
+        Raises SpecError if they differ or are not square.
+        """
         sizes = {side for size in self.cameras.values() for side in size}
         if len(sizes) > 1:
             shown = ", ".join(f"`{name}` {h} x {w}" for name, (h, w) in self.cameras.items())
@@ -65,7 +68,7 @@ class Needs:
 
 
 def needs_of(saved: SavedPolicy, embodiment: str | None = None) -> Needs:
-    """Return what the parts of a composed policy read, or everything that a hand-written one was trained with.
+    """Return what a composed policy reads, or all training data of a hand-written one.
 
     Raises:
         SpecError: The policy is for several robots, and `embodiment` names none of them.
@@ -131,7 +134,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Reordering:
-    """Reordering of the environment's state for the policy, and of the policy's actions for it; None for no change."""
+    """Order of the environment's state for the policy, and of the policy's actions for it; None if equal."""
 
     state: tuple[int, ...] | None = None
     action: tuple[int, ...] | None = None

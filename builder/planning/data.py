@@ -1,4 +1,4 @@
-"""The plan of the data: the `data` section of a recipe checked against its dataset, or those of several robots."""
+"""The plan of the data: the `data` section of a recipe, checked against its datasets."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class _Reader:
 
 
 def _split(loaded: LoadedRecipe, source: DataSource) -> DataSource:
-    """Return the source with its episodes split, and the statistics of the training episodes. Raise RecipeError.
+    """Return the source with its episodes split, and the statistics of the training episodes.
 
     It reads all numbers, and as many images as `probe_cameras` has time for.
     """
@@ -238,7 +238,7 @@ def _disagreements(loaded: LoadedRecipe, sources: Sequence[DataSource]) -> list[
 
 
 def _other_order(loaded: LoadedRecipe, source: DataSource, other: DataSource) -> list[Diagnostic]:
-    """Return findings for two datasets with the same names in another order: one robot, recorded in two ways."""
+    """Return findings for two datasets of one robot with the same names in another order."""
     found = []
     for key, own, names in Signals.of(source.info).pairs(Signals.of(other.info)):
         if order(own, names) is not None:

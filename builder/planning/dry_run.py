@@ -1,4 +1,4 @@
-"""Dry run of a composed policy on the meta device: one training step, with every shape checked against the wiring."""
+"""Dry run of a composed policy on the meta device: one training step, its shapes checked."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def dry_run(
         filled: Names of the parameters of a policy that come from a trained one.
 
     Raises:
-        RecipeError: The name is taken, a part does not do what it published, weights files on this machine do not
-            fit, or a pattern matches nothing.
+        RecipeError: The name is taken, a part does not do what it published, weights files on this machine do
+            not fit, or a pattern matches nothing.
     """
     if reason := recipe_name_conflict(loaded.sections.name):
         raise RecipeError([loaded.diagnostic(("name",), reason, code="E007 invalid-value")])
@@ -111,7 +111,7 @@ def _remarks(plan: PolicyPlan) -> list[str]:
 
 
 def _check_collator(loaded: LoadedRecipe, policy: RecipePolicy, data: DataPlan) -> list[Diagnostic]:
-    """Return a finding if the collator refuses demonstrations, such as an instruction with too many tokens."""
+    """Return a finding if the collator refuses demonstrations, such as too long an instruction."""
     try:
         policy.collator.check(data.instructions, data.samples)
     except PolicysmithError as error:
@@ -209,7 +209,10 @@ def _defect(
 
 
 def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.Tensor:
-    """Return the loss of one training step, after sampling once. Raise RecipeError for the part that fails."""
+    """Return the loss of one training step, after sampling once.
+
+    Raise RecipeError for the part that fails.
+    """
     parts, wiring = plan.parts, plan.wiring
     batch = {k: v for key, spec in wiring.collated.items() for k, v in _blank(key, spec).items()}
     if policy.robots:

@@ -17,7 +17,7 @@ from .compatibility import Scene, check_scene, needs_of
 def environment_findings(
     loaded: LoadedRecipe, model_type: str, content: Mapping[str, Any]
 ) -> list[Diagnostic]:
-    """Return findings if the environment does not exist, or the policy that `content` describes does not fit it."""
+    """Return findings if the environment is unknown, or does not fit the policy in `content`."""
     section = loaded.sections.evaluation
     if section is None:
         return []

@@ -20,7 +20,10 @@ _MOST = 200_000  # chunks; more take memory without changing a vocabulary
 
 
 def fit_head(parts: Parts, wiring: Wiring, data: DataPlan) -> dict[str, Any]:
-    """Return the facts of the head after fitting it to the training episodes. Raise WiringError if that fails."""
+    """Return the facts of the head after fitting it to the training episodes.
+
+    Raise WiringError if that fails.
+    """
     site, head = parts.head, cast(type[ActionHead], parts.head.part)
     known: Mapping[str, Any] = wiring.facts.get(site.key, {})
     inputs = {**wiring.features, **wiring.given}
@@ -35,7 +38,7 @@ def fit_head(parts: Parts, wiring: Wiring, data: DataPlan) -> dict[str, Any]:
 
 @torch.no_grad()
 def _chunks(parts: Parts, wiring: Wiring, data: DataPlan) -> Chunks:
-    """Return transformed chunks (N, H, A) of the training episodes, evenly spaced if there are many, and their padding."""
+    """Return transformed chunks (N, H, A), evenly spaced if there are many, and their padding."""
     transforms = [
         PlacedTransform(site, wiring.into(index), wiring.facts.get(site.key, {}))
         for index, site in enumerate(parts.transforms)

@@ -65,7 +65,10 @@ class DataSource:
         return tuple(key for key, spec in self.specs.items() if spec.kind is Kind.STATE)
 
     def table(self, episodes: Sequence[int]) -> tuple[Layout, EpisodeTable]:
-        """Return metadata, and states and actions of some episodes. Raise DatasetError if they are damaged."""
+        """Return metadata, and states and actions of some episodes.
+
+        Raise DatasetError if they are damaged.
+        """
         layout = self.layout or read_layout(self.path, self.columns)
         return layout, read_table(layout, layout.choose_episodes(episodes), self.vectors)
 
@@ -145,7 +148,7 @@ class DataPlan:
         return found[None] if None in found else {str(name): path for name, path in found.items()}
 
     def numbers(self) -> Iterator[dict[str, Any]]:
-        """Yield states and actions of all training samples as the policy reads them, in batches, without images."""
+        """Yield states and actions of all training samples, in batches, as the policy reads them."""
         for source in self.sources:
             layout, table = source.table(source.training)
             for key in source.unusable:
@@ -175,7 +178,10 @@ class DataPlan:
         return DataPlan(self.time_steps, sources, specs)
 
     def open(self, split: Literal["training", "validation"]) -> LeRobotDataset | Mixture | None:
-        """Open the samples of a split, or return None if it has no episodes. Videos are decoded once and cached."""
+        """Open the samples of a split, or return None if it has no episodes.
+
+        Videos are decoded once and cached.
+        """
         datasets = [
             (source, source.open(self.time_steps, episodes))
             for source in self.sources
@@ -197,7 +203,7 @@ def recipe_time_steps(section: DataSection) -> TimeSteps:
 
 
 def common_specs(sources: Sequence[DataSource]) -> dict[str, Spec]:
-    """Return specs of the common samples of all robots: the widest vectors, images of one size, and the robot."""
+    """Return specs of the robots' common samples: widest vectors, images of one size, and the robot."""
     specs: dict[str, Spec] = {}
     for source in sources:
         for key, spec in source.specs.items():

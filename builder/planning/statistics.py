@@ -1,9 +1,9 @@
 """Statistics of transformed states and actions, for later transforms that normalize.
 
-The dataset's statistics are those of its own values. After a transform that changes them (relative actions, another
-representation of rotations), a later one needs the statistics of the values that reach it: all transforms before it
-run over the training episodes once, in evaluation mode and without images. Steps of an action chunk after the end of
-an episode do not count; of a state, only the latest step does.
+The dataset's statistics are those of its own values. After a transform that changes them (relative actions,
+another representation of rotations), a later one needs the statistics of the values that reach it: all
+transforms before it run over the training episodes once, in evaluation mode and without images. Steps of an
+action chunk after the end of an episode do not count; of a state, only the latest step does.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Return the facts of all parts, with `measured` added to those of transforms that need it.
 
-    `sites` are the collator and the transforms, or the transforms alone. It stops where they do not fit, which the
-    wiring reports. Raise WiringError for a transform that fails on numbers alone.
+    `sites` are the collator and the transforms, or the transforms alone. It stops where they do not fit,
+    which the wiring reports. Raise WiringError for a transform that fails on numbers alone.
     """
     found = dict(facts)
     specs: Specs = dict(sorted(observations.items()))
@@ -83,7 +83,7 @@ class PlacedTransform:
 def _measured(
     earlier: Sequence[PlacedTransform], keys: Collection[str], batches: Batches, robots: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Return the statistics of the keys whose values have changed, by key; for several robots, by name and key."""
+    """Return the statistics of changed values, by key; for several robots, by name and key."""
     sums: dict[str | None, dict[str, RunningStatistics]] = {}
     for given in batches():
         current = given

@@ -61,7 +61,7 @@ def try_out(policy: BasePolicyModel, data: DataPlan) -> None:
 
 
 def try_transforms(pipeline: SamplePipeline, sample: Mapping[str, Any], owner: str) -> None:
-    """Raise SpecError for a transform of a config that is random in evaluation, or changes the action irreversibly."""
+    """Raise SpecError for a transform that is random in evaluation, or irreversible for actions."""
     current: Mapping[str, Any] = pipeline.by_recipe(sample)
     for position, transform in enumerate(pipeline.own):
         called = f"transform {position} of {owner}.transform(), `{_name(transform)}`,"
@@ -86,7 +86,7 @@ def try_transforms(pipeline: SamplePipeline, sample: Mapping[str, Any], owner: s
 
 
 def _check_training(transform: Any, called: str, before: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raise SpecError for a transform that changes actions differently in training and in evaluation, noise aside."""
+    """Raise SpecError for a transform that changes actions differently in training, noise aside."""
     set_mode(transform, training=True)
     try:
         trained = []

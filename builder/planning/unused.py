@@ -1,6 +1,7 @@
 """Parameters without a gradient, at which data-parallel training fails.
 
-Examples are the pooled branch of a model whose tokens alone are read, or a norm before a head that was cut off.
+Examples are the pooled branch of a model whose tokens alone are read, or a norm before a head that was cut
+off.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 
 def unused(policy: nn.Module, loss: Tensor) -> dict[str, int]:
-    """Return the number of trainable values that `loss` does not depend on, by as few glob patterns as possible."""
+    """Return the number of trainable values without effect on `loss`, by as few patterns as possible."""
     reached = _leaves(loss)
     named = dict(policy.named_parameters())
     idle = {name for name, p in named.items() if p.requires_grad and id(p) not in reached}

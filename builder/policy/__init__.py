@@ -1,4 +1,7 @@
-"""Policies as transformers models. Saved `policy_shim.py` files import `RecipeConfig` and `RecipePolicy` from here."""
+"""Policies as transformers models.
+
+Saved `policy_shim.py` files import `RecipeConfig` and `RecipePolicy` from here.
+"""
 
 from .base import BasePolicyModel
 from .recipe_config import MODEL_TYPE, RecipeConfig

@@ -1,14 +1,15 @@
-"""`BasePolicyModel`: a `PreTrainedModel` that drives a robot. The only module that subclasses `PreTrainedModel`.
+"""`BasePolicyModel`: a `PreTrainedModel` that drives a robot.
 
-A hand-written policy subclasses it, sets `config_class`, implements `forward` and `inference`, and is registered:
+No other module subclasses `PreTrainedModel`. A hand-written policy subclasses it, sets `config_class`,
+implements `forward` and `inference`, and is registered:
 
     @BasePolicyModel.register("custom_model")
     class CustomPolicy(BasePolicyModel):
         config_class = CustomPolicyConfig
 
-It guarantees what transformers leaves to chance: `post_init` runs once, after the outermost constructor; weights set
-in a constructor survive it; a constructor may load pretrained weights; a loaded policy has every weight of the
-checkpoint and every buffer; and a save is complete or absent.
+It guarantees what transformers leaves to chance: `post_init` runs once, after the outermost constructor;
+weights set in a constructor survive it; a constructor may load pretrained weights; a loaded policy has every
+weight of the checkpoint and every buffer; and a save is complete or absent.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _UPLOAD = (
 
 
 class PolicyMeta(type):
-    """Run `post_init` after the outermost constructor, so that no subclass can forget it or run it too early."""
+    """Run `post_init` once, after the outermost constructor, whatever subclasses do."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         policy = super().__call__(*args, **kwargs)
@@ -49,15 +50,19 @@ class PolicyMeta(type):
 class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
     """Base of composed and hand-written policies.
 
-    `forward(batch)` takes one collated batch and returns `{"loss", "prediction", ...}`; `inference(batch)` returns an
-    action chunk (B, H, A); `select_action(observation)` returns the next action (A,) in the robot's units.
+    `forward(batch)` takes one collated batch and returns `{"loss", "prediction", ...}`; `inference(batch)`
+    returns an action chunk (B, H, A); `select_action(observation)` returns the next action (A,) in the
+    robot's units.
     """
 
     main_input_name = "batch"
     accepts_loss_kwargs = False
     base_model_prefix = ""
     builds_on_meta: ClassVar[bool] = False
-    """True if the constructor can run on the meta device. Hand-written ones may load weights in it, so they cannot."""
+    """True if the constructor can run on the meta device.
+
+    Hand-written ones may load weights in it, so they cannot.
+    """
     _trains: set[str]
     """Names of the parameters that the constructor leaves trainable; loading a checkpoint forgets them."""
 
@@ -66,13 +71,13 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
         super().__init__(config)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
         if "forward" in vars(cls):
             cls.forward = keywords.accepts_keywords(vars(cls)["forward"])  # type: ignore[method-assign]
 
     @classmethod
     def register(cls, name: str) -> Callable[[P], P]:
-        """Return a class decorator that registers a policy as `policy: {type: <name>}` and with the Auto classes.
+        """Return a class decorator that registers a policy for recipes and with the Auto classes.
 
         Raises:
             RegistryError: The name is taken, or the class or its config breaks the contract.
@@ -94,16 +99,12 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
             f"{type(self).__name__} must implement forward(batch) -> {{'loss', 'prediction'}}"
         )
 
-    def inference(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
-        """Return an action chunk (B, H, A) for a collated batch without actions."""
-        raise NotImplementedError(f"{type(self).__name__} must implement inference(batch) -> (B, H, A)")
-
     def loss_counts(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the number of values behind each mean in the loss of a batch, as scalars by kind of value.
 
-        If several batches make one step (several processes, or `training.accumulate`), each receives its shares computed
-        from these counts, and `forward` multiplies every mean by `share_of(batch, kind)`. With no counts, the default,
-        all batches of a step have the same weight.
+        If several batches make one step (several processes, or `training.accumulate`), each receives its
+        shares computed from these counts, and `forward` multiplies every mean by `share_of(batch, kind)`.
+        With no counts, the default, all batches of a step have the same weight.
         """
         return {}
 
@@ -142,7 +143,7 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
         self.activation_checkpointing_enable()
 
     def initialize_weights(self) -> None:
-        """Do nothing: every part has initialized its own weights, and pretrained ones must survive `post_init`.
+        """Do nothing: parts initialize their own weights, and pretrained ones must survive `post_init`.
 
         transformers would initialize again what it does not know in a model of its own, such as an adapter.
         """
@@ -165,12 +166,12 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a policy as transformers does, and verify it: weights, buffers, and what its constructor froze.
+        """Load a policy as transformers does, and verify its weights and buffers.
 
         Raises:
             WeightsError: A weight is missing, unexpected, of another shape or not finite.
-            CheckpointError: The directory holds no complete checkpoint, or, unless `verify=False`, other files than
-                its manifest lists.
+            CheckpointError: The directory holds no complete checkpoint, or, unless `verify=False`, other
+                files than its manifest lists.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         verify = kwargs.pop("verify", True)
@@ -201,7 +202,7 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
             buffer.data.copy_(twin[name])
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Return `{target: source}` of all weights declared as tied, by the policy and by any module in it."""
+        """Return `{target: source}` of all weights that the policy or a module declares as tied."""
         tied: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels)
         return {**tied, **tied_weights.declared(self)}
 
@@ -210,8 +211,8 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
     ) -> None:
         """Save the policy as transformers does, but stage it, read it back, and then move it into place.
 
-        One of several processes writes. With `push_to_hub`, the options `repo_id`, `token`, `private` and so on are those
-        of `push_to_hub()`.
+        One of several processes writes. With `push_to_hub`, the options `repo_id`, `token`, `private` and so
+        on are those of `push_to_hub()`.
 
         Raises:
             CheckpointError: The directory cannot be written, or what was written cannot be read back.

@@ -15,7 +15,10 @@ _FIELDS = ("values", "mask", "end")
 
 
 def as_entries(features: Mapping[str, Feature]) -> dict[str, Tensor]:
-    """Return features by `<backbone>.<output>` as tensors by key. Raise ValueError for one that holds more."""
+    """Return features by `<backbone>.<output>` as tensors by key.
+
+    Raise ValueError for one that holds more.
+    """
     entries = {}
     for name, feature in features.items():
         if feature.decoder is not None:

@@ -11,8 +11,9 @@ from transformers import PretrainedConfig
 
 
 def options(config: type[PretrainedConfig]) -> dict[str, Any]:
-    """Return the options of a config class with their defaults: fields, class attributes, arguments of `__init__`.
+    """Return the options of a config class with their defaults.
 
+    Options are its fields, its class attributes, and the arguments of its `__init__`.
     The default of an option without one is `inspect.Parameter.empty`.
     """
     found: dict[str, Any] = {}

@@ -29,7 +29,7 @@ class Dependencies:
         return list(self.wiring.outputs[backbone])
 
     def before_transforms(self, backbones: Sequence[str]) -> list[set[str]]:
-        """Return, for each transform, the keys before it that these backbones depend on or that it needs itself."""
+        """Return the keys before each transform that these backbones or the transform itself need."""
         stages = keys_before_transforms(self.parts, self.wiring, backbones)
         return [
             keys | {*cast(type[Transform], site.part).needs(site.config, self.wiring.into(index))}

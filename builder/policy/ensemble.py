@@ -11,7 +11,8 @@ from torch import Tensor
 class Ensemble:
     """Chunks of an episode that still reach the present, oldest first.
 
-    The action is the mean of their predictions with weights exp(-m i), i = 0 for the oldest (ACT, Zhao et al., 2023).
+    The action is the mean of their predictions with weights exp(-m i), i = 0 for the oldest (ACT, Zhao et
+    al., 2023).
     """
 
     def __init__(self) -> None:

@@ -23,7 +23,10 @@ def _visit(module: nn.Module) -> tuple[bool, bool]:
 
 
 def freeze(policy: nn.Module, patterns: list[str]) -> dict[str, int]:
-    """Stop the gradient of every parameter that matches a glob pattern. Return the number of values by pattern."""
+    """Stop the gradient of every parameter that matches a glob pattern.
+
+    Return the number of values by pattern.
+    """
     frozen = {}
     for pattern in patterns:
         matched = [p for name, p in policy.named_parameters() if fnmatch.fnmatchcase(name, pattern)]

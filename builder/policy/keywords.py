@@ -1,4 +1,4 @@
-"""Wrappers around the methods of a hand-written policy: batches as keywords, draws that follow from a generator."""
+"""Wrappers of a hand-written policy's methods: batches as keywords, draws from a generator."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 def accepts_keywords(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `forward(self, batch, ...)` so that it also takes the entries of the batch as keywords.
 
-    Its own options stay options. The wrapper has a parameter `return_loss`, which shows `transformers.Trainer` that
-    evaluation has a loss without labels.
+    Its own options stay options. The wrapper has a parameter `return_loss`, which shows
+    `transformers.Trainer` that evaluation has a loss without labels.
     """
     signature = inspect.signature(forward)
     parameters = list(signature.parameters.values())

@@ -71,7 +71,7 @@ FOREIGN = (
 
 @contextlib.contextmanager
 def guarded(source: Any, *, composed: bool) -> Iterator[None]:
-    """Turn errors of damaged weights into CheckpointError; for a `composed` policy, any error but the project's own."""
+    """Turn errors of damaged weights, for a `composed` policy all foreign errors, into CheckpointError."""
     try:
         with _bounded(source) if composed else contextlib.nullcontext():
             yield
@@ -144,7 +144,7 @@ def _weights_in(directory: Path) -> list[int]:
 
 
 def refuse_misfits(source: Any, policy: nn.Module, info: Mapping[str, Any]) -> None:
-    """Raise WeightsError for weights that the checkpoint or the model lacks, and for weights of another shape."""
+    """Raise WeightsError for missing and unexpected weights, and for those of another shape."""
     complaints = [
         f"{problem}: {_some(info[key])}"
         for key, problem in (

@@ -3,8 +3,8 @@
     manifest.json   {"format": 1, "files": {"model.safetensors": {"bytes": ..., "sha256": ...}, ...},
                      "step": ..., "recipe": ..., "data": ..., "seal": ...}
 
-The manifest is written last. `seal` is the SHA-256 of its own content. A directory without a manifest, as other
-programs write it, is accepted; one whose manifest does not match is refused.
+The manifest is written last. `seal` is the SHA-256 of its own content. A directory without a manifest, as
+other programs write it, is accepted; one whose manifest does not match is refused.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _CURE = (
 def write(directory: Path, **facts: Any) -> None:
     """Write or extend the manifest of a directory.
 
-    Nothing else may write to the directory meanwhile. Files that the present manifest lists are not read again.
-    `facts` are JSON values to store beside the files.
+    Nothing else may write to the directory meanwhile. Files that the present manifest lists are not read
+    again. `facts` are JSON values to store beside the files.
     """
     path = directory / NAME
     content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -73,7 +73,7 @@ def read(directory: Path) -> dict[str, Any] | None:
 def verify(
     directory: Path, *, without: Collection[str] = (), partial: bool = False
 ) -> Mapping[str, Any] | None:
-    """Verify the files of a directory against its manifest, and return the manifest, or None if there is none.
+    """Verify the files of a directory against its manifest, and return it, or None if it is absent.
 
     Args:
         directory: Directory of the policy.

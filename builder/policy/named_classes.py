@@ -1,7 +1,7 @@
 """Config and policy classes named after a recipe, registered with `AutoConfig` and `AutoModel`.
 
-They only add a name and defaults to `RecipeConfig` and `RecipePolicy`; checkpoints carry the static pair. The classes
-pickle by their content, so that instances reach spawned processes that never saw the recipe.
+They only add a name and defaults to `RecipeConfig` and `RecipePolicy`; checkpoints carry the static pair. The
+classes pickle by their content, so that instances reach spawned processes that never saw the recipe.
 
 A sweep builds many architectures under one name: the latest takes the name, and each keeps its classes.
 """
@@ -41,8 +41,9 @@ class NamedPolicyMeta(PolicyMeta):
 def named_classes(content: dict[str, Any]) -> Classes:
     """Return the classes for a recipe's content (the fields of `RecipeConfig`), registered under its name.
 
-    Recipes of one name and one architecture share them, whatever their data and training; `AutoConfig.for_model(name)`
-    returns the latest content. Another architecture takes the name over, which is logged.
+    Recipes of one name and one architecture share them, whatever their data and training;
+    `AutoConfig.for_model(name)` returns the latest content. Another architecture takes the name over, which
+    is logged.
 
     Raises:
         RegistryError: The name belongs to something other than a recipe.

@@ -1,4 +1,4 @@
-"""Observations of a robot, checked against those of training, and the few time steps that a policy looks back on."""
+"""Observations of a robot: checks against those of training, and a short history."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Observed:
     def admit(self, observation: Mapping[str, Any], *, windowed: bool = False) -> dict[str, Any]:
         """Return the values that the policy reads, as tensors, states in float32. Leave out all others.
 
-        Values are one time step, (3, H, W) or (S,), or `windowed`, with the time steps in front. A policy for several
-        robots needs `embodiment`, the name of one.
+        Values are one time step, (3, H, W) or (S,), or `windowed`, with the time steps in front. A policy for
+        several robots needs `embodiment`, the name of one.
 
         Raises:
-            SpecError: A value is missing, of another shape or not finite, or an image is not uint8. Broadcasting, a
-                fixed crop or a normalization would turn even these into actions.
+            SpecError: A value is missing, of another shape or not finite, or an image is not uint8.
+                Broadcasting, a fixed crop or a normalization would turn even these into actions.
         """
         admitted: dict[str, Any] = {}
         wanted = {**self.required, **self.optional}
@@ -83,7 +83,7 @@ class History:
             self._frames.popleft()
 
     def window(self, steps: Sequence[int]) -> dict[str, Any]:
-        """Return values (T, ...) at `steps`, relative to now, padded with the first time step; texts are those of now."""
+        """Return values (T, ...) at `steps` relative to now, padded with the first; texts of now."""
         now = len(self._frames) - 1
         frames = [self._frames[max(now + step, 0)] for step in steps]
         return {

@@ -39,7 +39,7 @@ class Ranges:
         self._warned: set[str] = set()
 
     def check(self, key: str, values: Tensor, help: str) -> None:
-        """Raise SpecError for values (..., D) far outside the range of training; warn once about unusual ones."""
+        """Raise SpecError for values (..., D) far outside the training range; warn once of unusual ones."""
         bounds = self._bounds.get(key)
         if bounds is None or bounds[0].shape != values.shape[-1:]:
             return

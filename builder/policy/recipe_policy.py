@@ -1,7 +1,8 @@
 """`RecipePolicy`: the policy that a recipe describes, as an ordinary transformers model.
 
-One static pair of classes carries every composed policy: `config.json` holds the resolved recipe, the dataset's specs
-and statistics, and the facts of the parts, so that a checkpoint rebuilds itself without recipe, dataset or hub.
+One static pair of classes carries every composed policy: `config.json` holds the resolved recipe, the
+dataset's specs and statistics, and the facts of the parts, so that a checkpoint rebuilds itself without
+recipe, dataset or hub.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class RecipePolicy(BasePolicyModel):
     recipe_text: str | None = None
     """The recipe as its author wrote it, comments included."""
     directory: Path | None = None
-    """Directory that relative files of the recipe start from, for a new policy; a loaded one needs no such files."""
+    """Directory that relative files of the recipe start from; a loaded policy needs none."""
 
     def __init__(self, config: RecipeConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config)
@@ -155,7 +156,10 @@ class RecipePolicy(BasePolicyModel):
         return self
 
     def load_pretrained(self, name: str) -> None:
-        """Load the pretrained weights of a backbone. For a new policy only: a checkpoint holds all weights."""
+        """Load the pretrained weights of a backbone.
+
+        For a new policy only: a checkpoint holds all weights.
+        """
         backbone = cast(Backbone, self.backbones[name])
         backbone.config = self._parts.backbones[name].resolved_config(self.directory)
         try:
@@ -167,10 +171,11 @@ class RecipePolicy(BasePolicyModel):
     def forward(
         self, batch: Batch | None = None, *, return_loss: bool = True, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Return `{"loss", terms}` for a batch with actions; also `"prediction"` (B, H, A) in evaluation mode.
+        """Return `{"loss", terms}` for a batch with actions; in evaluation also `"prediction"` (B, H, A).
 
-        In evaluation mode a batch without actions yields the prediction alone. `transformers.Trainer` passes the batch as
-        keyword arguments, which mean the same; the parameter `return_loss` shows it that evaluation has a loss.
+        In evaluation mode a batch without actions yields the prediction alone. `transformers.Trainer` passes
+        the batch as keyword arguments, which mean the same; the parameter `return_loss` shows it that
+        evaluation has a loss.
         """
         given = kwargs if batch is None else batch
         shares = shares_in(given)
@@ -320,7 +325,10 @@ class RecipePolicy(BasePolicyModel):
 
 
 def make_part(site: Site, inputs: Specs, facts: Facts) -> nn.Module:
-    """Build a part as its recipe has it, a backbone with its adapters. Raise SpecError if it cannot have them."""
+    """Build a part as its recipe has it, a backbone with its adapters.
+
+    Raise SpecError if it cannot have them.
+    """
     module: nn.Module = cast(Any, site.part)(site.config, inputs, facts)
     if isinstance(module, Backbone):
         if module.config.lora is not None:

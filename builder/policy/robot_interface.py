@@ -43,7 +43,7 @@ class RobotInterface(_Base):
 
     @property
     def content(self) -> dict[str, Any]:
-        """Record of the policy's making in its config: `recipe`, `specs`, `facts`, `statistics`, `provenance`; or empty."""
+        """Record of its making in the config: `recipe`, `specs`, `facts`, `statistics`, `provenance`."""
         return cast("dict[str, Any]", getattr(self.config, KEY, {}))
 
     @property
@@ -74,7 +74,7 @@ class RobotInterface(_Base):
 
     @property
     def ensemble(self) -> float | None:
-        """Decay of the weights that average all predictions of an action; None to run the newest chunk alone."""
+        """Decay of the weights that average all predictions of an action; None for the newest alone."""
         return cast("float | None", self._policy_section.get("ensemble"))
 
     @property
@@ -97,8 +97,8 @@ class RobotInterface(_Base):
     def observed(self) -> Observed:
         """Observations that the policy reads.
 
-        Only the collator of a hand-written policy knows them, so they are all images and states of its training data,
-        and texts where they are given.
+        Only the collator of a hand-written policy knows them, so they are all images and states of its
+        training data, and texts where they are given.
         """
         specs = self.pipeline.specs
         texts = {key: spec for key, spec in specs.items() if spec.kind is Kind.TEXT}
@@ -110,6 +110,10 @@ class RobotInterface(_Base):
     def robots(self) -> Robots:
         """Robots that the policy is for; empty if its data does not tell them apart."""
         return Robots.from_json(self.content.get("robots"), self.pipeline.specs)
+
+    def inference(self, batch: Mapping[str, Any], **kwargs: Any) -> Tensor:
+        """Return an action chunk (B, H, A) for a collated batch without actions."""
+        raise NotImplementedError(f"{type(self).__name__} must implement inference(batch) -> (B, H, A)")
 
     def reset(self) -> None:
         """Forget the running chunk and the observation history: a new episode begins."""
@@ -127,19 +131,21 @@ class RobotInterface(_Base):
     ) -> Tensor:
         """Return the next action (A,) in the robot's units.
 
-        The policy looks at the scene once every `execute` steps and runs the chunk in between, or averages overlapping
-        chunks.
+        The policy looks at the scene once every `execute` steps and runs the chunk in between, or averages
+        overlapping chunks.
 
         Args:
-            observation: One time step: `observation.images.<camera>` (3, H, W) uint8, `observation.state` (S,), `task`
-                str. Keys that the policy does not read are ignored. A policy for several robots also needs
-                `embodiment`, the name of the robot it drives; states and the action are then as wide as that robot's own.
+            observation: One time step: `observation.images.<camera>` (3, H, W) uint8, `observation.state`
+                (S,), `task` str. Keys that the policy does not read are ignored. A policy for several robots
+                also needs `embodiment`, the name of the robot it drives; states and the action are then as
+                wide as that robot's own.
             generator: Source of all random numbers; None draws from torch's own generator.
-            clamp: Clamp the action to the range of the training episodes, dimension by dimension. Evaluation never does.
+            clamp: Clamp the action to the range of the training episodes, dimension by dimension. Evaluation
+                never does.
 
         Raises:
-            SpecError: The observation is unlike those of training, or it or the action holds values that are not finite
-                or absurd beside those of training.
+            SpecError: The observation is unlike those of training, or it or the action holds values that are
+                not finite or absurd beside those of training.
         """
         if not isinstance(clamp, bool):
             raise TypeError(f"clamp must be True or False, not {clamp!r}")
@@ -161,7 +167,7 @@ class RobotInterface(_Base):
         return self._queue.popleft()
 
     def chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
-        """Return the action chunk (H, A) in the robot's units for one observation with its history, values (T, ...).
+        """Return the action chunk (H, A) in the robot's units for an observation with history, (T, ...).
 
         Raises:
             SpecError: The observation is unlike those of training.
@@ -194,9 +200,10 @@ class RobotInterface(_Base):
     def predict(
         self, samples: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return action chunks (B, H, A) in the robot's units for samples, values (T, ...), of training or deployment.
+        """Return action chunks (B, H, A) in the robot's units for samples with values (T, ...).
 
-        A collator may ask for `action`, which only training has: it gets NaN, so that a policy that uses it is found out.
+        A collator may ask for `action`, which only training has: it gets NaN, so that a policy that uses it
+        is found out.
 
         Raises:
             SpecError: A sample lacks what the policy reads, or the policy returns a chunk of another shape.

@@ -1,7 +1,7 @@
-"""Transforms of a sample on its way into a hand-written policy: those of the recipe, then those of its config.
+"""Transforms of samples for a hand-written policy: those of the recipe, then those of its config.
 
-A composed policy transforms whole batches inside the model. A hand-written one has its own collator, so its samples
-are transformed one by one before it, and predicted actions are mapped back the same way.
+A composed policy transforms whole batches inside the model. A hand-written one has its own collator, so its
+samples are transformed one by one before it, and predicted actions are mapped back the same way.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SamplePipeline:
         return chunk_size(self._transformed)
 
     def __call__(self, sample: Mapping[str, Any], key: int | None = None) -> dict[str, Any]:
-        """Transform a sample, values (T, ...); for training draw by its `key`, for evaluation draw nothing."""
+        """Transform a sample with values (T, ...); draw by its `key` in training, nothing in evaluation."""
         current: Mapping[str, Any] = self.by_recipe(sample, key)
         for own in self.own:
             set_mode(own, training=key is not None)
@@ -102,7 +102,7 @@ class SamplePipeline:
 
 
 def set_mode(transform: Any, *, training: bool) -> None:
-    """Set a transform of a config, and those inside it, to training or evaluation mode, as far as they have modes."""
+    """Set the mode of a transform of a config, and of those inside it, as far as they have one."""
     mode = getattr(transform, "train" if training else "eval", None)
     if callable(mode):
         mode()
@@ -115,8 +115,8 @@ def parse_transform(config: PretrainedConfig) -> tuple[list[SampleTransform], li
     """Return what `transform()` of a hand-written config returns, checked and in one form.
 
     Returns:
-        A list of transforms, the time steps of the observations relative to the latest of them, and the time steps
-        of the actions relative to it.
+        A list of transforms, the time steps of the observations relative to the latest of them, and the time
+        steps of the actions relative to it.
 
     Raises:
         SpecError: It returns something else, or action steps that are not consecutive.
@@ -155,7 +155,8 @@ def parse_transform(config: PretrainedConfig) -> tuple[list[SampleTransform], li
 class TransformedDataset(Dataset[dict[str, Any]]):
     """A dataset whose samples pass through a pipeline, indexed by `index`, or by `(index, key)` for training.
 
-    With a key, all random numbers follow from it, also in transforms of the config that draw from torch's generator.
+    With a key, all random numbers follow from it, also in transforms of the config that draw from torch's
+    generator.
     """
 
     def __init__(self, dataset: Dataset[dict[str, Any]], pipeline: SamplePipeline) -> None:

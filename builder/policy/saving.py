@@ -1,7 +1,8 @@
 """Crash-safe saving: a directory holds a whole policy, or nothing that could be taken for one.
 
-A directory that holds nothing else is replaced in one step. In any other, such as the working directory, files are
-replaced one by one; config.json, without which there is no policy, is removed first and written last.
+A directory that holds nothing else is replaced in one step. In any other, such as the working directory,
+files are replaced one by one; config.json, without which there is no policy, is removed first and written
+last.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Provide a directory whose files replace those in `target` if the block succeeds, and vanish if it fails.
+    """Provide a directory whose files replace those in `target` if the block succeeds.
 
-    They replace it in one step if `target` is new, empty, or holds only a former checkpoint. Otherwise (also for a
-    mount point, the working directory, or a parent that is read-only) they replace it file by file: other files stay
-    untouched, and config.json is absent while old and new files are mixed.
+    They replace it in one step if `target` is new, empty, or holds only a former checkpoint. Otherwise (also
+    for a mount point, the working directory, or a parent that is read-only) they replace it file by file:
+    other files stay untouched, and config.json is absent while old and new files are mixed.
 
     Raises:
         CheckpointError: Something cannot be written, there or in the block.
@@ -99,7 +100,7 @@ def _staged(target: Path) -> Iterator[Path]:
 
 
 def _replaceable(target: Path) -> bool:
-    """Return whether another directory can take the place of `target` without loss, or a process left in a deleted one."""
+    """Return whether replacing `target` loses nothing and leaves no process in a deleted directory."""
     with contextlib.suppress(FileNotFoundError):
         if Path.cwd().is_relative_to(target):
             return False
@@ -135,7 +136,7 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _staging(target: Path) -> Path:
-    """Return a free directory name beside `target`, and remove what dead processes of this machine left there."""
+    """Return a free directory name beside `target`, and remove leftovers of dead processes."""
     stem = f".{target.name}{_STAGING}{platform.node()}-"
     for left in target.parent.glob(f"{glob.escape(stem)}*"):
         owner = left.name.removeprefix(stem)

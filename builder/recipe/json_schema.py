@@ -1,8 +1,8 @@
 """The JSON Schema of recipes, generated from the pydantic models that validate them.
 
-`policysmith schema --write` writes it to `schemas/recipe.v1.json`, for the command line and for editors. A choice by
-`type` becomes an `enum` and one `if`/`then` for each, because editors and validators explain those well and `oneOf`
-badly.
+`policysmith schema --write` writes it to `schemas/recipe.v1.json`, for the command line and for editors. A
+choice by `type` becomes an `enum` and one `if`/`then` for each, because editors and validators explain those
+well and `oneOf` badly.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def model_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON Schema of a section or of a part's `Config`; its only references are to kinds of parts."""
+    """Return the JSON Schema of a section or of a part's `Config`, with references to kinds of parts."""
     raw = model.model_json_schema(schema_generator=_Generator)
     return _tidy(raw, raw.pop("$defs", {}))
 
@@ -72,7 +72,7 @@ def write_schema(path: Path = SCHEMA_FILE) -> bool:
 
 
 def _tidy(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema with references inlined, titles dropped, and unions in a form that is easy to explain."""
+    """Return a schema with inlined references, without titles, and with unions that are easy to explain."""
     schema = dict(schema)
     if (reference := schema.pop("$ref", None)) is not None:
         schema = {**definitions[reference.removeprefix("#/$defs/")], **schema}

@@ -64,7 +64,7 @@ class LoadedRecipe:
         related: Sequence[tuple[KeyPath, str]] = (),
         notes: Sequence[str] = (),
     ) -> Diagnostic:
-        """Return a finding about the part or value at `path`; the `field` of a SpecError is looked up below it."""
+        """Return a finding about the part or value at `path`, or at the `field` of a SpecError below it."""
         return located(self.document, path, error, code=code, related=related, notes=notes)
 
 

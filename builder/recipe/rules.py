@@ -130,7 +130,7 @@ def past_actions(loaded: LoadedRecipe) -> list[Diagnostic]:
 
 
 def chunk_use(loaded: LoadedRecipe, steps: TimeSteps) -> list[Diagnostic]:
-    """Return findings if a chunk has fewer actions than are executed, or too many to average their predictions."""
+    """Return findings if a chunk is shorter than `execute`, or if `ensemble` has nothing to average."""
     policy, horizon, past = loaded.sections.policy, len(steps.actions), steps.past_actions
     found = []
     if policy.execute is not None and policy.execute > horizon - past:
@@ -158,7 +158,7 @@ def chunk_use(loaded: LoadedRecipe, steps: TimeSteps) -> list[Diagnostic]:
 
 
 def declared_steps(loaded: LoadedRecipe, steps: TimeSteps, owner: str) -> list[Diagnostic]:
-    """Return findings where `data` contradicts the time steps that the config of a hand-written policy declares."""
+    """Return findings where `data` contradicts the time steps of a hand-written policy's config."""
     data = loaded.sections.data
     declared = {
         "horizon": len(steps.actions),

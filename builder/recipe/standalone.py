@@ -26,8 +26,8 @@ _HEADER = re.compile(r"^(#\s*yaml-language-server:\s*\$schema=)(\S+)", re.MULTIL
 def standalone(document: Document, *, located: bool) -> str:
     """Return the author's text with the overrides in place, comments kept.
 
-    With `located`, paths that exist relative to the recipe become absolute, that of the JSON Schema included. If the text
-    cannot be changed in place, as with aliases, write it again without comments.
+    With `located`, paths that exist relative to the recipe become absolute, that of the JSON Schema included.
+    If the text cannot be changed in place, as with aliases, write it again without comments.
     """
     wanted = _located(document.value, document.directory) if located else document.value
     text = document.root.span.source.text

@@ -152,7 +152,7 @@ def _short(document: Document, path: KeyPath) -> Span:
 
 
 def _below(document: Document, path: KeyPath, field: str) -> KeyPath:
-    """Return the steps of a dotted option below a part, as far as the recipe has them; keys may contain dots."""
+    """Return the steps of a dotted option below a part that the recipe has; keys may contain dots."""
     value: Any = document.value
     for step in path:
         value = value[step] if _has(value, step) else None

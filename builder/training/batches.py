@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...components.randomness.per_sample import SAMPLE_KEY
 from ..data.sampler import MixtureSampler, ResumableSampler
-from .frozen.table import Rows
-from .seeds import sample_keys
+from .randomness import sample_keys
 
 Collate = Callable[[Sequence[Any]], Any]
 Order = ResumableSampler | MixtureSampler
+Batches = Generator[dict[str, Any], None, None]
 
 
-def loaded(
+def loaded_batches(
     dataset: Dataset[Any],
     order: Order,
     collate: Collate,
@@ -29,15 +29,16 @@ def loaded(
     keyed: bool,
     workers: int,
     device: torch.device,
-) -> Iterator[dict[str, Any]]:
-    """Batches that a loader makes of samples, with their keys; a `keyed` dataset, indexed by `(index, key)`, has used them.
+) -> Batches:
+    """Yield batches that a loader makes of samples, with their keys.
 
-    Each `accumulate` batches in a row are of one step.
+    Every `accumulate` batches in a row are of one step. A `keyed` dataset is indexed by `(index, key)` and uses the keys
+    itself, so its batches do not hold them.
     """
-    drawn = _Drawn(order, accumulate, keyed)
+    sampler = _KeyedSampler(order, accumulate, keyed)
     loader = DataLoader(
         dataset,
-        batch_sampler=drawn,
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=device.type == "cuda",
@@ -45,14 +46,14 @@ def loaded(
         worker_init_fn=_outlive_signals,
     )
     return on_device(
-        loader if keyed else (_with(drawn.keys.popleft(), batch, device) for batch in loader), device
+        loader if keyed else (_with_keys(sampler.keys.popleft(), batch, device) for batch in loader), device
     )
 
 
 def _outlive_signals(worker: int) -> None:
-    """Go on under signals to the whole process group, so that the run can take its last step and save.
+    """Ignore signals to the whole process group, so that the run can take its last step and save.
 
-    A worker ends with the run. Where it cannot, and is told to, it still ends after a minute.
+    A worker ends with the run. If it cannot, and is terminated, it still ends after a minute.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):
@@ -60,24 +61,26 @@ def _outlive_signals(worker: int) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(60) and None)
 
 
-def stored(rows: Rows, order: Order, device: torch.device, *, accumulate: int) -> Iterator[dict[str, Any]]:
-    """Batches that lie ready in a table, with the keys of their samples."""
-    drawn = (_with(keys, rows.batch(indices), device) for indices, keys in with_keys(order, accumulate))
+def stored_batches(
+    read: Callable[[Sequence[int]], dict[str, Tensor]], order: Order, device: torch.device, *, accumulate: int
+) -> Batches:
+    """Yield batches that `read` takes from a table by the indices of samples, with their keys."""
+    batches = (_with_keys(keys, read(indices), device) for indices, keys in keyed_indices(order, accumulate))
     if device.type != "cuda":
-        return drawn
+        return batches
     return on_device(
-        ({key: x if x.is_cuda else x.pin_memory() for key, x in batch.items()} for batch in drawn), device
+        ({key: x if x.is_cuda else x.pin_memory() for key, x in batch.items()} for batch in batches), device
     )
 
 
-def with_keys(order: Order, accumulate: int = 1) -> Iterator[tuple[list[int], Tensor]]:
-    """Indices and keys (B,) of the samples of each batch. The keys of a step do not tell how it is cut into batches."""
+def keyed_indices(order: Order, accumulate: int = 1) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield the indices and keys (B,) of the samples of each batch; keys depend on the step, not on how it is cut."""
     for position, indices in enumerate(order, order.start_step):
         yield indices, sample_keys(order.seed, position // accumulate, indices)
 
 
-def on_device(source: Iterable[Any], device: torch.device) -> Iterator[dict[str, Any]]:
-    """The batches on a device; a GPU copies each while it still computes with the ones before."""
+def on_device(source: Iterable[Any], device: torch.device) -> Batches:
+    """Yield the batches on a device; a GPU copies each while it still computes with the one before."""
     if device.type != "cuda":
         for batch in source:
             yield to_device(batch, device)
@@ -90,24 +93,24 @@ def on_device(source: Iterable[Any], device: torch.device) -> Iterator[dict[str,
         computes.wait_stream(copies)
         for key, value in moved.items():
             if isinstance(value, Tensor) and value is not batch[key]:
-                value.record_stream(computes)  # its memory is free for other copies only after that
+                value.record_stream(computes)  # only after that is its memory free for other copies
         yield moved
 
 
 def to_device(batch: Any, device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on a device, copied without waiting."""
+    """Return the batch with its tensors on a device, copied without waiting."""
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-class _Drawn(Sampler[Any]):
-    """The order's batches, whose keys wait for a loader to be done with them; `keyed`, they are `(index, key)` pairs."""
+class _KeyedSampler(Sampler[Any]):
+    """The batches of an order, as `(index, key)` pairs if `keyed`; otherwise their keys are queued in `keys`."""
 
     def __init__(self, order: Order, accumulate: int, keyed: bool) -> None:
         self._order, self._accumulate, self._keyed = order, accumulate, keyed
         self.keys: deque[Tensor] = deque()
 
     def __iter__(self) -> Iterator[list[Any]]:
-        for indices, keys in with_keys(self._order, self._accumulate):
+        for indices, keys in keyed_indices(self._order, self._accumulate):
             if self._keyed:
                 yield list(zip(indices, keys.tolist(), strict=True))
             else:
@@ -115,5 +118,5 @@ class _Drawn(Sampler[Any]):
                 yield indices
 
 
-def _with(keys: Tensor, batch: Any, device: torch.device) -> dict[str, Any]:
+def _with_keys(keys: Tensor, batch: Any, device: torch.device) -> dict[str, Any]:
     return {**batch, SAMPLE_KEY: keys.pin_memory() if device.type == "cuda" else keys}

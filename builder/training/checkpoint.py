@@ -2,11 +2,11 @@
 
     checkpoints/step-00002000/
         config.json, model.safetensors, recipe.lock.yaml, policy_shim.py     the policy (averaged weights, if any)
-        training.pt                                                          what only `--resume` needs
+        training.pt                                                          moments, averages and step, for `--resume`
         manifest.json                                                        SHA-256 of all of them, and the step
 
-A checkpoint appears whole, by one rename, after it was read back. Killing the process at any moment leaves the
-former ones as they were.
+A checkpoint appears whole, by one rename, after it was read back. Killing the process at any moment leaves the earlier ones
+untouched.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run must share with a checkpoint to resume from it."""
+    """Properties that a run must share with a checkpoint to resume from it."""
 
     recipe: dict[str, Any]
     """The resolved recipe."""
     data: str
     """Fingerprint of the dataset as it is used."""
     world_size: int
-    """Processes."""
+    """Number of processes."""
 
     def facts(self, step: int) -> dict[str, Any]:
-        """The same for the manifest of the checkpoint after `step` updates."""
+        """Return the entries of the manifest of the checkpoint after `step` updates."""
         text = json.dumps(self.recipe, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
         return {"step": step, "recipe": digest, "data": self.data, "world_size": self.world_size}
@@ -63,8 +63,10 @@ def save(
 ) -> Path:
     """Write the checkpoint after `step` updates and point `<run>/policy` at it.
 
-    All processes of a run call it, so that what is spread over them comes together; one of them `writes`. Raises
-    CheckpointError where the checkpoint cannot be written, which leaves those before it as they are.
+    All processes of a run call it, so that sharded tensors are gathered; one of them `writes`.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be written; earlier ones stay untouched.
     """
     target = checkpoint_path(run, step)
     state: dict[str, Any] = whole(
@@ -81,7 +83,7 @@ def save(
         if not writes:
             return target
         if not run.is_dir():
-            log.warning("%s was removed while the run went on; it is made again for the checkpoint", run)
+            log.warning("%s was removed during the run; it is created again for the checkpoint", run)
         with saving.staged(target) as directory:
             policy.save_pretrained(directory, state_dict=weights)
             _write(state, directory / STATE)
@@ -98,11 +100,11 @@ def save(
 
 
 def _write(state: Mapping[str, Any], path: Path) -> None:
-    """Raises OSError, also where torch has another error for a disk that is full."""
+    """Save the state. Raise OSError, also where torch has another error for a full disk."""
     try:
         torch.save(state, path)
     except RuntimeError as error:
-        with path.open("ab") as file:  # raises what the reason is, as long as nothing is freed
+        with path.open("ab") as file:  # raises the true reason, as long as nothing is freed
             file.write(bytes(1 << 20))
         raise OSError(f"{STATE}: {str(error).splitlines()[0]}") from error
 
@@ -116,11 +118,12 @@ def restore(
     *,
     verify: bool = True,
 ) -> tuple[int, list[str]]:
-    """Continue where a checkpoint left off; gives the number of updates made, and notes on what goes on otherwise.
+    """Restore a run from a checkpoint; return the number of updates made, and notes on changes.
 
-    Nothing is changed before everything in the checkpoint was checked.
+    Nothing changes before everything in the checkpoint is checked.
 
-    Raises CheckpointError for a checkpoint that is damaged, of files that do not belong together, or of another run.
+    Raises:
+        CheckpointError: for a checkpoint that is damaged, has files that do not belong together, or is of another run.
     """
     facts = manifest.verify(checkpoint) if verify else None
     state = states.load(checkpoint)
@@ -143,13 +146,27 @@ def restore(
 
 
 FREE = (
-    "output", "evaluation", "meta", "imports", "data.path", "data.sources.*.path",
-    "training.steps", "training.log_every", "training.save_every", "training.save_minutes",
-    "training.timeout_minutes", "training.keep", "training.workers",
-    "training.cache", "training.compile", "training.cuda_graph", "training.sharding", "training.float8",
+    "output",
+    "evaluation",
+    "meta",
+    "imports",
+    "data.path",
+    "data.sources.*.path",
+    "training.steps",
+    "training.log_every",
+    "training.save_every",
+    "training.save_minutes",
+    "training.timeout_minutes",
+    "training.keep",
+    "training.workers",
+    "training.cache",
+    "training.compile",
+    "training.cuda_graph",
+    "training.sharding",
+    "training.float8",
     "training.optimizer.states",
-)  # fmt: skip
-"""Keys of the recipe that a resumed run may change. The data itself is compared by its content."""
+)
+"""Keys of the recipe that a resumed run may change; the data is compared by content."""
 
 
 def _compare(checkpoint: Path, saved: Mapping[str, Any], identity: Identity) -> None:
@@ -186,7 +203,7 @@ def _is_free(key: str) -> bool:
 
 
 def _notes(state: Mapping[str, Any], identity: Identity) -> list[str]:
-    """A note where the course of the learning rate changes. Raises CheckpointError where no step is left by far."""
+    """Return a note if the course of the learning rate changes. Raise CheckpointError if more steps are done than asked for."""
     before, now = state["identity"]["recipe"]["training"]["steps"], identity.recipe["training"]["steps"]
     if now == before:
         return []
@@ -196,11 +213,11 @@ def _notes(state: Mapping[str, Any], identity: Identity) -> list[str]:
             "earlier checkpoint"
         )
     schedule = identity.recipe["training"]["schedule"]["type"]
-    told = f"`training.steps` was {before} and is {now}"
+    change = f"`training.steps` was {before} and is {now}"
     if schedule == "constant":
-        return [f"{told}: the rate stays"]
+        return [f"{change}: the rate stays"]
     course = f"the rate follows the {schedule} schedule of {now} steps, while those before followed that of {before}"
-    return [f"{told}: from step {state['step']} on {course}"]
+    return [f"{change}: from step {state['step']} on {course}"]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run is made of, and where it ends."""
+"""The inputs of a run, and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .batches import Collate, Order
 
 @dataclass(frozen=True)
 class Job:
-    """All that a run is made of."""
+    """The inputs of a run."""
 
     policy: BasePolicyModel
     dataset: Dataset[Any]
@@ -28,23 +28,23 @@ class Job:
     recipe: dict[str, Any]
     """The resolved recipe, for the identity of the run."""
     fingerprint: str
-    """Of the dataset as it is used."""
+    """Fingerprint of the dataset as it is used."""
     validation: Dataset[Any] | None = None
     keyed: bool = False
-    """Whether the dataset is indexed by `(index, key)`, to draw its augmentation by the sample's key."""
+    """True for a dataset that is indexed by `(index, key)`, to draw its augmentation by the sample's key."""
     profile: bool = False
-    """Whether to look where the time of the first steps goes."""
+    """True to measure how the time of the first steps is spent."""
     notes: Sequence[str] = ()
-    """Notes for a person before the first step."""
+    """Lines to show before the first step."""
     verify: bool = True
-    """True to hold a checkpoint to resume from against its manifest."""
+    """True to verify a checkpoint against its manifest before resuming from it."""
     shares: Sequence[tuple[int, float]] | None = None
-    """Size and weight of each of several datasets that are drawn from by weight; the dataset has them end to end."""
+    """Size and weight of each dataset of a mixture; `dataset` holds them end to end."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Where training ended."""
+    """The result of a run."""
 
     policy: BasePolicyModel
     checkpoint: Path
@@ -52,13 +52,17 @@ class Result:
     taken: int
     """Steps that this call took."""
     loss: float
-    """Mean over the last log interval; NaN where no step was left to take."""
+    """Mean over the last log interval; NaN if no step was left to take."""
     samples_per_second: float | None
-    """Speed of training alone, after the first step; None where no other was taken."""
+    """Speed of the steps after the first; None if no other was taken."""
+    startup_seconds: float = 0.0
+    """Time from the start of training to the first step."""
+    first_step_seconds: float | None = None
+    """Time of the first step, which compiles; None if no step was left to take."""
 
 
 def order_of(job: Job, accelerator: Accelerator, step: int) -> Order:
-    """The samples of this process, batch by batch, from a step on."""
+    """Return the order of this process's samples, batch by batch, from a step on."""
     section = job.section
     place: dict[str, int] = {
         "batch_size": section.batch_size,

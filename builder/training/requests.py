@@ -11,17 +11,18 @@ from accelerate import Accelerator
 
 from ...schemas.interrupts import Signals
 from ...schemas.recipe import TrainingSection
-from .monitoring.meter import Arriving, Health
+from .monitoring.health import Health
+from .monitoring.readback import Readback
 
 EVERY, LATER = 4, 2
-"""Steps of several GPUs between looks at what processes asked for, and steps after which a look is read."""
+"""Steps of several GPUs between readbacks of requests, and steps after which a readback is read."""
 
 
 class Requests:
-    """Lets all processes of a run stop and save after the same steps.
+    """Requests that all processes of a run meet after the same step.
 
-    A process alone does so after the step in which it is asked. Of several, each may be sent the signal, and the main
-    one has the clock; they tell each other with the flag of losses that are not finite, which goes round in every step.
+    A single process meets a request after the step in which it comes. If there are several, any of them may receive a signal,
+    and the main process has the clock; the flags of `Health` pass requests on with every step.
     """
 
     def __init__(
@@ -30,40 +31,40 @@ class Requests:
         self._signals, self._health = signals, health
         minutes = section.save_minutes if section.save_every is None and accelerator.is_main_process else None
         self._seconds = float("inf") if minutes is None else 60.0 * minutes
-        """After the last checkpoint, until the next is due."""
+        """Time from one checkpoint to the next."""
         self._several = accelerator.num_processes > 1
         self._last = time.monotonic()
-        self._seen: deque[tuple[int, Arriving]] = deque()
+        self._readbacks: deque[tuple[int, Readback]] = deque()
 
-    def tell(self) -> None:
-        """Before an update: let other processes know what this one is asked for."""
+    def publish(self) -> None:
+        """Pass the requests of this process on, before an update."""
         if self._several:
-            self._health.ask(stop=self._signals.received or 0, save=self._due())
+            self._health.request(stop=self._signals.received or 0, save=self._save_is_due())
 
     def after(self, step: int) -> tuple[int, bool]:
-        """After this many updates: the signal to stop for, or 0, and whether to save. The same for all processes."""
+        """Return the signal to stop for, or 0, and whether to save, after an update; the same in all processes."""
         if not self._several:
-            return self._signals.received or 0, self._due()
-        gpu = self._health.asked.is_cuda
-        if not gpu or step % EVERY == 0:
-            flags = dict(zip(("stop", "save"), self._health.asked, strict=True))
-            self._seen.append((step, Arriving(flags, self._health.asked.device)))
-        if not self._seen or self._seen[0][0] + (LATER if gpu else 0) > step:
+            return self._signals.received or 0, self._save_is_due()
+        requests = self._health.requests
+        if not requests.is_cuda or step % EVERY == 0:
+            flags = dict(zip(("stop", "save"), requests, strict=True))
+            self._readbacks.append((step, Readback(flags, requests.device)))
+        if not self._readbacks or self._readbacks[0][0] + (LATER if requests.is_cuda else 0) > step:
             return 0, False
-        found = self._seen.popleft()[1].read()
+        found = self._readbacks.popleft()[1].read()
         return int(found["stop"]), bool(found["save"])
 
     def saved(self) -> None:
-        """A checkpoint was written, by all processes."""
+        """Note that all processes wrote a checkpoint."""
         self._last = time.monotonic()
-        self._seen.clear()
-        self._health.answered()
+        self._readbacks.clear()
+        self._health.clear_save_request()
 
-    def _due(self) -> bool:
+    def _save_is_due(self) -> bool:
         return time.monotonic() - self._last >= self._seconds
 
 
-def farewell(number: int, step: int, steps: int, saved: Path) -> str:
+def stopped_message(number: int, step: int, steps: int, saved: Path) -> str:
     """Return the message of a run that a signal stops."""
     name = signal.Signals(number).name
     return f"stopped by {name} after step {step} of {steps}; `--resume` goes on from {saved}"

@@ -1,4 +1,4 @@
-"""The state of training on disk, checked against the run that takes it over before anything of it is used."""
+"""The state of training in a checkpoint, checked against the run before any of it is used."""
 
 from __future__ import annotations
 
@@ -20,23 +20,37 @@ from .optim.ema import WeightAverage
 _KEYS = {"step", "optimizer", "average", "weights", "identity"}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _UNREADABLE = (
-    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError, MemoryError,
-    NameError, OSError, RuntimeError, TypeError, ValueError, pickle.PickleError, zipfile.BadZipFile,
-)  # fmt: skip
-"""Errors of torch for bytes that hold no state."""
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.PickleError,
+    zipfile.BadZipFile,
+)
+"""Errors of torch for bytes that are not a state."""
 
 
 def damaged(checkpoint: Path, how: str) -> CheckpointError:
-    """The error for a state that does not fit."""
+    """Return the error for a state that does not fit."""
     return CheckpointError(
         f"{checkpoint / STATE} is damaged ({how}); remove {checkpoint} to resume from the one before"
     )
 
 
 def load(checkpoint: Path) -> dict[str, Any]:
-    """The state of training in a checkpoint, with the keys and kinds of values that it must have.
+    """Load the state of training in a checkpoint, and check its keys and kinds of values.
 
-    Raises CheckpointError where it is missing or damaged.
+    Raises:
+        CheckpointError: if it is missing or damaged.
     """
     path = checkpoint / STATE
     if not path.exists():
@@ -58,7 +72,7 @@ def load(checkpoint: Path) -> dict[str, Any]:
         or type(identity.get("world_size")) is not int
         or not _is_recipe(identity.get("recipe"))
     ):
-        raise damaged(checkpoint, "it does not say which run it is of")
+        raise damaged(checkpoint, "it does not name its run")
     return state
 
 
@@ -69,7 +83,7 @@ def check(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
 ) -> None:
-    """Raises CheckpointError unless moments and averages are those of the policy's weights: by name, shape, dtype and value."""
+    """Raise CheckpointError unless moments and averages fit the policy's weights by name, shape, dtype and value."""
     try:
         _check_groups(state["optimizer"], optimizer)
         _check_moments(state["optimizer"]["state"], optimizer, state["step"])
@@ -79,17 +93,17 @@ def check(
 
 
 def check_weights(checkpoint: Path, weights: Mapping[str, Tensor], policy: nn.Module) -> None:
-    """Raises CheckpointError for weights of another type than those that the run trains."""
+    """Raise CheckpointError for weights of another dtype than the run's."""
     for name, value in policy.state_dict().items():
         if name in weights and weights[name].dtype != value.dtype:
             raise CheckpointError(
-                f"{checkpoint}: `{name}` is {_called(weights[name].dtype)} there and {_called(value.dtype)} in the run; "
+                f"{checkpoint}: `{name}` is {_name(weights[name].dtype)} there and {_name(value.dtype)} in the run; "
                 "use another checkpoint of the run"
             )
 
 
 class _MisfitError(Exception):
-    """A misfit between a state and the policy or optimizer it is for."""
+    """Raised when a state does not fit the policy or the optimizer."""
 
 
 def _check_groups(held: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -109,7 +123,7 @@ def _check_groups(held: Any, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _groups_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The groups as a state has them, without bringing together what is spread over processes."""
+    """Return the groups as a state dict holds them, without gathering sharded tensors."""
     found, start = [], 0
     for group in optimizer.param_groups:
         count = len(group["params"])
@@ -141,7 +155,7 @@ def _check_count(name: str, count: Any, steps: int) -> None:
     number = count
     if isinstance(count, Tensor):
         if count.layout != torch.strided or count.numel() != 1 or count.is_complex():
-            raise _MisfitError(f"the step of `{name}` is no number")
+            raise _MisfitError(f"the step of `{name}` is not a number")
         number = count.item()
     if type(number) not in (int, float) or not (0 <= number <= steps and number == int(number)):
         raise _MisfitError(f"the step of `{name}` is {number!r}, of {steps}")
@@ -165,13 +179,13 @@ def _check_average(state: Mapping[str, Any], policy: nn.Module, average: WeightA
 
 
 def _check_tensor(what: str, value: Any, shape: Sequence[int], dtype: torch.dtype, seen: set[int]) -> None:
-    """Raises _MisfitError unless it is a plain finite tensor of this shape and type, in memory of its own."""
+    """Raise _MisfitError unless a value is a plain finite tensor of this shape and dtype, in its own memory."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-        raise _MisfitError(f"{what} is no tensor")
+        raise _MisfitError(f"{what} is not a tensor")
     if value.shape != torch.Size(shape):
         raise _MisfitError(f"{what} has the shape {tuple(value.shape)}, and the weight {tuple(shape)}")
     if value.dtype != dtype:
-        raise _MisfitError(f"{what} is {_called(value.dtype)}, not {_called(dtype)}")
+        raise _MisfitError(f"{what} is {_name(value.dtype)}, not {_name(dtype)}")
     storage = value.untyped_storage()
     if storage.nbytes() < value.numel() * value.element_size() or (
         value.numel() and storage.data_ptr() in seen
@@ -183,17 +197,17 @@ def _check_tensor(what: str, value: Any, shape: Sequence[int], dtype: torch.dtyp
 
 
 def _is_recipe(value: Any) -> bool:
-    """Return True for a recipe that holds everything looked up in it."""
+    """Return whether a value is a recipe with all keys that are read."""
     training = value.get("training") if isinstance(value, dict) else None
     return isinstance(training, dict) and type(training.get("steps")) is int
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Also for values of types that compare in their own way, such as tensors; a tuple may have become a list."""
+    """Compare values of any type, such as tensors, where a tuple may have become a list."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(_equal, one, other))
     return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
 
 
-def _called(dtype: torch.dtype) -> str:
+def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Losses over held-out episodes."""
+"""Losses on held-out episodes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ...components.shares import stack_counts, with_shares
 from ..policy import BasePolicyModel
 from .batches import to_device
 from .distributed.collectives import Peers
-from .distributed.sharding import apart
+from .distributed.sharding import reshard
 from .job import Job
 from .optim.ema import WeightAverage
-from .seeds import mix
+from .randomness import mix
 
 
 class Validation:
-    """All held-out samples, of which each process takes every n-th batch."""
+    """All held-out samples; each of n processes takes every n-th batch."""
 
     def __init__(self, job: Job, accelerator: Accelerator) -> None:
         assert job.validation is not None
@@ -32,13 +32,13 @@ class Validation:
         self._size: int = len(job.validation)  # type: ignore[arg-type]
         self._kinds: list[str] = []
         self._total: Tensor | None = None
-        """Values that count in all samples, by kind, once they are counted; they stay the same."""
+        """Values that count in all samples, by kind, once counted."""
 
     @torch.no_grad()
     def losses(self, policy: BasePolicyModel, average: WeightAverage | None) -> dict[str, float]:
-        """Means over all values that count, with the weights that are saved, as `validation/<loss>`; all processes call it.
+        """Return the means over all values that count, with the weights that are saved, as `validation/<loss>`.
 
-        A policy that does not count them has means over samples.
+        All processes call it. Without counts, the means are over samples.
         """
         device = self._accelerator.device
         self._peers.share(policy.buffers())
@@ -58,7 +58,7 @@ class Validation:
                 for name, value in policy(batch).items():
                     if value.ndim == 0:
                         sums[name] = sums.get(name, torch.zeros((), device=device)) + value.double() * weight
-            apart(policy)
+            reshard(policy)
         policy.train()
         if not sums:
             return {}
@@ -76,14 +76,14 @@ class Validation:
         self._total = self._peers.total(torch.stack(tables).sum(0)) if tables else torch.zeros(0)
 
     def _batches(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Place, size and content of the batches of this process, as many for each, so that the last may have no size."""
+        """Yield place, size and content of this process's batches; all processes have as many, so the last size may be 0."""
         step, world = self._section.batch_size, self._accelerator.num_processes
-        all_of_them = [
+        everything = [
             list(range(first, min(first + step, self._size))) for first in range(0, self._size, step)
         ]
-        own = list(enumerate(all_of_them))[self._accelerator.process_index :: world]
-        lacking = len(own) < -(-len(all_of_them) // world)
-        own += [(0, all_of_them[0])] * lacking
+        own = list(enumerate(everything))[self._accelerator.process_index :: world]
+        lacking = len(own) < -(-len(everything) // world)
+        own += [(0, everything[0])] * lacking
         loader = DataLoader(
             self._dataset, batch_sampler=[indices for _, indices in own], collate_fn=self._collate
         )

@@ -31,7 +31,7 @@ def wire_necks(
     facts: Mapping[str, Facts],
     problems: list[Problem],
 ) -> dict[str, Specs]:
-    """Return the inputs of each neck, in an order that can be computed, and add their outputs to `published`."""
+    """Return the inputs of each neck, in computable order, and add their outputs to `published`."""
     necks: dict[str, Specs] = {}
     waiting = {
         name: {entry.partition(".")[0] for _, entry, _ in _entries(site)}
@@ -62,7 +62,7 @@ def wire_necks(
 
 
 def _entries(site: Site) -> list[tuple[str, str, tuple[Kind, ...]]]:
-    """Return the features that a neck's options name: the option, the name, and the kinds it accepts there."""
+    """Return the features that a neck's options name: option, name and accepted kinds."""
     neck = cast(type[Neck], site.part)
     return [
         (f"{role}.{position}", entry, kinds)
@@ -102,7 +102,7 @@ def _resolve(
     published: Mapping[str, Specs],
     problems: list[Problem],
 ) -> dict[str, Spec]:
-    """Return the features that a head or a neck names; each entry has its option and the kinds accepted there."""
+    """Return the features that a head or a neck names in `entries`: option, name and accepted kinds."""
     features: dict[str, Spec] = {}
     taken: set[tuple[str, str]] = set()
     kind, noun = reader.config.type, "head" if reader is parts.head else "neck"

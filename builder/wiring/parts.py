@@ -17,7 +17,7 @@ from ...schemas.paths import expanded
 from ...schemas.specs import Spec
 
 LOCATIONS = ("pretrained", "architecture", "tokenizer")
-"""Options of any part that name a model on the hub, a file or a directory; paths are relative to the recipe."""
+"""Options of any part that name a model on the hub, or a path relative to the recipe."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ class Parts:
 
     @classmethod
     def from_resolved(cls, recipe: Mapping[str, Any]) -> Parts:
-        """Return the parts of a resolved recipe, as a checkpoint holds it. Raise RegistryError for an unknown part."""
+        """Return the parts of a resolved recipe, as a checkpoint holds it.
+
+        Raise RegistryError for an unknown part.
+        """
 
         def site(registry: Any, path: KeyPath, raw: Mapping[str, Any]) -> Site:
             try:

@@ -1,7 +1,7 @@
 """The wiring of a recipe's parts: which output feeds which input, and every size along the way.
 
-`wire` is pure: it reads configs and specs and allocates nothing. It wires a recipe before it is built, and a saved
-policy when it is loaded. Problems are collected, each with the recipe path of its part.
+`wire` is pure: it reads configs and specs and allocates nothing. It wires a recipe before it is built, and a
+saved policy when it is loaded. Problems are collected, each with the recipe path of its part.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ class Wiring:
 
 
 def look_up_facts(sites: Iterable[Site], directory: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Return the facts that parts look up outside the recipe, by part. Raise WiringError with all that fail."""
+    """Return the facts that parts look up outside the recipe, by part.
+
+    Raise WiringError with all that fail.
+    """
     found: dict[str, dict[str, Any]] = {}
     problems = []
     for site in sites:
@@ -181,7 +184,7 @@ def keys_before_transforms(parts: Parts, wiring: Wiring, backbones: Iterable[str
 
 
 def observed_keys(parts: Parts, wiring: Wiring) -> set[str]:
-    """Return the keys of the dataset's observations that backbones, transforms or the collator cannot do without.
+    """Return the keys of the observations that backbones, transforms or the collator require.
 
     The collator needs an observation if its `specs` refuses the others, or returns fewer keys for them.
     """

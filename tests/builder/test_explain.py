@@ -31,7 +31,7 @@ def test_what_is_explained(topic: str, words: list[str], capsys: pytest.CaptureF
     [
         ("policy.nonsense", "`policy` has: type, backbones, necks, head, init, freeze, execute"),
         ("data.path.foo.bar", "`data.path` has: no options"),
-        ("nonsense", "here are: recipe, name"),
+        ("nonsense", "choose from: recipe, name"),
         ("backbones.vit.nonsense", "`backbones.vit` has: type, reads"),
         ("backbones", "explain one of backbones.conv"),
         ("backbones.vt", "did you mean `vit`?"),

@@ -123,10 +123,10 @@ def test_a_policy_without_adapters_says_so(
 
 def test_nothing_is_overwritten(adapted: Any, tmp_path: Path) -> None:
     before = (tmp_path / "adapted" / "config.json").read_bytes()
-    with pytest.raises(CheckpointError, match="exists and holds something"):
+    with pytest.raises(CheckpointError, match="is not empty"):
         export(tmp_path / "adapted", tmp_path / "adapted", merge=True)
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match="exists and holds something"):
+    with pytest.raises(CheckpointError, match="is not empty"):
         export(tmp_path / "adapted", tmp_path / "file")
     assert (tmp_path / "adapted" / "config.json").read_bytes() == before
     with pytest.raises(CheckpointError, match="is not a directory"):

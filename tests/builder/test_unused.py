@@ -47,7 +47,9 @@ def test_they_are_shown(tokens: dict[str, Any], to_yaml: Any, capsys: pytest.Cap
     path: Path = to_yaml(tokens)
     assert console.policysmith(["check", str(path)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unused")]
-    assert line == "unused: 128 parameters feed nothing and are frozen: backbones.vision.model.head.*"
+    assert (
+        line == "unused: 128 parameters do not affect the loss and are frozen: backbones.vision.model.head.*"
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from policysmith.builder.training.optim.adamw import decays
+from policysmith.builder.training.optim.groups import decays
 from policysmith.components.kernels import attention
 from policysmith.components.layers.basic import Attention, CategoryLinear
 from policysmith.components.layers.rotary import rotary_table

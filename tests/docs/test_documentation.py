@@ -156,6 +156,15 @@ def test_training_starts_from_a_trained_policy(clone: Path, run: Run) -> None:
     assert "values\n" in run(*shlex.split(check))
 
 
+@pytest.mark.sim
+def test_the_examples_of_the_api_run_in_order(clone: Path, run: Run) -> None:
+    code = "".join(blocks(ROOT / "docs" / "api.md", "python"))
+    (clone / "api.py").write_text(code + "print(tuple(action.shape))\n")
+    shown = run("python", "api.py")
+    assert "E003 unknown-key" in shown
+    assert shown.endswith("(4,)\n")
+
+
 def test_the_trainer_of_transformers_trains_and_judges(clone: Path, run: Run) -> None:
     (snippet,) = blocks(ROOT / "docs" / "transformers_trainer.md", "python")
     (clone / "trainer.py").write_text(snippet)
@@ -197,6 +206,18 @@ def test_parts_that_do_not_fit_are_told(
     monkeypatch.chdir(clone)
     assert console.policysmith(shlex.split(command)[1:]) == console.INVALID_RECIPE
     assert said in capsys.readouterr().err.splitlines()[0]
+
+
+def test_recipes_compose_as_the_page_says(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "recipes.md"
+    monkeypatch.chdir(clone)
+    for recipe in blocks(page, "yaml"):
+        (clone / "mine.yaml").write_text(recipe)
+        assert console.policysmith(["check", "mine.yaml"]) == console.OK, capsys.readouterr().err
+    for line in blocks(page, "bash")[0].splitlines():
+        assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
 
 
 def test_a_composition_of_ones_own_trains(clone: Path, run: Run) -> None:

@@ -66,7 +66,7 @@ class RecordingSummary:
 def record(
     env_name: str,
     episodes: int,
-    output: Path,
+    output: str | Path,
     *,
     image_size: int = 96,
     seed: int = 0,
@@ -89,6 +89,7 @@ def record(
             f"episodes={episodes} and workers={workers} must be at least 1, seed={seed} not negative, "
             f"and noise={noise} finite and not negative"
         )
+    output = Path(output)
     require_empty(output)
     with closing(_open(env_name, image_size)) as environment:
         kept: list[int] = []

@@ -1,4 +1,4 @@
-"""Where a run computes, and in what precision."""
+"""The device and precision of a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,6 @@ from torch import nn
 
 from ....schemas.errors import TrainingError
 from ....schemas.recipe import TrainingSection
-from ..speed.float8 import require
 from .sharding import wrapper
 
 _PEAKS = {
@@ -28,11 +28,11 @@ _PEAKS = {
     "L4": 121e12,
     "RTX 4090": 165e12,
 }
-"""Dense bf16 operations a second by the makers' data sheets, by what a device's name contains."""
+"""Dense bf16 operations a second by the makers' data sheets, by a part of the device's name."""
 
 
 def require_device(name: str) -> None:
-    """Raise TrainingError for a device that torch does not know, or that this machine does not have."""
+    """Raise TrainingError for a device that torch does not know, or that is not available."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -41,15 +41,30 @@ def require_device(name: str) -> None:
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise TrainingError("this machine shows no CUDA device; use `cpu`")
+        raise TrainingError("no CUDA device is available; use `cpu`")
     if device.index is not None and device.index >= count:
         raise TrainingError(f"`{name}` does not exist; the last CUDA device is `cuda:{count - 1}`")
 
 
-def make_accelerator(section: TrainingSection, device: str | None) -> Accelerator:
-    """An accelerator for the section's precision on a device (`cpu`, `cuda`, or None for the best there is).
+def require_float8(how: str, *, on_gpu: bool) -> None:
+    """Raise TrainingError if this machine cannot compute in float8."""
+    asked, otherwise = f"`training.float8: {how}`", "set `training.float8: off`"
+    if find_spec("torchao") is None:
+        raise TrainingError(f"{asked} needs torchao: `pip install policysmith[float8]`, or {otherwise}")
+    if not on_gpu:
+        raise TrainingError(f"{asked} needs a GPU, and this run is on a CPU; {otherwise}")
+    if torch.cuda.get_device_capability() < (8, 9):
+        name = torch.cuda.get_device_name()
+        raise TrainingError(
+            f"{asked} needs a GPU of compute capability 8.9 or more, and this {name} has less; {otherwise}"
+        )
 
-    Raises TrainingError where the device is not there or cannot do the precision asked for.
+
+def make_accelerator(section: TrainingSection, device: str | None) -> Accelerator:
+    """Build an accelerator for the section's precision on a device: `cpu`, `cuda`, or None for the best available.
+
+    Raises:
+        TrainingError: if the device is not available or does not support the precision.
     """
     if device is not None:
         require_device(device)
@@ -60,9 +75,9 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
     if section.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TrainingError("this GPU has no bf16 arithmetic; set `training.precision: fp32`")
     if section.float8 != "off":
-        require(section.float8, on_gpu=on_gpu)
+        require_float8(section.float8, on_gpu=on_gpu)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        # accelerate keeps device and precision of the process's first run otherwise
+        # otherwise accelerate keeps device and precision of the process's first run
         AcceleratorState._reset_state(reset_partial_state=True)
     minutes = section.timeout_minutes
     longest = timedelta(days=365) if minutes is None else timedelta(minutes=minutes + 5.0)
@@ -77,10 +92,10 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Work of a GPU that is started inside goes to a stream of its own; on other devices nothing changes.
+    """Run the work of a GPU on a separate stream while the context is active; change nothing on other devices.
 
-    A wrapper for several processes keeps the stream on which it met the weights, and adds up their gradients there. What
-    is added up on the default stream cannot be captured in a CUDA graph.
+    A wrapper for several processes keeps the stream on which it first met the weights, and adds up their gradients there.
+    Sums on the default stream cannot be captured in a CUDA graph.
     """
     if device.type != "cuda":
         yield
@@ -95,7 +110,7 @@ def own_stream(device: torch.device) -> Iterator[None]:
 
 
 def setting(accelerator: Accelerator, model: nn.Module) -> str:
-    """What a run really runs on, and what spreads its model over processes."""
+    """Describe processes, device and precision of a run."""
     world = accelerator.num_processes
     precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     spread = f"{world} processes ({wrapper(model)})" if world > 1 else "1 process"
@@ -103,7 +118,7 @@ def setting(accelerator: Accelerator, model: nn.Module) -> str:
 
 
 def peak(device: torch.device) -> float | None:
-    """Dense bf16 operations a second that the device can do; None where that is not known."""
+    """Return the peak of a device in dense bf16 operations a second; None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

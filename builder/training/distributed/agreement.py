@@ -1,4 +1,4 @@
-"""Lets all processes of a run begin at the same place, whatever their disks hold."""
+"""Agreement of all processes of a run on its checkpoint, whatever their disks hold."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from ....schemas.errors import CheckpointError
 from ... import runs
 
 _SMALL = 1 << 20
-"""Bytes of a file that is hashed whole; of a larger one its ends and its size."""
+"""Bytes up to which a file is hashed whole; of a larger one, both ends and the size are hashed."""
 
 
 def starting_point(run: Path, accelerator: Accelerator) -> Path | None:
-    """The checkpoint that the main process resumes from, None where it finds none. All processes call it.
+    """Return the checkpoint that the main process resumes from, None if it finds none. All processes call it.
 
-    Raises CheckpointError, in all of them, where another process does not have the same one, step and content.
+    Raises:
+        CheckpointError: in all processes, if one of them does not have a checkpoint of the same step and content.
     """
     own = runs.latest(run)
     if accelerator.num_processes == 1:
@@ -34,19 +35,19 @@ def starting_point(run: Path, accelerator: Accelerator) -> Path | None:
 
 
 def refuse_existing(run: Path, accelerator: Accelerator) -> None:
-    """Raises CheckpointError, in all processes, where one of them finds a run in the directory."""
+    """Raise CheckpointError, in all processes, if one of them finds a run in the directory."""
     if any(gather_object([runs.latest(run) is not None])):
         raise CheckpointError(
             f"{run} already holds a run; continue it with `--resume`, choose another `--output`, or remove it"
         )
 
 
-def _compare(run: Path, told: list[tuple[Any, str]]) -> None:
-    (main, name), *others = told
-    apart = [(held, who) for held, who in others if held != main]
-    if not apart:
+def _compare(run: Path, gathered: list[tuple[Any, str]]) -> None:
+    (main, name), *others = gathered
+    different = [(held, who) for held, who in others if held != main]
+    if not different:
         return
-    held, who = apart[0]
+    held, who = different[0]
     theirs = "none" if held is None else held[0]
     ours = "none" if main is None else main[0]
     differ = f"has {theirs}" if theirs != ours else f"has another {theirs}"
@@ -57,7 +58,7 @@ def _compare(run: Path, told: list[tuple[Any, str]]) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Return a digest of names, sizes and content of a checkpoint's files; of large ones, of their first and last part."""
+    """Hash names, sizes and content of a checkpoint's files; of large ones, the first and last part."""
     found = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         size = path.stat().st_size

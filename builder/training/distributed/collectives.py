@@ -1,4 +1,4 @@
-"""What processes that train together tell each other, where no wrapper of the policy does it for them."""
+"""Collective operations of processes that train together, beside those of a wrapper of the policy."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ....schemas.errors import TrainingError
+from ... import compat
 
 
 class Peers:
-    """All processes of a run. All of them call the same methods in the same order; for a single one these do nothing."""
+    """All processes of a run. All call the same methods in the same order; for a single process these do nothing."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self._count, self._device = count, device
@@ -20,15 +21,15 @@ class Peers:
 
     @property
     def several(self) -> bool:
-        """Whether there are others."""
+        """True for more than one process."""
         return self._count > 1
 
     def agree(self, verdict: bool) -> bool:
-        """Whether it is true for all."""
+        """Return whether the verdict is true in all processes."""
         return self.mean(float(verdict))[0] == 1.0
 
     def mean(self, *numbers: float) -> list[float]:
-        """The mean of each number, the same for all to the last bit; waits for the device."""
+        """Return the mean of each number over processes, equal in all to the last bit; waits for the device."""
         if not self.several:
             return list(numbers)
         together = torch.tensor(numbers, dtype=torch.float64, device=self._device)
@@ -36,15 +37,16 @@ class Peers:
         return (together / self._count).tolist()
 
     def total(self, numbers: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Sum over all processes, in place."""
         if self.several:
             dist.all_reduce(numbers)
         return numbers
 
     def add(self, gradients: Sequence[Tensor]) -> None:
-        """Each gradient becomes the sum of that of all processes, in place.
+        """Sum each gradient over all processes, in place.
 
-        Raises TrainingError where weights have gradients that had none the first time, or the other way round.
+        Raises:
+            TrainingError: if other weights have gradients than the first time.
         """
         if not self.several:
             return
@@ -56,24 +58,23 @@ class Peers:
                 "part take part in every loss, or set `training.cuda_graph: off`"
             )
         for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
-            with dist._coalescing_manager():  # type: ignore[attr-defined]
+            with compat.coalesced():
                 for gradient in gradients:
                     if gradient.dtype == dtype:
                         dist.all_reduce(gradient)
 
     @torch.no_grad()
     def share(self, buffers: Iterable[Tensor]) -> None:
-        """Let all have the values of the first process."""
+        """Copy the values of the first process to all."""
         if not self.several:
             return
-        alike: dict[torch.dtype, list[Tensor]] = {}
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for buffer in buffers:
             if buffer.numel():
-                alike.setdefault(buffer.dtype, []).append(buffer)
-        for some in alike.values():
-            together = torch.cat([buffer.flatten() for buffer in some])
+                by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        for group in by_dtype.values():
+            together = torch.cat([buffer.flatten() for buffer in group])
             dist.broadcast(together, 0)
-            parts = together.split([buffer.numel() for buffer in some])
-            torch._foreach_copy_(
-                some, [part.view_as(buffer) for buffer, part in zip(some, parts, strict=True)]
-            )
+            parts = together.split([buffer.numel() for buffer in group])
+            values = [part.view_as(buffer) for buffer, part in zip(group, parts, strict=True)]
+            compat.foreach_copy_(group, values)

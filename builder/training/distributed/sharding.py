@@ -1,7 +1,7 @@
-"""Weights, gradients and optimiser spread over processes: FSDP2 (Zhao et al., 2023), and HSDP over several machines.
+"""Weights, gradients and optimizer state spread over processes: FSDP2 (Zhao et al., 2023), and HSDP over several machines.
 
-Layer by layer the weights come together for as long as they are needed, in bfloat16 where that is computed in. What the
-optimiser keeps, and what checkpoints hold, is float32.
+The weights of a layer are gathered for as long as they are needed, in bfloat16 if the run computes in it. The optimizer and
+checkpoints hold float32.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from ....schemas.errors import TrainingError
 
 
 def mesh_of(kind: Literal["full", "hybrid"], accelerator: Accelerator) -> DeviceMesh:
-    """The processes that share weights, in one row, or in one row for each machine.
+    """Return the processes that share weights, in one row, or in one row for each machine.
 
-    Raises TrainingError for a single process, and for `hybrid` on a single machine.
+    Raises:
+        TrainingError: for a single process, and for `hybrid` on a single machine.
     """
     world, device = accelerator.num_processes, accelerator.device.type
     if world == 1:
         raise TrainingError(
-            f"`training.sharding: {kind}` spreads a policy over processes, and this run is one; start it with "
+            f"`training.sharding: {kind}` spreads a policy over processes, and this run is a single one; start it with "
             "`torchrun --no-python --nproc-per-node GPUS build-and-train RECIPE`, or set `training.sharding: off`"
         )
     if kind == "full":
@@ -48,14 +49,16 @@ def shard(
     mesh: DeviceMesh,
     *,
     bf16: bool,
-    opened: Collection[nn.Module] = (),
+    kept_whole: Collection[nn.Module] = (),
 ) -> None:
-    """Spread the weights of a policy over a mesh, in place, those of each layer by themselves.
+    """Spread the weights of a policy over a mesh, in place, layer by layer.
 
-    Weights of layers that are `opened` stay together from the forward to the backward pass: FSDP2 brings them together
-    again when the gradient of what a layer gives arrives, and that of its keys and values comes before or instead.
+    Layers in `kept_whole` keep their gathered weights from the forward to the backward pass. Layers whose keys and values are
+    read need that: FSDP2 gathers weights again when the gradient of a layer's output arrives, and the gradient of its keys
+    and values comes before that or instead.
 
-    Raises TrainingError for a weight that is a single number, or that two layers share.
+    Raises:
+        TrainingError: for a weight that is a single number, or that two layers share.
     """
     holders: dict[nn.Parameter, nn.Module] = {}
     for layer in layers:
@@ -77,18 +80,18 @@ def shard(
         cast_forward_inputs=False,  # statistics and targets stay exact
     )
     for module in (*layers, policy):
-        fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=module not in opened)
+        fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=module not in kept_whole)
 
 
-def apart(model: nn.Module) -> None:
-    """Forget weights that came together, so that the next pass reads what processes hold by then."""
+def reshard(model: nn.Module) -> None:
+    """Forget gathered weights, so that the next pass gathers the current ones."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def wrapper(model: nn.Module) -> str:
-    """What spreads a model over processes."""
+    """Name the wrapper that spreads a model over processes."""
     if not isinstance(model, FSDPModule):
         return type(model).__name__
     mesh = next(p.device_mesh for p in model.parameters() if isinstance(p, DTensor))
@@ -97,17 +100,17 @@ def wrapper(model: nn.Module) -> str:
 
 
 def unsharded(model: nn.Module) -> type[Any]:
-    """The class that a model had before it was spread."""
+    """Return the class of a model before it was sharded."""
     return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def local(values: Tensor) -> Tensor:
-    """The part of a tensor that this process holds, to be changed in place."""
+    """Return the part of a tensor that this process holds, which shares its memory."""
     return values.to_local() if isinstance(values, DTensor) else values
 
 
 def spread_as(weight: Tensor, part: Tensor) -> Tensor:
-    """The tensor of which this process holds a part, spread as a weight is."""
+    """Return the tensor that this process holds a part of, sharded like a weight."""
     if not isinstance(weight, DTensor):
         return part
     return DTensor.from_local(
@@ -121,7 +124,7 @@ def spread_as(weight: Tensor, part: Tensor) -> Tensor:
 
 
 def whole(tree: Any) -> Any:
-    """Tensors of a nested structure as one process would hold them, on the CPU where they are spread. All processes call it."""
+    """Gather the tensors of a nested structure, on the CPU if they are sharded. All processes call it."""
     if isinstance(tree, DTensor):
         return tree.full_tensor().cpu()
     if isinstance(tree, Mapping):
@@ -131,8 +134,8 @@ def whole(tree: Any) -> Any:
 
 @torch.no_grad()
 def put(target: Tensor, values: Tensor) -> None:
-    """Write a whole tensor, which every process has, into one that may be spread."""
+    """Write a whole tensor, which every process has, into one that may be sharded."""
     if isinstance(target, DTensor) and not isinstance(values, DTensor):
-        there = values.to(target.device, target.dtype)
-        values = distribute_tensor(there, target.device_mesh, target.placements, src_data_rank=None)
+        on_device = values.to(target.device, target.dtype)
+        values = distribute_tensor(on_device, target.device_mesh, target.placements, src_data_rank=None)
     target.copy_(values)

@@ -1,4 +1,4 @@
-"""Ends a run of several processes in which one hangs, and says which."""
+"""The end of a run of several processes in which one hangs, with its name."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch.distributed import distributed_c10d
+from ... import compat
 
 _CODE = 5
-"""Exit code of a run that failed; see `schemas/console.py`."""
+"""Exit code of a failed run; see `schemas/console.py`."""
 _GRACE = 5.0
-"""Seconds that processes have to tell each other where they are."""
+"""Seconds for processes to tell each other which step they are in."""
 
 
 class Watchdog:
-    """Watches what all processes must do together. Where it takes too long the process ends, as it cannot go on alone."""
+    """A limit on the time of what all processes do together; a process that exceeds it ends, as it cannot go on alone."""
 
     def __init__(self, minutes: float | None, rank: int, processes: int) -> None:
-        """`minutes` are the longest that anything watched may take; None for ever."""
+        """Allow `minutes` for anything that is watched; None is no limit."""
         self._minutes, self._rank, self._processes = minutes, rank, processes
         self._deadline = float("inf")
         self._step = 0
@@ -31,7 +31,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, step: int) -> Iterator[None]:
-        """What happens inside, at a step, is watched."""
+        """Watch a step while the context is active."""
         self._step = step
         if self._minutes is not None:
             self._deadline = time.monotonic() + 60.0 * self._minutes
@@ -41,7 +41,7 @@ class Watchdog:
             self._deadline = float("inf")
 
     def end(self) -> None:
-        """Nothing is left to watch."""
+        """Stop watching."""
         self._watches = False
 
     def _watch(self) -> None:
@@ -73,8 +73,8 @@ class Watchdog:
         return f"{waited}, and so have all others; {cure}"
 
     def _others(self) -> dict[int, int]:
-        """Steps of the processes that answer."""
-        store = distributed_c10d._get_default_store()
+        """Return the steps of the processes that answer."""
+        store = compat.process_store()
         keys = {rank: f"policysmith/hung/{rank}" for rank in range(self._processes)}
         store.set(keys[self._rank], str(self._step))
         time.sleep(_GRACE)

@@ -1,11 +1,11 @@
-"""Features of frozen backbones, computed once for all training samples and read from a table from then on.
+"""Features of frozen backbones, computed once for all training samples and read from a table afterwards.
 
-What a frozen backbone makes of a sample never changes where nothing random comes before it. So it runs once over the
-data, and its features are stored beside the states and actions; training then touches neither images nor backbone. The
-table is named by a hash of all that it depends on: see `feature_key`.
+The features of a frozen backbone never change if nothing random comes before it. So it runs once over the data, and its
+features are stored beside the states and actions; training then touches neither images nor backbone. The table is named by a
+hash of everything it depends on: see `feature_key`.
 
-Of several processes each writes its share of the rows. Whether a table is there, and whether it could be written, is
-decided for all of them together, so that none goes on to train while others wait.
+Several processes write a share of the rows each. They agree on whether a table exists and whether it could be written, so that
+none begins to train while others wait.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,25 +28,26 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ....schemas.errors import DatasetError
 from ...data.frames.cache import cache_root, locked
-from ...policy import RecipePolicy
+from ...policy import BasePolicyModel, RecipePolicy
 from ...policy.cached_features import as_entries
 from ...policy.recipe_policy import ROBOTS
 from ..batches import on_device, to_device
-from ..chance import is_random, mode
+from ..module_patches import training_mode
+from ..randomness import is_random
 from .fill import fast_backbones
 from .key import feature_key
 from .table import DamagedTableError, Rows, RowsWriter, UnlikeRowsError, open_rows
 
 T = TypeVar("T")
 _SPARE = 1 << 30
-"""Bytes that stay free on the disk."""
+"""Bytes to leave free on the disk."""
 _SHARE = 8
-"""A table goes to the GPU where it takes less than one in so many of its free bytes: training needs the rest."""
+"""A table goes to the GPU if it takes less than one in so many of its free bytes; training needs the others."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The training samples, and how batches are made of them."""
+    """The training samples, and how they become batches."""
 
     dataset: Dataset[Any]
     count: int
@@ -56,36 +57,36 @@ class Samples:
     fingerprint: str
 
 
-class _Obstacle(Exception):
-    """Why features cannot be stored."""
+class _ObstacleError(Exception):
+    """Raised when features cannot be stored, with the reason."""
 
 
 def stored_rows(
-    policy: Any,
+    policy: BasePolicyModel,
     samples: Samples,
-    seen: int,
+    left: int,
     accelerator: Accelerator,
     note: Callable[[str], None],
 ) -> Rows | None:
-    """All training samples with the features of the frozen backbones, on the device where they are small there.
+    """Return all training samples with the features of the frozen backbones, on the GPU if they are small beside its memory.
 
-    None where there is nothing to store, or it cannot be, or would not pay for `seen` samples of all processes that are
-    still to be seen; `note` is told why, and what is done instead. All processes do the same.
+    Return None if there is nothing to store, or if storing is not possible or would not pay for the `left` samples that all
+    processes are still going to see; `note` receives the reason. All processes return the same.
     """
-    names = policy.frozen_backbones
-    if not names:
+    if not policy.frozen_backbones:
         return None
-    table = _Table(policy, samples, seen, accelerator, note)
-    if not (steady := table.steady(names)):
+    # only a composed policy has frozen backbones
+    table = _Table(cast("RecipePolicy", policy), samples, left, accelerator, note)
+    if not (names := table.deterministic(policy.frozen_backbones)):
         return None
     try:
-        rows = table.open(steady)
-    except _Obstacle as obstacle:
-        note(f"frozen {_called(steady)} runs in every step: {obstacle}")
+        rows = table.open(names)
+    except _ObstacleError as obstacle:
+        note(f"frozen {_list(names)} runs in every step: {obstacle}")
         return None
-    place = accelerator.device
-    if place.type == "cuda" and rows.bytes < torch.cuda.mem_get_info(place)[0] // _SHARE:
-        return rows.to(place)
+    device = accelerator.device
+    if device.type == "cuda" and rows.bytes < torch.cuda.mem_get_info(device)[0] // _SHARE:
+        return rows.to(device)
     return rows
 
 
@@ -96,95 +97,95 @@ class _Table:
         self,
         policy: RecipePolicy,
         samples: Samples,
-        seen: int,
+        left: int,
         accelerator: Accelerator,
         note: Callable[[str], None],
     ) -> None:
-        self._policy, self._samples, self._seen = policy, samples, seen
+        self._policy, self._samples, self._left = policy, samples, left
         self._accelerator, self._note = accelerator, note
         self._names: list[str] = []
         self._dropped: set[str] = set()
 
-    def steady(self, names: list[str]) -> list[str]:
-        """The backbones that nothing random comes before; of the others it tells why they are not."""
+    def deterministic(self, names: list[str]) -> list[str]:
+        """Return the backbones before which nothing is random, and note the reason for each of the others."""
         device = self._accelerator.device
         obstacles = dict.fromkeys(names, "the collator draws random numbers")
-        if not is_random(self._first, device):
-            first = self._policy.with_action_padding(self._first())
-            obstacles = {name: self._chance_before(name, first) for name in names}
+        if not is_random(self._first_batch, device):
+            first = self._policy.with_action_padding(self._first_batch())
+            obstacles = {name: self._randomness_before(name, first) for name in names}
         for name, obstacle in obstacles.items():
             if obstacle:
                 self._note(f"frozen `{name}` runs in every step: {obstacle}")
         return [name for name in names if not obstacles[name]]
 
     def open(self, names: list[str]) -> Rows:
-        """The rows, computed first where they are not there. Raises _Obstacle, in all processes."""
+        """Return the rows, after computing those of a new table. Raise _ObstacleError, in all processes, if that fails."""
         policy, samples = self._policy, self._samples
         others = policy.dependencies.read_by_others(names)
         if images := sorted(policy.dependencies.images & others):
-            raise _Obstacle(f"`{images[0]}` is read by others too")
+            raise _ObstacleError(f"`{images[0]}` is read by others too")
         own = policy.dependencies.read_only_by(names)
         self._names, self._dropped = names, own | policy.dependencies.images
-        first = self._first()
+        first = self._first_batch()
         listed = sorted(key for key in others if key in first and not isinstance(first[key], Tensor))
         if listed:
-            raise _Obstacle(f"others read `{listed[0]}`, which is no tensor")
+            raise _ObstacleError(f"others read `{listed[0]}`, which is not a tensor")
         root = cache_root() / "features"
         directory = root / feature_key(
             policy, names, self._dropped, samples.fingerprint, self._accelerator.mixed_precision
         )
-        if self._is_there(directory):
-            self._note(f"features of frozen {_called(names)} are read from {directory}")
-        elif self._seen <= samples.count:
-            raise _Obstacle("no sample comes twice")
+        if self._exists(directory):
+            self._note(f"features of frozen {_list(names)} are read from {directory}")
+        elif self._left <= samples.count:
+            raise _ObstacleError("no sample comes twice")
         else:
             row = {key: values[:1].cpu() for key, values in self._entries(first).items()}
             size = sum(values.numel() * values.element_size() for values in row.values()) * samples.count
-            self._by_main(partial(_check_room, root, size))
+            self._in_main_process(partial(_check_room, root, size))
             self._note(
-                f"running frozen {_called(names)} once over {samples.count} samples, "
+                f"running frozen {_list(names)} once over {samples.count} samples, "
                 f"into {size / 1e6:,.0f} MB at {directory}"
             )
             self._fill(root, directory, row)
-        return self._by_all(partial(open_rows, directory))
+        return self._in_all_processes(partial(open_rows, directory))
 
-    def _by_all(self, step: Callable[[], T]) -> T:
-        """What a step gives here. Raises _Obstacle in all processes where it fails in one of them."""
-        made, trouble = _tried(step)
-        for told in gather_object([trouble]):
-            if told:
-                raise _Obstacle(told)
-        return cast(T, made)
+    def _in_all_processes(self, step: Callable[[], T]) -> T:
+        """Return the result of a step. Raise _ObstacleError in all processes if it fails in one of them."""
+        result, failure = _attempt(step)
+        for each in gather_object([failure]):
+            if each:
+                raise _ObstacleError(each)
+        return cast(T, result)
 
-    def _by_main(self, step: Callable[[], T]) -> T:
-        """What a step gives in the main process, which alone takes it. Raises _Obstacle in all where it fails."""
-        tried = [_tried(step) if self._accelerator.is_main_process else None]
-        broadcast_object_list(tried)
-        assert tried[0] is not None
-        made, trouble = tried[0]
-        if trouble:
-            raise _Obstacle(trouble)
-        return cast(T, made)
+    def _in_main_process(self, step: Callable[[], T]) -> T:
+        """Return the result of a step that the main process takes. Raise _ObstacleError in all processes if it fails."""
+        attempts = [_attempt(step) if self._accelerator.is_main_process else None]
+        broadcast_object_list(attempts)
+        assert attempts[0] is not None
+        result, failure = attempts[0]
+        if failure:
+            raise _ObstacleError(failure)
+        return cast(T, result)
 
-    def _is_there(self, directory: Path) -> bool:
-        """Whether there is a whole table; one that is damaged is removed."""
-        damage = self._by_main(partial(_damage, directory))
+    def _exists(self, directory: Path) -> bool:
+        """Return whether there is a whole table, after removing one that is damaged."""
+        damage = self._in_main_process(partial(_remove_if_damaged, directory))
         if damage:
-            self._note(f"{directory} is damaged ({damage}) and made again")
+            self._note(f"{directory} is damaged ({damage}) and computed again")
         return damage == ""
 
     def _fill(self, root: Path, directory: Path, row: Mapping[str, Tensor]) -> None:
         accelerator, samples = self._accelerator, self._samples
         with ExitStack() as stack:
-            work = self._by_main(partial(_work, root, directory.name, stack))
+            work = self._in_main_process(partial(_work_directory, root, directory.name, stack))
             writer = RowsWriter(work, directory, row, samples.count)
-            self._by_main(writer.create)
+            self._in_main_process(writer.create)
             share = range(
                 samples.count * accelerator.process_index // accelerator.num_processes,
                 samples.count * (accelerator.process_index + 1) // accelerator.num_processes,
             )
-            self._by_all(partial(self._write, writer, share))
-            self._by_main(lambda: None if directory.exists() else writer.finish())
+            self._in_all_processes(partial(self._write, writer, share))
+            self._in_main_process(lambda: None if directory.exists() else writer.finish())
 
     def _write(self, writer: RowsWriter, share: range) -> None:
         samples, device = self._samples, self._accelerator.device
@@ -196,100 +197,103 @@ class _Table:
             pin_memory=device.type == "cuda",
         )
         backbones = nn.ModuleDict({name: self._policy.backbones[name] for name in self._names})
-        probe = partial(self._entries, self._first())
-        with fast_backbones(backbones, probe, self._accelerator.mixed_precision):
-            coming: _OnHost | None = None
-            for first, batch in zip(share[:: samples.batch_size], on_device(loader, device), strict=True):
+        probe = partial(self._entries, self._first_batch())
+        with (
+            closing(on_device(loader, device)) as batches,
+            fast_backbones(backbones, probe, self._accelerator.mixed_precision),
+        ):
+            pending: _HostCopy | None = None
+            for first, batch in zip(share[:: samples.batch_size], batches, strict=True):
                 size = min(samples.batch_size, share.stop - first)
-                done, coming = coming, _OnHost(first, size, self._entries(batch))
-                if done is not None:
-                    done.write(writer)
-            if coming is not None:
-                coming.write(writer)
+                arrived, pending = pending, _HostCopy(first, size, self._entries(batch))
+                if arrived is not None:
+                    arrived.write(writer)
+            if pending is not None:
+                pending.write(writer)
 
-    def _first(self) -> dict[str, Any]:
-        """A batch of the first samples, on the device."""
+    def _first_batch(self) -> dict[str, Any]:
+        """Return a batch of the first samples, on the device."""
         samples = self._samples
         batch = samples.collate([samples.dataset[index] for index in range(min(2, samples.count))])
         return to_device(batch, self._accelerator.device)
 
-    def _chance_before(self, name: str, batch: dict[str, Any]) -> str:
-        """What is random before a backbone; empty where nothing is."""
+    def _randomness_before(self, name: str, batch: dict[str, Any]) -> str:
+        """Return what is random before a backbone; an empty text if nothing is."""
         policy = self._policy
         for transform, keys in zip(
             policy.transforms, policy.dependencies.before_transforms([name]), strict=True
         ):
             seen = {key: value for key, value in batch.items() if key in keys or key in ROBOTS}
-            with mode(transform, training=True):
+            with training_mode(transform, True):
                 if is_random(partial(transform, seen), self._accelerator.device):
                     return f"`{transform.config.type}` changes what it reads at random"
-            with mode(transform, training=False):
+            with training_mode(transform, False):
                 batch = transform(batch)
         return ""
 
     @torch.no_grad()
     def _entries(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What is kept of a batch, and its features. Raises _Obstacle."""
+        """Return the row entries of a batch: its tensors that are kept, and its features. Raise _ObstacleError if a feature cannot be stored."""
         kept = {
             key: value
             for key, value in batch.items()
             if key not in self._dropped and isinstance(value, Tensor)
         }
         half = self._accelerator.mixed_precision == "bf16"
-        with self._accelerator.autocast(), mode(self._policy, training=True):
+        with self._accelerator.autocast(), training_mode(self._policy, True):
             transformed = self._policy.transform(to_device(batch, self._accelerator.device))
             for name in self._names:
                 try:
                     made = as_entries(self._policy.encode(name, transformed))
                 except ValueError as error:
-                    raise _Obstacle(str(error)) from error
+                    raise _ObstacleError(str(error)) from error
                 for key, value in made.items():
                     kept[key] = value.bfloat16() if half and value.is_floating_point() else value
         return kept
 
 
-class _OnHost:
-    """Entries on their way to the host, which need not be waited for while the device computes the next."""
+class _HostCopy:
+    """Entries on their way to the host, while the device computes the next."""
 
     def __init__(self, first: int, size: int, entries: Mapping[str, Tensor]) -> None:
         self._first, self._size = first, size
-        self._values = {key: _sent(values) for key, values in entries.items()}
+        self._values = {key: _copy_to_host(values) for key, values in entries.items()}
         self._arrived = torch.cuda.Event() if any(values.is_cuda for values in entries.values()) else None
         if self._arrived is not None:
             self._arrived.record()
 
     def write(self, writer: RowsWriter) -> None:
-        """Put them into the table."""
+        """Write the entries into the table, once they have arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
         writer.write(self._first, self._values, self._size)
 
 
-def _sent(values: Tensor) -> Tensor:
+def _copy_to_host(values: Tensor) -> Tensor:
     if not values.is_cuda:
         return values
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     return host.copy_(values, non_blocking=True)
 
 
-def _called(names: Sequence[str]) -> str:
+def _list(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _tried(step: Callable[[], T]) -> tuple[T | None, str]:
-    """What a step gives, and why it failed, which is empty where it did not."""
+def _attempt(step: Callable[[], T]) -> tuple[T | None, str]:
+    """Return the result of a step, and the reason if it failed."""
     try:
         return step(), ""
     except OSError as error:
         return None, f"its features cannot be written ({error.strerror or error})"
     except UnlikeRowsError as error:
         return None, f"its features differ in shape from batch to batch ({error})"
-    except (_Obstacle, DatasetError, DamagedTableError) as error:
+    except (_ObstacleError, DatasetError, DamagedTableError) as error:
         return None, str(error)
 
 
-def _damage(directory: Path) -> str | None:
-    """What is wrong with a table, which is then removed; empty where nothing is, None where there is no table."""
+def _remove_if_damaged(directory: Path) -> str | None:
+    """Return the damage of a table, after removing it; an empty text if it is whole, None if there is no table."""
     if not directory.exists():
         return None
     try:
@@ -300,8 +304,8 @@ def _damage(directory: Path) -> str | None:
     return ""
 
 
-def _work(root: Path, key: str, stack: ExitStack) -> Path:
-    """A new directory for a table in the making, for as long as the stack: this process alone makes this table."""
+def _work_directory(root: Path, key: str, stack: ExitStack) -> Path:
+    """Create a directory for a table in progress, and hold its lock until the stack closes."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     if stack.enter_context(locked(root / f"{key}.lock")):
         for abandoned in root.glob(f"{key}.*.tmp"):
@@ -312,12 +316,12 @@ def _work(root: Path, key: str, stack: ExitStack) -> Path:
 
 
 def _check_room(root: Path, size: int) -> None:
-    """Raises _Obstacle where features of so many bytes would not fit on the disk, or not into memory."""
+    """Raise _ObstacleError if features of so many bytes would not fit on the disk, or not into memory."""
     there = next(path for path in (root, *root.parents) if path.exists())
     free = shutil.disk_usage(there).free - _SPARE
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     for room, name in ((free, f"on the disk of {root}"), (memory, "in half of this machine's memory")):
         if size > room:
-            raise _Obstacle(
+            raise _ObstacleError(
                 f"its features take {size / 1e9:,.1f} GB, and {name} there are {max(room, 0) / 1e9:,.1f} GB"
             )

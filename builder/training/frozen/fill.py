@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
 from torch import nn
 
-from ..speed.bf16_weights import Shadows, casting
+from ..speed.bf16_weights import BF16Copies, cast_modules
 from ..speed.compilation import patch_products
 
 
@@ -20,10 +19,10 @@ def fast_backbones(backbones: nn.Module, run: Callable[[], object], precision: s
     convolutions over patches are products of matrices.
     """
     with ExitStack() as undo:
-        if torch.device(next(backbones.parameters()).device).type == "cuda":
+        if next(backbones.parameters()).is_cuda:
             patch_products(backbones, undo)
         if precision == "bf16":
-            copies = Shadows(backbones, casting(backbones, run), trained=False)
+            copies = BF16Copies(backbones, cast_modules(backbones, run), trained=False)
             undo.callback(copies.remove)
             copies.install()
         yield

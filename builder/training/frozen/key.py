@@ -1,4 +1,4 @@
-"""A hash of all that the features of frozen backbones depend on."""
+"""A hash of everything that the features of frozen backbones depend on."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def feature_key(
     fingerprint: str,
     precision: str | None,
 ) -> str:
-    """Names the table of backbones' features: weights, transforms, precision, versions, code, and data by `fingerprint`.
+    """Return the name of a table of features: a hash of weights, transforms, precision, versions, code, and data.
 
-    `dropped` are the keys of the batch that the table does not hold.
+    `fingerprint` identifies the data, and `dropped` the keys of a batch that the table does not hold.
     """
     content = policy.config.recipe or {}
-    told = {
+    hash_input = {
         "format": _FORMAT,
         "data": [fingerprint, {**content["data"], "path": None}, content["collator"]],
         "transforms": content["transforms"],
@@ -44,7 +44,7 @@ def feature_key(
         "code": _code(policy),
         "weights": {name: _digest(policy.backbones[name]) for name in names},
     }
-    text = json.dumps(told, sort_keys=True, default=str)
+    text = json.dumps(hash_input, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -54,10 +54,10 @@ def _versions() -> dict[str, str | None]:
 
 
 def _code(policy: RecipePolicy) -> str:
-    """A digest of all code that a feature may depend on: parts, data and policy, and the files of parts elsewhere."""
+    """Hash all code that a feature may depend on: parts, data and policy, and the files of parts elsewhere."""
     builder = Path(__file__).resolve().parents[2]
-    own = [builder.parent / "components", builder / "data", builder / "policy"]
-    files = {file for folder in own for file in folder.rglob("*.py")}
+    folders = [builder.parent / "components", builder / "data", builder / "policy"]
+    files = {file for folder in folders for file in folder.rglob("*.py")}
     for part in (*policy.transforms, *policy.backbones.values(), policy.collator):
         with suppress(TypeError, OSError):
             files.add(Path(inspect.getfile(type(part))).resolve())
@@ -68,13 +68,13 @@ def _code(policy: RecipePolicy) -> str:
 
 
 def _digest(module: nn.Module) -> str:
-    """Of a module's parameters and buffers, each of which is read by a thread: there may be gigabytes of them."""
+    """Hash a module's parameters and buffers, in threads: there may be gigabytes of them."""
     with ThreadPoolExecutor() as threads:
-        digests = threads.map(_digest_of, *zip(*sorted(module.state_dict().items()), strict=True))
+        digests = threads.map(_tensor_digest, *zip(*sorted(module.state_dict().items()), strict=True))
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _digest_of(name: str, value: Tensor) -> bytes:
+def _tensor_digest(name: str, value: Tensor) -> bytes:
     digest = hashlib.sha256(f"{name} {value.dtype} {tuple(value.shape)}".encode())
     digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()

@@ -3,8 +3,8 @@
     <directory>/0.bin, 1.bin, ...   one tensor (N, ...) each, no header
                 index.json          by key: file, shape, dtype, and SHA-256
 
-It is written under another name and renamed when whole, so that a directory of this name is a whole table. Its files
-are held against their digests when it is opened, once as long as they do not change.
+A table is written under another name and renamed when it is whole, so that a directory of this name is a whole table. Its
+files are verified against their digests when it is opened, and again only if they change.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from ...data.frames.digests import digest, plain_digest, remember
 
 
 class DamagedTableError(Exception):
-    """A directory does not hold what its index says."""
+    """Raised when the files of a table do not match its index."""
 
 
 class UnlikeRowsError(Exception):
-    """Samples cannot be rows of one table."""
+    """Raised when samples cannot be rows of one table."""
 
 
 class Rows:
-    """Tensors (N, ...) by key. Of mapped ones, `sizes` are the bytes that their files must keep."""
+    """Tensors (N, ...) by key. `sizes` are the bytes that the files of mapped tensors must keep."""
 
     def __init__(self, tensors: Mapping[str, Tensor], sizes: Mapping[Path, int] | None = None) -> None:
         self.tensors, self._sizes = dict(tensors), dict(sizes or {})
 
     @property
     def bytes(self) -> int:
+        """Size of all tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The rows of these samples (B, ...), by key, on the device that the table is on.
+        """Return the rows of these samples (B, ...), by key, on the device of the table.
 
-        Raises DatasetError where a file of the table was cut or removed, which would end the process by a signal.
+        Raise DatasetError if a file of the table was cut or removed, which would end the process by a signal.
         """
         self._check()
         device = next(iter(self.tensors.values())).device
@@ -52,7 +53,7 @@ class Rows:
         return {key: tensor.index_select(0, chosen) for key, tensor in self.tensors.items()}
 
     def to(self, device: torch.device) -> Rows:
-        """The table in the memory of a device. Raises DatasetError as `batch`."""
+        """Copy the table to a device. Raise DatasetError as `batch` does."""
         self._check()
         return Rows({key: tensor.to(device) for key, tensor in self.tensors.items()})
 
@@ -68,29 +69,29 @@ class Rows:
                 reason = f"{now} bytes instead of {size}"
             raise DatasetError(
                 f"the stored features in {path} are gone or damaged ({reason}). "
-                "Start again, with `--resume` where there is a checkpoint: they are computed anew"
+                "Start again, with `--resume` if there is a checkpoint: they are computed again"
             )
 
 
 class RowsWriter:
-    """Fills a table in the new directory `work`, from one process or several, and names it `directory` in the end."""
+    """Writer of a table in the new directory `work`, for one or several processes, which renames it to `directory` in the end."""
 
     def __init__(self, work: Path, directory: Path, row: Mapping[str, Tensor], count: int) -> None:
-        """`row` has one sample (1, ...) of every key, which tells shapes and dtypes of `count` of them."""
+        """Prepare for `count` rows like `row`, one sample (1, ...) of every key."""
         self._work, self._directory, self._count = work, directory, count
         self._row = dict(row)
         self._files = {key: f"{position}.bin" for position, key in enumerate(row)}
         self._maps: dict[str, Tensor] = {}
 
     def create(self) -> None:
-        """Reserve the files; for one of the processes. Raises OSError where the disk is too small."""
+        """Reserve the files, in one of the processes. Raise OSError if the disk is too small."""
         for key, file in self._files.items():
             size = self._row[key].numel() * self._row[key].element_size() * self._count
             with (self._work / file).open("wb") as handle:
                 os.posix_fallocate(handle.fileno(), 0, size)
 
     def write(self, first: int, batch: Mapping[str, Tensor], size: int) -> None:
-        """Put a batch (`size`, ...) at row `first`. Raises UnlikeRowsError where its rows are unlike the first."""
+        """Write a batch (`size`, ...) from row `first` on. Raise UnlikeRowsError if its rows are unlike the first."""
         if batch.keys() != self._files.keys():
             raise UnlikeRowsError(f"`{min(batch.keys() ^ self._files.keys())}` is in some batches only")
         if not self._maps:
@@ -104,7 +105,7 @@ class RowsWriter:
             target[first : first + size] = values.to("cpu", target.dtype)
 
     def finish(self) -> None:
-        """Give the whole table its name; for one of the processes, when all have written. Raises OSError."""
+        """Name the whole table, in one of the processes, after all have written. Raise OSError if that fails."""
         index = {}
         for key, file in self._files.items():
             with (self._work / file).open("rb") as handle:
@@ -118,8 +119,8 @@ class RowsWriter:
         (self._work / "index.json").write_text(json.dumps(index, indent=1))
         self._work.rename(self._directory)
         for entry in index.values():
-            place, found = self._directory / str(entry["file"]), str(entry["sha256"])
-            remember(place, found, memory=digests_of(self._directory))
+            path = self._directory / str(entry["file"])
+            remember(path, str(entry["sha256"]), memory=digests_of(self._directory))
 
     def _shape(self, key: str) -> list[int]:
         return [self._count, *self._row[key].shape[1:]]
@@ -134,7 +135,7 @@ def digests_of(directory: Path) -> Path:
 
 
 def open_rows(directory: Path) -> Rows:
-    """The table in a directory. Raises DamagedTableError."""
+    """Open the table in a directory. Raise DamagedTableError if it is not whole."""
     tensors, sizes = {}, {}
     try:
         index = json.loads((directory / "index.json").read_text())

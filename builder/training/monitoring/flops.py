@@ -1,4 +1,4 @@
-"""Operations that a model needs."""
+"""Counting the operations of a model."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..speed.module_patches import Statistics
+from ... import compat
+from ..module_patches import BufferSnapshot
 
 
 class ModelFlops(FlopCounterMode):
-    """Counts matrix products and attention inside the block, but for what a backward pass computes again to save memory.
+    """A counter of matrix products and attention, except those that a backward pass recomputes to save memory.
 
-    That is known by its gradients, which are recorded there and nowhere else in a backward pass.
+    Recomputation is recognized by gradients, which a backward pass records nowhere else.
     """
 
     def __init__(self) -> None:
         super().__init__(display=False)
 
     def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
-        again = torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
-        return out if again else super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
+        recomputes = compat.in_backward_pass() and torch.is_grad_enabled()
+        return out if recomputes else super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
 
 
-def counted(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> int:
-    """Operations of a forward and a backward pass, which leave nothing behind but gradients.
+def count_operations(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> int:
+    """Return the operations of a forward and a backward pass, which leaves no trace but gradients.
 
-    Under the counter some operations are replaced by others with other bits, so no pass that is learned from runs there.
+    Under the counter some operations are replaced by others that round differently, so no pass that trains runs there.
     """
     with _traceless(model, device), ModelFlops() as count:
         loss().backward()
@@ -41,12 +42,12 @@ def counted(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) 
 
 @contextmanager
 def _traceless(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Buffers of the model and random generators are afterwards as they were."""
-    statistics, python, numpy = Statistics(model), random.getstate(), np.random.get_state()
+    """Restore buffers of the model and random generators when the context ends."""
+    buffers, python, numpy = BufferSnapshot(model), random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:
-            statistics.put_back()
+            buffers.restore()
             random.setstate(python)
             np.random.set_state(numpy)

@@ -1,4 +1,4 @@
-"""What a run writes down: one JSON line and one TensorBoard point per log interval."""
+"""Reporters of a run: the interface, and the files of the run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -16,23 +16,10 @@ from ....schemas.errors import TrainingError
 from ... import runs
 
 _logger = logging.getLogger(__name__)
-_told_before = threading.excepthook
-
-
-def _told(failed: threading.ExceptHookArgs) -> None:
-    """Tell of a failure of TensorBoard's thread in one line."""
-    if isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread":
-        reason = failed.exc_value.strerror or failed.exc_value
-        _logger.warning("points for TensorBoard cannot be written (%s)", reason)
-    else:
-        _told_before(failed)
-
-
-threading.excepthook = _told
 
 
 class Reporter(Protocol):
-    """Is told of a run as it goes. Steps count finished updates."""
+    """A listener to the progress of a run. Steps count finished updates."""
 
     def start(self, step: int, steps: int) -> None: ...
 
@@ -45,17 +32,45 @@ class Reporter(Protocol):
     def close(self) -> None: ...
 
 
-class FileLog:
-    """Writes what a run is (`run.json`, `recipe.yaml`) and how it goes (`log.jsonl`, `tensorboard/`).
+class Reporters:
+    """Several reporters as one."""
 
-    Nothing is written before the run starts, so that a refused `--resume` leaves the directory as it was. What cannot
-    be written is a TrainingError.
+    def __init__(self, reporters: Sequence[Reporter]) -> None:
+        self._reporters = reporters
+
+    def start(self, step: int, steps: int) -> None:
+        """Begin at a step of so many."""
+        for reporter in self._reporters:
+            reporter.start(step, steps)
+
+    def advance(self, step: int) -> None:
+        """Report a finished update."""
+        for reporter in self._reporters:
+            reporter.advance(step)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Report measurements up to a step."""
+        for reporter in self._reporters:
+            reporter.log(step, values)
+
+    def note(self, message: str) -> None:
+        """Report a line of text."""
+        for reporter in self._reporters:
+            reporter.note(message)
+
+
+class FileLog:
+    """The log of a run in its directory: `run.json` and `recipe.yaml`, `log.jsonl` and `tensorboard/`.
+
+    Nothing is written before the run starts, so that a refused `--resume` leaves the directory unchanged. Methods raise
+    TrainingError if a file cannot be written.
     """
 
     def __init__(self, run: Path, description: Mapping[str, Any], recipe_text: str) -> None:
         self._run, self._description, self._recipe_text = run, description, recipe_text
         self._lines: TextIO | None = None
         self._board: SummaryWriter | None = None
+        self._open = contextlib.ExitStack()
 
     def start(self, step: int, steps: int) -> None:
         with self._explained():
@@ -63,10 +78,11 @@ class FileLog:
             (self._run / runs.DESCRIPTION).write_text(json.dumps(self._description, indent=2) + "\n")
             (self._run / runs.RECIPE).write_text(self._recipe_text)
             self._lines = (self._run / runs.LOG).open("a", buffering=1)
+            self._open.enter_context(_short_thread_errors())
             self._board = SummaryWriter(str(self._run / runs.TENSORBOARD))
 
     def advance(self, step: int) -> None:
-        """Nothing to write."""
+        """Write nothing."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         assert self._board is not None
@@ -80,12 +96,14 @@ class FileLog:
             self._write({"note": message})
 
     def close(self) -> None:
+        """Close the files."""
         if self._lines is not None and self._board is not None:
             try:
                 self._lines.close()
                 self._board.close()
             except OSError as error:  # the run is over, and may have ended for the same reason
-                _logger.warning("the log in %s is not whole (%s)", self._run, error.strerror or error)
+                _logger.warning("the log in %s is incomplete (%s)", self._run, error.strerror or error)
+        self._open.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -100,3 +118,22 @@ class FileLog:
     def _write(self, line: dict[str, Any]) -> None:
         assert self._lines is not None
         self._lines.write(json.dumps(line) + "\n")
+
+
+@contextlib.contextmanager
+def _short_thread_errors() -> Iterator[None]:
+    """Report an OSError in TensorBoard's thread in one line while the context is active."""
+    hook = threading.excepthook
+
+    def report(failed: threading.ExceptHookArgs) -> None:
+        if isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread":
+            reason = failed.exc_value.strerror or failed.exc_value
+            _logger.warning("points for TensorBoard cannot be written (%s)", reason)
+        else:
+            hook(failed)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = hook

@@ -1,8 +1,8 @@
-"""Where the time of a training step goes: a table, and a trace for Perfetto (https://ui.perfetto.dev).
+"""Profile of a training step: a table of its time, and a trace for Perfetto (https://ui.perfetto.dev).
 
 After `WARM` steps, phases are timed over `TIMED` steps by the clock and, on a GPU, by its own events; then `TRACED` steps
-run under torch's profiler. What the GPU is busy with comes from the trace, how long a step takes from the timed steps,
-because the profiler makes the host slower.
+run under torch's profiler. The busy time of the GPU comes from the trace, the length of a step from the timed steps, because
+the profiler slows the host down.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 WARM, TIMED, TRACED = 30, 20, 5
 NEEDED = WARM + TIMED + TRACED
-"""Before `WARM` it is decided whether steps are replayed as CUDA graphs, unless batches seldom fit one."""
+"""Steps of a profile. Within `WARM` the run decides about CUDA graphs, unless batches seldom fit one."""
 PHASES = ("data wait", "forward", "backward", "optimizer", "replay")
 
 
 class Profile:
-    """Follows a run through its first steps, and then writes what it saw into `directory`."""
+    """Measurements of the first steps of a run, written into `directory` after them."""
 
     def __init__(self, directory: Path, device: torch.device, writes: bool = True) -> None:
-        """Of several processes one `writes`; the others are slowed down alike."""
+        """Measure in every process, so that all slow down equally; one of them `writes`."""
         self._directory, self._device, self._writes = directory, device, writes
         self._taken, self._began = 0, 0.0
         self._host = dict.fromkeys(PHASES, 0.0)
@@ -38,7 +38,7 @@ class Profile:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What happens inside counts as one of PHASES."""
+        """Count the time while the context is active as one of PHASES."""
         if self._trace is not None:
             with record_function(name):
                 yield
@@ -58,7 +58,7 @@ class Profile:
         self._host[name] += time.perf_counter() - start
 
     def stepped(self) -> str:
-        """A step is done; what there is to tell, where that was the last one to look at."""
+        """Count a step. Return the table after the last one, otherwise an empty text."""
         self._taken += 1
         if self._taken == WARM:
             self._wait()
@@ -95,7 +95,7 @@ class Profile:
         return f"{text}\nprofile {self._directory}: step.txt, operators.txt, trace.json.gz (opens in ui.perfetto.dev)"
 
     def _measured(self, trace: profile) -> dict[str, Any]:
-        """Milliseconds of a step, by phase."""
+        """Return the milliseconds of a step, by phase."""
         total = 1e3 * self._total / TIMED
         host = {name: 1e3 * seconds / TIMED for name, seconds in self._host.items() if seconds}
         host["rest"] = max(total - sum(host.values()), 0.0)
@@ -110,7 +110,7 @@ class Profile:
 
 
 def _busy(trace: profile) -> float:
-    """Microseconds in which the GPU ran anything at all; annotations span gaps, and do not count."""
+    """Return the microseconds during which the GPU ran anything; annotations span gaps, and do not count."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in trace.events() or ()

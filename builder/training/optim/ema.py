@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ... import compat
 from ..distributed.sharding import put
 
 
@@ -22,47 +23,49 @@ class WeightAverage:
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._names = list(trainable)
         self._weights: list[Tensor] = list(trainable.values())
-        self._average = [weight.detach().float().clone() for weight in self._weights]
-        self._of = dict(zip(self._weights, self._average, strict=True))
+        self._averages = [weight.detach().float().clone() for weight in self._weights]
+        self._by_weight = dict(zip(self._weights, self._averages, strict=True))
 
     @property
     def names(self) -> list[str]:
-        """Names of the weights that are averaged."""
+        """Names of the averaged weights."""
         return list(self._names)
 
     def of(self, weight: Tensor) -> Tensor:
-        """The average of a weight, for those that take in the weights themselves."""
-        return self._of[weight]
+        """Return the average of a weight, for an optimizer that updates it."""
+        return self._by_weight[weight]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` updates."""
+        """Move the average towards the weights after `step` updates."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, [weight.float() for weight in self._weights], 1.0 - decay)
+        compat.foreach_lerp_(self._averages, [weight.float() for weight in self._weights], 1.0 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside the block, and its own again after it."""
-        own = self.weights()
-        self._write(self._average)
+        """Give the model the averaged weights while the context is active."""
+        weights = self.weights()
+        self._write(self._averages)
         try:
             yield
         finally:
-            self._write([own[name] for name in self._names])
+            self._write([weights[name] for name in self._names])
 
     def apply(self) -> None:
         """Give the model the averaged weights for good."""
-        self._write(self._average)
+        self._write(self._averages)
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of the model's own weights."""
+        """Return copies of the model's own weights."""
         return {n: w.detach().clone() for n, w in zip(self._names, self._weights, strict=True)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(zip(self._names, self._average, strict=True))
+        """Return the averages by name."""
+        return dict(zip(self._names, self._averages, strict=True))
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, average in zip(self._names, self._average, strict=True):
+        """Overwrite the averages with whole tensors, by name."""
+        for name, average in zip(self._names, self._averages, strict=True):
             put(average, state[name])
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Has a policy compute what it does in a faster way: layers are compiled, convolutions laid out as the device wants them.
+"""Faster computation of the same layers: compiled one by one, and convolutions laid out as the device prefers.
 
-One layer is compiled and serves all its like, so that compiling takes seconds, and graph breaks elsewhere do not matter.
+One layer is compiled and serves all others of its kind, so compiling takes seconds, and graph breaks elsewhere do not matter.
 A convolution whose windows do not overlap is a product of patches and weights; as such it needs no copies of images and
 gradients in another memory format.
 """
@@ -17,77 +17,73 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ....components.base import Learner, repeated_layers
-from .module_patches import remember
+from ... import compat
+from ..module_patches import restore_later
 
 _SHAPES = 64
 """Kinds of inputs that one class of layers may meet, in layers of several sizes, before it is compiled no more."""
 
 
 def layers_of(policy: nn.Module) -> list[nn.Module]:
-    """The layers that the parts of a policy repeat."""
+    """Return the layers that the parts of a policy repeat."""
     return list(dict.fromkeys(_blocks(policy)))
 
 
-def compiled_blocks(policy: nn.Module, undo: ExitStack, *, trained: bool) -> list[nn.Module]:
-    """Compile the layers that the parts of a policy repeat, or the `trained` ones, until `undo` closes; gives them."""
-    import torch._dynamo  # takes seconds
+def compile_layers(policy: nn.Module, undo: ExitStack, *, trained: bool) -> list[nn.Module]:
+    """Compile the layers that the parts of a policy repeat, or only those that train, until `undo` closes; return them."""
+    from .fx.passes import backend  # takes seconds
 
-    from .fx.passes import backend
-
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
-    torch._dynamo.config.accumulated_recompile_limit = max(
-        torch._dynamo.config.accumulated_recompile_limit, 4 * _SHAPES
-    )
-    blocks = [
-        block
-        for block in layers_of(policy)
-        if not trained or any(parameter.requires_grad for parameter in block.parameters())
+    undo.enter_context(compat.dynamo_limits(_SHAPES))
+    layers = [
+        layer
+        for layer in layers_of(policy)
+        if not trained or any(parameter.requires_grad for parameter in layer.parameters())
     ]
-    for block in blocks:
-        remember(undo, block, "forward", "_compiled_call_impl")
-        if isinstance(block, FSDPModule):  # weights come together before what is compiled
-            block.forward = torch.compile(block.forward, backend=backend)
+    for layer in layers:
+        restore_later(undo, layer, "forward", "_compiled_call_impl")
+        if isinstance(layer, FSDPModule):  # weights are gathered before the compiled part
+            layer.forward = torch.compile(layer.forward, backend=backend)
         else:
-            block.compile(backend=backend)
-    return blocks
+            layer.compile(backend=backend)
+    return layers
 
 
 def patch_products(policy: nn.Module, undo: ExitStack) -> None:
-    """Let convolutions over patches compute as products of matrices, until `undo` closes."""
+    """Compute convolutions over patches as matrix products until `undo` closes."""
     for module in policy.modules():
-        if isinstance(module, nn.Conv2d) and _cuts(module):
-            remember(undo, module, "forward")
-            module.forward = partial(_product, module)  # type: ignore[method-assign]
+        if isinstance(module, nn.Conv2d) and _cuts_patches(module):
+            restore_later(undo, module, "forward")
+            module.forward = partial(_patch_product, module)  # type: ignore[method-assign]
 
 
 def channels_last(policy: nn.Module, undo: ExitStack) -> None:
-    """Lay the weights of 2-D convolutions out as a GPU computes with them, until `undo` closes.
+    """Lay the weights of 2-D convolutions out with channels last, as a GPU computes with them, until `undo` closes.
 
-    Images and gradients follow them.
+    Images and gradients follow the weights.
     """
     for module in policy.modules():
-        if isinstance(module, nn.Conv2d) and not _cuts(module):
+        if isinstance(module, nn.Conv2d) and not _cuts_patches(module):
             if module.weight.is_contiguous():
-                undo.callback(_lay, module.weight, torch.contiguous_format)
-            _lay(module.weight, torch.channels_last)
+                undo.callback(_lay_out, module.weight, torch.contiguous_format)
+            _lay_out(module.weight, torch.channels_last)
 
 
-def _lay(weight: Tensor, order: torch.memory_format) -> None:
+def _lay_out(weight: Tensor, order: torch.memory_format) -> None:
     weight.data = weight.data.contiguous(memory_format=order)
 
 
 @contextmanager
-def eagerly(blocks: list[nn.Module]) -> Iterator[None]:
-    """Layers that are compiled run as they are: for a pass or two of another shape or mode, compiling would not pay."""
-    if not blocks:
+def eager(layers: list[nn.Module]) -> Iterator[None]:
+    """Run compiled layers uncompiled while the context is active, where a new shape or mode is not worth compiling."""
+    if not layers:
         yield
         return
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
-def _cuts(module: nn.Conv2d) -> bool:
-    """Whether a plain convolution cuts images into patches."""
+def _cuts_patches(module: nn.Conv2d) -> bool:
+    """Return whether a plain convolution cuts images into patches."""
     return (
         type(module).forward is nn.Conv2d.forward
         and "forward" not in vars(module)
@@ -99,8 +95,8 @@ def _cuts(module: nn.Conv2d) -> bool:
     )
 
 
-def _product(module: nn.Conv2d, input: Tensor) -> Tensor:  # called as the convolution is
-    """(..., C, H, W) -> (..., D, H / kernel, W / kernel); what is left of a patch at the edges is not seen."""
+def _patch_product(module: nn.Conv2d, input: Tensor) -> Tensor:  # called as the convolution is
+    """(..., C, H, W) -> (..., D, H / kernel, W / kernel); incomplete patches at the edges are left out."""
     images = input
     if torch.is_autocast_enabled(images.device.type):
         images = images.to(torch.get_autocast_dtype(images.device.type))
@@ -115,7 +111,7 @@ def _product(module: nn.Conv2d, input: Tensor) -> Tensor:  # called as the convo
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    """The layers that learners say they repeat, or that stand in a list where no learner says anything."""
+    """Return the layers that learners name as repeated, or those in lists of modules that contain no learner."""
     if isinstance(module, Learner):
         return module.repeated_blocks()
     learners = [child for child in module.modules() if isinstance(child, Learner)]

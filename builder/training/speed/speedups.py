@@ -1,4 +1,4 @@
-"""What is done to a policy so that it trains faster; all of it is undone afterwards."""
+"""Changes of a policy that make it train faster, until the run ends."""
 
 from __future__ import annotations
 
@@ -14,15 +14,29 @@ from torch import nn
 from ....schemas.recipe import TrainingSection
 from ...policy import BasePolicyModel
 from ..distributed.sharding import mesh_of, shard, unsharded
-from ..optim.fused_adamw import FusedAdamW
-from .bf16_weights import Shadows, casting
-from .compilation import channels_last, compiled_blocks, eagerly, layers_of, patch_products
-from .float8 import float8_layers, without
-from .module_patches import Statistics, remember
+from ..module_patches import BufferSnapshot, restore_later
+from .bf16_weights import BF16Copies, cast_modules
+from .compilation import channels_last, compile_layers, eager, layers_of, patch_products
+from .float8 import float8_layers, without_float8
+
+
+def place(
+    policy: BasePolicyModel, section: TrainingSection, accelerator: Accelerator, undo: ExitStack
+) -> None:
+    """Bring the weights to the device, sharded or in the memory format that it prefers, before an optimizer is built."""
+    policy.to(accelerator.device)
+    restore_later(undo, policy, "forward", "_original_forward")  # accelerate replaces them
+    if section.sharding != "off":
+        layers = layers_of(policy)
+        kept_whole = [layer for part in policy.key_value_parts for layer in layers_of(part)]
+        mesh, bf16 = mesh_of(section.sharding, accelerator), accelerator.mixed_precision == "bf16"
+        shard(policy, layers, mesh, bf16=bf16, kept_whole=kept_whole)
+    elif accelerator.device.type == "cuda":  # FSDP2 refuses weights in another order
+        channels_last(policy, undo)
 
 
 class Speedups:
-    """Layouts, compiled layers and bfloat16 copies of a policy in training, until `undo` closes."""
+    """Float8 products, compiled layers and bfloat16 copies of a policy in training, until `undo` closes."""
 
     def __init__(
         self,
@@ -31,89 +45,63 @@ class Speedups:
         accelerator: Accelerator,
         undo: ExitStack,
         note: Callable[[str], None],
+        *,
+        frozen_idle: bool,
     ) -> None:
-        self._policy, self._section, self._accelerator = policy, section, accelerator
-        self._undo, self._note = undo, note
-        self._shadows: Shadows | None = None
-        self.wide: list[nn.Linear] = []
-        """The layers that compute in float8."""
-        self.compiled: list[nn.Module] = []
-        """The layers that are compiled one by one."""
-        self.bf16 = accelerator.mixed_precision == "bf16"
+        """Change the layers as far as wanted; frozen ones may be `frozen_idle`, because their features are stored."""
+        self._policy, self._accelerator = policy, accelerator
+        self._float8 = float8_layers(policy, section.float8, undo, note)
+        self._compiled: list[nn.Module] = []
+        self._copies: BF16Copies | None = None
+        self._undo = undo
+        if section.compile == "blocks" or (section.compile == "auto" and accelerator.device.type == "cuda"):
+            self._compiled = compile_layers(policy, undo, trained=frozen_idle)
+            kinds = sorted({unsharded(layer).__name__ for layer in self._compiled})
+            note(
+                f"compiling {len(self._compiled)} layers one by one: {', '.join(f'`{kind}`' for kind in kinds)}"
+                if self._compiled
+                else "no layers to compile"
+            )
+            patch_products(policy, undo)
 
-    def lay_out(self) -> None:
-        """Bring the weights to where and how they are trained; before the optimiser is made."""
-        kind = self._section.sharding
-        remember(self._undo, self._policy, "forward", "_original_forward")  # accelerate puts its own there
-        if kind != "off":
-            mesh = mesh_of(kind, self._accelerator)
-            opened = [layer for part in self._policy.key_value_parts for layer in layers_of(part)]
-            shard(self._policy, layers_of(self._policy), mesh, bf16=self.bf16, opened=opened)
-        elif self._accelerator.device.type == "cuda":  # FSDP2 refuses weights in another order
-            channels_last(self._policy, self._undo)
+    def copy_weights(self, batch: Mapping[str, Any], *, trained: bool) -> Mapping[nn.Parameter, nn.Parameter]:
+        """Let modules compute with bfloat16 copies of the weights that autocast casts in a pass over a batch.
 
-    @property
-    def compiles(self) -> bool:
-        """Whether layers are compiled: by default on a GPU."""
-        wanted = self._section.compile
-        return wanted == "blocks" or (wanted == "auto" and self._accelerator.device.type == "cuda")
-
-    def quicken(self, *, idle: bool) -> None:
-        """Let wide layers compute in float8, and compile layers one by one, as far as wanted. Frozen ones may be `idle`."""
-        self.wide = float8_layers(self._policy, self._section.float8, self._undo, self._note)
-        if not self.compiles:
-            return
-        # a layer's gradients come all at once, so there is nothing to gain from splitting it
-        self._undo.enter_context(torch._dynamo.config.patch(optimize_ddp=False))
-        self.compiled = compiled_blocks(self._policy, self._undo, trained=idle)
-        kinds = ", ".join(
-            f"`{name}`" for name in sorted({unsharded(each).__name__ for each in self.compiled})
-        )
-        self._note(
-            f"compiling {len(self.compiled)} layers one by one: {kinds}"
-            if self.compiled
-            else "no layers to compile"
-        )
-        patch_products(self._policy, self._undo)
-
-    def copy_weights(self, optimizer: torch.optim.Optimizer, batch: Mapping[str, Any]) -> None:
-        """Let modules compute with bfloat16 copies, as far as a pass over a batch has their weights cast."""
-        if not self.bf16 or self._section.sharding != "off" or not isinstance(optimizer, FusedAdamW):
-            return
-        cast = self._agreed(casting(self._policy, lambda: self._pass(batch)))
-        # several gradients add up better in float32
-        self._shadows = Shadows(self._policy, cast, trained=self._section.accumulate == 1)
-        self._undo.callback(self._shadows.remove)
-        self._shadows.install()
-        optimizer.follow(self._shadows.copies)
+        Return the copies. All processes copy the same weights. Trained weights are left out unless `trained`.
+        """
+        cast = self._in_all_processes(cast_modules(self._policy, lambda: self._forward(batch)))
+        self._copies = BF16Copies(self._policy, cast, trained=trained)
+        self._undo.callback(self._copies.remove)
+        self._copies.install()
+        return self._copies.copies
 
     def own_weights(self) -> AbstractContextManager[None]:
-        """The policy has its float32 weights inside the block."""
-        return nullcontext() if self._shadows is None else self._shadows.removed()
+        """Give the policy its float32 weights while the context is active."""
+        return nullcontext() if self._copies is None else self._copies.removed()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The policy computes uncompiled inside the block, with float32 weights and without float8."""
-        with self.as_written(), self.own_weights():
+        """Compute uncompiled, with float32 weights and without float8, while the context is active."""
+        with self.plain_layers(), self.own_weights():
             yield
 
     @contextmanager
-    def as_written(self) -> Iterator[None]:
-        """Layers run as they are written inside the block: neither compiled nor in float8."""
-        with eagerly(self.compiled), without(self.wide):
+    def plain_layers(self) -> Iterator[None]:
+        """Run layers as they are written, neither compiled nor in float8, while the context is active."""
+        with eager(self._compiled), without_float8(self._float8):
             yield
 
-    def _agreed(self, cast: set[nn.Module]) -> set[nn.Module]:
-        """The modules that all processes found, each on its own batch."""
+    def _in_all_processes(self, cast: set[nn.Module]) -> set[nn.Module]:
+        """Return the modules that every process found, each on its own batch."""
         modules = dict(self._policy.named_modules())
         found = gather_object([[name for name, module in modules.items() if module in cast]])
         return {modules[name] for name in set(found[0]).intersection(*found[1:])}
 
-    def _pass(self, batch: Mapping[str, Any]) -> None:
-        """A forward pass as in training, which leaves no trace."""
-        statistics = Statistics(self._policy)
+    def _forward(self, batch: Mapping[str, Any]) -> None:
+        """Run a forward pass as in training that leaves no trace."""
+        buffers = BufferSnapshot(self._policy)
         try:
             with torch.no_grad(), self.paused(), self._accelerator.autocast():
                 self._policy(batch)
         finally:
-            statistics.put_back()
+            buffers.restore()

@@ -100,7 +100,7 @@ def test_sizes_tell_what_trains(
     assert summary.adapted == {"backbones.vision": 4}
     assert policysmith(["check", str(path)]) == 0
     shown = capsys.readouterr().out
-    assert "lora backbones.vision: adapters beside 4 layers, the rest is frozen" in shown
+    assert "lora backbones.vision: adapters for 4 layers, all other weights frozen" in shown
     assert " 256 " in shown
 
 

@@ -1,4 +1,4 @@
-"""Where operators are put into traced graphs."""
+"""Devices on which operators are put into traced graphs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from policysmith.components.kernels import attention
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Operators are put in on a CPU too, where they run as plain torch."""
+    """Put operators in on a CPU too, where they run as plain torch."""
     for module in (passes, attention):
         monkeypatch.setattr(module, "fused", lambda values: True)
     return str(request.param)

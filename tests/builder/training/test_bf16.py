@@ -1,4 +1,4 @@
-"""Training in bfloat16: copies of the weights, which change nothing but the casts, and the optimiser that keeps them."""
+"""Training in bfloat16: copies of the weights, which change nothing but the casts, and the optimizer that writes them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from torch.nn.utils import prune
 from transformers import AutoModel
 
 from policysmith.builder import Builder
-from policysmith.builder.training.optim.adamw import adamw, clip, parameter_groups, set_rate
+from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.builder.training.optim.ema import WeightAverage
 from policysmith.builder.training.optim.fused_adamw import FusedAdamW
+from policysmith.builder.training.optim.groups import parameter_groups
 from policysmith.builder.training.speed import bf16_weights as module
-from policysmith.builder.training.speed.bf16_weights import Shadows, casting
+from policysmith.builder.training.speed.bf16_weights import BF16Copies, cast_modules
 from policysmith.builder.training.speed.compilation import channels_last
 from policysmith.components.kernels.adamw import memory_order
 from policysmith.schemas.errors import TrainingError
@@ -31,7 +32,7 @@ SECTION = OptimizerSection(lr=1e-2, weight_decay=0.1)
 
 
 class Odd(nn.Linear):
-    """Does more with its weight than autocast would."""
+    """A layer that uses its weight for more than autocast would cast."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight.exp(), self.bias)
@@ -63,13 +64,13 @@ def gradients(model: nn.Module, ids: Tensor) -> Tensor:
 
 def used(model: nn.Module) -> set[nn.Module]:
     with torch.autocast("cpu", torch.bfloat16):
-        return casting(model, lambda: model(torch.randint(0, 5, (4, 3))))
+        return cast_modules(model, lambda: model(torch.randint(0, 5, (4, 3))))
 
 
 def test_copies_stand_where_autocast_would_cast() -> None:
     model = Model()
     names = {parameter: name for name, parameter in model.named_parameters()}
-    shadows = Shadows(model, used(model), trained=True)
+    shadows = BF16Copies(model, used(model), trained=True)
     shadows.install()
     copied = {names[weight] for weight in shadows.copies}
     assert copied == {
@@ -91,7 +92,7 @@ def test_copies_stand_where_autocast_would_cast() -> None:
 
 
 class Particular(nn.Module):
-    """Modules whose weights must stay as they are: computed anew, used without autocast as well, and not used."""
+    """Modules whose weights must not be copied: recomputed, also used without autocast, and unused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +113,7 @@ def test_particular_modules_keep_their_weights() -> None:
     model, x = Particular(), torch.randn(3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         expected = model(x)
-        shadows = Shadows(model, casting(model, lambda: model(x)), trained=True)
+        shadows = BF16Copies(model, cast_modules(model, lambda: model(x)), trained=True)
         shadows.install()
         assert torch.equal(model(x), expected)
     shadows.remove()
@@ -122,7 +123,7 @@ def test_particular_modules_keep_their_weights() -> None:
 
 def test_only_frozen_weights_are_copied_where_gradients_add_up() -> None:
     model = Model()
-    shadows = Shadows(model, used(model), trained=False)
+    shadows = BF16Copies(model, used(model), trained=False)
     shadows.install()
     assert len(shadows.copies) == 2
     assert model.first.weight.dtype == torch.float32
@@ -134,7 +135,7 @@ def test_copies_compute_what_autocast_does() -> None:
     copied = copy.deepcopy(plain)
     ids = torch.randint(0, 5, (4, 3))
     theirs = gradients(plain, ids)
-    shadows = Shadows(copied, used(copied), trained=True)
+    shadows = BF16Copies(copied, used(copied), trained=True)
     masters = dict(copied.named_parameters())
     shadows.install()
     assert torch.equal(gradients(copied, ids), theirs)
@@ -150,18 +151,18 @@ def test_the_fused_step_is_torchs(limit: float | None) -> None:
     ours, theirs = Model(), Model()
     theirs.load_state_dict(ours.state_dict())
     averages = [WeightAverage(model, 0.9) for model in (ours, theirs)]
-    fused = adamw(ours, SECTION, averages[0], bf16=True)
+    fused = build_optimizer(ours, SECTION, averages[0], bf16=True)
     assert isinstance(fused, FusedAdamW)
     plain = torch.optim.AdamW(parameter_groups(theirs, SECTION), lr=1e-2, weight_decay=0.1)  # type: ignore[arg-type]
     for step in range(1, 6):
         rate = 1e-2 / step
-        set_rate(fused, rate)
+        fused.set_rate(rate)
         for group in plain.param_groups:
             group["lr"] = rate * group["lr_scale"]
         ids = torch.randint(0, 5, (4, 3))
         for model in (ours, theirs):
             model(ids).square().mean().backward()
-        norm = clip(fused, limit)
+        norm = fused.clip(limit)
         torch.testing.assert_close(
             norm, nn.utils.clip_grad_norm_(theirs.parameters(), float("inf") if limit is None else limit)
         )
@@ -181,7 +182,7 @@ def test_averages_of_weights_without_a_gradient_follow_them() -> None:
     ours, theirs = Model(), Model()
     theirs.load_state_dict(ours.state_dict())
     averages = [WeightAverage(model, 0.9) for model in (ours, theirs)]
-    fused, plain = adamw(ours, SECTION, averages[0], bf16=True), adamw(theirs, SECTION)
+    fused, plain = build_optimizer(ours, SECTION, averages[0], bf16=True), build_optimizer(theirs, SECTION)
     for step in range(1, 5):
         for model, optimizer in ((ours, fused), (theirs, plain)):
             optimizer.zero_grad()
@@ -206,13 +207,13 @@ def stepped(model: Model, optimizer: torch.optim.Optimizer, seed: int) -> None:
 def test_either_optimiser_goes_on_from_the_state_of_either(bf16: tuple[bool, bool], tmp_path: Path) -> None:
     first, whole = Model(), Model()
     whole.load_state_dict(first.state_dict())
-    before, after = adamw(first, SECTION, bf16=bf16[0]), adamw(whole, SECTION)
+    before, after = build_optimizer(first, SECTION, bf16=bf16[0]), build_optimizer(whole, SECTION)
     for seed in range(3):
         stepped(first, before, seed)
         stepped(whole, after, seed)
     torch.save(before.state_dict(), tmp_path / "state.pt")
     second = Model()
-    resumed = adamw(second, SECTION, bf16=bf16[1])
+    resumed = build_optimizer(second, SECTION, bf16=bf16[1])
     stepped(second, resumed, 9)  # what it knew before is forgotten
     second.load_state_dict(first.state_dict())
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -226,11 +227,11 @@ def test_either_optimiser_goes_on_from_the_state_of_either(bf16: tuple[bool, boo
 
 def test_a_rehearsal_changes_nothing() -> None:
     model = Model()
-    optimizer = adamw(model, SECTION, bf16=True)
+    optimizer = build_optimizer(model, SECTION, bf16=True)
     assert isinstance(optimizer, FusedAdamW)
     stepped(model, optimizer, 0)
     before = [p.detach().clone() for p in model.parameters()]
-    optimizer.rehearse()
+    optimizer.step_without_effect()
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     optimizer.step()
     assert not torch.equal(next(model.parameters()), before[0])
@@ -275,7 +276,7 @@ def test_gradients_in_another_order_than_their_weights_are_brought_into_it() -> 
     ours, theirs = (nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 3, 1)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     channels_last(ours, ExitStack())
-    fused = adamw(ours, SECTION, bf16=True)
+    fused = build_optimizer(ours, SECTION, bf16=True)
     plain = torch.optim.AdamW(parameter_groups(theirs, SECTION), lr=1e-2)  # type: ignore[arg-type]
     images = torch.randn(2, 4, 8, 8)
     for step in range(4):
@@ -321,11 +322,11 @@ def test_a_weight_that_gets_its_first_gradient_after_a_resume_takes_up_the_count
         optimizer.step()
 
     first = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
-    before = adamw(first, SECTION, bf16=True)
+    before = build_optimizer(first, SECTION, bf16=True)
     for _ in range(5):
         step(first, before, 1)
     torch.save(before.state_dict(), tmp_path / "state.pt")
-    resumed = adamw(first, SECTION, bf16=True)
+    resumed = build_optimizer(first, SECTION, bf16=True)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     step(first, resumed, 0, 1)
     assert {float(state["step"]) for state in resumed.state.values()} == {6.0}
@@ -337,26 +338,26 @@ def test_trained_weights_that_are_not_float32_are_named() -> None:
     with pytest.raises(
         TrainingError, match=r"`0\.weight` trains in bfloat16; keep trained weights in float32"
     ):
-        adamw(model, SECTION, bf16=True)
+        build_optimizer(model, SECTION, bf16=True)
 
 
 def test_weights_are_copied_where_all_processes_found_them_cast(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DDP sends weights from one process to the others, so their types must agree."""
+    """Copy the same weights everywhere, because DDP sends weights from one process to the others."""
     from policysmith.builder.training.speed import speedups
 
     monkeypatch.setattr(
         speedups, "gather_object", lambda ours: [*ours, ["head.layers.0"], ["head.layers.0", "x"]]
     )
     seen: list[set[str]] = []
-    install = Shadows.install
+    install = BF16Copies.install
 
-    def watched(shadows: Shadows) -> None:
+    def watched(shadows: BF16Copies) -> None:
         install(shadows)
         seen.append({str(tuple(copy.shape)) for copy in shadows.copies.values()})
 
-    monkeypatch.setattr(Shadows, "install", watched)
+    monkeypatch.setattr(BF16Copies, "install", watched)
     tiny["training"] |= {"precision": "bf16", "steps": 1}
     result = Builder.from_recipe(tiny).train(output=tmp_path, device="cpu")
     layer = result.policy.get_submodule("head.layers.0")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from policysmith.builder.training.speed.compilation import channels_last, compiled_blocks, patch_products
+from policysmith.builder.training.speed.compilation import channels_last, compile_layers, patch_products
 
 
 @pytest.mark.parametrize("size", [(12, 16), (14, 19)], ids=str)
@@ -82,7 +82,7 @@ def test_what_authors_put_into_modules_is_there_again_afterwards() -> None:
     policy.layers[1].compile(backend="eager")
     compiled = policy.layers[1]._compiled_call_impl
     with ExitStack() as undo:
-        assert compiled_blocks(policy, undo, trained=False) == list(policy.layers)
+        assert compile_layers(policy, undo, trained=False) == list(policy.layers)
         assert policy.layers[0]._compiled_call_impl is not None
         assert policy.layers[1]._compiled_call_impl is not compiled
     assert policy.layers[0].forward is own

@@ -17,16 +17,17 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder
 from policysmith.builder.training import checkpoint
-from policysmith.builder.training.speed.step_graph import CHECKED, TRIED
+from policysmith.builder.training.speed.step_graph import Settings
 
+CHECKED, TRIED = Settings().checked, Settings().first_replay
 DOCUMENTED = Path(__file__).parents[3] / "docs/performance.md"
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tiny: dict[str, Any], tmp_path: Path) -> None:
     recipe = {**tiny, "transforms": [{"type": "color_jitter"}, *tiny["transforms"]]}
-    recipe["data"] |= {"horizon": 24, "validation": 0.25}  # of which much is padding
+    recipe["data"] |= {"horizon": 24, "validation": 0.25}  # most of it padding
     recipe["training"]["workers"] = 1
-    said = in_two_processes(recipe, tmp_path)
+    output = in_two_processes(recipe, tmp_path)
     builder = Builder.from_recipe(recipe).override({"training.batch_size": 8})
     initial = flat(builder.build().state_dict())
     builder.train(output=tmp_path / "one", device="cpu")
@@ -41,7 +42,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tiny: dict[str, Any], tmp_
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
     last = [losses(tmp_path / run)[-1]["validation/loss"] for run in ("one", "two")]
     assert last[0] == pytest.approx(last[1], rel=1e-3)
-    assert "2 processes" in said
+    assert "2 processes" in output
 
 
 def test_two_processes_fill_one_table_of_frozen_features(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -50,8 +51,8 @@ def test_two_processes_fill_one_table_of_frozen_features(tiny: dict[str, Any], t
     recipe["data"] |= {"horizon": 1, "episodes": [0]}
     recipe["policy"]["execute"] = 1
     recipe["training"]["steps"] = 16
-    said = in_two_processes(recipe, tmp_path)
-    assert said.count("running frozen `vision` once") == 1
+    output = in_two_processes(recipe, tmp_path)
+    assert output.count("running frozen `vision` once") == 1
     again = Builder.from_recipe(recipe).override({"training.batch_size": 8})
     again.train(output=tmp_path / "one", device="cpu")
     notes = [
@@ -84,7 +85,7 @@ MlpHead.loss = loss
 
 
 def test_what_one_process_sees_that_is_not_finite_stops_both(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Its gradients are finite, so the other process would see nothing, and wait for it for ever."""
+    """Stop both, although gradients are finite, so that the other process would see nothing and wait forever."""
     (tmp_path / "spoiled.py").write_text(SPOILED)
     with pytest.raises(
         AssertionError, match=r"not finite at step \d .*the weights before it are in"
@@ -100,6 +101,7 @@ def test_what_one_process_sees_that_is_not_finite_stops_both(tiny: dict[str, Any
 REPLAYING = f"""
 import sys
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 
@@ -111,14 +113,15 @@ from replays import Replayed, never_slower
 
 loop.capturable = lambda device: True
 torch.cuda.synchronize = torch.cuda.empty_cache = lambda: None
-step_graph.CapturedUpdate, step_graph.without_waiting, step_graph.BUSY = Replayed, nullcontext, 0.0
-step_graph.StepGraph._decide = never_slower
+step_graph.CapturedUpdate, step_graph.error_on_sync = Replayed, nullcontext
+loop.StepGraph = partial(step_graph.StepGraph, settings=step_graph.Settings(busy=0.0))
+step_graph.Trial.verdict = never_slower
 """
 """Lets a CPU replay steps, on a graph that only pretends to be one."""
 
 
 def replaying(recipe: dict[str, Any], folder: Path, more: str = "") -> dict[str, Any]:
-    """The recipe in a new folder, whose steps are replayed."""
+    """Return the recipe in a new folder, with steps that are replayed."""
     folder.mkdir()
     (folder / "replaying.py").write_text(REPLAYING + more)
     return {**recipe, "imports": ["replaying.py"]}
@@ -152,7 +155,7 @@ import signal
 
 from policysmith.builder.training import loop
 
-taken = loop._Run._update
+taken = loop._Run.take_step
 
 
 def update(self):
@@ -161,7 +164,7 @@ def update(self):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-loop._Run._update = update
+loop._Run.take_step = update
 """
 ELSEWHERE = """
 import os
@@ -171,7 +174,7 @@ from policysmith.builder import runs
 if os.environ["RANK"] == "1":
     runs.checkpoints = lambda run: []
 """
-"""The output of the second process lies on its own machine."""
+"""Hides the run from the second process, as on another machine."""
 
 
 def test_a_signal_to_one_process_stops_both_which_resume_together(
@@ -199,7 +202,7 @@ import time
 
 from policysmith.builder.training import loop
 
-taken = loop._Run._update
+taken = loop._Run.take_step
 
 
 def update(self):
@@ -208,7 +211,7 @@ def update(self):
     taken(self)
 
 
-loop._Run._update = update
+loop._Run.take_step = update
 """
 
 
@@ -221,7 +224,7 @@ def test_a_process_that_hangs_is_named_within_the_time_set(tiny: dict[str, Any],
 
 
 def in_two_processes(recipe: dict[str, Any], folder: Path, *options: str) -> str:
-    """Train a recipe under `accelerate launch` into `<folder>/two`; what that says."""
+    """Train a recipe under `accelerate launch` into `<folder>/two`; return the output."""
     path = folder / "tiny.yaml"
     with path.open("w") as stream:
         YAML().dump(recipe, stream)

@@ -1,4 +1,4 @@
-"""Training with moments in eight bits: the losses of float32 ones, v that decays, states for any AdamW, and their bytes."""
+"""Training with moments in eight bits: losses, the decay of v, states for any AdamW, and memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from policysmith.builder import Builder
-from policysmith.builder.training.optim.adamw import adamw, clip, learning_rate, set_rate
+from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.builder.training.optim.ema import WeightAverage
 from policysmith.builder.training.optim.fused_adamw import FusedAdamW
+from policysmith.builder.training.optim.schedule import learning_rate
 from policysmith.builder.training.speed.compilation import channels_last
 from policysmith.components.kernels import adamw as kernel
 from policysmith.components.kernels.adamw import flat, memory_order
@@ -35,17 +36,17 @@ def network() -> nn.Sequential:
 
 
 def losses(section: OptimizerSection, steps: int) -> Tensor:
-    """Of a network that learns what another does, with clipping, a schedule and an average of the weights."""
+    """Train a network to imitate another, with clipping, a schedule and an average of the weights."""
     torch.manual_seed(0)
     teacher, model = network().requires_grad_(False), network()
-    optimizer = adamw(model, section, WeightAverage(model, 0.99), bf16=True)
+    optimizer = build_optimizer(model, section, WeightAverage(model, 0.99), bf16=True)
     found = []
     for step in range(steps):
-        set_rate(optimizer, learning_rate(step, steps, section.lr, ScheduleSection()))
+        optimizer.set_rate(learning_rate(step, steps, section.lr, ScheduleSection()))
         inputs = torch.randn(64, 32)
         loss = (model(inputs) - 20.0 * teacher(inputs)).square().mean()
         loss.backward()
-        clip(optimizer, 1.0)
+        optimizer.clip(1.0)
         optimizer.step()
         optimizer.zero_grad()
         found.append(loss.detach())
@@ -59,10 +60,10 @@ def test_losses_are_those_of_float32_moments_within_half_a_percent() -> None:
 
 
 def decayed(steps: int) -> float:
-    """Of a second moment, what is left after steps in which the gradient is 0, beside what should be."""
+    """Return the rest of a second moment after steps with a gradient of 0, and the exact rest."""
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(64, 128))
-    optimizer = adamw(nn.ParameterList([weight]), EIGHT)
+    optimizer = build_optimizer(nn.ParameterList([weight]), EIGHT)
     for step in range(20 + steps):
         weight.grad = torch.randn_like(weight) if step < 20 else torch.zeros_like(weight)
         optimizer.step()
@@ -95,7 +96,7 @@ def restored(path: Path) -> dict[str, Any]:
 
 def test_states_are_float32_and_go_on_to_the_bit(tmp_path: Path) -> None:
     first, second = network(), network()
-    before, after = adamw(first, EIGHT), adamw(second, EIGHT)
+    before, after = build_optimizer(first, EIGHT), build_optimizer(second, EIGHT)
     for seed in range(5):
         stepped(first, before, seed)
     stepped(second, after, 9)  # what it knew before is forgotten
@@ -122,7 +123,7 @@ def test_states_are_float32_and_go_on_to_the_bit(tmp_path: Path) -> None:
 def test_torchs_adamw_goes_on_from_it_and_it_from_torchs(from_eight: bool, tmp_path: Path) -> None:
     first, second = network(), network()
     before, after = (
-        adamw(m, s)
+        build_optimizer(m, s)
         for m, s in zip((first, second), (EIGHT, FP32) if from_eight else (FP32, EIGHT), strict=True)
     )
     assert isinstance(after, FusedAdamW) != from_eight
@@ -149,7 +150,7 @@ def test_torchs_adamw_goes_on_from_it_and_it_from_torchs(from_eight: bool, tmp_p
 
 def test_moments_take_a_quarter_and_small_weights_keep_float32() -> None:
     model = network()
-    optimizer = adamw(model, EIGHT)
+    optimizer = build_optimizer(model, EIGHT)
     assert isinstance(optimizer, FusedAdamW)
     stepped(model, optimizer, 0)
     kept = {
@@ -167,7 +168,7 @@ def test_moments_take_a_quarter_and_small_weights_keep_float32() -> None:
 def test_blocks_lie_as_the_weight_does() -> None:
     model = nn.Sequential(nn.Conv2d(24, 32, 3), nn.Conv2d(32, 3, 1))
     channels_last(model, ExitStack())
-    optimizer = adamw(model, EIGHT)
+    optimizer = build_optimizer(model, EIGHT)
     model(torch.randn(2, 24, 8, 8)).square().mean().backward()
     optimizer.step()
     weight = model[0].weight
@@ -185,8 +186,8 @@ def test_blocks_lie_as_the_weight_does() -> None:
     assert largest / 480 <= optimizer.state[weight]["exp_avg_scales"][3] < largest / 240
 
 
-class Told:
-    """A reporter that keeps the notes."""
+class Recorder:
+    """A reporter that keeps notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -211,14 +212,14 @@ def test_a_run_says_what_it_saves_and_may_change_to_eight_bits(tiny: dict[str, A
     assert eight.summary is not None
     assert plain.summary is not None
     saved = plain.summary.training_bytes - eight.summary.training_bytes
-    told = Told()
+    recorder = Recorder()
     plain.override({"training.steps": 6, "training.save_every": 3, "training.keep": 5}).train(
-        output=tmp_path / "run", device="cpu", reporters=(told,)
+        output=tmp_path / "run", device="cpu", reporters=(recorder,)
     )
-    assert not [note for note in told.notes if "8 bits" in note]
+    assert not [note for note in recorder.notes if "8 bits" in note]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
-    assert eight.train(output=tmp_path / "run", device="cpu", resume=True, reporters=(told,)).steps == 6
-    (note,) = (note for note in told.notes if "8 bits" in note)
+    assert eight.train(output=tmp_path / "run", device="cpu", resume=True, reporters=(recorder,)).steps == 6
+    (note,) = (note for note in recorder.notes if "8 bits" in note)
     kept, full = (float(x) for x in re.findall(r"([\d.e-]+) GB", note))
     assert note == f"moments in 8 bits: {kept:.3g} GB instead of {full:.3g} GB"
     assert full == pytest.approx(8e-9 * plain.summary.trainable, rel=0.01)
@@ -236,7 +237,7 @@ def test_weights_that_count_their_steps_apart_go_on_apart(tmp_path: Path) -> Non
     def made() -> tuple[nn.ParameterList, FusedAdamW]:
         torch.manual_seed(0)
         model = nn.ParameterList([torch.randn(64, 128), torch.randn(8)])
-        optimizer = adamw(model, EIGHT)
+        optimizer = build_optimizer(model, EIGHT)
         assert isinstance(optimizer, FusedAdamW)
         return model, optimizer
 

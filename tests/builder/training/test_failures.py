@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains is one error that says what to do."""
+"""Failures of a run are one error with a cure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def no_shared_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fails", "said"),
+    ("fails", "message"),
     [
         (no_gpu_memory, r"the GPU is out of memory .*Tried to allocate 2.00 GiB.*`training.batch_size`, which is 5"),
         (lambda: torch.empty(HUGE), r"the host is out of memory .*`training.accumulate`, which is 3"),
@@ -42,10 +42,10 @@ def no_shared_memory() -> None:
     ],
     ids=["gpu memory", "host memory", "process", "shared memory"],
 )  # fmt: skip
-def test_an_error_of_torch_says_what_to_do(fails: Callable[[], Any], said: str, tmp_path: Path) -> None:
+def test_an_error_of_torch_says_what_to_do(fails: Callable[[], Any], message: str, tmp_path: Path) -> None:
     section = TrainingSection(steps=1, batch_size=5, accumulate=3, workers=4)
     with (
-        pytest.raises(TrainingError, match=f"{said}.*no checkpoint was written yet"),
+        pytest.raises(TrainingError, match=f"{message}.*no checkpoint was written yet"),
         explained(tmp_path, section, 2),
     ):
         fails()

@@ -1,4 +1,4 @@
-"""Features of frozen backbones are computed once, and training with them is training without them."""
+"""Features of frozen backbones are computed once, and training with them changes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAMERA = "observation.images.corner2"
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame_cache: Path) -> Path:
-    """A cache without features, that still has the frames."""
+    """Use a cache without features that still has the frames."""
     root = tmp_path / "cache"
     root.mkdir()
     for entry in frame_cache.iterdir():
@@ -35,7 +35,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame_cache: Path
 
 @pytest.fixture
 def frozen(tiny: dict[str, Any]) -> dict[str, Any]:
-    """The tiny recipe with a vision backbone at rest and nothing random before it; its samples come twice."""
+    """Return the tiny recipe with a frozen vision backbone and nothing random before it; its samples come twice."""
     tiny["policy"]["freeze"] = ["backbones.vision.*"]
     tiny["transforms"] = [t for t in tiny["transforms"] if t["type"] != "random_shift"]
     tiny["data"]["episodes"] = [0]
@@ -43,8 +43,8 @@ def frozen(tiny: dict[str, Any]) -> dict[str, Any]:
     return tiny
 
 
-class Told:
-    """Keeps what a run tells."""
+class Recorder:
+    """A reporter that keeps losses and notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -63,13 +63,15 @@ class Told:
     def close(self) -> None: ...
 
 
-def run(recipe: dict[str, Any], output: Path, **options: Any) -> tuple[Result, Told]:
-    told = Told()
-    return Builder.from_recipe(recipe).train(output=output, device="cpu", reporters=(told,), **options), told
+def run(recipe: dict[str, Any], output: Path, **options: Any) -> tuple[Result, Recorder]:
+    recorder = Recorder()
+    return Builder.from_recipe(recipe).train(
+        output=output, device="cpu", reporters=(recorder,), **options
+    ), recorder
 
 
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The batch sizes with which a `vit` backbone was run."""
+    """Record the batch sizes of all passes of a `vit` backbone."""
     sizes: list[int] = []
     forward = Vit.forward
 
@@ -82,23 +84,23 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_the_losses_and_weights_are_those_without_the_cache(frozen: dict[str, Any], tmp_path: Path) -> None:
-    with_cache, told = run(frozen, tmp_path / "with")
+    with_cache, recorder = run(frozen, tmp_path / "with")
     frozen["training"]["cache"] = "off"
     without, plain = run(frozen, tmp_path / "without")
-    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(recorder.losses, plain.losses, rtol=1e-5, atol=1e-6)
     for name, value in without.policy.state_dict().items():
         torch.testing.assert_close(with_cache.policy.state_dict()[name], value, rtol=1e-4, atol=1e-5)
-    assert any("once over" in note for note in told.notes)
+    assert any("once over" in note for note in recorder.notes)
     assert not any("frozen backbones" in note for note in plain.notes)
 
 
 def test_random_transforms_of_what_is_not_stored_still_act(frozen: dict[str, Any], tmp_path: Path) -> None:
     frozen["transforms"].append({"type": "state_noise", "std": 0.5})
-    _, told = run(frozen, tmp_path / "with")
+    _, recorder = run(frozen, tmp_path / "with")
     frozen["training"]["cache"] = "off"
     _, plain = run(frozen, tmp_path / "without")
-    assert any("once over" in note for note in told.notes)
-    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
+    assert any("once over" in note for note in recorder.notes)
+    torch.testing.assert_close(recorder.losses, plain.losses, rtol=1e-5, atol=1e-6)
 
 
 def test_the_backbone_sees_each_sample_once_and_a_second_run_none(
@@ -131,8 +133,8 @@ def test_the_backbone_sees_each_sample_once_and_a_second_run_none(
 def test_what_features_depend_on_makes_them_new(frozen: dict[str, Any], tmp_path: Path, change: Any) -> None:
     run(frozen, tmp_path / "one")
     change(frozen)
-    _, told = run(frozen, tmp_path / "two")
-    assert any("once over" in note for note in told.notes)
+    _, recorder = run(frozen, tmp_path / "two")
+    assert any("once over" in note for note in recorder.notes)
 
 
 @pytest.mark.parametrize(
@@ -156,16 +158,16 @@ def test_where_it_cannot_be_the_run_says_why(
     frozen: dict[str, Any], tmp_path: Path, change: Any, why: str, own_cache: Path
 ) -> None:
     change(frozen)
-    _, told = run(frozen, tmp_path / "run")
-    assert f"frozen `vision` runs in every step: {why}" in told.notes
+    _, recorder = run(frozen, tmp_path / "run")
+    assert f"frozen `vision` runs in every step: {why}" in recorder.notes
     assert not (own_cache / "features").exists()
 
 
 def test_a_rare_random_change_is_noticed(frozen: dict[str, Any], tmp_path: Path) -> None:
-    """Chance does not decide: it would leave two samples alone nearly always."""
+    """Find a transform random even if it leaves these two samples unchanged, as it nearly always would."""
     frozen["transforms"].insert(0, {"type": "grayscale", "p": 0.001})
-    _, told = run(frozen, tmp_path / "run")
-    assert any("`grayscale` changes what it reads at random" in note for note in told.notes)
+    _, recorder = run(frozen, tmp_path / "run")
+    assert any("`grayscale` changes what it reads at random" in note for note in recorder.notes)
 
 
 def test_features_too_large_for_the_disk_are_not_begun(
@@ -173,8 +175,8 @@ def test_features_too_large_for_the_disk_are_not_begun(
 ) -> None:
     Builder.from_recipe(frozen).datasets()  # the frames are there already
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
-    _, told = run(frozen, tmp_path / "run")
-    assert any("runs in every step: its features take" in note for note in told.notes)
+    _, recorder = run(frozen, tmp_path / "run")
+    assert any("runs in every step: its features take" in note for note in recorder.notes)
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "no index"])
@@ -192,7 +194,7 @@ def test_damaged_features_are_made_again(
     else:
         (table / "index.json").unlink()
     _, again = run(frozen, tmp_path / "two")
-    assert any("is damaged" in note and "made again" in note for note in again.notes)
+    assert any("is damaged" in note and "computed again" in note for note in again.notes)
     assert again.losses == whole.losses
 
 
@@ -227,16 +229,16 @@ def test_a_resumed_run_takes_the_same_steps(frozen: dict[str, Any], tmp_path: Pa
 
 
 def test_prompts_and_their_features(frozen: dict[str, Any], tmp_path: Path) -> None:
-    """A frozen language backbone reads token ids from the collator: they are no images, and of one length."""
+    """Store features of token ids, which the collator makes of one length."""
     backbones = frozen["policy"]["backbones"]
     backbones["text"] = {"type": "language", "architecture": "policysmith/tiny-bert"}
     frozen["collator"] = COLLATORS.get("language").example().model_dump()
     frozen["policy"]["freeze"].append("backbones.text.*")
-    _, told = run(frozen, tmp_path / "with")
+    _, recorder = run(frozen, tmp_path / "with")
     frozen["training"]["cache"] = "off"
     _, plain = run(frozen, tmp_path / "without")
-    assert any("running frozen `text`, `vision` once over" in note for note in told.notes)
-    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
+    assert any("running frozen `text`, `vision` once over" in note for note in recorder.notes)
+    torch.testing.assert_close(recorder.losses, plain.losses, rtol=1e-5, atol=1e-6)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_computed(
@@ -247,8 +249,8 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(
 
     monkeypatch.setattr("os.posix_fallocate", full)
     sizes = passes(monkeypatch)
-    _, told = run(frozen, tmp_path / "run")
-    assert any("cannot be written (No space left on device)" in note for note in told.notes)
+    _, recorder = run(frozen, tmp_path / "run")
+    assert any("cannot be written (No space left on device)" in note for note in recorder.notes)
     assert not list((own_cache / "features").glob("*.tmp"))
     assert (
         sum(sizes) <= 13 * 16 + 8
@@ -258,8 +260,8 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(
 def test_a_table_serves_a_run_that_would_not_have_made_it(frozen: dict[str, Any], tmp_path: Path) -> None:
     run(frozen, tmp_path / "one")
     frozen["training"]["steps"] = 1
-    _, told = run(frozen, tmp_path / "two")
-    assert any("are read from" in note for note in told.notes)
+    _, recorder = run(frozen, tmp_path / "two")
+    assert any("are read from" in note for note in recorder.notes)
 
 
 def test_other_code_makes_other_features(
@@ -267,8 +269,8 @@ def test_other_code_makes_other_features(
 ) -> None:
     run(frozen, tmp_path / "one")
     monkeypatch.setattr("policysmith.builder.training.frozen.key._code", lambda policy: "other")
-    _, told = run(frozen, tmp_path / "two")
-    assert any("once over" in note for note in told.notes)
+    _, recorder = run(frozen, tmp_path / "two")
+    assert any("once over" in note for note in recorder.notes)
 
 
 def test_images_stay_out_of_the_table(frozen: dict[str, Any], tmp_path: Path, own_cache: Path) -> None:
@@ -294,8 +296,8 @@ def test_a_random_collator_is_noticed(
         return {**batch, "observation.state": state + torch.randn_like(state)}
 
     monkeypatch.setattr(DefaultCollator, "__call__", noisy)
-    _, told = run(frozen, tmp_path / "run")
-    assert "frozen `vision` runs in every step: the collator draws random numbers" in told.notes
+    _, recorder = run(frozen, tmp_path / "run")
+    assert "frozen `vision` runs in every step: the collator draws random numbers" in recorder.notes
 
 
 def test_samples_of_different_sizes_are_not_stored(
@@ -308,39 +310,39 @@ def test_samples_of_different_sizes_are_not_stored(
         return {**batch, "extra": torch.zeros(len(samples), 1 + int(batch["index"].max()))}
 
     monkeypatch.setattr(DefaultCollator, "__call__", growing)
-    _, told = run(frozen, tmp_path / "run")
-    assert any("differ in shape from batch to batch (`extra`" in note for note in told.notes)
+    _, recorder = run(frozen, tmp_path / "run")
+    assert any("differ in shape from batch to batch (`extra`" in note for note in recorder.notes)
     assert not list((own_cache / "features").glob("*/index.json"))
 
 
 def test_one_random_way_leaves_the_others_stored(frozen: dict[str, Any], tmp_path: Path) -> None:
     frozen["policy"]["freeze"].append("backbones.proprio.*")
     frozen["transforms"].append({"type": "state_noise", "std": 0.1})
-    _, told = run(frozen, tmp_path / "run")
-    assert any("frozen `proprio` runs in every step: `state_noise`" in note for note in told.notes)
-    assert any("running frozen `vision` once over" in note for note in told.notes)
+    _, recorder = run(frozen, tmp_path / "run")
+    assert any("frozen `proprio` runs in every step: `state_noise`" in note for note in recorder.notes)
+    assert any("running frozen `vision` once over" in note for note in recorder.notes)
 
 
 def test_states_of_several_robots(frozen: dict[str, Any], tmp_path: Path) -> None:
-    """Normalisation needs to know whose state it is."""
+    """Keep the robot in the batch, which normalization of its state needs."""
     data = frozen["data"]
     path = data.pop("path")
     episodes = data.pop("episodes")
     data["sources"] = {name: {"path": path, "episodes": episodes} for name in ("left", "right")}
     frozen["policy"]["freeze"].append("backbones.proprio.*")
     frozen["training"]["steps"] = 20
-    _, told = run(frozen, tmp_path / "with")
+    _, recorder = run(frozen, tmp_path / "with")
     frozen["training"]["cache"] = "off"
     _, plain = run(frozen, tmp_path / "without")
-    assert any("running frozen `proprio`, `vision` once over" in note for note in told.notes)
-    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
+    assert any("running frozen `proprio`, `vision` once over" in note for note in recorder.notes)
+    torch.testing.assert_close(recorder.losses, plain.losses, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("noisy", [False, True])
 def test_states_that_a_transform_joins(
     frozen: dict[str, Any], tmp_path: Path, own_cache: Path, noisy: bool
 ) -> None:
-    """What `concat` makes depends on what it is made of, and on what happened to that before."""
+    """Run a backbone in every step if `concat` reads a key that a random transform changed."""
     joined = {"type": "concat", "keys": ["observation.state"], "to": "observation.joined"}
     frozen["transforms"].append(joined)
     frozen["policy"]["backbones"]["proprio"]["reads"] = ["observation.joined"]
@@ -348,13 +350,13 @@ def test_states_that_a_transform_joins(
     if noisy:
         frozen["transforms"].insert(-1, {"type": "state_noise", "std": 0.1})
     del frozen["policy"]["backbones"]["vision"]
-    _, told = run(frozen, tmp_path / "with")
+    _, recorder = run(frozen, tmp_path / "with")
     assert (
-        "frozen `proprio` runs in every step: `state_noise` changes what it reads at random" in told.notes
+        "frozen `proprio` runs in every step: `state_noise` changes what it reads at random" in recorder.notes
     ) == noisy
-    assert any("once over" in note for note in told.notes) != noisy
+    assert any("once over" in note for note in recorder.notes) != noisy
     for index in (own_cache / "features").glob("*/index.json"):
         assert CAMERA not in json.loads(index.read_text())  # nobody reads it
     frozen["training"]["cache"] = "off"
     _, plain = run(frozen, tmp_path / "without")
-    torch.testing.assert_close(told.losses, plain.losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(recorder.losses, plain.losses, rtol=1e-5, atol=1e-6)

@@ -28,7 +28,7 @@ Damage = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def trained(make_tiny: Callable[[], dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps with its three checkpoints."""
+    """Train a run of three steps with three checkpoints."""
     run = tmp_path_factory.mktemp("trained") / "run"
     recipe = make_tiny()
     recipe["training"] |= {"steps": 3, "save_every": 1, "keep": 9, "ema": 0.9}
@@ -38,7 +38,7 @@ def trained(make_tiny: Callable[[], dict[str, Any]], tmp_path_factory: pytest.Te
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """Copy the run."""
     return Path(shutil.copytree(trained, tmp_path / "run", symlinks=True))
 
 
@@ -95,16 +95,16 @@ def test_files_that_were_not_saved_together_are_refused_wherever_they_are_read(
 ) -> None:
     named, damage = DAMAGES[what]
     damage(newest(run))
-    said = rf"step-00000003/({named}).*(use another checkpoint of the run|remove manifest\.json)"
-    with pytest.raises(CheckpointError, match=said):
+    message = rf"step-00000003/({named}).*(use another checkpoint of the run|remove manifest\.json)"
+    with pytest.raises(CheckpointError, match=message):
         builder.train(output=run, resume=True, device="cpu")
     for path in (run, run / "policy", newest(run)):
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             SavedPolicy.find(path)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         export(run, tmp_path / "exported")
     if "training.pt" not in named:
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             AutoModel.from_pretrained(run / "policy")
 
 
@@ -185,7 +185,7 @@ STATES: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_a_state_that_does_not_fit_is_refused_before_anything_is_taken_from_it(
     what: str, run: Path, builder: Builder
 ) -> None:
-    """Without the manifest, too."""
+    """Refuse it even without the manifest."""
     edited(STATES[what])(newest(run))
     (newest(run) / manifest.NAME).unlink()
     with pytest.raises(CheckpointError, match=r"training\.pt is damaged \(.*to resume from the one before"):
@@ -320,7 +320,7 @@ def test_a_checkpoint_that_is_read_is_not_pruned(run: Path) -> None:
 
 
 def test_a_policy_is_found_while_checkpoints_come_and_go(run: Path) -> None:
-    """A thread saves and prunes as a run does, as fast as it can."""
+    """Save and prune in a thread, as a run does, as fast as possible."""
     stop = threading.Event()
     source = shutil.copytree(newest(run), run / "source")
 

@@ -6,6 +6,8 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +18,11 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModel
 
 from policysmith.builder import Builder
+from policysmith.builder.training.distributed import accelerator
+from policysmith.builder.training.distributed.accelerator import require_float8
 from policysmith.builder.training.speed import float8
-from policysmith.builder.training.speed.bf16_weights import Shadows
-from policysmith.builder.training.speed.float8 import require, to_float8, told, wide_layers, without
+from policysmith.builder.training.speed.bf16_weights import BF16Copies
+from policysmith.builder.training.speed.float8 import describe, to_float8, wide_layers, without_float8
 from policysmith.schemas.errors import RecipeError, TrainingError
 
 SCALES: list[Literal["tensorwise", "rowwise"]] = ["tensorwise", "rowwise"]
@@ -26,15 +30,17 @@ SCALES: list[Literal["tensorwise", "rowwise"]] = ["tensorwise", "rowwise"]
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float8 is rounded to on any device, and small layers are large."""
-    pytest.importorskip("torchao")
-    monkeypatch.setattr(float8, "_EMULATED", True)
+    """Round to float8 on any device, and treat small layers as large."""
+    config = pytest.importorskip("torchao.float8").Float8LinearConfig
+    named = config.from_recipe_name
+    monkeypatch.setattr(config, "from_recipe_name", lambda name: replace(named(name), emulate=True))
+    monkeypatch.setattr(accelerator, "require_float8", lambda how, on_gpu: None)
     monkeypatch.setattr(float8, "LARGE", dict.fromkeys(SCALES, 8))
 
 
 @pytest.fixture
 def cast() -> Iterator[None]:
-    """Autocast is on, as in a run."""
+    """Turn autocast on, as in a run."""
     with torch.autocast("cpu", torch.bfloat16):
         yield
 
@@ -54,7 +60,7 @@ class Layer(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A layer at rest, beside it an adapter, one of another class, odd sizes, and weights that another module holds."""
+    """A frozen layer, an adapter, a layer of another class, odd sizes, and a shared weight."""
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -94,7 +100,7 @@ def test_wide_layers_that_train_inside_repeated_layers_are_found() -> None:
     assert [names[layer] for layer in found] == [
         f"layers.{i}.{name}" for i in range(2) for name in ("first", "last")
     ]
-    assert told(found, "rowwise") == (
+    assert describe(found, "rowwise") == (
         "4 layers compute in float8, rowwise: 2 of 32 to 64 features from 13 rows on, "
         "2 of 64 to 32 features from 13 rows on"
     )
@@ -108,12 +114,14 @@ def test_no_number_of_rows_makes_the_layers_of_a_vit_b_large() -> None:
         return wide_layers(nn.Sequential(layer), how)
 
     assert found(768, 3072, "tensorwise") == []
-    assert "none that trains is wide enough" in told([], "tensorwise")
+    assert "none that trains is wide enough" in describe([], "tensorwise")
     assert found(2048, 2048, "rowwise") == []
-    assert "1 of 2048 to 2048 features from 7433 rows on" in told(
+    assert "1 of 2048 to 2048 features from 7433 rows on" in describe(
         found(2048, 2048, "tensorwise"), "tensorwise"
     )
-    assert "1 of 2048 to 16384 features from 2780 rows on" in told(found(2048, 16384, "rowwise"), "rowwise")
+    assert "1 of 2048 to 16384 features from 2780 rows on" in describe(
+        found(2048, 16384, "rowwise"), "rowwise"
+    )
 
 
 @pytest.mark.usefixtures("emulated", "cast")
@@ -133,7 +141,7 @@ def test_a_product_is_rounded_to_float8_where_it_is_large(how: Literal["tensorwi
         x = torch.randn(rows, 32, requires_grad=True)
         ours = layer(x)
         mine = torch.autograd.grad(ours.square().sum(), [x, layer.weight, layer.bias])
-        with without([layer]):
+        with without_float8([layer]):
             exact = layer(x)
             theirs = torch.autograd.grad(exact.square().sum(), [x, layer.weight, layer.bias])
         assert ours.shape == exact.shape
@@ -168,7 +176,7 @@ def test_layers_stay_themselves_and_compute_as_ever_afterwards() -> None:
 def test_copies_in_bf16_are_what_is_rounded() -> None:
     model = small()
     weight, x = model[0].first.weight, torch.randn(2, 16, 32)
-    shadows = Shadows(model, linear(model), trained=True)
+    shadows = BF16Copies(model, linear(model), trained=True)
     shadows.install()
     copy = shadows.copies[weight]
     with torch.no_grad():
@@ -187,7 +195,7 @@ def test_where_autocast_is_off_nothing_is_rounded() -> None:
     model, x = small(), torch.randn(2, 16, 32)
     with torch.autocast("cpu", enabled=False):
         ours = model[0].first(input=x)
-        with without([model[0].first]):
+        with without_float8([model[0].first]):
             assert torch.equal(ours, model[0].first(x))
 
 
@@ -314,7 +322,7 @@ def test_a_policy_is_itself_again_after_an_error(
         assert any("forward" in vars(m) for m in linear(run.policy))
         raise RuntimeError("stop")
 
-    monkeypatch.setattr(loop._Run, "_update", failing)
+    monkeypatch.setattr(loop._Run, "take_step", failing)
     recipe["training"]["float8"] = "tensorwise"
     with pytest.raises(RuntimeError, match="stop"):
         Builder.from_recipe(recipe).train(output=tmp_path / "run", device="cpu")
@@ -350,22 +358,22 @@ def test_shards_are_what_is_rounded(tmp_path: Path) -> None:
 
 
 def test_what_cannot_compute_in_float8_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(float8, "find_spec", lambda name: None)
+    monkeypatch.setattr(accelerator, "find_spec", lambda name: None)
     with pytest.raises(
         TrainingError, match=r"`training\.float8: rowwise` needs .*pip install policysmith\[float8\]"
     ):
-        require("rowwise", on_gpu=True)
-    monkeypatch.setattr(float8, "find_spec", lambda name: name)
+        require_float8("rowwise", on_gpu=True)
+    monkeypatch.setattr(accelerator, "find_spec", lambda name: name)
     with pytest.raises(
         TrainingError, match=r"needs a GPU, and this run is on a CPU; set `training\.float8: off`"
     ):
-        require("tensorwise", on_gpu=False)
+        require_float8("tensorwise", on_gpu=False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     with pytest.raises(TrainingError, match=r"compute capability 8\.9 or more, and this A100 has less"):
-        require("tensorwise", on_gpu=True)
+        require_float8("tensorwise", on_gpu=True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    require("tensorwise", on_gpu=True)
+    require_float8("tensorwise", on_gpu=True)
 
 
 def test_a_run_on_a_cpu_is_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -396,14 +404,16 @@ def test_a_gpu_computes_in_float8(
     from torch.profiler import ProfilerActivity, profile
 
     from policysmith.builder.training import loop
-    from policysmith.builder.training.speed import step_graph
+    from policysmith.builder.training.speed.step_graph import Settings, StepGraph
 
     monkeypatch.setattr(float8, "LARGE", dict.fromkeys(SCALES, 100))
-    monkeypatch.setattr(step_graph, "BUSY", 0.0)  # a graph is tried in any case
+    monkeypatch.setattr(
+        loop, "StepGraph", partial(StepGraph, settings=Settings(busy=0.0))
+    )  # tries in any case
     tiny["policy"]["backbones"]["vision"] |= {"width": 512, "depth": 2, "heads": 8}
     tiny["training"] |= {"steps": 60, "batch_size": 64, "optimizer": {"lr": 1e-4}, "save_every": 30}
     products: dict[str, int] = {}
-    good = loop._Run._update
+    good = loop._Run.take_step
 
     def watched(run: Any) -> None:
         if run.step != 5:  # compiled, and not replayed yet
@@ -412,7 +422,7 @@ def test_a_gpu_computes_in_float8(
             good(run)
         products[run.section.float8] = sum("_scaled_mm" in event.name for event in seen.events())
 
-    monkeypatch.setattr(loop._Run, "_update", watched)
+    monkeypatch.setattr(loop._Run, "take_step", watched)
     for name in ("off", how):
         builder = Builder.from_recipe(tiny).override({"training.float8": name})
         result = builder.train(output=tmp_path / name, device="cuda")

@@ -1,4 +1,4 @@
-"""Frozen backbones compute the same with copies of their weights, and are as before afterwards."""
+"""Frozen backbones compute the same with copies of their weights, and are the same as before afterwards."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from ruamel.yaml import YAML
 from transformers import AutoModel
 
 from policysmith.builder import Builder
-from policysmith.builder.training import checkpoint
-from policysmith.builder.training.speed import step_graph
-from policysmith.builder.training.speed.step_graph import StepGraph
+from policysmith.builder.training import checkpoint, loop
+from policysmith.builder.training.speed.step_graph import Settings, StepGraph
 from policysmith.schemas.errors import TrainingError
 
 pytestmark = [
@@ -272,7 +272,7 @@ def test_what_changes_on_the_host_later_is_found_out_too(
         return {"loss": good(self, *args)["loss"] * factor["now"]}
 
     monkeypatch.setattr(MlpHead, "loss", scaled)
-    monkeypatch.setattr(step_graph, "AGAIN", 10)
+    monkeypatch.setattr(loop, "StepGraph", partial(StepGraph, settings=Settings(again=10)))
     builder = Builder.from_recipe(tiny).override(settings(compile="off"))
     builder.train(output=tmp_path / "run", device="cuda", reporters=(Late(),))
     assert "replayed as a CUDA graph" in notes(tmp_path / "run")
@@ -284,11 +284,11 @@ def test_a_replayed_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     good, calls = StepGraph.__call__, {"count": 0}
 
-    def poisoned(self: StepGraph, batch: dict[str, Any], seed: int) -> Any:
+    def poisoned(self: StepGraph, batches: list[dict[str, Any]], seeds: list[int]) -> Any:
         calls["count"] += 1
         if calls["count"] == 36:
-            batch["observation.state"].fill_(float("nan"))
-        return good(self, batch, seed)
+            batches[0]["observation.state"].fill_(float("nan"))
+        return good(self, batches, seeds)
 
     monkeypatch.setattr(StepGraph, "__call__", poisoned)
     builder = Builder.from_recipe(tiny).override(settings(compile="off", log_every=10))

@@ -26,7 +26,7 @@ SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 
 class Sends:
-    """Sends signals to its own process when a step is done."""
+    """A reporter that sends signals to its own process after a step."""
 
     def __init__(self, *numbers: signal.Signals, step: int = 2) -> None:
         self._numbers, self._step = numbers, step
@@ -82,7 +82,7 @@ def test_a_signal_in_the_last_step_leaves_a_finished_run(tiny: dict[str, Any], t
 
 
 def test_an_ignored_signal_stays_ignored(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """As under nohup."""
+    """Ignore SIGHUP, as nohup does."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         result = Builder.from_recipe(tiny).train(
@@ -134,7 +134,7 @@ def test_checkpoints_by_steps_are_not_joined_by_others(tiny: dict[str, Any], tmp
 def test_the_command_ends_with_one_line_and_the_code_of_the_signal(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Sent to the whole group, loader processes included, as a terminal or a batch system does."""
+    """Signal the whole group, loader processes included, as a terminal or a batch system does."""
     tiny["training"] |= {"steps": 100_000, "workers": 1}
     with (tmp_path / "tiny.yaml").open("w") as stream:
         YAML().dump(tiny, stream)
@@ -154,9 +154,9 @@ def test_the_command_ends_with_one_line_and_the_code_of_the_signal(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(running.pid, signal.SIGTERM)
-    _, said = running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=120)
     assert running.returncode == 143
-    assert said.splitlines()[-1].startswith("stopped by SIGTERM after step")
-    assert "Traceback" not in said
+    assert errors.splitlines()[-1].startswith("stopped by SIGTERM after step")
+    assert "Traceback" not in errors
     (kept,) = checkpoint.checkpoints(tmp_path / "run")
-    assert str(kept) in said
+    assert str(kept) in errors

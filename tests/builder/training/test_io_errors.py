@@ -1,4 +1,4 @@
-"""Disks that are full, read-only, gone: one message, and the former checkpoint is as it was."""
+"""Disks that are full, read-only or gone: one message, and an untouched earlier checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from policysmith.builder.policy import manifest
 from policysmith.builder.training import checkpoint
 from policysmith.builder.training.checkpoint import Identity
 from policysmith.builder.training.monitoring.logs import FileLog
-from policysmith.builder.training.optim.adamw import adamw
+from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.schemas.errors import CheckpointError, TrainingError
 
 from ..faults import failing
@@ -30,7 +30,7 @@ class Saver:
     def __init__(self, recipe: dict[str, Any], run: Path) -> None:
         builder = Builder.from_recipe(recipe)
         self.run, self.policy = run, builder.build()
-        self.optimizer = adamw(self.policy, builder.recipe.sections.training.optimizer)
+        self.optimizer = build_optimizer(self.policy, builder.recipe.sections.training.optimizer)
         for weight in self.policy.parameters():
             weight.grad = torch.zeros_like(weight)
         self.optimizer.step()
@@ -55,19 +55,19 @@ def test_an_error_at_any_change_of_a_file_is_one_message(number: int, saver: Sav
     events = 0
     for at in range(100):
         with failing(at, number, saver.run) as what:
-            told = ""
+            message = ""
             try:
                 saver.save(2)
             except (CheckpointError, TrainingError) as error:
-                told = str(error)
+                message = str(error)
         if what["hit"] is None:
             break
         events += 1
-        if not told:  # a directory that is there already, say
+        if not message:  # a directory that is there already, say
             assert runs.checkpoint_path(saver.run, 2).is_dir(), what["hit"]
         else:
-            assert os.strerror(number) in told, what["hit"]
-            assert "--resume" in told
+            assert os.strerror(number) in message, what["hit"]
+            assert "--resume" in message
         for path in runs.checkpoints(saver.run):
             assert manifest.verify(path) is not None
         assert runs.checkpoint_path(saver.run, 1).is_dir()
@@ -78,7 +78,7 @@ def test_an_error_at_any_change_of_a_file_is_one_message(number: int, saver: Sav
 
 
 def test_a_disk_that_is_full_when_bytes_are_written(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small disks are made of files that can grow no further."""
+    """Fill a disk, simulated by files that cannot grow any further."""
     import resource
     import signal
 
@@ -138,16 +138,16 @@ def test_a_log_that_cannot_be_written_is_one_message(number: int, tmp_path: Path
     for at in range(20):
         log = FileLog(tmp_path / "run", {}, "recipe: 1\n")
         with failing(at, number, tmp_path) as what:
-            told = ""
+            message = ""
             try:
                 log.start(0, 1)
                 log.note("hello")
                 log.log(1, {"loss": 1.0})
             except TrainingError as error:
-                told = str(error)
+                message = str(error)
             finally:
                 log.close()
         if what["hit"] is None:
             break
-        assert os.strerror(number) in told or "tensorboard" in what["hit"]  # written later, by a thread
+        assert os.strerror(number) in message or "tensorboard" in what["hit"]  # written later, by a thread
     assert at > 3

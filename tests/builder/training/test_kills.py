@@ -1,4 +1,4 @@
-"""Killed at any moment and resumed, a run ends with the bits of the uninterrupted one, and leaves nothing over.
+"""Killed at any moment and resumed, a run ends with the bits of the uninterrupted one, and leaves nothing behind.
 
 A server imports everything once and forks a child for every attempt, so that a kill costs no import.
 """
@@ -44,7 +44,7 @@ def builder(setting: str) -> Builder:
 
 
 def attempt(setting: str, run: Path) -> list[int]:
-    """Start or resume a run in processes of their own, in one group each; gives their numbers."""
+    """Start or resume a run in separate processes, in one group each, and return their numbers."""
     count = SETTINGS[setting][1]
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -83,7 +83,7 @@ def attempt(setting: str, run: Path) -> list[int]:
 
 
 def wait(children: list[int], until: float | None) -> bool | None:
-    """Whether all ended well; None, and all are killed, where the time came before any failed."""
+    """Return whether all ended well; kill them and return None if time is up before any failed."""
     codes: dict[int, int] = {}
     while len(codes) < len(children):
         for child in set(children) - codes.keys():
@@ -100,7 +100,7 @@ def wait(children: list[int], until: float | None) -> bool | None:
 
 
 def campaign(setting: str, folder: Path, kills: int) -> str:
-    """The whole of it; gives what went wrong, or nothing."""
+    """Run the whole trial; return the failure, if any."""
     start = time.monotonic()
     whole = folder / "whole"
     if not wait(attempt(setting, whole), start + 600):
@@ -144,7 +144,7 @@ def differs(whole: Path, run: Path) -> str:
 
 
 def _tensors(value: Any, name: str = "") -> dict[str, torch.Tensor]:
-    """Every tensor of nested dictionaries, by its path."""
+    """Return every tensor of nested dictionaries by its path."""
     if isinstance(value, torch.Tensor):
         return {name: value}
     items = value.items() if isinstance(value, dict) else ()

@@ -17,14 +17,8 @@ from .test_run import break_loss
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines are read two steps late, as on a GPU."""
-    made = loop._Run.__init__
-
-    def init(self: loop._Run, *args: Any) -> None:
-        made(self, *args)
-        self.lag = 2
-
-    monkeypatch.setattr(loop._Run, "__init__", init)
+    """Read log lines two steps late, as on a GPU."""
+    monkeypatch.setitem(loop.LAG, "cpu", 2)
 
 
 def lines(run: Path) -> list[dict[str, float]]:
@@ -88,12 +82,12 @@ def test_an_error_loses_no_line(
 def test_an_error_is_not_hidden_by_a_loss_before_it(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other processes do not know of the error, so nothing may be agreed upon with them."""
+    """Raise the error at once: other processes do not know of it, so nothing may be agreed upon with them."""
     tiny["training"] |= {"steps": 8, "log_every": 1}
     builder = Builder.from_recipe(tiny)
     builder.check()
     break_loss(monkeypatch, at=3)
-    update, taken = loop._Run._update, []
+    update, taken = loop._Run.take_step, []
 
     def fails(self: loop._Run) -> None:
         taken.append(1)
@@ -101,7 +95,7 @@ def test_an_error_is_not_hidden_by_a_loss_before_it(
             raise RuntimeError("the plug was pulled")
         update(self)
 
-    monkeypatch.setattr(loop._Run, "_update", fails)
+    monkeypatch.setattr(loop._Run, "take_step", fails)
     with pytest.raises(RuntimeError, match="plug"):
         builder.train(output=tmp_path / "run", device="cpu")
     assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2]

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from policysmith.builder import Builder
-from policysmith.builder.training.monitoring.meter import Health
-from policysmith.builder.training.optim.adamw import adamw, clip, learning_rate, parameter_groups
+from policysmith.builder.training.monitoring.health import Health
+from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.builder.training.optim.ema import WeightAverage
+from policysmith.builder.training.optim.groups import parameter_groups
+from policysmith.builder.training.optim.schedule import learning_rate
 from policysmith.schemas.recipe import GroupSection, OptimizerSection, ScheduleSection
 
 
@@ -68,7 +70,9 @@ def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one() -> None:
 
 
 def test_adamw_is_fused_and_takes_the_section() -> None:
-    optimizer = adamw(nn.Linear(2, 2), OptimizerSection(lr=0.1, betas=[0.8, 0.9], eps=1e-6, weight_decay=0.3))
+    optimizer = build_optimizer(
+        nn.Linear(2, 2), OptimizerSection(lr=0.1, betas=[0.8, 0.9], eps=1e-6, weight_decay=0.3)
+    )
     assert optimizer.defaults["fused"] is True
     assert optimizer.defaults["betas"] == (0.8, 0.9)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3, 0.0}
@@ -133,11 +137,11 @@ def test_frozen_weights_are_not_averaged() -> None:
 
 @pytest.mark.parametrize("limit", [None, 0.01, 1.0, 1e3])
 def test_clipping_in_the_step_is_clipping_before_it(limit: float | None) -> None:
-    """Against torch's own clip_grad_norm_ and the plain implementation of AdamW, in double precision."""
+    """Compare with torch's own clip_grad_norm_ and the plain implementation of AdamW, in double precision."""
     ours = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
     theirs = copy.deepcopy(ours)
     section = OptimizerSection(lr=1e-2, weight_decay=0.1)
-    fused = adamw(ours, section)
+    fused = build_optimizer(ours, section)
     Health(fused, torch.device("cpu"))
     plain = torch.optim.AdamW(parameter_groups(theirs, section), lr=1e-2, weight_decay=0.1, foreach=False)  # type: ignore[arg-type]
     for step in range(5):
@@ -145,7 +149,7 @@ def test_clipping_in_the_step_is_clipping_before_it(limit: float | None) -> None
         for model in (ours, theirs):
             model.zero_grad()
             model(batch).square().sum().backward()
-        norm = clip(fused, limit)
+        norm = fused.clip(limit)
         infinite = float("inf") if limit is None else limit
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), infinite)
         torch.testing.assert_close(norm, expected)

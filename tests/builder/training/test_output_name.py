@@ -1,4 +1,4 @@
-"""Names of runs that no directory can have."""
+"""Names of runs that are not valid directory names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that replay steps take those that a wrapped policy takes, whatever happens to one of them."""
+"""Processes that replay steps train as a wrapped policy does, whatever happens to one of them."""
 
 from __future__ import annotations
 
@@ -16,81 +16,94 @@ from torch.multiprocessing.spawn import spawn
 
 from policysmith.builder.training.distributed.collectives import Peers
 from policysmith.builder.training.speed import step_graph
-from policysmith.builder.training.speed.cuda_graph import CaptureFailed
-from policysmith.builder.training.speed.step_graph import CHECKED, OTHERS, TIMED, TRIED
+from policysmith.builder.training.speed.cuda_graph import CaptureError
+from policysmith.builder.training.speed.step_graph import Settings
 from policysmith.schemas.errors import TrainingError
 
-from .replays import Trial
+from .replays import Pair
 
+TRIED, CHECKED, TIMED, UNFIT = (
+    Settings().first_replay,
+    Settings().checked,
+    Settings().timed,
+    Settings().unfit,
+)
+OFTEN = Settings(busy=0.0, again=10)
+"""Settings under which replays are checked often."""
 STEPS = TRIED + 2 * (CHECKED + TIMED) + 5
 
 
 def all_replay(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
-    trial = Trial(patch, processes=2, rank=int(second))
-    return taken(trial)
+    pair = Pair(patch, processes=2, rank=int(second))
+    return taken(pair)
 
 
 def all_are_slower(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
-    trial = Trial(patch, processes=2, rank=int(second), settles=False)
-    trial.graph._eager = [0.0] * 100
-    return taken(trial)
+    pair = Pair(patch, processes=2, rank=int(second), settles=False)
+    assert isinstance(pair.graph.stage, step_graph.Eager)
+    pair.graph.stage.times.eager = [0.0] * 100
+    return taken(pair)
 
 
 def one_cannot_capture(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
-    trial = Trial(patch, processes=2, rank=int(second), settles=False)
+    pair = Pair(patch, processes=2, rank=int(second), settles=False)
     if second:
 
         def fails(*args: Any) -> None:
-            raise CaptureFailed("not permitted")
+            raise CaptureError("not permitted")
 
         patch.setattr(step_graph, "CapturedUpdate", fails)
-    return taken(trial)
+    return taken(pair)
 
 
 def one_waits(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
-    trial = Trial(patch, processes=2, rank=int(second), settles=False)
+    pair = Pair(patch, processes=2, rank=int(second), settles=False)
     if second:
-        gradients = trial.graph._update.gradients
+        gradients = pair.ours.own_gradients
 
         def waits(batch: Mapping[str, Any]) -> dict[str, Tensor]:
             gradients(batch)
             raise RuntimeError("called a synchronizing CUDA operation")
 
-        object.__setattr__(trial.graph._update, "gradients", waits)
-    return taken(trial)
+        patch.setattr(pair.ours, "own_gradients", waits)
+    return taken(pair)
 
 
 def one_goes_wrong(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
-    trial = Trial(
+    pair = Pair(
         patch,
         lambda replay: math.nan if second and replay == CHECKED else 0.0,
         processes=2,
         rank=int(second),
         settles=False,
     )
-    return taken(trial)
+    return taken(pair)
 
 
 def one_goes_wrong_late(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
-    patch.setattr(step_graph, "AGAIN", 10)
-    trial = Trial(patch, lambda replay: 1.0 if second and replay > 10 else 0.0, processes=2, rank=int(second))
-    return taken(trial)
+    pair = Pair(
+        patch,
+        lambda replay: 1.0 if second and replay > 10 else 0.0,
+        processes=2,
+        rank=int(second),
+        settings=OFTEN,
+    )
+    return taken(pair)
 
 
 def one_has_other_sizes(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
-    trial = Trial(patch, processes=2, rank=int(second))
-    return taken(trial, lambda step: 3 if second and step > TRIED and step % 3 == 0 else 4)
+    pair = Pair(patch, processes=2, rank=int(second))
+    return taken(pair, lambda step: 3 if second and step > TRIED and step % 3 == 0 else 4)
 
 
 def one_has_hardly_any_that_fit(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
-    trial = Trial(patch, processes=2, rank=int(second), settles=False)
-    return taken(trial, lambda step: 3 if second and step >= TRIED else 4, STEPS + OTHERS)
+    pair = Pair(patch, processes=2, rank=int(second), settles=False)
+    return taken(pair, lambda step: 3 if second and step >= TRIED else 4, STEPS + UNFIT)
 
 
 def all_leave_late(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
-    patch.setattr(step_graph, "AGAIN", 10)
-    trial = Trial(patch, processes=2, rank=int(second))
-    return taken(trial, lambda step: 4 if step < TRIED + 9 + second else 3, STEPS + 2 * OTHERS)
+    pair = Pair(patch, processes=2, rank=int(second), settings=OFTEN)
+    return taken(pair, lambda step: 4 if step < TRIED + 9 + second else 3, STEPS + 2 * UNFIT)
 
 
 def gradients_of_two_types(patch: pytest.MonkeyPatch, second: bool) -> list[str]:
@@ -108,13 +121,13 @@ def weights_without_a_gradient(patch: pytest.MonkeyPatch, second: bool) -> list[
     return []
 
 
-def taken(trial: Trial, size: Callable[[int], int] = lambda step: 4, steps: int = STEPS) -> list[str]:
-    """The notes of a run, and last whether its last step went through the wrapped policy."""
-    trial.take(steps - 1, size)
-    before = trial.together
-    trial.take(1, size)
-    trial.check()
-    return [*trial.notes, "wrapped" if trial.together > before else "apart"]
+def taken(pair: Pair, size: Callable[[int], int] = lambda step: 4, steps: int = STEPS) -> list[str]:
+    """Return the notes of a run, and whether its last step went through the wrapped model."""
+    pair.take(steps - 1, size)
+    before = pair.ours.together
+    pair.take(1, size)
+    pair.check()
+    return [*pair.notes, "wrapped" if pair.ours.together > before else "apart"]
 
 
 CASES = {
@@ -128,7 +141,7 @@ CASES = {
     one_goes_wrong_late: ("replayed|apart", "replayed|up to 10 steps before|apart"),
     one_has_other_sizes: ("replayed|apart", "replayed|apart"),
     one_has_hardly_any_that_fit: (
-        "another process has none|wrapped", f"of {OTHERS + 1} batches, {OTHERS + 1} had|wrapped"
+        "another process has none|wrapped", f"of {UNFIT + 1} batches, {UNFIT + 1} had|wrapped"
     ),
     all_leave_late: ("replayed|had other sizes|wrapped", "replayed|had other sizes|wrapped"),
     gradients_of_two_types: ("", ""),
@@ -137,7 +150,7 @@ CASES = {
 
 
 def process(rank: int, folder: Path) -> None:
-    """One of two, which goes through all cases, each with batches of its own."""
+    """Go through all cases as one of two processes, each with its own batches."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=60)
@@ -159,7 +172,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_processes_go_the_same_way(case: Any, found: list[dict[str, str]]) -> None:
-    """Weights and statistics were held to those of a wrapped policy, to the bit, in the processes themselves."""
+    """Compare notes; the processes themselves compared weights and buffers with those of a wrapped model, to the bit."""
     for expected, notes in zip(CASES[case], found, strict=True):
         for part in expected.split("|"):
             assert part in notes[case.__name__]

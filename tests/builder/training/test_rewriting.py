@@ -16,7 +16,7 @@ from torch._dynamo import lookup_backend
 from torch.profiler import ProfilerActivity, profile
 from transformers import ViTConfig, ViTModel
 
-from policysmith.builder.training.speed.compilation import compiled_blocks
+from policysmith.builder.training.speed.compilation import compile_layers
 from policysmith.builder.training.speed.fx import passes
 from policysmith.components.layers.recomputation import recompute
 
@@ -57,7 +57,7 @@ def test_a_layer_errs_no_more_with_fused_operators(kind: str, device: str) -> No
 
 
 def found(function: Callable[..., Tensor], *given: Tensor) -> int:
-    """How many operators are put into a function, whose results must stay."""
+    """Return the number of operators that are put into a function, after comparing its results."""
     torch._dynamo.reset()
     traced = Traced()
     expected = function(*given)
@@ -332,7 +332,7 @@ def test_layers_of_a_policy_are_compiled_with_them(device: str, monkeypatch: pyt
     tokens = torch.randn(2, TOKENS, WIDTH, device=device).requires_grad_()
     with ExitStack() as undo, torch.autocast(device, torch.bfloat16):
         expected = model(tokens)
-        assert len(compiled_blocks(model, undo, trained=True)) == 2
+        assert len(compile_layers(model, undo, trained=True)) == 2
         assert (model(tokens) - expected).norm() <= 0.02 * expected.norm()
     assert counts == [2]  # one layer serves both
     with torch.autocast(device, torch.bfloat16):

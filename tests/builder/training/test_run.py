@@ -79,7 +79,7 @@ def test_training_changes_every_trainable_weight_and_the_loss_falls(
 def test_the_first_step_is_as_long_as_the_schedule_says(
     precision: str, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    """AdamW's first step moves a weight by its rate, whatever the size of its gradient."""
+    """Compare first steps, in which AdamW moves a weight by its rate, whatever the size of its gradient."""
     tiny["training"] |= {
         "precision": precision,
         "steps": 1,
@@ -214,7 +214,7 @@ def test_damaged_training_state_is_named(tiny: dict[str, Any], tmp_path: Path) -
 def test_no_cuda_device_is_said(tiny: dict[str, Any], tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    with pytest.raises(TrainingError, match="shows no CUDA device; use `cpu`"):
+    with pytest.raises(TrainingError, match="no CUDA device is available; use `cpu`"):
         Builder.from_recipe(tiny).train(output=tmp_path / "run", device="cuda")
 
 
@@ -296,14 +296,14 @@ def test_a_forward_without_a_loss_is_named(
     builder = Builder.from_recipe(tiny)
     builder.check()
     for given, problem in (
-        ({"prediction": torch.zeros(1)}, "it gives `prediction` and no `loss`"),
+        ({"prediction": torch.zeros(1)}, "it returns `prediction` and no `loss`"),
         ({"loss": torch.zeros(2)}, r"its `loss` has the shape \(2,\): take the mean"),
         ({"loss": 3.0}, "its `loss` is of type float"),
-        (3.0, "it gives float"),
+        (3.0, "it returns float"),
     ):
         monkeypatch.setattr(RecipePolicy, "forward", lambda self, batch, given=given: given)
         with pytest.raises(
-            TrainingError, match=rf"Policy.forward must give a dict with a scalar tensor `loss`; {problem}"
+            TrainingError, match=rf"Policy.forward must return a dict with a scalar tensor `loss`; {problem}"
         ):
             builder.train(output=tmp_path, device="cpu")
 
@@ -346,7 +346,7 @@ def test_a_forward_that_its_author_decorated_stays_decorated(
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-    """The `at`-th loss that is learned from is NaN; a first one is only counted for its operations."""
+    """Make the `at`-th training loss NaN; a first pass only counts operations."""
     from policysmith.components.heads.mlp import MlpHead
 
     good, calls = MlpHead.loss, {"count": -1}

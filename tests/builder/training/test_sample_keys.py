@@ -1,4 +1,4 @@
-"""Keys of samples in the batches of a run: of seed, step and sample, and of nothing else."""
+"""Keys of samples in the batches of a run depend on seed, step and sample, and on nothing else."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from policysmith.builder import Builder
 from policysmith.builder.data.sampler import MixtureSampler, ResumableSampler
 from policysmith.builder.policy.sample_pipeline import KEY, SamplePipeline, TransformedDataset
-from policysmith.builder.training.batches import loaded, stored
+from policysmith.builder.training.batches import loaded_batches, stored_batches
 from policysmith.builder.training.frozen.table import Rows
-from policysmith.builder.training.seeds import sample_keys
+from policysmith.builder.training.randomness import sample_keys
 from policysmith.components.backbones.vit import Vit
 from policysmith.components.randomness.per_sample import SAMPLE_KEY
 
@@ -31,7 +31,7 @@ Keys = dict[int, set[int]]
 
 
 class Numbers(Dataset[dict[str, int]]):
-    """Samples that hold their index, or what they are indexed by."""
+    """Samples that hold their index, or their `(index, key)`."""
 
     def __len__(self) -> int:
         return SIZE
@@ -46,11 +46,11 @@ def together(samples: Any) -> dict[str, Any]:
 
 def coming(order: Any, accumulate: int = 1, workers: int = 0) -> Iterator[dict[str, Any]]:
     options: dict[str, Any] = {"keyed": False, "workers": workers, "device": CPU}
-    return loaded(Numbers(), order, together, accumulate=accumulate, **options)
+    return loaded_batches(Numbers(), order, together, accumulate=accumulate, **options)
 
 
 def of_step(step: int, world: int, batch: int, accumulate: int, *, mixed: bool, seed: int = 0) -> Keys:
-    """What a run of so many processes, batches and samples has in one step."""
+    """Return the samples and keys of one step, for so many processes, batches and samples."""
     found: Keys = {}
     for rank in range(world):
         place = {"batch_size": batch, "seed": seed, "rank": rank, "world_size": world}
@@ -108,9 +108,9 @@ def test_stored_rows_and_datasets_that_draw_themselves_have_the_same_keys() -> N
     place = {"batch_size": 5, "seed": 3, "start_step": 2}
     expected = coming(ResumableSampler(SIZE, **place), accumulate=3)
     rows = Rows({"index": torch.arange(SIZE)})
-    table = stored(rows, ResumableSampler(SIZE, **place), CPU, accumulate=3)
+    table = stored_batches(rows.batch, ResumableSampler(SIZE, **place), CPU, accumulate=3)
     options: dict[str, Any] = {"accumulate": 3, "keyed": True, "workers": 0, "device": CPU}
-    pairs = loaded(Numbers(), ResumableSampler(SIZE, **place), together, **options)
+    pairs = loaded_batches(Numbers(), ResumableSampler(SIZE, **place), together, **options)
     for plain, row, pair in itertools.islice(zip(expected, table, pairs, strict=True), 7):
         assert torch.equal(plain["index"], row["index"])
         assert torch.equal(plain[SAMPLE_KEY], row[SAMPLE_KEY])
@@ -124,7 +124,7 @@ def test_a_step_sees_the_same_images_in_one_batch_or_in_two(
     forward = Vit.forward
 
     def seen(accumulate: int) -> list[set[tuple[float, ...]]]:
-        """What the backbone sees in every step."""
+        """Record the input of the backbone in every step."""
         images: list[tuple[float, ...]] = []
 
         def watched(self: Vit, observations: Any, outputs: Any) -> Any:
@@ -173,7 +173,7 @@ def test_a_hand_written_policys_samples_are_changed_like_those_of_a_composed_one
 
 
 class Samples(Dataset[dict[str, Any]]):
-    """The samples of a batch."""
+    """Collate samples into a batch."""
 
     def __init__(self, batch: dict[str, Any]) -> None:
         self._batch = {key: value for key, value in batch.items() if key != SAMPLE_KEY}

@@ -1,4 +1,4 @@
-"""Weights spread over gloo processes, started by `torchrun`: what one process learns with the whole batch."""
+"""Weights sharded over gloo processes, started by `torchrun`, learn what one process learns with the whole batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from policysmith.schemas.errors import TrainingError
 
 @pytest.fixture
 def recipe(tiny: dict[str, Any]) -> dict[str, Any]:
-    """Without padding, of which each process takes its own mean."""
+    """Return a recipe without padding, whose mean each process would take separately."""
     tiny["data"]["horizon"], tiny["policy"]["execute"] = 1, 1
     tiny["training"] |= {"steps": 12, "ema": 0.5, "save_every": 6, "keep": 5, "log_every": 1}
     return tiny
@@ -38,7 +38,7 @@ def trained(
     processes: int = 2,
     machines: int = 1,
 ) -> str:
-    """Train a recipe under `torchrun` into `<folder>/<name>`; what that says. Machines are this one, several times."""
+    """Train a recipe under `torchrun` into `<folder>/<name>`, on several simulated machines; return the output."""
     path = folder / "tiny.yaml"
     with path.open("w") as stream:
         YAML().dump(recipe, stream)
@@ -121,7 +121,7 @@ def test_two_processes_learn_what_one_does_and_go_on_from_their_checkpoint(
 
 @pytest.fixture
 def looked_into(recipe: dict[str, Any]) -> dict[str, Any]:
-    """An expert reads keys and values inside the layers of a language model, as in pi0."""
+    """Train an expert that reads keys and values inside the layers of a language model, as in pi0."""
     recipe["collator"] = {"type": "language", "tokenizer": "policysmith/tiny", "max_length": 24}
     network = {"type": "expert", "width": 32, "hidden": 64, "heads": 2}
     recipe["policy"]["backbones"] = {

@@ -1,4 +1,4 @@
-"""A step is the same however it is cut into batches, also where chunks reach beyond the end of episodes."""
+"""A step is the same however it is cut into batches, even if chunks reach beyond the end of episodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADS: list[dict[str, Any]] = [
     {"type": "fast", "width": 16, "depth": 1, "heads": 2, "max_tokens": 200},
     {"type": "act", "width": 16, "heads": 2, "feedforward": 16, "encoder_layers": 1, "dropout": 0.0},
 ]
-"""The last has two means with values of their own, once its latent is not drawn."""
+"""Heads; the last has two means over different values, once its latent is not random."""
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

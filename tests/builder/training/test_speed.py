@@ -1,4 +1,4 @@
-"""What a run tells of its speed, compiles and profiles, and that none of it changes what is learned."""
+"""Speed, compilation and profile of a run, none of which changes what is learned."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from policysmith.builder.training.monitoring.profile import NEEDED, PHASES
 from policysmith.schemas.errors import TrainingError
 
 
-class Told:
-    """Keeps what a run tells."""
+class Recorder:
+    """A reporter that keeps notes and values."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.logs: list[dict[str, float]] = []
         self.splits: set[Any] = set()
-        """Whether dynamo would split layers by what processes exchange."""
+        """Values of the option to split layers for DDP."""
 
     def start(self, step: int, steps: int) -> None: ...
 
@@ -43,14 +43,14 @@ class Told:
     def close(self) -> None: ...
 
 
-def run(recipe: dict[str, Any], output: Path, **options: Any) -> tuple[nn.Module, Told]:
-    told = Told()
-    result = Builder.from_recipe(recipe).train(output=output, device="cpu", reporters=(told,), **options)
-    return result.policy, told
+def run(recipe: dict[str, Any], output: Path, **options: Any) -> tuple[nn.Module, Recorder]:
+    recorder = Recorder()
+    result = Builder.from_recipe(recipe).train(output=output, device="cpu", reporters=(recorder,), **options)
+    return result.policy, recorder
 
 
 def by_hand() -> float:
-    """GFLOP of a sample of the tiny recipe: two for each weight and token forward, and four backward."""
+    """Return the GFLOP of a sample of the tiny recipe: two for each weight and token forward, and four backward."""
     patches, width = 2 * 2, 16
     encoder = (patches + 1) * width * (4 * width + 2 * 4 * width)  # a CPU's attention is not counted
     embedding = patches * 3 * 16 * 16 * width
@@ -62,11 +62,11 @@ def by_hand() -> float:
 
 
 def test_the_log_has_the_speed_in_operations(tiny: dict[str, Any], tmp_path: Path) -> None:
-    _, told = run(tiny, tmp_path / "run")
-    (note,) = [note for note in told.notes if "GFLOP a sample" in note]
+    _, recorder = run(tiny, tmp_path / "run")
+    (note,) = [note for note in recorder.notes if "GFLOP a sample" in note]
     gflop = float(note.split()[0])
     assert gflop == pytest.approx(by_hand(), rel=0.01)
-    for values in told.logs:
+    for values in recorder.logs:
         per_second = gflop * values["samples_per_second"] / 1e3
         assert values["tflops"] == pytest.approx(per_second, rel=0.01)
         assert "mfu" not in values  # a CPU has no stated peak
@@ -80,12 +80,12 @@ def test_compiled_layers_learn_the_same(tiny: dict[str, Any], tmp_path: Path, ho
     tiny["training"] |= {"compile": how, "steps": 3}
     torch._dynamo.reset()
     counters.clear()
-    policy, told = run(tiny, tmp_path / how)
-    assert told.splits == {how == "off"}
+    policy, recorder = run(tiny, tmp_path / how)
+    assert recorder.splits == {how == "off"}
     assert torch._dynamo.config.optimize_ddp
-    ours, theirs = ([values["loss"] for values in one.logs] for one in (told, untold))
+    ours, theirs = ([values["loss"] for values in one.logs] for one in (recorder, untold))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert any("compiling 1 layers one by one" in note for note in told.notes) == (how == "blocks")
+    assert any("compiling 1 layers one by one" in note for note in recorder.notes) == (how == "blocks")
     assert not any("compiling" in note for note in untold.notes)
     assert (counters["frames"]["ok"] > 0) == (how == "blocks")
     assert counters["frames"]["ok"] == counters["frames"]["total"]
@@ -96,9 +96,9 @@ def test_compiled_layers_learn_the_same(tiny: dict[str, Any], tmp_path: Path, ho
 def test_a_profile_is_a_table_and_a_trace(tiny: dict[str, Any], tmp_path: Path) -> None:
     phases = set(PHASES) - {"replay"}
     tiny["training"] |= {"steps": NEEDED, "log_every": 100}
-    _, told = run(tiny, tmp_path / "run", profile=True)
+    _, recorder = run(tiny, tmp_path / "run", profile=True)
     folder = tmp_path / "run" / "profile"
-    (table,) = [note for note in told.notes if "where a step goes" in note]
+    (table,) = [note for note in recorder.notes if "where a step goes" in note]
     assert all(phase in table for phase in phases)
     assert str(folder) in table
     step = json.loads((folder / "step.json").read_text())

@@ -1,4 +1,4 @@
-"""A state of training that is changed at random resumes, or is refused by the project's own error, at once."""
+"""A state of training with random changes either resumes, or is refused at once by the project's own error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from policysmith.builder import Builder
 from policysmith.builder.training import checkpoint
 from policysmith.builder.training.checkpoint import Identity
-from policysmith.builder.training.optim.adamw import adamw
+from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.builder.training.optim.ema import WeightAverage
 from policysmith.schemas.errors import PolicysmithError
 
@@ -42,7 +42,7 @@ def test_a_changed_state_resumes_or_is_refused(
     policy = builder.build()
     average = WeightAverage(policy, 0.9)
     section = builder.recipe.sections.training
-    optimizer = adamw(policy, section.optimizer, average)
+    optimizer = build_optimizer(policy, section.optimizer, average)
     for weight in policy.parameters():
         weight.grad = torch.ones_like(weight)
     optimizer.step()
@@ -72,7 +72,7 @@ def test_a_changed_state_resumes_or_is_refused(
 
 
 def with_tensors(state: Any, random: Random) -> Any:
-    """One of the tensors of a state, now and then, becomes another."""
+    """Replace a tensor of a state, now and then, by another."""
     tensors = [item for item in held(state) if isinstance(item[0][item[1]], Tensor)]
     if not tensors or random.random() < 0.4:
         return state
@@ -101,7 +101,7 @@ def with_tensors(state: Any, random: Random) -> Any:
 
 
 def held(value: Any) -> list[tuple[Any, Any]]:
-    """Every item of a nested value, as its holder and its key."""
+    """Yield every item of a nested value, as its holder and its key."""
     items = (
         list(value.items())
         if isinstance(value, dict)

@@ -1,4 +1,4 @@
-"""Modules are after a training, or a pass that should leave no trace, what they were before."""
+"""Modules are the same after a run, or after a pass that must leave no trace."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from policysmith.builder.training.speed.module_patches import Statistics, remember
+from policysmith.builder.training.module_patches import BufferSnapshot, restore_later
 
 
 class Counting(nn.Module):
-    """Makes a buffer, puts another in the place of one, and changes a third."""
+    """A module that creates a buffer, replaces another, and changes a third."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class Counting(nn.Module):
 def test_buffers_are_the_same_with_the_same_values_again() -> None:
     model = Counting()
     before = dict(model._buffers)
-    statistics = Statistics(model)
+    snapshot = BufferSnapshot(model)
     model()
-    statistics.put_back()
+    snapshot.restore()
     assert dict(model._buffers) == before
     assert model.passes is before["passes"]
     assert float(model.passes) == 0.0
@@ -42,7 +42,7 @@ def test_attributes_are_what_they_were() -> None:
     layer = nn.Linear(2, 2)
     layer.forward = own = partial(nn.Linear.forward, layer)  # type: ignore[method-assign]
     with ExitStack() as undo:
-        remember(undo, layer, "forward", "_compiled_call_impl")
+        restore_later(undo, layer, "forward", "_compiled_call_impl")
         layer.forward = None  # type: ignore[assignment]
         layer._compiled_call_impl = print
     assert layer.forward is own

@@ -1,4 +1,4 @@
-"""The numbers that a run tells are those that their names say."""
+"""Numbers in the log are what their names say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from policysmith.builder import Builder, RecipePolicy
 from policysmith.builder.training import loop
 from policysmith.builder.training.monitoring.meter import Meter
-from policysmith.builder.training.optim.adamw import shortfall
+from policysmith.builder.training.optim.schedule import short_run_warning
 from policysmith.schemas.recipe import TrainingSection
 
 CPU = torch.device("cpu")
@@ -24,16 +24,15 @@ def take(meter: Meter, *seconds: float, loss: float = 1.0) -> None:
     for each in seconds:
         time.sleep(each)
         meter.add({"loss": torch.tensor(loss)})
-        meter.stepped(torch.tensor(1.0))
+        meter.count_step(torch.tensor(1.0))
 
 
 def test_the_speed_leaves_out_the_first_step_and_pauses() -> None:
     meter = Meter(10, CPU)
-    meter.begin()
     take(meter, 0.5, 0.02, 0.02)
     first, _ = meter.read(meter.interval(3, 1.0, GOOD))
     time.sleep(0.5)
-    meter.rest()
+    meter.restart()
     take(meter, 0.02, 0.02)
     second, _ = meter.read(meter.interval(5, 1.0, GOOD))
     assert meter.overall is not None
@@ -44,7 +43,6 @@ def test_the_speed_leaves_out_the_first_step_and_pauses() -> None:
 
 def test_a_first_step_that_is_logged_alone_has_its_own_speed() -> None:
     meter = Meter(10, CPU)
-    meter.begin()
     take(meter, 0.2)
     values, finite = meter.read(meter.interval(1, 1.0, GOOD))
     assert finite
@@ -55,13 +53,13 @@ def test_a_first_step_that_is_logged_alone_has_its_own_speed() -> None:
 def test_slow_compilation_does_not_count(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = loop._Run._update
+    update = loop._Run.take_step
 
     def slow(self: loop._Run) -> None:
         time.sleep(2.0 if self.step == 0 else 0.0)
         update(self)
 
-    monkeypatch.setattr(loop._Run, "_update", slow)
+    monkeypatch.setattr(loop._Run, "take_step", slow)
     result = Builder.from_recipe(tiny).train(output=tmp_path, device="cpu")
     assert result.samples_per_second is not None
     assert result.samples_per_second > 4 * 4 / 2.0
@@ -72,7 +70,7 @@ def test_counting_operations_changes_neither_weights_nor_statistics(
 ) -> None:
     builder = Builder.from_recipe(tiny).override({"training.steps": 1})
     counted = builder.train(output=tmp_path / "counted", device="cpu").policy.state_dict()
-    monkeypatch.setattr(loop._Run, "_count_operations", lambda self, batch: None)
+    monkeypatch.setattr(loop._Run, "_count_operations", lambda *_: None)
     plain = builder.train(output=tmp_path / "plain", device="cpu").policy.state_dict()
     assert all(torch.equal(counted[name], plain[name]) for name in plain)
 
@@ -83,7 +81,7 @@ def test_a_warm_up_longer_than_the_run_is_said(tiny: dict[str, Any], tmp_path: P
     notes = [json.loads(line).get("note", "") for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert any("`training.schedule.warmup` is 100 steps and the run has 4" in note for note in notes)
     assert any("ends at 4% of" in note for note in notes)
-    assert shortfall(TrainingSection(steps=4, schedule={"warmup": 4})) is None  # type: ignore[arg-type]
+    assert short_run_warning(TrainingSection(steps=4, schedule={"warmup": 4})) is None  # type: ignore[arg-type]
 
 
 def test_a_policy_in_validation_is_told_its_shares_once(

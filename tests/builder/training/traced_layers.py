@@ -18,7 +18,7 @@ WIDTH, TOKENS = 32, 7
 
 
 class Traced:
-    """A backend that rewrites, and runs without compiling; it keeps how many it put in, and the code of the graphs."""
+    """A backend that rewrites and runs without compiling, and keeps the number of operators and the code of the graphs."""
 
     def __init__(self, then: str = "aot_eager") -> None:
         self.found, self.code, self._then = 0, "", then
@@ -44,7 +44,7 @@ def timm_layer() -> nn.Module:
 
 
 class GrootBlock(nn.Module):
-    """A layer of GR00T's network, with a context of its own."""
+    """A layer of GR00T's network, with its own context."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .... import compat
 
 
 def is_linear(node: Any) -> bool:
     """Return whether a node is a plain linear layer, without adapter, float8 or quantized weights."""
     if not isinstance(node, fx.Node) or node.target is not F.linear:
         return False
-    return not is_traceable_wrapper_subclass(example(argument(node, 1, "weight")))
+    return not compat.is_wrapper_tensor(example(argument(node, 1, "weight")))
 
 
 def example(node: Any) -> Any:
     """Return the tensor that stood for a node's while it was traced; None if there is none, or a transform like vmap has it."""
     found = node.meta.get("example_value") if isinstance(node, fx.Node) else None
-    if not isinstance(found, Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(found):
+    if not isinstance(found, Tensor) or compat.is_functorch_tensor(found):
         return None
     return found
 

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch._dynamo import lookup_backend
 
 from .....components.kernels import attention, gelu
 from .....components.kernels.dispatch import uses_kernel
+from .... import compat
 from .nodes import argument, example, is_linear
 
 
 def backend(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """Compile a graph with inductor, after `rewrite`."""
     rewrite(graph)
-    return lookup_backend("inductor")(graph, inputs)
+    return compat.compile_with_inductor(graph, inputs)
 
 
 def rewrite(graph: fx.GraphModule) -> int:

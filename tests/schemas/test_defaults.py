@@ -1,0 +1,56 @@
+"""Recipes in full, and their differences, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from policysmith.builder.recipe.load import load_recipe
+from policysmith.schemas.composition import composed, resolved
+from policysmith.schemas.defaults import with_defaults
+from policysmith.schemas.difference import differences, side
+from policysmith.schemas.document import read
+from policysmith.schemas.errors import CheckpointError
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ALL = [path for path in sorted(RECIPES.rglob("*.yaml")) if "datasets" not in path.parts]
+
+
+def test_defaults_of_the_schema_are_those_of_the_models_in_every_recipe() -> None:
+    for path in ALL:
+        document = resolved(composed(read(path)))
+        assert with_defaults(document.value) == load_recipe(document).resolved(), path
+
+
+def test_a_recipe_is_itself_and_differs_by_what_it_changes(tmp_path: Path) -> None:
+    act = RECIPES / "tiny" / "act.yaml"
+    assert differences(side(act), side(act)) == []
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        f"base: {act}\nname: mine\npolicy: {{head: {{width: 64}}, backbones: {{proprio: null}}}}\n"
+        "transforms: [{type: normalize_image, stats: half}, {type: normalize}]\ntraining: {seed: 0}\n"
+    )
+    found = {
+        str(difference).partition(":")[0]: difference for difference in differences(side(act), side(mine))
+    }
+    assert sorted(found) == ["name", "policy.backbones.proprio", "policy.head.width", "transforms[0].stats"]
+    assert str(found["policy.head.width"]) == f"policy.head.width: 32 -> 64  ({act}:20:12 -> {mine}:3:24)"
+    assert str(found["policy.backbones.proprio"]).startswith("policy.backbones.proprio: only left: ")
+    assert found["transforms[0].stats"].values == {"left": "imagenet", "right": "half"}
+
+
+def test_a_part_of_another_type_differs_as_a_whole(tmp_path: Path) -> None:
+    act = RECIPES / "tiny" / "act.yaml"
+    (tmp_path / "mine.yaml").write_text(f"base: {act}\npolicy: {{head: {{type: mlp}}}}\n")
+    (found,) = differences(side(act), side(tmp_path / "mine.yaml"))
+    assert found.path == ("policy", "head")
+    assert [value["type"] for value in found.values.values()] == ["act", "mlp"]
+
+
+def test_a_directory_without_a_policy_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="neither a run nor a checkpoint"):
+        side(tmp_path)
+    (tmp_path / "config.json").write_text('{"recipe": 3}')
+    with pytest.raises(CheckpointError, match="holds no recipe"):
+        side(tmp_path)
