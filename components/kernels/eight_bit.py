@@ -29,7 +29,7 @@ _LOWEST = {False: 10 << 23, True: 74 << 23}
 
 
 def coded(part: Tensor, *, eight_bit: bool) -> bool:
-    """Return whether the moments of a weight, or of the part of it in this process, are stored in eight bits."""
+    """Return whether the moments of a weight, or of its part in this process, are stored in eight bits."""
     return eight_bit and part.numel() >= _SMALLEST
 
 
@@ -78,7 +78,7 @@ def decode(codes: Tensor, scales: Tensor, *, squared: bool) -> Tensor:
 
 
 def rounding_words(step: Tensor, tensor: int, count: int) -> Tensor:
-    """Return random bits, int64 (count,) below 2^32, for one of several tensors at a step, a float32 scalar."""
+    """Return random bits, int64 (count,) below 2^32, for a tensor's number and a step, a float32 scalar."""
     fours = torch.arange(-(-count // 4), device=step.device)
     now = step.to(torch.int64).expand_as(fours)
     words = philox(0, (fours, torch.full_like(fours, tensor), now, torch.zeros_like(fours)))
@@ -91,7 +91,7 @@ def _bits(squared: bool) -> tuple[int, int]:
 
 
 def _noise(words: Tensor | None, squared: bool) -> Tensor | int:
-    """Return the number to add below the mantissa before truncation: half of a word for m, the other for v."""
+    """Return the number to add below the mantissa before truncation, one half of a word each for m and v."""
     _, shift = _bits(squared)
     if words is None:
         return 1 << (shift - 1)

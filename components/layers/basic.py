@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> nn.Sequential:
-    """Build linear layers through `sizes`, with activation (and dropout) between them, none after the last."""
+    """Build linear layers through `sizes`, with activation (and dropout) in between, none at the end."""
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(sizes):
         if layers:

@@ -75,7 +75,7 @@ class TokenWriter(nn.Module):
 
 
 def run_bidirectional(layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Feature]:
-    """Run layers over tokens (B, N, D) with mask (B, N), all visible; return the result and keys and values."""
+    """Run layers over tokens (B, N, D), all visible but for mask (B, N); return them and keys and values."""
     count, visible = tokens.shape[1], None
     if mask is None:
         positions = torch.arange(count, device=tokens.device).expand(len(tokens), -1)

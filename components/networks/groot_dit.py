@@ -208,7 +208,7 @@ class GrootBlock(nn.Module):
 
 
 def _embed_steps(step: Tensor) -> Tensor:
-    """Embed steps (B,) as cosines and sines (B, 256), float32, of frequencies from 1 to 1 / 10000 inclusive."""
+    """Embed steps (B,) as cosines and sines (B, 256), float32, of frequencies from 1 down to 1 / 10000."""
     half = _TIMES // 2
     exponents = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32, device=step.device) / (half - 1)
     angles = step[:, None].float() * exponents.exp()

@@ -74,7 +74,7 @@ class Continuation:
         return embedded * self._scale
 
     def extend(self, past: Feature, embeddings: Tensor) -> tuple[Tensor, Feature]:
-        """Return hidden states (B, M, D) of embeddings after `past`, and the past with their keys and values."""
+        """Return hidden states (B, M, D) of embeddings after `past`, and the extended past."""
         assert past.end is not None
         assert past.mask is not None
         batch, count = embeddings.shape[:2]
