@@ -261,9 +261,7 @@ def _template_fault(template: str, fields: tuple[str, ...]) -> str:
         if name not in fields:
             return f"has the unknown field `{name[:40]}`; use {' and '.join(fields)}"
         if conversion or (spec and (name == "video_key" or not _WIDTH.fullmatch(spec))):
-            return (
-                f"has the unsupported format `{(spec or '')[:40]}`; use zero padding at most, as in `{{{name}:03d}}`"
-            )
+            return f"has the unsupported format `{(spec or '')[:40]}`; use zero padding at most, as in `{{{name}:03d}}`"
     fixed = PurePosixPath("".join(text + ("" if name is None else "0") for text, name, _, _ in pieces))
     if fixed.is_absolute() or ".." in fixed.parts:
         return "points outside the dataset; correct it"
