@@ -45,7 +45,7 @@ def attention(
         (B, N, H, E).
 
     Raises:
-        ValueError: for more than `QUERIES` queries, heads wider than `WIDTH`, or shapes and dtypes that do not fit.
+        ValueError: More than `QUERIES` queries, heads wider than `WIDTH`, or shapes or dtypes that do not fit.
     """
     if query.shape[1] > QUERIES or query.shape[-1] > WIDTH:
         raise ValueError(
@@ -68,7 +68,7 @@ def _fit(query: Tensor, key: Tensor, value: Tensor | None, seen: Tensor | None) 
 
 
 def serves(query: Tensor, key: Tensor) -> bool:
-    """Return whether the kernel is the faster choice: on a GPU, in half precision, for some shapes.
+    """Return whether the kernel is the faster choice: half precision on a GPU, and a suitable shape.
 
     By `benchmarks/attention.py`, heads of more than 64 numbers are not. Most time is saved in the backward
     pass, so without gradients torch attends, which the host launches sooner.

@@ -110,7 +110,7 @@ def test_filling_is_timed_beside_a_forward_pass(tmp_path: Path) -> None:
 
 
 def run(*command: str) -> str:
-    """A program of `benchmarks`; what it printed."""
+    """Run a program of `benchmarks` and return its output."""
     path = os.pathsep.join(filter(None, [str(ROOT / ".namespace"), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     program = [sys.executable, str(ROOT / "benchmarks" / command[0]), *command[1:]]

@@ -30,7 +30,7 @@ PROMPTS = {
 
 
 def recipe(kind: str, tiny: dict[str, Any], smolvlm: str) -> dict[str, Any]:
-    """A small policy of this kind, as a recipe would have it; `smolvlm` is a directory with model config and tokenizer."""
+    """Return a small policy of this kind, as in a recipe; `smolvlm` is a directory with model config and tokenizer."""
     tokenizer = smolvlm if kind == "smolvla" else "policysmith/tiny"
     vlm: dict[str, Any] = {"type": "vlm", "architecture": "policysmith/tiny-paligemma"}
     backbones: dict[str, Any] = {"vlm": vlm}

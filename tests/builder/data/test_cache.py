@@ -89,7 +89,7 @@ def shift_the_times(entry: Path) -> None:
 
 
 def forget_the_digests(entry: Path) -> None:
-    """As versions wrote it that knew of no digests."""
+    """Remove the digests, which early versions did not write."""
     path = entry / "index.json"
     index = json.loads(path.read_text())
     del index["sha256"]
@@ -277,7 +277,7 @@ def test_an_error_at_any_change_of_a_file_is_one_message(
 def test_those_who_start_together_decode_once(
     tmp_path: Path, frame_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lock belongs to an open file, so threads contend for it exactly as processes do."""
+    """Threads stand in for processes, as the lock belongs to an open file."""
     root = write_dataset(tmp_path / "set", "v3.0").root
     decoded: list[Path] = []
 

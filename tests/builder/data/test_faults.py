@@ -111,7 +111,7 @@ def test_faults_in_a_data_file(
 
 @BOTH
 def test_an_episode_length_that_is_wrong_in_the_metadata(tmp_path: Path, version: str) -> None:
-    """Two lengths that are swapped still add up, so only the rows can tell."""
+    """Swapped lengths still add up, so only the rows reveal them."""
     root = write_dataset(tmp_path / "set", version).root
     if version == "v3.0":
         path = root / "meta/episodes/chunk-000/file-000.parquet"

@@ -25,7 +25,7 @@ def test_both_sides_are_filled_disjoint_and_whole(
 
 
 def test_the_outcome_is_frozen() -> None:
-    """A change here would silently move episodes between training and validation of existing runs."""
+    """Guard the split: a change would move episodes between training and validation of existing runs."""
     assert split_episodes(range(10), validation_fraction=0.2, seed=0)[1] == (4, 7)
 
 

@@ -22,7 +22,7 @@ LENGTHS = (7, 4, 9)
 
 
 def episode(index: int, length: int) -> dict[str, np.ndarray]:
-    """A bright square walks over a grey gradient; numbers count on."""
+    """Return an episode in which a bright square moves over a gray gradient and numbers increase."""
     images = np.empty((length, 3, 32, 48), dtype=np.uint8)
     images[:] = np.linspace(40, 120, 48).astype(np.uint8)
     for step in range(length):
