@@ -7,7 +7,6 @@ always mean.
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import traceback
 from typing import Any, ClassVar, cast
@@ -19,6 +18,7 @@ from transformers import PretrainedConfig
 from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
+from ..schemas.wording import did_you_mean
 from . import compat
 from .data.time_steps import TimeSteps
 from .fine_tuning.initialization import Initialization
@@ -155,13 +155,14 @@ def configure(loaded: LoadedRecipe) -> PretrainedConfig:
     assert isinstance(section, CustomPolicySection)
     known = policies()
     if section.type not in known:
-        near = difflib.get_close_matches(section.type, ["composed", *known], n=1)
         error = SpecError(
             f"no policy is registered as `{section.type}`",
             label=f"known: {', '.join(['composed', *known])}",
-            help=f"did you mean `{near[0]}`?"
-            if near
-            else 'register it with `@BasePolicyModel.register("...")` in a file named under `imports:`',
+            help=did_you_mean(
+                section.type,
+                ["composed", *known],
+                'register it with `@BasePolicyModel.register("...")` in a file named under `imports:`',
+            ),
         )
         raise RecipeError([loaded.diagnostic(("policy", "type"), error, code="E006 unknown-type")])
     config_class = cast(type[PretrainedConfig], known[section.type].config_class)
@@ -221,10 +222,9 @@ def _judge_option(
 ) -> Diagnostic | None:
     """Return a finding for an option that the config does not have, or whose default has another type."""
     if key not in accepted:
-        near = difflib.get_close_matches(key, accepted, n=1)
         error = SpecError(
             f"`{policy}` has no option `{key}`",
-            label=f"did you mean `{near[0]}`?" if near else "unknown",
+            label=did_you_mean(key, accepted, "unknown"),
             help=f"its options are: {', '.join(accepted) or 'none'}",
         )
         return loaded.diagnostic(("policy", key), error, code="E003 unknown-key")

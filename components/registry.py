@@ -12,7 +12,6 @@ or from an imported file, such as those under `imports:` of a recipe:
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import typing
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..schemas.errors import RegistryError
+from ..schemas.wording import did_you_mean
 from .base import ActionHead, Backbone, Collator, Neck, Network, Part, Transform
 from .contract import class_location, declared_type
 
@@ -100,10 +100,9 @@ class Registry(Generic[P]):
             self._check(name, part, f"entry point {plugin.value} of {_owner(plugin)}")
             return typing.cast(type[P], part)
         if not (_HOME / self.kind / f"{name}.py").exists():
-            near = difflib.get_close_matches(name, self.names(), n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
+            hint = did_you_mean(name, self.names())
             raise RegistryError(
-                f"no {self.kind} part is called `{name}`; known: {', '.join(self.names())}{hint}"
+                f"no {self.kind} part is called `{name}`; known: {', '.join(self.names())}{'; ' * bool(hint)}{hint}"
             )
         module = importlib.import_module(f"{__package__}.{self.kind}.{name}")
         parts = [

@@ -78,23 +78,49 @@ def policysmith() -> ArgumentParser:
         "render",
         "print a recipe with every default filled in",
         "policysmith render recipes/vit_mlp.yaml",
+        "policysmith render recipes/vit_mlp.yaml --origins",
     )
     _recipe(render)
+    render.add_argument(
+        "--origins", action="store_true", help="add the place that sets each value, as a comment"
+    )
+    render.set_defaults(light=True)
+
+    diff = _verb(
+        verbs,
+        "diff",
+        "diff",
+        "compare two recipes, runs or checkpoints value by value, with defaults filled in",
+        "policysmith diff recipes/vit_mlp.yaml runs/vit_mlp",
+    )
+    diff.add_argument("left", metavar="A", help="recipe, run or checkpoint")
+    diff.add_argument(
+        "right", metavar="B", help="recipe, run or checkpoint; the exit code is 1 if they differ"
+    )
+    diff.add_argument(
+        "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
+    )
+    diff.set_defaults(light=True)
 
     listing = _verb(
         verbs, "list", "listing", "list the available parts", "policysmith list", "policysmith list heads"
     )
+    listing.set_defaults(light=True)
     listing.add_argument("kind", nargs="?", choices=(*KINDS, "policies"), help="list only this kind")
 
     explain = _verb(
         verbs,
         "explain",
         "explain",
-        "describe a part or a section of a recipe, and its options",
+        "describe a part, a section of a recipe, or an error code",
         "policysmith explain backbones.vit",
         "policysmith explain training.optimizer",
+        "policysmith explain E003",
     )
-    explain.add_argument("topic", help="a part or a section, such as backbones.vit or training.optimizer")
+    explain.add_argument(
+        "topic", help="a part, an option, a section, a kind or an error code, such as backbones.vit or E003"
+    )
+    explain.set_defaults(light=True)
 
     schema = _verb(
         verbs, "schema", "schema", "print the JSON Schema of recipes", "policysmith schema > recipe.json"

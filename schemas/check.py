@@ -23,7 +23,7 @@ from .document import Document
 from .json_schema import SchemaTree, shipped_schema
 from .kinds import KINDS, unlisted_types
 from .nodes import KeyPath
-from .wording import near, quoted, shortened, where
+from .wording import did_you_mean, near, quoted, shortened, where
 
 
 def check(
@@ -180,8 +180,8 @@ class _Checker:
         words = wording.either(
             f"`{choice}`" if isinstance(choice, str) else quoted(choice) for choice in choices
         )
-        meant = near(str(value), [choice for choice in choices if isinstance(choice, str)])
-        label = f"did you mean `{meant}`?" if meant else f"expected {words}"
+        names = [choice for choice in choices if isinstance(choice, str)]
+        label = did_you_mean(str(value), names, f"expected {words}")
         message = f"{where(path)} must be {words}, found {wording.found(value)}"
         yield self._at("E007 invalid-value", message, path, label, notes=self._about(path))
 
@@ -190,12 +190,10 @@ class _Checker:
         if name in known or self.imports:
             return
         noun = KINDS[kind]
-        meant = near(name, known)
+        label = did_you_mean(name, known, f"no such {noun}")
         other = next((KINDS[other] for other in self.tree.kinds() if name in self.tree.types(other)), None)
         name = shortened(name)
-        label = (
-            f"`{name}` is a {other}" if other else f"did you mean `{meant}`?" if meant else f"no such {noun}"
-        )
+        label = f"`{name}` is a {other}" if other else label
         notes = (f"{kind}: {', '.join(known)}",)
         yield self._at("E006 unknown-type", f"unknown {noun} `{name}`", path, label, notes=notes)
 

@@ -4,7 +4,7 @@ This composition root validates a recipe before torch is imported, so that a mis
 of a second. Only then does it import `policysmith.builder.cli`, by name, which preserves the import direction
 `builder -> components -> schemas`.
 
-Exit codes: 0 done, 2 wrong usage, 3 invalid recipe, 4 the policy or its data cannot be built, 5 training
+Exit codes: 0 done, 1 `diff` found differences, 2 wrong usage, 3 invalid recipe, 4 the policy or its data cannot be built, 5 training
 failed, 6 the operating system refused a file, 141 the reader of the output is gone, 129, 130 or 143 stopped
 by SIGHUP, Ctrl-C or SIGTERM.
 """
@@ -65,10 +65,7 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
         with Signals():
             if "recipe" in args:
                 args.document = _validated(args)
-            function: Callable[[Namespace], int] = getattr(
-                importlib.import_module("policysmith.builder.cli"), args.function
-            )
-            return function(args)
+            return _function(args)(args)
     except BrokenPipeError:
         raise
     except RecipeError as error:
@@ -87,6 +84,16 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED
+
+
+def _function(args: Namespace) -> Callable[[Namespace], int]:
+    """Return the function of a verb. Without parts of its own, a recipe may need no torch."""
+    from .commands import needs_registry
+
+    light = "light" in args and not needs_registry(args)
+    module = "policysmith.schemas.commands" if light else "policysmith.builder.cli"
+    function: Callable[[Namespace], int] = getattr(importlib.import_module(module), args.function)
+    return function
 
 
 def _say(message: str) -> None:

@@ -21,10 +21,8 @@ def _filled(tree: SchemaTree, schema: Schema, value: Any) -> Any:
         for key, child in tree.expand(schema, value).get("properties", {}).items():
             if key not in value and "default" in child:
                 value[key] = copy.deepcopy(child["default"])
-        children = list(tree.below(schema, value))
-        return {key: _filled(tree, child, item) for key, child, item in children if key in value} | {
-            key: item for key, item in value.items() if key not in {key for key, _, _ in children}
-        }
+        known = {key: child for key, child, _ in tree.below(schema, value)}
+        return {key: _filled(tree, known[key], item) if key in known else item for key, item in value.items()}
     if isinstance(value, list):
         return [_filled(tree, child, item) for _, child, item in tree.below(schema, value)]
     return value

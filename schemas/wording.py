@@ -123,6 +123,12 @@ def near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     return by_lower[close[0]] if close else None
 
 
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "", *, cutoff: float = 0.6) -> str:
+    """Return a question that suggests the most similar entry of `known`, or `otherwise` if none is similar."""
+    meant = near(name, known, cutoff)
+    return otherwise if meant is None else f"did you mean `{meant}`?"
+
+
 _LIMITS: Mapping[str, str] = {
     "minimum": "at least {}",
     "maximum": "at most {}",

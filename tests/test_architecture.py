@@ -14,6 +14,7 @@ WRITES_TO_THE_TERMINAL = {
     "builder/cli.py",
     "builder/display.py",
     "schemas/arguments.py",
+    "schemas/commands.py",
     "schemas/console.py",
 }
 

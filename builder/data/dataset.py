@@ -1,11 +1,11 @@
 """A LeRobot dataset (v2.0, v2.1, v3.0) as windows of observations and actions.
 
-    dataset = LeRobotDataset("datasets/push", cameras=["top"], observation_indices=[0], action_indices=range(16))
-    dataset[0]["action"].shape      # (16, A)
+    dataset = LeRobotDataset("datasets/push", cameras=["top"], observation_indices=[0],
+    action_indices=range(16)) dataset[0]["action"].shape      # (16, A)
 
-One sample belongs to each frame of the chosen episodes. Windows never cross an episode's border: indices outside
-are clamped to its first or last frame, and `action_is_pad` marks the action steps for which that happened.
-Opening a dataset decodes its videos once into a cache; it never writes into the dataset's own directory.
+Each frame of the chosen episodes is one sample. Windows never cross the border of an episode: indices outside
+are clamped to its first or last frame, and `action_is_pad` marks the clamped action steps. Opening a dataset
+decodes its videos once into a cache, and never writes into the directory of the dataset.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ __all__ = ["DatasetInfo", "LeRobotDataset", "inspect"]
 
 
 class LeRobotDataset(Dataset[dict[str, Any]]):
-    """A map-style dataset; with T observation indices, H action indices and one sample for each frame:
+    """A map-style dataset with one sample per frame, T observation indices and H action indices.
 
     - `observation.images.<camera>` uint8 (T, 3, H, W), RGB, for every chosen camera
     - `observation.state` and every other numeric `observation.*`, float32 (T, D), in the dataset's units
     - `action` float32 (H, A), in the dataset's units, and `action_is_pad` bool (H,), True where clamped
     - `task` str, the instruction
-    - `index` int64 scalar, the frame's number in the whole dataset, whichever episodes are chosen
+    - `index` int64 scalar, number of the frame in the whole dataset, independent of the chosen episodes
     """
 
     def __init__(
@@ -63,12 +63,17 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
     ) -> None:
         """Open the dataset in the directory `path`.
 
-        `cameras` names the cameras to read (None: all), `episodes` the episodes (None: all, else in
-        ascending order), `vectors` the numeric `observation.*` (None: all). Both kinds of index are offsets in
-        frames from a sample's own frame. `columns` renames and joins the dataset's columns, see `map_columns`.
+        Args:
+            path: Directory of the dataset.
+            cameras: Cameras to read; None for all.
+            observation_indices: Offsets of the T observations from the frame of the sample.
+            action_indices: Offsets of the H actions from the frame of the sample.
+            episodes: Episodes to read, in ascending order; None for all.
+            vectors: Numeric `observation.*` to read; None for all.
+            columns: Mapping of columns, see `map_columns`.
 
         Raises:
-            DatasetError: the dataset is missing or damaged, or does not hold what is asked for.
+            DatasetError: The dataset is missing or damaged, or lacks the requested content.
         """
         layout = read_layout(path, columns)
         if not len(observation_indices) or not len(action_indices):
@@ -77,8 +82,8 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         shown = layout.choose_cameras(cameras)
         if cache_root().resolve().is_relative_to(layout.root.resolve()):
             raise DatasetError(
-                f"the frame cache {cache_root()} lies inside the dataset {layout.root}, which is never written to. "
-                "Set POLICYSMITH_CACHE to another directory"
+                f"the frame cache {cache_root()} is inside the dataset {layout.root}, which must stay unchanged; "
+                "set POLICYSMITH_CACHE to another directory"
             )
         self.layout = layout
         self.table = read_table(layout, chosen, vectors)
@@ -106,10 +111,10 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         return self.table.rows
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample of a frame.
+        """Return the sample of a frame.
 
         Raises:
-            IndexError: there is no such sample.
+            IndexError: There is no such sample.
         """
         row = int(index)
         if row < 0:
@@ -132,10 +137,10 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         return sample
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of a sample's tensor, without reading one.
+        """Return the shape of a tensor of a sample, without reading one.
 
         Raises:
-            DatasetError: samples have no such tensor.
+            DatasetError: Samples have no such tensor.
         """
         seen, done = len(self._observation_offsets), len(self._action_offsets)
         shapes: dict[str, tuple[int, ...]] = {"action_is_pad": (done,), "index": ()}
@@ -144,15 +149,15 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         shapes[ACTION] = (done, *self._actions.shape[1:])
         if key not in shapes:
             raise DatasetError(
-                f"samples hold no tensor `{key}`; they hold {', '.join(f'`{name}`' for name in shapes)}"
+                f"samples have no tensor `{key}`, only {', '.join(f'`{name}`' for name in shapes)}"
             )
         return shapes[key]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of what is used: metadata, the chosen episodes' data, the chosen cameras' videos.
+        """SHA-256, in hex, of metadata, data of the chosen episodes and videos of the chosen cameras.
 
-        It does not depend on where the dataset lies. Digests of unchanged files are remembered in the cache.
+        It does not depend on the location of the dataset. Digests of unchanged files are cached.
         """
         chosen = self.layout.choose_episodes(self.episodes)
         files = {*self.layout.metadata_files, *(episode.data_file for episode in chosen)}
@@ -170,7 +175,7 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
 
 
 def task_texts(layout: Layout, table: EpisodeTable) -> tuple[str, ...]:
-    """Return the different instructions of the frames of `table`. Raise DatasetError for one without a text."""
+    """Return the distinct instructions of all frames, or raise DatasetError if a text is missing."""
     used = np.unique(table.task_index).tolist()
     unknown = [index for index in used if index not in layout.tasks]
     if unknown:
@@ -178,7 +183,7 @@ def task_texts(layout: Layout, table: EpisodeTable) -> tuple[str, ...]:
         episode, frame = table.locate(row)
         listed = ", ".join(map(str, sorted(layout.tasks)[:8])) + (", ..." if len(layout.tasks) > 8 else "")
         raise DatasetError(
-            f"{layout.root}: episode {episode}, frame {frame} has the task_index {unknown[0]}, which the "
-            f"task table in meta/ does not list. It lists {listed or 'none'}: add the missing task"
+            f"{layout.root}: episode {episode}, frame {frame} has the task_index {unknown[0]}, but the task "
+            f"table in meta/ lists only {listed or 'none'}; add the missing task"
         )
     return tuple(dict.fromkeys(layout.tasks[index] for index in used))

@@ -1,4 +1,4 @@
-"""The demonstrations of several robots as one dataset, whose samples have a common form."""
+"""Demonstrations of several robots as one dataset, whose samples have a common format."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .robots import Robot
 
 
 class RobotDataset(Dataset[dict[str, Any]]):
-    """The dataset of one robot, in the common form of all (see `Robot.unified`)."""
+    """The dataset of one robot in the common format (see `Robot.to_common`)."""
 
     def __init__(self, dataset: LeRobotDataset, robot: Robot, cameras: Mapping[str, str]) -> None:
-        """`cameras` maps common names to those of the dataset."""
+        """Wrap a dataset; `cameras` maps common names to those of the dataset."""
         self.source, self.robot = dataset, robot
         self.episodes, self.episode_lengths, self.fps = dataset.episodes, dataset.episode_lengths, dataset.fps
         self._names = {f"{IMAGES}{own}": f"{IMAGES}{name}" for name, own in cameras.items()}
@@ -32,16 +32,16 @@ class RobotDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.source[index]
-        return self.robot.unified({self._names.get(key, key): value for key, value in sample.items()})
+        return self.robot.to_common({self._names.get(key, key): value for key, value in sample.items()})
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of a sample's tensor, without reading one; actions as wide as those of all robots."""
+        """Return the shape of a tensor of a sample, without reading one; actions have the common width."""
         shape = self.source.shape(key)
         return (*shape[:-1], self.robot.common[ACTION].width) if key == ACTION else shape
 
 
 class Mixture(Dataset[dict[str, Any]]):
-    """Several datasets end to end. `shares` are the length of each and its weight in sampling."""
+    """Several datasets, concatenated. `shares` are the length and the sampling weight of each."""
 
     def __init__(self, parts: Sequence[RobotDataset], weights: Sequence[float]) -> None:
         self.parts = tuple(parts)
@@ -60,10 +60,10 @@ class Mixture(Dataset[dict[str, Any]]):
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256, in hex, of what is used of each dataset, by the robot's name."""
+        """SHA-256, in hex, of the used files of each dataset, by the name of its robot."""
         return {part.robot.name: part.source.fingerprint for part in self.parts}
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of what is used of all datasets, and of the robots' names."""
+        """SHA-256, in hex, of the used files of all datasets and the names of the robots."""
         return hashlib.sha256(json.dumps(self.fingerprints, sort_keys=True).encode()).hexdigest()

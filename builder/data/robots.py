@@ -1,13 +1,12 @@
-"""Several robots in one batch: what each gives of its own, and the common form that all samples take.
+"""Samples of several robots in one batch, in a common format.
 
-States and actions are as wide as the widest robot's and end in zeros for the others; a state that a robot does not
-have is all zeros. Cameras go by common names and sizes. `embodiment` says whose sample it is, `action_dim_is_pad` (A,)
-which dimensions of the action are not its own.
+States and actions have the width of the widest robot and are padded with zeros for the others; a missing
+state is all zeros. Cameras have common names and sizes. `embodiment` is the number of the robot, and
+`action_dim_is_pad` (A,) marks padded dimensions of the action.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +19,12 @@ from ...components.features import chunk_size
 from ...components.pixels import resize_images
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.wording import did_you_mean
 
 
 @dataclass(frozen=True)
 class Robot:
-    """One of several robots: its number among the sorted names, its own specs, and those of all robots together."""
+    """One of several robots: its number among the sorted names, its own specs, and the common ones."""
 
     name: str
     number: int
@@ -33,11 +33,11 @@ class Robot:
 
     @property
     def action_dim(self) -> int:
-        """Dimensions of its own actions."""
+        """Number of its own action dimensions."""
         return chunk_size(self.own)[1]
 
-    def unified(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """A sample of this robot, each value (T, ...), in the common form; `action` may be absent."""
+    def to_common(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert a sample, with values (T, ...), into the common format; `action` may be absent."""
         values = dict(sample)
         for key, spec in self.common.items():
             if spec.kind is Kind.STATE and key not in self.own:
@@ -50,8 +50,8 @@ class Robot:
         values[ACTION_PADDING] = self.action_padding
         return values
 
-    def unified_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """States (B, T, S) and actions (B, H, A) of this robot in the common form."""
+    def batch_to_common(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert states (B, T, S) and actions (B, H, A) into the common format."""
         count, values = len(batch["action"]), dict(batch)
         for key, spec in self.common.items():
             if spec.kind is Kind.STATE and key not in self.own:
@@ -64,7 +64,7 @@ class Robot:
 
     @property
     def action_padding(self) -> Tensor:
-        """Which of the common dimensions of the action it does not have, bool (A,)."""
+        """Mask of the action dimensions that the robot lacks, bool (A,)."""
         return torch.arange(self.common["action"].width) >= self.action_dim
 
     def _steps(self, spec: Spec) -> int:
@@ -80,23 +80,23 @@ class Robot:
 
 
 class Robots:
-    """All robots of a policy, by name; none where its data tells no robots apart."""
+    """All robots of a policy, by name; empty for a policy for one robot."""
 
     def __init__(self, own: Mapping[str, Specs], common: Specs) -> None:
-        """`own` are the specs of each robot, `common` those of all together."""
+        """Create the robots, numbered by their sorted names, from the `own` specs of each and the `common` ones."""
         names = sorted(own)
         self._robots = {name: Robot(name, number, own[name], common) for number, name in enumerate(names)}
 
     @classmethod
     def from_json(cls, own: Mapping[str, Any] | None, common: Specs) -> Robots:
-        """As `config.json` holds them."""
+        """Read the robots from `config.json`."""
         read = {
             name: {key: Spec.from_json(s) for key, s in specs.items()} for name, specs in (own or {}).items()
         }
         return cls(read, common)
 
     def to_json(self) -> dict[str, Any] | None:
-        """As `config.json` holds them; None where there are none."""
+        """Return the robots for `config.json`; None if there are none."""
         own = {
             name: {key: spec.to_json() for key, spec in robot.own.items()}
             for name, robot in self._robots.items()
@@ -108,27 +108,27 @@ class Robots:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In the order of their numbers."""
+        """Names, in the order of their numbers."""
         return tuple(self._robots)
 
     def find(self, name: Any) -> Robot:
-        """The robot called so. Raises SpecError where there is none, or none is named."""
+        """Return the robot called `name`, or raise SpecError if there is none."""
         robot = self._robots.get(name) if isinstance(name, str) else None
         if robot is not None:
             return robot
         listed = ", ".join(f"`{known}`" for known in self.names)
         if name is None:
             raise SpecError(
-                f"`{EMBODIMENT}` is missing: the policy is for several robots", help=f"name one of {listed}"
+                f"`{EMBODIMENT}` is missing, and the policy is for several robots",
+                help=f"name one of {listed}",
             )
-        near = difflib.get_close_matches(name, self.names, n=1) if isinstance(name, str) else []
-        meant = f"did you mean `{near[0]}`? " if near else ""
+        meant = did_you_mean(name, self.names) if isinstance(name, str) else ""
         raise SpecError(
-            f"the policy knows no robot {name!r}", field=EMBODIMENT, help=f"{meant}it knows {listed}"
+            f"the policy has no robot {name!r}", field=EMBODIMENT, help=f"{meant} it has {listed}".lstrip()
         )
 
     def split(self, batch: Mapping[str, Any], actions: Tensor) -> Iterator[tuple[str | None, Tensor]]:
-        """Yield each robot of a batch with the actions (N, H, A) that are its own; all without a name where there are none."""
+        """Yield each robot of a batch with its own actions (N, H, A), or None with all actions."""
         if not self:
             yield None, actions
         for number, (name, robot) in enumerate(self._robots.items()):
@@ -137,6 +137,6 @@ class Robots:
                 yield name, own
 
     def action_padding(self, ids: Tensor) -> Tensor:
-        """Which dimensions of the action the robots ids (B,) do not have, bool (B, A)."""
+        """Return the mask of the action dimensions that the robots `ids` (B,) lack, bool (B, A)."""
         table = torch.stack([robot.action_padding for robot in self._robots.values()])
         return table.to(ids.device)[ids]

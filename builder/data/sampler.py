@@ -3,9 +3,9 @@
     sampler = ResumableSampler(len(dataset), batch_size=32, seed=0, start_step=12_000)
     loader = DataLoader(dataset, batch_sampler=sampler)      # endless; the first batch is that of step 12000
 
-Each epoch is one permutation of all samples, cut into global batches; each rank takes its own part of every
-global batch. A run resumed at any step, on any number of ranks with the same global batch, so sees what the
-uninterrupted run would have seen. THE LOADER ALREADY BELONGS TO ONE RANK: do not let a library shard it again.
+Each epoch is one permutation of all samples, split into global batches; each rank takes its part of every
+global batch. So a run that resumes at any step, on any number of ranks with the same global batch, reads the
+same samples as an uninterrupted run. The loader belongs to one rank; libraries must not shard it again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class ResumableSampler(Sampler[list[int]]):
-    """Yields, without end, the sample indices of one rank's batch for each step from `start_step` on.
+    """Endless sampler of the indices of one rank's batch, for each step from `start_step` on.
 
-    The samples of an epoch that do not fill a global batch are dropped; which ones differs by epoch.
+    Samples that do not fill the last global batch of an epoch are dropped; these differ by epoch.
     """
 
     drop_last = True
@@ -41,11 +41,11 @@ class ResumableSampler(Sampler[list[int]]):
         world_size: int = 1,
         start_step: int = 0,
     ) -> None:
-        """`size` is the number of samples, `batch_size` that of one rank's batch.
+        """Sample from `size` samples, `batch_size` for each rank and step.
 
         Raises:
-            DatasetError: there are fewer samples than one global batch needs.
-            ValueError: another argument is out of range.
+            DatasetError: There are fewer samples than one global batch needs.
+            ValueError: Another argument is out of range.
         """
         if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or seed < 0 or start_step < 0:
             raise ValueError(
@@ -54,8 +54,8 @@ class ResumableSampler(Sampler[list[int]]):
             )
         if size < batch_size * world_size:
             raise DatasetError(
-                f"{size} samples are fewer than one global batch of {batch_size * world_size} ({batch_size} on each "
-                f"of {world_size} ranks). Lower the batch size or add episodes"
+                f"{size} samples are too few for a global batch of {batch_size * world_size} ({batch_size} on each "
+                f"of {world_size} ranks); lower the batch size or add episodes"
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
@@ -63,15 +63,15 @@ class ResumableSampler(Sampler[list[int]]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of global batches in one epoch."""
+        """Number of global batches in one epoch."""
         return self.size // (self.batch_size * self.world_size)
 
     def epoch(self, step: int) -> int:
-        """The epoch that a global step belongs to, from 0."""
+        """Return the epoch of a global step, from 0."""
         return step // self.steps_per_epoch
 
     def batch(self, step: int) -> list[int]:
-        """This rank's sample indices for a global step, `batch_size` of them."""
+        """Return this rank's `batch_size` sample indices for a global step."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(self.size, seed=self.seed, epoch=epoch)
@@ -87,11 +87,11 @@ class ResumableSampler(Sampler[list[int]]):
 
 
 class MixtureSampler(Sampler[list[int]]):
-    """The same for several datasets end to end, each drawn by its weight; without end, each in its own epochs.
+    """Endless sampler of several concatenated datasets, each drawn by its weight and in its own epochs.
 
-    The samples of all ranks are one sequence, cut into cycles of `CYCLE`. In each cycle every dataset has its exact
-    share, in an order drawn from (seed, cycle). The draws of one dataset walk through permutations of it, so that no
-    sample comes back before all of its dataset were seen.
+    The samples of all ranks are one sequence, split into cycles of `CYCLE`. In each cycle every dataset has
+    its exact share, in an order drawn from (seed, cycle). The draws of one dataset follow permutations of it,
+    so that no sample repeats before all of its dataset have been drawn.
     """
 
     CYCLE = 1 << 16
@@ -106,10 +106,10 @@ class MixtureSampler(Sampler[list[int]]):
         world_size: int = 1,
         start_step: int = 0,
     ) -> None:
-        """`shares` are the size of each dataset and its weight, `batch_size` that of one rank's batch.
+        """Sample from datasets with these sizes and weights, `batch_size` for each rank and step.
 
         Raises:
-            ValueError: an argument is out of range.
+            ValueError: An argument is out of range.
         """
         if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or seed < 0 or start_step < 0:
             raise ValueError(
@@ -117,7 +117,7 @@ class MixtureSampler(Sampler[list[int]]):
                 "out of range"
             )
         if not shares or any(size < 1 or not 0.0 < weight < np.inf for size, weight in shares):
-            raise ValueError(f"every dataset needs a sample and a positive weight, given {list(shares)}")
+            raise ValueError(f"every dataset needs a sample and a positive weight, found {list(shares)}")
         self.batch_size, self.seed = batch_size, seed
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         self._sizes = [size for size, _ in shares]
@@ -127,7 +127,7 @@ class MixtureSampler(Sampler[list[int]]):
         self._orders: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
 
     def batch(self, step: int) -> list[int]:
-        """This rank's sample indices for a global step, `batch_size` of them."""
+        """Return this rank's `batch_size` sample indices for a global step."""
         first = (step * self.world_size + self.rank) * self.batch_size
         return [self._sample(position) for position in range(first, first + self.batch_size)]
 
@@ -138,10 +138,10 @@ class MixtureSampler(Sampler[list[int]]):
             step += 1
 
     def _sample(self, position: int) -> int:
-        """The sample at a position of the endless sequence."""
+        """Return the sample at a position of the endless sequence."""
         cycle, place = divmod(position, self.CYCLE)
         if cycle != self._cycle:
-            self._turn(cycle)
+            self._begin_cycle(cycle)
         owner = int(self._owners[place])
         drawn = cycle * self._quotas[owner] + int(self._ranks[place])
         epoch, within = divmod(drawn, self._sizes[owner])
@@ -150,8 +150,8 @@ class MixtureSampler(Sampler[list[int]]):
             self._orders[owner] = epoch, order
         return int(self._firsts[owner] + self._orders[owner][1][within])
 
-    def _turn(self, cycle: int) -> None:
-        """Owners of the places of a cycle, and for each place the number of its owner's places before it."""
+    def _begin_cycle(self, cycle: int) -> None:
+        """Begin a cycle: set the dataset of each place, and the number of its earlier places in the cycle."""
         owners = np.repeat(np.arange(len(self._quotas)), self._quotas)
         self._owners = owners[permutation(self.CYCLE, seed=self.seed, epoch=cycle, part=0)]
         self._ranks = np.empty(self.CYCLE, dtype=np.int64)
@@ -161,7 +161,7 @@ class MixtureSampler(Sampler[list[int]]):
 
 
 def _quotas(weights: Sequence[float], total: int) -> list[int]:
-    """Whole numbers in the proportions of the weights that add up to `total`, none of them 0."""
+    """Return positive whole numbers in the proportions of the weights, with sum `total`."""
     exact = np.asarray(weights, dtype=np.float64)
     exact = exact / exact.sum() * total
     quotas = np.maximum(np.floor(exact).astype(np.int64), 1)
@@ -173,9 +173,9 @@ def _quotas(weights: Sequence[float], total: int) -> list[int]:
 
 
 def permutation(size: int, *, seed: int, epoch: int, part: int | None = None) -> npt.NDArray[np.int64]:
-    """The order of all samples in one epoch, int64 (size,); of a mixture's parts, each has orders of its own.
+    """Return the order of all samples in one epoch, int64 (size,), for each `part` of a mixture.
 
-    Sorts raw Philox output, whose stream NumPy keeps the same in every release; its shuffles it does not.
+    Sorts raw Philox output, which NumPy keeps stable across releases, unlike its shuffles.
     """
     entropy = (seed, epoch) if part is None else (seed, epoch, part)
     keys = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(size)

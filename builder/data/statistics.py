@@ -1,7 +1,7 @@
-"""Exact statistics of a dataset's numeric columns, for normalisation.
+"""Exact statistics of a dataset's numeric columns, for normalization.
 
-They are computed from the frames that are used rather than read from the dataset's own `stats.json`, which may
-be absent, lack quantiles, or cover other episodes. Each frame counts once, whatever the action chunks overlap.
+They are computed from the frames in use rather than read from `stats.json`, which may be absent, lack
+quantiles, or cover other episodes. Each frame counts once, although action chunks overlap.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import numpy as np
 from ...schemas.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import numpy.typing as npt
 
     from .lerobot.table import EpisodeTable
 
+QUANTILES = {"q01": 0.01, "q99": 0.99}
 _LARGEST = 1e18
 Statistics = dict[str, dict[str, list[float]]]
 
@@ -26,15 +27,14 @@ Statistics = dict[str, dict[str, list[float]]]
 def compute_statistics(
     table: EpisodeTable, *, episodes: Sequence[int] | None = None, allow: Collection[str] = ()
 ) -> Statistics:
-    """Statistics of every column of `table`, over all its episodes or the given ones.
+    """Return the statistics of every column of `table`, over all its episodes or the given ones.
 
-    Returns, for each column, lists with one number a dimension in the column's own units: `mean`, `std` (of
-    the population), `min`, `max`, `q01`, `q99` (interpolated linearly between order statistics), and `count`
-    with the number of frames as its only entry. All in float64, ready for JSON. Values of the columns `allow` that are
-    no numbers to compute with (see `unusable`) count as zero.
+    Each column has lists with one float64 per dimension, in its own units: `mean`, `std` (of the population),
+    `min`, `max`, `q01`, `q99` (linearly interpolated), and `count` with the number of frames as its only
+    entry. Unusable values (see `unusable`) of the columns `allow` count as zero.
 
     Raises:
-        DatasetError: a value of another column is NaN, infinite or absurdly large, or an episode is not in the table.
+        DatasetError: Another column has an unusable value, or an episode is not in the table.
     """
     rows = _rows(table, episodes)
     found: Statistics = {}
@@ -43,21 +43,38 @@ def compute_statistics(
         bad = _unusable(chosen)
         if bad.any() and key not in allow:
             raise DatasetError(_fault(table, key, rows, bad))
-        found[key] = _describe(np.where(bad, 0.0, chosen))
+        found[key] = {**describe(np.where(bad, 0.0, chosen)), "count": [float(len(chosen))]}
     return found
 
 
 def unusable(table: EpisodeTable) -> dict[str, str]:
-    """Return, by column that holds NaN, an infinity or a value above 1e18 (whose square float32 cannot hold), where."""
+    """Return the columns with NaN, infinite values or values above 1e18, whose square exceeds float32.
+
+    Each maps to a sentence that locates the first such value.
+    """
     rows = np.arange(table.rows)
     bad = {key: _unusable(values.reshape(table.rows, -1)) for key, values in table.columns.items()}
     return {key: _fault(table, key, rows, found) for key, found in bad.items() if found.any()}
 
 
-class RunningStatistics:
-    """The statistics of `compute_statistics` for rows (N, D) that come in pieces.
+def describe(
+    values: npt.NDArray[np.float64], quantiles: Mapping[str, float] = QUANTILES
+) -> dict[str, list[float]]:
+    """Return the statistics of values (N, D) for each of the D dimensions, without their count."""
+    levels = np.quantile(values, list(quantiles.values()), axis=0)
+    return {
+        "mean": values.mean(axis=0).tolist(),
+        "std": values.std(axis=0).tolist(),
+        "min": values.min(axis=0).tolist(),
+        "max": values.max(axis=0).tolist(),
+        **{name: level.tolist() for name, level in zip(quantiles, levels, strict=True)},
+    }
 
-    Quantiles are exact up to `limit` rows; of more, evenly spaced ones are kept, at least half as many.
+
+class RunningStatistics:
+    """The statistics of `compute_statistics`, accumulated over blocks of rows (N, D).
+
+    Quantiles are exact up to `limit` rows; beyond, they use evenly spaced rows, at least half as many.
     """
 
     def __init__(self, limit: int = 1 << 20) -> None:
@@ -69,7 +86,7 @@ class RunningStatistics:
         self._kept: list[npt.NDArray[np.float64]] = []
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
-        """Take rows (N, D) in, after those before."""
+        """Add rows (N, D)."""
         if not len(rows):
             return
         values, seen, count = rows.astype(np.float64), self._count, len(rows)
@@ -89,8 +106,8 @@ class RunningStatistics:
             self._kept, self._stride = [np.concatenate(self._kept)[::2]], 2 * self._stride
 
     def result(self) -> dict[str, list[float]]:
-        """`mean`, `std`, `min`, `max`, `q01`, `q99` for each of the D dimensions, and `count`."""
-        low, high = np.quantile(np.concatenate(self._kept), (0.01, 0.99), axis=0)
+        """Return `mean`, `std`, `min`, `max`, `q01` and `q99` of each of the D dimensions, and `count`."""
+        low, high = np.quantile(np.concatenate(self._kept), list(QUANTILES.values()), axis=0)
         return {
             "mean": self._mean.tolist(),
             "std": np.sqrt(self._squares / self._count).tolist(),
@@ -108,7 +125,7 @@ def _rows(table: EpisodeTable, episodes: Sequence[int] | None) -> npt.NDArray[np
     wanted = set(episodes)
     unknown = sorted(wanted - set(table.episodes))
     if unknown or not len(episodes):
-        raise DatasetError(f"statistics need episodes that were read, but {unknown or 'none'} were asked for")
+        raise DatasetError(f"statistics need at least one loaded episode, found {unknown or 'none'}")
     spans = zip(table.episodes, table.first_rows, table.lengths, strict=True)
     return np.concatenate(
         [np.arange(first, first + length) for index, first, length in spans if index in wanted]
@@ -129,20 +146,4 @@ def _fault(table: EpisodeTable, key: str, rows: npt.NDArray[np.int64], bad: npt.
     episodes = {table.locate(int(row))[0] for row in rows[bad.any(axis=1)]}
     count = int(bad.sum())
     more = f" ({count} such values in {len(episodes)} of {len(table.episodes)} episodes)" if count > 1 else ""
-    return (
-        f"column `{key}` holds {value:.6g} in episode {episode}, frame {frame}, dimension {dimension}{more}"
-    )
-
-
-def _describe(values: npt.NDArray[np.float64]) -> dict[str, list[float]]:
-    """Describe (N, D) values for each of the D dimensions."""
-    low, high = np.quantile(values, (0.01, 0.99), axis=0)
-    return {
-        "mean": values.mean(axis=0).tolist(),
-        "std": values.std(axis=0).tolist(),
-        "min": values.min(axis=0).tolist(),
-        "max": values.max(axis=0).tolist(),
-        "q01": low.tolist(),
-        "q99": high.tolist(),
-        "count": [float(len(values))],
-    }
+    return f"column `{key}` has the value {value:.6g} in episode {episode}, frame {frame}, dimension {dimension}{more}"

@@ -1,4 +1,4 @@
-"""The numeric columns of a table as batches of windows: what samples hold, without images, many at once."""
+"""Batches of time windows over the numeric columns of a table: samples without images, many at once."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def windows(
     *,
     tasks: Mapping[int, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Batches of up to `size` samples, in order, as `LeRobotDataset` gives them for these offsets from a frame.
+    """Yield batches of up to `size` samples in order, as in `LeRobotDataset` with the same offsets.
 
-    Each holds every `observation.*` (B, T, D), `action` (B, H, A) and `action_is_pad` (B, H), and with the texts `tasks`
-    by their index also `task`, B strings.
+    A batch has every `observation.*` (B, T, D), `action` (B, H, A) and `action_is_pad` (B, H). With `tasks`,
+    texts by `task_index`, it also has `task`, B strings.
     """
     first = np.repeat(np.asarray(table.first_rows), table.lengths)
     last = first + np.repeat(np.asarray(table.lengths), table.lengths) - 1

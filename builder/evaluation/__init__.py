@@ -1,4 +1,4 @@
-"""How good a policy is: in simulation, against a control that sees no image, and on held-out demonstrations."""
+"""Evaluation of policies in simulation, against a blind control, and on held-out demonstrations."""
 
 from .blind_control import blind
 from .closed_loop import ClosedLoopResult, evaluate_closed_loop

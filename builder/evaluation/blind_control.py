@@ -1,6 +1,6 @@
-"""The control of a closed-loop evaluation: the same recipe, trained and judged without cameras.
+"""Blind control of a closed-loop evaluation: the same recipe, trained and evaluated without cameras.
 
-On many tasks a policy that sees nothing succeeds half of the time, so a success rate alone proves little.
+On many tasks a blind policy succeeds half of the time, so a success rate alone proves little.
 """
 
 from __future__ import annotations
@@ -27,30 +27,29 @@ SUFFIX = "_blind"
 
 
 def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str, Any]:
-    """The resolved recipe without what is there for cameras, named `<name>_blind`.
+    """Return the resolved recipe without the parts for cameras, named `<name>_blind`.
 
-    Image backbones go, with what necks and head read of them and the size the head expects of them, and so do
-    transforms of images. The dataset still holds its cameras; nothing reads them. `joint` backbones, which read images
-    together with an instruction, stay, and the images they get are black; so do all where a `joint` neck would be left
-    with nothing to read. Patterns of `policy.freeze` and of `training.optimizer.groups` go when they match only what
-    went: given the names of the policy's `parameters` that is exact, otherwise it is judged by the name of the backbone
-    or neck they begin with.
+    Image backbones and image transforms are removed, with all references to them. `joint` backbones, which
+    read images together with an instruction, stay and receive black images; so do all backbones if a `joint`
+    neck would otherwise have nothing to read. Patterns of `policy.freeze` and `training.optimizer.groups` are
+    removed if they match only removed parameters: exactly, given the names of the policy's `parameters`, else
+    by the part that they begin with.
 
     Raises:
-        SpecError: the policy is hand-written, sees no image, or has nothing left to read.
+        SpecError: The policy is hand-written, reads no image, or has nothing left to read.
     """
     unseeing: dict[str, Any] = copy.deepcopy(dict(recipe))
     policy = unseeing["policy"]
     if policy["type"] != "composed":
         raise SpecError(
-            f"`{policy['type']}` is hand-written, and what of it sees images is not known",
-            help="set `evaluation.control` to `none`, or train a blind variant by hand",
+            f"`{policy['type']}` is hand-written, so its image inputs cannot be removed",
+            help="set `evaluation.control` to `none`, or train a blind variant yourself",
         )
     backbones: dict[str, Any] = policy["backbones"]
     seeing = {name for name, raw in backbones.items() if BACKBONES.get(raw["type"]).kind is Kind.IMAGE}
     if not seeing:
         raise SpecError(
-            "the policy sees no image, so it is its own blind control", help="set `control` to `none`"
+            "the policy reads no image, so it is its own blind control", help="set `control` to `none`"
         )
     joint = {name for name in seeing if BACKBONES.get(backbones[name]["type"]).joint}
     if _needed(policy, seeing - joint):
@@ -63,8 +62,8 @@ def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str
     _forget(head, [option for option in head if option.endswith("reads")], gone)
     if not policy["backbones"] or head.get("reads") == []:
         raise SpecError(
-            "without cameras nothing is left for the head to read, so there is no blind control",
-            help="set `evaluation.control` to `none`, or let the policy read the robot's state as well",
+            "without cameras the head has nothing left to read, so there is no blind control",
+            help="set `evaluation.control` to `none`, or add a backbone for the robot's state",
         )
     if "in_dim" in HEADS.get(head["type"]).Config.model_fields:
         head["in_dim"] = None
@@ -90,14 +89,14 @@ def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str
 
 
 def _needed(policy: Mapping[str, Any], gone: Collection[str]) -> bool:
-    """Whether a neck that heads cannot do without would go with these backbones."""
+    """Return whether a `joint` neck would be removed with these backbones."""
     necks = policy.get("necks") or {}
     dropped = _drop_necks({"necks": copy.deepcopy(dict(necks))}, gone)
     return any(NECKS.get(necks[name]["type"]).joint for name in dropped)
 
 
 def _drop_necks(policy: dict[str, Any], gone: Collection[str]) -> set[str]:
-    """Take from the necks what they read of parts that are gone; the names of those that go for want of input."""
+    """Remove references to removed parts from necks; return the necks removed for lack of input."""
     necks: dict[str, Any] = policy.get("necks") or {}
     dropped: set[str] = set()
     while True:
@@ -116,7 +115,7 @@ def _drop_necks(policy: dict[str, Any], gone: Collection[str]) -> set[str]:
 
 
 def _forget(raw: dict[str, Any], options: Iterable[str], gone: Collection[str]) -> None:
-    """Take references to parts that are gone out of the options of a part that list features."""
+    """Remove references to removed parts from the options of a part that list features."""
     for option in options:
         if raw.get(option) is not None:
             raw[option] = [entry for entry in raw[option] if entry.partition(".")[0] not in gone]
@@ -133,7 +132,7 @@ def _without_images(raw: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class ControlReporter:
-    """Tells of the control's training about ten times."""
+    """Reporter of the training of the control, about ten lines long."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell, self._steps, self._shown = tell, 1, 0
@@ -142,7 +141,7 @@ class ControlReporter:
         self._steps = steps
 
     def advance(self, step: int) -> None:
-        """Nothing to tell."""
+        """Do nothing."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         if (tenth := 10 * step // self._steps) > self._shown:
@@ -150,33 +149,33 @@ class ControlReporter:
             self._tell(f"training the blind control: step {step} of {self._steps}, loss {values['loss']:.4f}")
 
     def note(self, message: str) -> None:
-        """Nothing to tell."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
 class BlindControl:
-    """A control that can be trained, or is trained already."""
+    """A blind control, trained or to be trained."""
 
     builder: Builder
     directory: Path
     found: Path | None
-    """The newest checkpoint of an earlier training of the same recipe on the same data."""
+    """Newest checkpoint of an earlier training of the same recipe on the same data."""
     stale: bool
-    """Whether the directory holds the control of another recipe or of other data."""
+    """True if the directory holds the control of another recipe or other data."""
 
     @classmethod
     def plan(
         cls, saved: SavedPolicy, parameters: Iterable[str], directory: Path, *, allow_imports: bool
     ) -> BlindControl:
-        """The control of a policy, to be found or trained in `directory`. Everything is checked, nothing written.
+        """Plan the control of a policy, to be found or trained in `directory`, without writing anything.
 
         Raises:
-            SpecError: as `blind`.
-            CheckpointError: `directory` holds something that is no blind control.
-            RecipeError: the control cannot be built.
+            SpecError: As raised by `blind`.
+            CheckpointError: `directory` holds a run that is not a blind control.
+            RecipeError: The control cannot be built.
         """
         recipe = blind(_with_dataset(saved), parameters)
         document = from_mapping(recipe, "the blind control", directory=saved.recipe_directory)
@@ -192,7 +191,7 @@ class BlindControl:
 
     @property
     def trained(self) -> bool:
-        """Whether no step is left to take."""
+        """True once training is complete."""
         return self.found is not None and runs.step_of(self.found) == self._steps
 
     @property
@@ -200,9 +199,9 @@ class BlindControl:
         return self.builder.recipe.sections.training.steps
 
     def train(self, device: str | None, tell: Callable[[str], None]) -> Path:
-        """The run of the control, trained. Raises as `Builder.train`."""
+        """Train the control unless it is trained already, and return its run. Raises like `Builder.train`."""
         if self.trained:
-            tell("the blind control is trained already")
+            tell("the blind control is already trained")
             return self.directory
         if self.stale:
             shutil.rmtree(self.directory)
@@ -215,7 +214,7 @@ class BlindControl:
 
 
 def _with_dataset(saved: SavedPolicy) -> dict[str, Any]:
-    """The recipe, its datasets named from the recipe's directory wherever they lie now."""
+    """Return the recipe with the current paths of its datasets, relative to the recipe's directory."""
     recipe = copy.deepcopy(saved.recipe)
     home = saved.recipe_directory.resolve()
     sources = recipe["data"].get("sources") or {None: recipe["data"]}
@@ -233,4 +232,4 @@ def _is_same(before: SavedPolicy, builder: Builder, saved: SavedPolicy) -> bool:
 
 def _require_control(directory: Path, before: SavedPolicy) -> None:
     if not before.recipe["name"].endswith(SUFFIX) or not runs.checkpoints(directory):
-        raise CheckpointError(f"{directory} holds a run that is no blind control; move it elsewhere")
+        raise CheckpointError(f"{directory} holds a run that is not a blind control; move it elsewhere")

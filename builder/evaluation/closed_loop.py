@@ -1,13 +1,14 @@
-"""Success in simulation: rollouts of a saved policy, each from a start that its seed alone determines.
+"""Success in simulation: rollouts of a saved policy, each from an initial state that its seed determines.
 
-    result = evaluate_closed_loop("runs/vit_mlp/policy", env="metaworld/drawer-open-v3", episodes=50, seed=10_000)
+    result = evaluate_closed_loop("runs/vit_mlp", env="metaworld/drawer-open-v3", episodes=50, seed=10_000)
     result.success_rate, result.interval          # 1.0, (0.929, 1.0)
 
-Rollouts run in processes that are spawned, so a script of your own needs `if __name__ == "__main__":`.
+Rollouts run in spawned processes, so a script needs `if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import time
@@ -16,6 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Self
 
 from ...schemas.errors import SimulatorError
@@ -24,17 +26,17 @@ from ..saved_policy import SavedPolicy, choose_device
 from ..simulation.base import environments, make
 from ..simulation.seeds import evaluation_seed
 from . import rollout
-from .interval import wilson
 from .rollout import EnvironmentFactory, Episode, Job, Rollout
 from .video import FILM_RATE, save_strip, save_video
 
 FILMED = 6
+"""Number of rollouts in the video."""
 Watch = Callable[[Episode], None]
 
 
 @dataclass(frozen=True)
 class ClosedLoopResult:
-    """Outcome of every episode, in the order of their numbers."""
+    """Outcomes of all episodes, in order."""
 
     env: str
     seed: int
@@ -43,35 +45,37 @@ class ClosedLoopResult:
     """Control steps per simulated second."""
     max_steps: int
     seconds: float
-    """Wall time, start of the worker processes included."""
+    """Wall time, including the start of the worker processes."""
     processes: int
     device: str
     filmed: int = 0
-    """Rollouts in the video; 0 where the policy sees no image."""
+    """Number of rollouts in the video; 0 if the policy reads no image."""
     notes: tuple[str, ...] = ()
-    """Notes on the mapping between the numbers of policy and environment."""
+    """Notes on the mapping between values of policy and environment."""
 
     @property
     def successes(self) -> int:
+        """Number of successful episodes."""
         return sum(episode.success for episode in self.episodes)
 
     @property
     def success_rate(self) -> float:
+        """Fraction of successful episodes."""
         return self.successes / len(self.episodes)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the success rate."""
+        """Wilson 95 % interval of the success rate."""
         return wilson(self.successes, len(self.episodes))
 
     @property
     def mean_steps(self) -> float | None:
-        """Mean length of the successful episodes, in control steps; None where there are none."""
+        """Mean length of successful episodes in control steps; None without success."""
         lengths = [episode.steps for episode in self.episodes if episode.success]
         return sum(lengths) / len(lengths) if lengths else None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, as JSON values."""
+        """Return the result as JSON values."""
         low, high = self.interval
         return {
             "env": self.env,
@@ -106,18 +110,26 @@ def evaluate_closed_loop(
     verify: bool = True,
     watch: Watch | None = None,
 ) -> ClosedLoopResult:
-    """Run a saved policy (or the newest of a run) for `episodes` episodes.
+    """Run a saved policy, or the newest of a run, in simulation.
 
-    `env` is a name that `simulation.base.make` knows, or a module-level function that makes an environment;
-    `embodiment` says which robot it holds, for a policy of several.
-    `processes` is the number of workers, by default one a CPU core; results do not depend on it. `device` is where
-    the policy computes, None for the best there is; the simulator runs on the CPU. `video` (mp4) and `strip` (png) are files to write the
-    first episodes to, where the policy sees images. `watch` is told of every episode as it ends.
+    Args:
+        policy_directory: Directory of a checkpoint or a run.
+        env: Name for `simulation.base.make`, or a module-level function that makes an environment.
+        embodiment: Robot in the environment, for a policy for several.
+        episodes: Number of rollouts.
+        seed: Seed of the first rollout.
+        processes: Number of worker processes, by default one per CPU core; results do not depend on it.
+        device: Device of the policy, None for the best one available; the simulator runs on the CPU.
+        video: File (mp4) for the first episodes, if the policy reads images.
+        strip: File (png) for frames of one episode, if the policy reads images.
+        allow_imports: Run the Python files that the recipe imports.
+        verify: Compare the files of the checkpoint with their digests.
+        watch: Called with every finished episode.
 
     Raises:
-        SpecError: policy and environment do not fit; raised before any rollout.
-        SimulatorError: the simulator is missing, or a rollout failed.
-        CheckpointError, RecipeError: the policy cannot be loaded.
+        SpecError: Policy and environment do not fit; raised before any rollout.
+        SimulatorError: The simulator is missing, or a rollout failed.
+        CheckpointError, RecipeError: The policy cannot be loaded.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, not {episodes}")
@@ -127,7 +139,7 @@ def evaluate_closed_loop(
     needs = needs_of(saved, embodiment)
     filming = needs.image_size is not None and (video is not None or strip is not None)
     if isinstance(env, str) and env not in environments():
-        make(env)  # raises, and says what was meant
+        make(env)  # raises with a suggestion
     device = choose_device(device)
     processes = min(processes or _default_processes(device), episodes)
     job = Job(saved, needs, env, device, allow_imports)
@@ -169,8 +181,26 @@ def evaluate_closed_loop(
     )
 
 
+def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the score interval of a success probability (Wilson, 1927), within [0, 1]; (0, 1) without trials.
+
+    Unlike the normal approximation, it never has zero width: 50 of 50 yields 0.93 to 1.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials")
+    if not trials:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    rate, share = successes / trials, z * z / trials
+    center = (rate + share / 2.0) / (1.0 + share)
+    half = z * math.sqrt(rate * (1.0 - rate) / trials + share / (4.0 * trials)) / (1.0 + share)
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == trials else center + half
+    return low, high
+
+
 class _Workers:
-    """Spawned processes that share a job. Leaving by an exception drops the episodes that have not begun."""
+    """Spawned processes that share a job. An exception cancels the episodes that have not begun."""
 
     def __init__(self, count: int, job: Job) -> None:
         context = multiprocessing.get_context("spawn")
@@ -186,20 +216,20 @@ class _Workers:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
         if isinstance(error, BrokenProcessPool):
             raise SimulatorError(
-                "a rollout process died, often for want of memory: use fewer processes; in a script, keep the call "
-                'under `if __name__ == "__main__":`'
+                "a rollout process died, often for lack of memory; use fewer processes, and in a script keep the "
+                'call under `if __name__ == "__main__":`'
             ) from error
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
         return self._pool.submit(function, *args)
 
     def describe(self) -> Scene:
-        """Asks every worker, so that all of them start at once; the first answer counts."""
+        """Ask every worker, so that all start at once, and return the first answer."""
         futures = [self._pool.submit(rollout.describe) for _ in range(self._count)]
         return next(as_completed(futures)).result()
 
 
 def _default_processes(device: str) -> int:
-    """One a core; each holds a copy of the policy, so no more than 8 on a GPU."""
+    """Return the number of CPU cores; at most 8 on a GPU, as each process holds a policy."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8) if device == "cuda" else cores

@@ -1,22 +1,23 @@
-"""One evaluation of a policy, with everything it leaves behind: numbers, video, plots, and a report.
+r"""A whole evaluation of a policy: numbers, video, plots and a report.
 
     result = evaluate("runs/vit_mlp")
-    print("\\n".join(result.lines))
+    print("\n".join(result.lines))
 
-Nothing is printed here; `progress` is told in a line now and then how far it is.
+Prints nothing; `progress` receives a line now and then.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ...schemas.errors import CheckpointError, DatasetError, SpecError
-from ...schemas.paths import expanded
+from ...schemas.paths import exists, expanded
 from ...schemas.specs import Kind
 from ..data.dataset import LeRobotDataset, inspect
 from ..data.lerobot.files import read_json
@@ -29,14 +30,14 @@ from .blind_control import BlindControl
 from .closed_loop import ClosedLoopResult, evaluate_closed_loop
 from .open_loop import OpenLoopResult, evaluate_open_loop
 from .report.report import write_report
-from .result import EvaluationResult, summary_lines
+from .result import EvaluationResult
 from .rollout import Episode
 
 Progress = Callable[[str], None]
 Control = Literal["none", "blind"]
 
 OPEN_LOOP_EPISODES = 20
-"""Episodes judged open loop at most, evenly spaced over the split."""
+"""Maximum number of episodes of an open-loop evaluation, evenly spaced over the split."""
 
 
 def evaluate(
@@ -55,17 +56,33 @@ def evaluate(
     processes: int | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
-    """Judge the newest policy of a run, or the policy in a checkpoint.
+    """Evaluate the newest policy of a run, or the policy of a checkpoint.
 
-    What is not given comes from the `evaluation` section of its recipe. With `open_loop` no simulator runs. Of a
-    policy for several robots, one is judged, `embodiment`. The files go to `output`, by default `<run>/evaluation`,
-    for one of several robots a folder of its name in there; a blind control is trained once, in `<run>/control`.
+    Omitted arguments come from the `evaluation` section of its recipe. A blind control is trained once, in
+    `<run>/control`.
+
+    Args:
+        run_or_checkpoint: Directory of a run or a checkpoint.
+        env: Environment, such as `metaworld/drawer-open-v3`.
+        embodiment: Robot to evaluate, for a policy for several.
+        episodes: Number of rollouts.
+        seed: Seed of the first rollout.
+        control: Whether a blind control is evaluated as well.
+        open_loop: Skip the rollouts; no simulator runs.
+        output: Directory of the report; by default `<run>/evaluation`, with a subfolder for one of several
+            robots.
+        device: Device of the policy; by default the best one available.
+        allow_imports: Run the Python files that the recipe imports.
+        verify: Compare the files of the checkpoint with their digests.
+        processes: Number of rollout processes.
+        progress: Receives a line now and then.
 
     Raises:
-        CheckpointError: there is no policy, its files are not those that were saved (unless `verify` is off), or there is
-            nothing to judge it on.
-        SpecError: the policy does not fit the environment or the dataset.
-        RecipeError, SimulatorError, TrainingError: as loading, simulating and training the control do.
+        CheckpointError: There is no policy, its files are not the saved ones, or it cannot be evaluated on
+            anything.
+        SpecError: The policy does not fit the environment or the dataset.
+        OSError: The report cannot be written.
+        RecipeError, SimulatorError, TrainingError: Loading, simulating or training the control fails.
     """
     tell = progress or (lambda message: None)
     saved = SavedPolicy.find(run_or_checkpoint, verify=verify)
@@ -82,18 +99,22 @@ def evaluate(
         processes=processes,
     )
     saved.robot(plan.embodiment)
-    output = expanded(output) if output else _output(saved, plan.embodiment)
+    output = expanded(output) if output else _default_output(saved, plan.embodiment)
+    _require_writable(output)
     saved.run_imports(allowed=allow_imports)
     policy = saved.load(plan.device)
-    names = [name for name, _ in policy.named_parameters()]
     blind = None
     if plan.env is not None and plan.control == "blind":
-        home = saved.run or output
-        blind = BlindControl.plan(saved, names, home / "control", allow_imports=allow_imports)
+        names = [name for name, _ in policy.named_parameters()]
+        home = (saved.run or output) / "control"
+        blind = BlindControl.plan(saved, names, home, allow_imports=allow_imports)
+        if not blind.trained:
+            _require_writable(home)
     rollouts = {"env": env, "episodes": episodes, "seed": seed, "control": control} if open_loop else {}
     unused = ", ".join(f"`{name}`" for name, value in rollouts.items() if value is not None)
-    notes = [f"Without rollouts, nothing uses {unused}; leave out `open_loop` to simulate."] if unused else []
-    judged = _open_loop(saved, policy, plan.embodiment, notes, tell, required=plan.env is None)
+    notes = [f"{unused} had no effect without rollouts; omit `open_loop` to simulate."] if unused else []
+    judged, remarks = _open_loop(saved, policy, plan.embodiment, tell, required=plan.env is None)
+    notes += remarks
     del policy
     closed = unseeing = None
     if plan.env is not None:
@@ -103,7 +124,7 @@ def evaluate(
             unseeing = plan.closed_loop(blind.train(device, tell), "blind control", tell)
     if closed is None and judged is None:
         raise CheckpointError(
-            f"there is nothing to judge {run_or_checkpoint} on: {' '.join(notes)} "
+            f"there is nothing to evaluate {run_or_checkpoint} on: {' '.join(notes)} "
             "Name an environment (`--env metaworld/drawer-open-v3`), or add an `evaluation` section to the recipe"
         )
     result = EvaluationResult(
@@ -114,10 +135,9 @@ def evaluate(
         unseeing,
         judged,
         tuple(notes),
-        embodiment=plan.embodiment,
+        plan.embodiment,
+        closed is not None and _goals_are_new(saved, plan.embodiment, closed),
     )
-    new_goals = closed is not None and _goals_are_new(saved, plan.embodiment, closed)
-    result = replace(result, lines=tuple(summary_lines(result, new_goals=new_goals)))
     write_report(result, saved)
     return result
 
@@ -158,7 +178,7 @@ class _Plan:
             video=video,
             strip=video.with_name("strip.png") if video is not None else None,
             allow_imports=self.allow_imports,
-            verify=False,  # it is
+            verify=False,  # already verified
             watch=watch,
         )
 
@@ -175,23 +195,33 @@ class _Plan:
         return " ".join([*words, "--allow-imports"] if self.allow_imports else words)
 
 
-def _output(saved: SavedPolicy, embodiment: str | None) -> Path:
+def _default_output(saved: SavedPolicy, embodiment: str | None) -> Path:
     home = (saved.run or saved.directory) / "evaluation"
     if saved.run is not None and not saved.is_newest:
         home /= saved.directory.name
     return home if embodiment is None else home / re.sub(r"[^\w-]+", "_", embodiment)
 
 
+def _require_writable(directory: Path) -> None:
+    """Raise OSError unless files can be created in a directory, which need not exist yet."""
+    nearest = next(path for path in (directory.absolute(), *directory.absolute().parents) if exists(path))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = f"{error.strerror}; choose another `--output`"
+        raise OSError(error.errno, reason, str(directory)) from error
+
+
 def _open_loop(
     saved: SavedPolicy,
     policy: BasePolicyModel,
     embodiment: str | None,
-    notes: list[str],
     tell: Progress,
     *,
     required: bool,
-) -> OpenLoopResult | None:
-    """Open-loop errors, or None and a note that says why not."""
+) -> tuple[OpenLoopResult | None, list[str]]:
+    """Return the open-loop errors, or None if there is no fitting dataset, with notes for the report."""
     section, robot = saved.data_section(embodiment), saved.robot(embodiment)
     path = saved.dataset_path(embodiment)
     try:
@@ -200,8 +230,7 @@ def _open_loop(
     except (DatasetError, SpecError) as error:
         if required and isinstance(error, SpecError):
             raise
-        notes.append(f"No open-loop error: {str(error).rstrip('.')}.")
-        return None
+        return None, [f"No open-loop error: {str(error).rstrip('.')}."]
     held, known = section.get("episodes") or info.episodes, set(info.episodes)
     training, validation = split_episodes(
         [episode for episode in held if episode in known],
@@ -212,27 +241,28 @@ def _open_loop(
     some = _spaced(chosen, OPEN_LOOP_EPISODES)
     tell(f"open loop: {len(some)} {split} episodes")
     cameras = section.get("cameras")
-    called = cameras if isinstance(cameras, dict) else {}
+    renamed = cameras if isinstance(cameras, dict) else {}
     own = saved.specs if robot is None else robot.own
     windows: dict[str, Any] = {
         "columns": section.get("columns"),
         "vectors": [key for key, spec in own.items() if spec.kind is Kind.STATE],
-        "cameras": list(called.values()) or cameras,
+        "cameras": list(renamed.values()) or cameras,
         "observation_indices": policy.observation_steps(),
         "action_indices": list(policy.config.transform()[2]),
     }
-    before = saved.fingerprint(embodiment)
+    notes, before = [], saved.fingerprint(embodiment)
     if before is not None and LeRobotDataset(path, **windows, episodes=training).fingerprint != before:
         notes.append(f"The dataset {section['path']} has changed since the policy was trained on it.")
     dataset = LeRobotDataset(path, **windows, episodes=some)
-    return evaluate_open_loop(
+    result = evaluate_open_loop(
         policy,
-        dataset if robot is None else RobotDataset(dataset, robot, called),
+        dataset if robot is None else RobotDataset(dataset, robot, renamed),
         split=split,
         available=len(chosen),
         action_names=info.action_names,
         statistics=saved.content["statistics"] if robot is None else saved.content["statistics"][robot.name],
     )
+    return result, notes
 
 
 def _spaced(episodes: tuple[int, ...], count: int) -> tuple[int, ...]:
@@ -242,7 +272,7 @@ def _spaced(episodes: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 
 def _goals_are_new(saved: SavedPolicy, embodiment: str | None, closed: ClosedLoopResult) -> bool:
-    """Whether it is known that no rollout begins like a demonstration: the dataset lists the seeds it was made with."""
+    """Return whether the seeds of the recording are known and differ from those of all rollouts."""
     path = saved.dataset_path(embodiment) / "meta" / "recording.json"
     if not path.is_file():
         return False

@@ -1,6 +1,6 @@
-"""Open-loop error: what a policy would do at every frame of recorded episodes, against what was done.
+"""Open-loop error: actions predicted at every frame of recorded episodes, compared with the recorded ones.
 
-All numbers are in the robot's units. Steps of a chunk beyond the end of an episode do not count.
+All values are in the robot's units. Steps of a chunk beyond the end of an episode do not count.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...schemas.errors import DatasetError
 from ..data.dataset import LeRobotDataset
 from ..data.mixture import RobotDataset
 from ..policy import BasePolicyModel
-from ..policy.ranges import finite
+from ..policy.ranges import Ranges, finite
+from ..policy.robot_interface import BROKEN
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One episode of L frames: the actions done (L, A), and those predicted, each chunk run for `execute` steps."""
+    """One episode: recorded and predicted actions (L, A), with `execute` steps from each chunk."""
 
     episode: int
     true: Array
@@ -34,36 +36,36 @@ class Trace:
 
 @dataclass(frozen=True)
 class OpenLoopResult:
-    """Errors over all frames of some episodes, for H steps of a chunk and A action dims."""
+    """Errors over all frames of some episodes, for chunks of H steps and A action dimensions."""
 
     split: str
-    """`validation` or `training`: whether the policy has seen the episodes."""
+    """`validation` or `training`."""
     episodes: tuple[int, ...]
     available: int
-    """Episodes of the split."""
+    """Number of episodes in the split."""
     frames: int
     action_names: tuple[str, ...]
     fps: float
     mae: Array = field(repr=False)
-    """Mean absolute error by action dim (A,)."""
+    """Mean absolute error of each action dimension (A,)."""
     rmse: Array = field(repr=False)
-    """Root of the mean squared error by action dim (A,)."""
+    """Root mean squared error of each action dimension (A,)."""
     mae_by_step: Array = field(repr=False)
-    """Mean absolute error by step within the chunk (H, A); NaN for a step that never counts."""
+    """Mean absolute error of each step of the chunk (H, A); NaN for a step that never counts."""
     rmse_by_step: Array = field(repr=False)
     baseline_mae: Array | None = field(repr=False)
-    """Mean absolute error (A,) of always predicting the mean action of the training episodes."""
+    """Mean absolute error (A,) of the mean action of the training episodes."""
     trace: Trace = field(repr=False)
 
     @property
     def relative(self) -> float | None:
-        """Error as a fraction of the baseline's, averaged over the dims in which the baseline errs at all."""
+        """Error relative to the baseline, averaged over dimensions with a baseline error above zero."""
         if self.baseline_mae is None or not (moving := self.baseline_mae > 1e-9).any():
             return None
         return float(np.mean(self.mae[moving] / self.baseline_mae[moving]))
 
     def to_json(self) -> dict[str, Any]:
-        """All but the trace, as JSON values."""
+        """Return everything but the trace, as JSON values."""
         return {
             "split": self.split,
             "episodes": list(self.episodes),
@@ -89,15 +91,24 @@ def evaluate_open_loop(
     batch_size: int = 64,
     seed: int = 0,
 ) -> OpenLoopResult:
-    """Predict a chunk at every frame of `dataset`, whose windows must be the policy's own.
+    """Predict a chunk at every frame of `dataset` and compare it with the recorded actions.
 
-    `split` and `available` say what the episodes are, `statistics` are those of the policy's training data. `seed`
-    fixes what stochastic heads draw. Of one of several robots, only dimensions of its own are judged.
+    Args:
+        policy: The policy.
+        dataset: Episodes, with the time windows of the policy. For one of several robots, only its own action
+            dimensions count.
+        split: Name of the split that the episodes belong to.
+        available: Number of episodes in the split.
+        action_names: Names of the action dimensions.
+        statistics: Statistics of the policy's training data.
+        batch_size: Frames per forward pass.
+        seed: Seed of stochastic heads.
 
     Raises:
-        DatasetError: the dataset has other windows or another action size than the policy.
-        SpecError: the policy predicts something that is not finite.
+        DatasetError: The dataset has other windows or another action size than the policy.
+        SpecError: An observation or a prediction is not finite, or far outside the range of training.
     """
+    ranges = Ranges(statistics or {})
     horizon, size = dataset.shape("action")
     size = dataset.robot.action_dim if isinstance(dataset, RobotDataset) else size
     mean = statistics["action"]["mean"] if statistics and "action" in statistics else None
@@ -113,18 +124,22 @@ def evaluate_open_loop(
             samples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
             true = torch.stack([sample["action"] for sample in samples])  # (B, H, A)
             counts = ~torch.stack([sample["action_is_pad"] for sample in samples])  # (B, H)
+            for key in (key for key in samples[0] if isinstance(samples[0][key], Tensor) and key != "action"):
+                observed = torch.stack([sample[key] for sample in samples])
+                ranges.check(key, observed, "the dataset may be damaged")
             predicted = policy.predict(samples).float().cpu()
             finite(
                 "action",
                 predicted,
-                f"predicted for frames {start} and after; the policy's weights may be broken",
+                f"predicted for frame {start} or one soon after; the weights of the policy may be damaged",
             )
             if predicted.shape != true.shape:
                 raise DatasetError(
-                    f"the policy predicts chunks of {tuple(predicted.shape[1:])}, the dataset gives "
-                    f"{tuple(true.shape[1:])}; open it with the policy's own action indices"
+                    f"the policy predicts chunks of {tuple(predicted.shape[1:])}, the dataset has chunks of "
+                    f"{tuple(true.shape[1:])}; open it with the action indices of the policy"
                 )
             predicted, true = predicted[..., :size], true[..., :size]
+            ranges.check("action", predicted, BROKEN)
             sums.add(predicted.double().numpy(), true.double().numpy(), counts.numpy())
             if start < first_length:
                 chunks.append(predicted[: first_length - start].double().numpy())
@@ -149,12 +164,12 @@ def evaluate_open_loop(
 
 
 def executed(chunks: Array, execute: int) -> Array:
-    """Actions (L, A) that a robot would run, given the chunk predicted at each of L frames (L, H, A)."""
+    """Return the executed actions (L, A), given the chunk predicted at each of L frames (L, H, A)."""
     return np.stack([chunks[frame - frame % execute, frame % execute] for frame in range(len(chunks))])
 
 
 class _Sums:
-    """Running sums of errors over the steps that count, by step of the chunk and action dim (H, A)."""
+    """Running sums of errors over the steps that count, by step of the chunk and dimension (H, A)."""
 
     def __init__(self, horizon: int, size: int, mean: Sequence[float] | None) -> None:
         self._absolute, self._squared, self._baseline = (np.zeros((horizon, size)) for _ in range(3))
@@ -162,7 +177,7 @@ class _Sums:
         self._mean = None if mean is None else np.asarray(mean, dtype=np.float64)
 
     def add(self, predicted: Array, true: Array, counts: NDArray[np.bool_]) -> None:
-        """Chunks (B, H, A) with their mask (B, H), True where a step counts."""
+        """Add chunks (B, H, A) with their mask (B, H), True where a step counts."""
         weight = counts[..., None]
         error = np.where(weight, predicted - true, 0.0)
         self._absolute += np.abs(error).sum(0)

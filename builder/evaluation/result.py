@@ -1,8 +1,9 @@
-"""What an evaluation found, and the lines that tell it."""
+"""The result of an evaluation and its summary."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from .closed_loop import ClosedLoopResult
@@ -11,56 +12,55 @@ from .open_loop import OpenLoopResult
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """All results, the files that hold them, and the lines that tell them."""
+    """All results of an evaluation, and the files that hold them."""
 
     checkpoint: Path
     output: Path
     command: str
-    """The command line that repeats this evaluation."""
+    """Command line that repeats this evaluation."""
     closed_loop: ClosedLoopResult | None = None
     control: ClosedLoopResult | None = None
     open_loop: OpenLoopResult | None = None
     notes: tuple[str, ...] = ()
     embodiment: str | None = None
-    """Which of several robots was judged."""
-    lines: tuple[str, ...] = field(default=(), repr=False)
+    """Evaluated robot, of several."""
+    new_goals: bool = False
+    """True if no rollout is known to start like a demonstration."""
 
     @property
     def report(self) -> Path:
+        """The HTML report."""
         return self.output / "report.html"
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Summary, one line for each result and file."""
+        return tuple(self._lines())
 
-def summary_lines(result: EvaluationResult, *, new_goals: bool) -> list[str]:
-    """One line a result; `new_goals` says that no rollout begins like a demonstration."""
-    lines = [] if result.embodiment is None else [f"robot          {result.embodiment}"]
-    if (closed := result.closed_loop) is not None:
-        low, high = closed.interval
-        goals = ", goals not in the demonstrations" if new_goals else ""
-        lines.append(
-            f"closed loop    {closed.env}   {_rate(closed)} (95 % interval {100 * low:.0f}-{100 * high:.0f} %)"
-            f"{goals}, seed {closed.seed}"
-        )
-    if (control := result.control) is not None:
-        low, high = control.interval
-        lines.append(f"blind control  {_rate(control)} (95 % interval {100 * low:.0f}-{100 * high:.0f} %)")
-    if (judged := result.open_loop) is not None:
-        share = (
-            ""
-            if judged.relative is None
-            else f", {100 * judged.relative:.0f} % of the error of a constant action"
-        )
-        which = f"{len(judged.episodes)} of {judged.available} {judged.split} episodes"
-        lines.append(f"open loop      mean absolute error {judged.mae.mean():.3g}{share} ({which})")
-    lines += [f"note           {note}" for note in result.notes]
-    lines.append(f"report         {_shown(result.report)}")
-    if (video := result.output / "rollouts.mp4").exists():
-        lines.append(f"video          {_shown(video)}")
-    lines.append(f"checkpoint     {_shown(result.checkpoint)}")
-    return lines
+    def _lines(self) -> Iterator[str]:
+        if self.embodiment is not None:
+            yield f"robot          {self.embodiment}"
+        if (closed := self.closed_loop) is not None:
+            goals = ", goals not in the demonstrations" if self.new_goals else ""
+            yield f"closed loop    {closed.env}   {_rate(closed)}{goals}, seed {closed.seed}"
+        if self.control is not None:
+            yield f"blind control  {_rate(self.control)}"
+        if (judged := self.open_loop) is not None:
+            share = judged.relative
+            compared = "" if share is None else f", {100 * share:.0f} % of the error of a constant action"
+            which = f"{len(judged.episodes)} of {judged.available} {judged.split} episodes"
+            yield f"open loop      mean absolute error {judged.mae.mean():.3g}{compared} ({which})"
+        yield from (f"note           {note}" for note in self.notes)
+        yield f"report         {_shown(self.report)}"
+        if (video := self.output / "rollouts.mp4").exists():
+            yield f"video          {_shown(video)}"
+        yield f"checkpoint     {_shown(self.checkpoint)}"
 
 
 def _rate(result: ClosedLoopResult) -> str:
-    return f"{result.successes}/{len(result.episodes)} = {100 * result.success_rate:.0f} %"
+    low, high = (100 * end for end in result.interval)
+    share = f"{result.successes}/{len(result.episodes)} = {100 * result.success_rate:.0f} %"
+    return f"{share} (95 % interval {low:.0f}-{high:.0f} %)"
 
 
 def _shown(path: Path) -> str:

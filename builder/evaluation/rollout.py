@@ -1,7 +1,7 @@
 """One episode, and the worker processes that run many.
 
-An episode depends on its seed alone, whichever process runs it: the environment restarts from the seed, the
-policy forgets the last episode, and torch's generator, from which stochastic heads draw, is seeded anew.
+An episode depends only on its seed, not on the process: the environment is reset with the seed, the policy
+forgets the last episode, and torch's generator, which stochastic heads use, is seeded again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..saved_policy import SavedPolicy
 from ..simulation.base import Environment, Image, Observation, make
 
 EnvironmentFactory = Callable[[int, bool], Environment]
-"""Makes an environment from the side of its images in pixels and whether it renders; a module-level function."""
+"""Module-level function that makes an environment from the side of its images in pixels and whether it renders."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """How one rollout ended: `steps` are the actions taken, up to the first success or the limit."""
+    """Outcome of one rollout; `steps` counts the actions up to the first success or the step limit."""
 
     index: int
     seed: int
@@ -36,7 +36,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Rollout:
-    """An episode and, where it was filmed, what its first camera saw, uint8 (H, W, 3) each."""
+    """An episode and, if it was filmed, the images of its first camera, uint8 (H, W, 3)."""
 
     episode: Episode
     frames: list[Image]
@@ -44,7 +44,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs in order to begin."""
+    """Inputs of a worker process."""
 
     saved: SavedPolicy
     needs: Needs
@@ -53,11 +53,11 @@ class Job:
     allow_imports: bool
 
     def open(self) -> tuple[BasePolicyModel, Environment]:
-        """The policy on its device, and the environment."""
+        """Load the policy onto its device and open the environment."""
         transformers_logging.disable_progress_bar()
         try:
             self.saved.run_imports(allowed=self.allow_imports)
-        except RecipeError as error:  # it holds more than its text and would not survive the way back
+        except RecipeError as error:  # its diagnostics refer to whole documents; the text is enough
             raise CheckpointError(str(error)) from None
         size = self.needs.image_size
         if isinstance(self.env, str):
@@ -76,12 +76,12 @@ def roll_out(
     needs: Needs,
     film_every: int | None = None,
 ) -> Rollout:
-    """Drive the environment until the first success or its step limit.
+    """Run an episode until the first success or the step limit.
 
-    `film_every` keeps every so many-th frame, and the last one; None keeps none.
+    `film_every` is the stride of the frames to keep, besides the last one; None keeps none.
 
     Raises:
-        SimulatorError: an observation or an action is not finite, or absurd beside those of training.
+        SimulatorError: An observation or an action is not finite, or far outside the range of training.
     """
     torch.manual_seed(seed)
     policy.reset()
@@ -116,19 +116,19 @@ _opened: tuple[BasePolicyModel, Environment] | None = None
 
 
 def begin(job: Job) -> None:
-    """Start of a worker process: one thread, so that results do not depend on how many workers there are."""
+    """Initialize a worker process, with one thread so that results do not depend on the number of workers."""
     global _job
     _job = job
     torch.set_num_threads(1)
 
 
 def describe() -> Scene:
-    """In a worker: open policy and environment, and tell what the environment is."""
+    """Open policy and environment in a worker, and return the description of the environment."""
     return Scene.of(_open()[1])
 
 
 def run_episode(index: int, seed: int, film_every: int | None) -> Rollout:
-    """In a worker: one episode."""
+    """Run one episode in a worker."""
     assert _job is not None
     policy, environment = _open()
     return roll_out(policy, environment, index=index, seed=seed, needs=_job.needs, film_every=film_every)

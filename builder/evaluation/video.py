@@ -1,4 +1,4 @@
-"""Rollouts to look at: a video of several side by side, and one as a row of frames."""
+"""Pictures of rollouts: a video of several side by side, and one as a row of frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILM_RATE = 40
 VIDEO_RATE = 20
 """Frames shown per second: half as fast as the robot."""
 HOLD = VIDEO_RATE
-"""Frames for which the end is held."""
+"""Number of frames that hold the end."""
 
 TILE = 224
 BORDER = 6
@@ -27,9 +27,9 @@ RUNNING, SUCCESS, FAILURE, BACKGROUND = (148, 156, 168), (46, 160, 97), (214, 69
 
 
 def save_video(path: Path, rollouts: Sequence[tuple[Sequence[Image], bool]]) -> int:
-    """Write rollouts (frames, success) as tiles of one h264 video; gives the number of frames.
+    """Write rollouts (frames, success) as tiles of an H.264 video, and return its number of frames.
 
-    A rollout that has ended stays on its last frame, in a green border after success and a red one after failure.
+    A finished rollout holds its last frame, with a green border after success and a red one after failure.
     """
     grids = [[_upscale(frame, TILE) for frame in frames] for frames, _ in rollouts]
     columns = min(3, len(grids))
@@ -70,7 +70,7 @@ def save_strip(path: Path, frames: Sequence[Image], count: int = 6) -> None:
 
 
 def even(extent: int) -> int:
-    """The extent, or one more: yuv420p halves both sides."""
+    """Round up to an even number, because yuv420p halves both sides."""
     return extent + extent % 2
 
 
@@ -82,7 +82,7 @@ def _framed(image: Image, color: tuple[int, int, int]) -> Image:
 
 
 def _upscale(picture: Image, side: int) -> Image:
-    """(H, W, 3) -> at least `side` high, by a whole factor."""
+    """Enlarge an image (H, W, 3) by a whole factor, to at least `side` pixels of height."""
     height, width = picture.shape[:2]
     factor = max(1, math.ceil(side / height))
     if factor == 1:

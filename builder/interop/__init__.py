@@ -1,16 +1,16 @@
-"""Policies of other projects as ours, and ours as theirs.
+"""Conversion of policies from and to other projects.
 
-`lerobot_<type>.py` converts a policy type of LeRobot; a new file there is found by its name. It has
+`lerobot/policies/<type>.py` converts one policy type of LeRobot; new files there are found by name. Each has
 
-    to_policysmith(weights, config) -> (sections, weights)      LeRobot's config.json as sections of a recipe
-    to_lerobot(weights, content) -> (config, weights)           content of a policy's config; the other way round
-    is_of(recipe) -> bool                                       whether a resolved recipe is of this family
+    to_policysmith(weights, config) -> (sections, weights)      from LeRobot's config.json to sections of a recipe
+    to_lerobot(weights, content) -> (config, weights)           from the content of a config, the other way
+    is_of(recipe) -> bool                                       whether a resolved recipe belongs to this family
 
-and, where a policy does more to its inputs than normalise them,
+and, if the policy does more to its inputs than normalize them,
 
-    STEPS                                                       names of the steps that its preprocessor may have
-    transforms(config, normalize) -> transforms                 those of the recipe, around those that normalise
-    processor(content) -> (options, steps, content)             of the config and the preprocessor; what is left to do
+    STEPS                                                       names of the supported steps of the preprocessor
+    transforms(config, normalize) -> transforms                 transforms of the recipe, given the normalizing ones
+    processor(content) -> (options, steps, content)             config options, preprocessor steps, remaining content
 
-Each accounts for every weight, by name (`pairs.py`).
+Each accounts for every weight by name (`lerobot/weight_names.py`).
 """

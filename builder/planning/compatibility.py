@@ -32,7 +32,9 @@ class Needs:
     """
 
     cameras: Mapping[str, tuple[int, int]]
+    """Height and width in pixels, by name."""
     vectors: Mapping[str, int]
+    """Sizes of states, by key."""
     action_dim: int
     embodiment: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
@@ -43,8 +45,8 @@ class Needs:
     def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of an observation that the policy reads, by its own names."""
         names = {f"{IMAGES}{own}": f"{IMAGES}{name}" for own, name in self.names.items()}
-        seen = {names.get(key, key): value for key, value in observation.items() if key in self.keys}
-        return seen if self.embodiment is None else {**seen, EMBODIMENT: self.embodiment}
+        read = {names.get(key, key): value for key, value in observation.items() if key in self.keys}
+        return read if self.embodiment is None else {**read, EMBODIMENT: self.embodiment}
 
     @property
     def keys(self) -> frozenset[str]:
@@ -61,7 +63,7 @@ class Needs:
         if len(sizes) > 1:
             shown = ", ".join(f"`{name}` {h} x {w}" for name, (h, w) in self.cameras.items())
             raise SpecError(
-                f"simulators draw square images of one size, but the policy sees {shown} (height x width)",
+                f"simulators render square images of one size, but the policy reads {shown} (height x width)",
                 help="train on square images, or evaluate with `--open-loop`",
             )
         return sizes.pop() if sizes else None
@@ -153,7 +155,7 @@ class Reordering:
             if places is not None:
                 found[key] = tuple(places)
                 notes.append(
-                    f"`{key}` is mapped by name: {scene.name} has {listed(names)}, the policy {listed(own)}."
+                    f"`{key}` is mapped by name: {scene.name} has {listed(names)}, the policy has {listed(own)}."
                 )
         unnamed = [k for k in (STATE, ACTION) if k in theirs.names and k not in needs.signals.names]
         if not needs.signals:
@@ -163,8 +165,8 @@ class Reordering:
             )
         elif unnamed := [key for key in unnamed if key == ACTION or key in needs.vectors]:
             notes.append(
-                f"The data of the policy has no names for {' and '.join(f'`{key}`' for key in unnamed)}, so the order "
-                f"is not compared with that of {scene.name}."
+                f"The training data has no names for {' and '.join(f'`{key}`' for key in unnamed)}, so their order is not "
+                f"compared with that of {scene.name}."
             )
         return cls(found.get(STATE), found.get(ACTION), tuple(notes))
 
@@ -185,7 +187,7 @@ def check_scene(needs: Needs, scene: Scene) -> None:
     The same names in another order are mapped and do not count as a difference.
     """
     problems = [
-        f"the policy sees camera `{name}`, {scene.name} has {_listed(scene.cameras)}"
+        f"the policy reads camera `{name}`, {scene.name} has {_listed(scene.cameras)}"
         for name in needs.cameras
         if name not in scene.cameras
     ]
@@ -223,12 +225,12 @@ def check_dataset(saved: SavedPolicy, info: DatasetInfo, name: str, embodiment: 
     for camera, (height, width) in needs.cameras.items():
         if camera not in info.cameras:
             problems.append(
-                f"the policy sees camera `{camera}`, the dataset has {_listed(tuple(info.cameras))}"
+                f"the policy reads camera `{camera}`, the dataset has {_listed(tuple(info.cameras))}"
             )
         elif info.cameras[camera] != (height, width):
             h, w = info.cameras[camera]
             problems.append(
-                f"the policy sees `{camera}` at {height} x {width} pixels (height x width), the dataset has {h} x {w}"
+                f"the policy reads `{camera}` at {height} x {width} pixels (height x width), the dataset has {h} x {w}"
             )
     for key, size in needs.vectors.items():
         if info.vectors.get(key) != size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +13,10 @@ from ...schemas.nodes import Key, KeyPath
 from ...schemas.paths import expanded
 from ...schemas.recipe import DataSection, SourceSection
 from ...schemas.specs import IMAGES, Kind, Range, Spec
+from ...schemas.wording import did_you_mean
 from ..data.dataset import task_texts
 from ..data.frames.probing import probe_cameras
-from ..data.lerobot.columns import column_faults, cure
+from ..data.lerobot.columns import column_faults, mapping_hint
 from ..data.lerobot.features import ACTION, RGB_ONLY
 from ..data.lerobot.info import DatasetInfo, summarize
 from ..data.lerobot.layout import read_layout
@@ -97,7 +97,7 @@ class _Reader:
             fault = SpecError(
                 "the dataset has no numeric column `action`",
                 label=f"it has: {columns or 'none'}",
-                help=f"{cure(ACTION, info.unread)} below `{'.'.join(map(str, self.place))}`",
+                help=f"{mapping_hint(ACTION, info.unread)} below `{'.'.join(map(str, self.place))}`",
             )
             self._report((*self.place, "path"), fault)
         cameras = self._cameras(info)
@@ -144,10 +144,7 @@ class _Reader:
                 label, problem = "cannot be read", f"camera `{own}` {info.unreadable[own]}; {RGB_ONLY}"
                 cure = f"leave it out; others are: {', '.join(info.cameras) or 'none'}"
             elif own not in info.cameras:
-                near = difflib.get_close_matches(own, info.cameras, n=1)
-                cure = (
-                    f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(info.cameras) or 'none'}"
-                )
+                cure = did_you_mean(own, info.cameras, f"it has: {', '.join(info.cameras) or 'none'}")
                 label, problem = "no such camera", f"the dataset has no camera `{own}`"
             elif [other for _, _, other in pairs].count(own) > 1:
                 label, problem = "named twice", f"camera `{own}` has two names"

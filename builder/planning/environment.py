@@ -28,7 +28,7 @@ def environment_findings(
         return [loaded.diagnostic(place, str(error), code="E007 invalid-value")]
     try:
         needs = needs_of(SavedPolicy(Path(), model_type, content), section.embodiment)
-        _ = needs.image_size
+        _ = needs.image_size  # raises for images that simulators cannot render
         check_scene(needs, scene)
     except SpecError as error:
         return [loaded.diagnostic(place, error)]

@@ -157,7 +157,7 @@ class DataPlan:
                 table, self.time_steps.observations, self.time_steps.actions, tasks=layout.tasks
             )
             for batch in given:
-                yield batch if source.name is None else self.robots.find(source.name).unified_batch(batch)
+                yield batch if source.name is None else self.robots.find(source.name).batch_to_common(batch)
 
     def samples(self, most: int = 4096) -> Iterator[dict[str, Any]]:
         """Yield about `most` training samples, evenly spaced, without images."""

@@ -36,7 +36,7 @@ def try_out(policy: BasePolicyModel, data: DataPlan) -> None:
     """
     own = _samples(data)
     name = data.sources[0].name
-    raw = own if name is None else [data.robots.find(name).unified(sample) for sample in own]
+    raw = own if name is None else [data.robots.find(name).to_common(sample) for sample in own]
     pipeline = policy.pipeline
     buffers = {key: value.clone() for key, value in policy.named_buffers()}
     with _keep_random_state():

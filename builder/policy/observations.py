@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch import Tensor
 from ...components.embodiments import EMBODIMENT
 from ...schemas.errors import SpecError
 from ...schemas.specs import Dim, Kind, Spec, Specs
+from ...schemas.wording import near
 from ..data.lerobot.features import STATE
 from ..data.robots import Robots
 from .ranges import finite
@@ -50,11 +50,11 @@ class Observed:
                 admitted[key] = _admit(key, spec, observation[key], windowed)
             elif key in self.required:
                 known = {*wanted, STATE, "task"}  # a correct name is not a misspelling of another
-                alike = [given for given in observation if given not in known]
-                near = difflib.get_close_matches(key, alike, n=1)
+                candidates = [given for given in observation if isinstance(given, str) and given not in known]
+                close = near(key, candidates)
                 raise SpecError(
                     f"the observation lacks `{key}`, which the policy reads: {_wanted(spec, windowed)}",
-                    help=f"{f'is `{near[0]}` a misspelling of it? ' if near else ''}"
+                    help=f"{f'is `{close}` a misspelling of it? ' if close else ''}"
                     f"given: {', '.join(f'`{given}`' for given in observation) or 'nothing'}",
                 )
         return admitted

@@ -189,7 +189,7 @@ class RobotInterface(_Base):
             chunk = self._predict_one(observation, generator)
         else:
             robot = self.robots.find(observation[EMBODIMENT])
-            chunk = self._predict_one(robot.unified(observation), generator)[:, : robot.action_dim]
+            chunk = self._predict_one(robot.to_common(observation), generator)[:, : robot.action_dim]
         finite("action", chunk, BROKEN)
         self._ranges_of(observation).check("action", chunk, BROKEN)
         return chunk

@@ -1,23 +1,27 @@
-"""What every simulator looks like to the recorder and to the evaluation.
+"""The interface of simulators, and the environments by name.
 
     environment = make("metaworld/drawer-open-v3", image_size=96)
     observation = environment.reset(seed=0)
     result = environment.step(action)
 
-A name is `<suite>/<environment>`. Nothing of a simulator is imported before its suite is asked for.
+A name is `<suite>/<environment>`. A suite is a module with the functions of `Suite`: one of this package, or
+one that another package provides by an entry point in the group `policysmith.simulators`, named like the
+suite. It is imported when its name is used.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, Protocol, cast, runtime_checkable
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...schemas.errors import SimulatorError
+from ...schemas.wording import near
 
 Observation = dict[str, Any]
 """LeRobot's flat keys: `observation.images.<camera>` uint8 (3, H, W), absent without rendering;
@@ -26,13 +30,15 @@ Observation = dict[str, Any]
 Action = NDArray[np.float32]
 Image = NDArray[np.uint8]
 
+GROUP = "policysmith.simulators"
+"""Group of the entry points that name the suites of other packages."""
 SUITES = {"metaworld": "metaworld"}
-"""Suite name -> the module of this package that offers `environments()` and `make(...)`."""
+"""Modules of this package by the name of their suite."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What follows an action. `done` says that the step limit is reached; success does not end an episode."""
+    """The result of an action. `done` marks the step limit; success does not end an episode."""
 
     observation: Observation
     success: bool
@@ -43,9 +49,17 @@ class StepResult:
 class Environment(Protocol):
     """One robot in one simulated task.
 
-    `action_dim` A and `state_dim` S are vector sizes, `fps` control steps per simulated second, `max_steps`
-    the steps an episode may take, `task` the instruction, `cameras` the names images come under. One that also has
-    `state_names` and `action_names`, a name a dimension, is mapped to the order in which a policy knows these.
+    Dimensions named in the optional attributes `state_names` and `action_names` are mapped to the policy's
+    order.
+
+    Attributes:
+        name: Name with the suite, such as `metaworld/push-v3`.
+        action_dim: Size A of an action.
+        state_dim: Size S of a state.
+        cameras: Names of the images.
+        fps: Control steps per simulated second.
+        max_steps: Step limit of an episode.
+        task: The instruction.
     """
 
     name: str
@@ -57,35 +71,38 @@ class Environment(Protocol):
     task: str
 
     def reset(self, seed: int) -> Observation:
-        """Begin the episode that `seed` alone determines, whatever happened before."""
+        """Begin the episode of `seed`, independently of earlier episodes."""
         ...
 
     def step(self, action: Action) -> StepResult:
         """Apply an action (A,) in [-1, 1] for one control step; values outside are clipped.
 
         Raises:
-            SimulatorError: the action has another shape or is not finite, or the episode is over.
+            SimulatorError: The action has another shape or is not finite, or the episode is over.
         """
         ...
 
     def render(self) -> Image:
-        """The first camera's view now, uint8 (H, W, 3).
+        """Return the current view of the first camera, uint8 (H, W, 3).
 
         Raises:
-            SimulatorError: the environment was made with `render=False`.
+            SimulatorError: The environment was made with `render=False`.
         """
         ...
 
     def close(self) -> None:
-        """Free graphics memory. Closing twice is allowed."""
+        """Free graphics memory; may be called twice."""
         ...
 
 
 @runtime_checkable
 class Demonstrator(Environment, Protocol):
-    """An environment that also knows how its task is done.
+    """An environment with a scripted expert.
 
-    `state_names` and `action_names` name the components of the two vectors, `robot_type` the robot.
+    Attributes:
+        robot_type: Name of the robot.
+        state_names: Names of the S dimensions of a state.
+        action_names: Names of the A dimensions of an action.
     """
 
     robot_type: str
@@ -93,60 +110,100 @@ class Demonstrator(Environment, Protocol):
     action_names: tuple[str, ...]
 
     def layout(self) -> NDArray[np.float64]:
-        """What the seed drew for this episode (object and goal positions, in metres); never observed."""
+        """Return the positions of objects and goal drawn by the seed, in meters; never observed."""
         ...
 
     def expert_action(self) -> Action:
-        """The scripted expert's action now, float32 (A,), clipped to [-1, 1]."""
+        """Return the current action of the expert, float32 (A,), clipped to [-1, 1]."""
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """Package versions and renderer settings that shape what is recorded; plain JSON values."""
+        """Return the package versions and renderer settings of a recording, as JSON values."""
+        ...
+
+
+class Suite(Protocol):
+    """A module that offers the environments of one simulator."""
+
+    def environments(self) -> tuple[str, ...]:
+        """Return the names of the environments, without the suite."""
+        ...
+
+    def make(self, name: str, *, image_size: int, render: bool) -> Environment:
+        """Open an environment."""
+        ...
+
+    def describe(self, name: str) -> type[Environment]:
+        """Return the class of an environment with its attributes set, without opening a simulator."""
         ...
 
 
 def environments() -> tuple[str, ...]:
-    """Every name `make` accepts, sorted."""
-    return tuple(sorted(f"{suite}/{name}" for suite in SUITES for name in _suite(suite).environments()))
+    """Return every name that `make` accepts, sorted; suites that cannot be imported are left out."""
+    found: list[str] = []
+    for suite in {*SUITES, *(point.name for point in entry_points(group=GROUP))}:
+        with suppress(SimulatorError):
+            found += [f"{suite}/{name}" for name in _suite(suite).environments()]
+    return tuple(sorted(found))
 
 
 def make(name: str, *, image_size: int = 96, render: bool = True) -> Environment:
-    """Open the environment called `name`, for example `metaworld/drawer-open-v3`.
+    """Open an environment, such as `metaworld/drawer-open-v3`.
 
-    `image_size` is the height and width of an observed image in pixels. With `render=False` no image is
-    observed and no graphics library is needed: for policies that see only the state.
+    Args:
+        name: Suite and environment.
+        image_size: Height and width of an observed image, in pixels.
+        render: Whether images are observed; without them no graphics library is needed.
 
     Raises:
-        SimulatorError: no such environment, or the simulator or its graphics library is missing.
+        SimulatorError: The environment is unknown, or the simulator or its graphics library is missing.
     """
-    suite, _, task = name.partition("/")
-    if suite not in SUITES or task not in _suite(suite).environments():
-        raise SimulatorError(_unknown(name))
-    return cast("Environment", _suite(suite).make(task, image_size=image_size, render=render))
+    suite, task = _find(name)
+    return suite.make(task, image_size=image_size, render=render)
 
 
 def describe(name: str) -> type[Environment]:
-    """The class of the environment called `name`, whose attributes tell its sizes, names and rate; nothing is opened.
+    """Return the class of an environment, whose attributes are its sizes, names and rate, without opening it.
 
     Raises:
-        SimulatorError: no such environment.
+        SimulatorError: The environment is unknown.
     """
+    suite, task = _find(name)
+    return suite.describe(task)
+
+
+def _find(name: str) -> tuple[Suite, str]:
     suite, _, task = name.partition("/")
-    if suite not in SUITES or task not in _suite(suite).environments():
+    found = _suite(suite)
+    if found is None or task not in found.environments():
         raise SimulatorError(_unknown(name))
-    return cast("type[Environment]", _suite(suite).describe(task))
+    return found, task
 
 
 def _suite(name: str) -> Any:
-    return import_module(f".{SUITES[name]}", __package__)
+    """Import a suite; None for an unknown name."""
+    plugins = [point for point in entry_points(group=GROUP) if point.name == name]
+    owners = [*(["policysmith"] if name in SUITES else []), *(point.value for point in plugins)]
+    if len(owners) > 1:
+        raise SimulatorError(
+            f"the simulator `{name}` is provided by {' and '.join(owners)}; uninstall or rename one"
+        )
+    if name in SUITES:
+        return import_module(f".{SUITES[name]}", __package__)
+    if not plugins:
+        return None
+    try:
+        return plugins[0].load()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SimulatorError(
+            f"the simulator `{name}` ({plugins[0].value}) cannot be imported: {reason}"
+        ) from error
 
 
 def _unknown(name: str) -> str:
-    known = environments()
     suite, _, task = name.partition("/")
-    message = f"no environment is called `{name}`."
-    by_task = {known_name.partition("/")[2]: known_name for known_name in known}
-    close = [f"`{by_task[found]}`" for found in get_close_matches(task or suite, by_task, n=3, cutoff=0.6)]
-    if close:
-        return f"{message} Did you mean {' or '.join(close)}?"
-    return f"{message} Known: {', '.join(known)}"
+    by_task = {known.partition("/")[2]: known for known in environments()}
+    meant = near(task or suite, by_task)
+    hint = f"did you mean `{by_task[meant]}`?" if meant else f"known: {', '.join(environments())}"
+    return f"unknown environment `{name}`; {hint}"

@@ -1,14 +1,14 @@
-"""Meta-World's fifty table-top tasks for a Sawyer arm, made reproducible.
+"""The fifty table-top tasks of Meta-World for a Sawyer arm, made reproducible.
 
     environment = make("push-v3", image_size=96, render=True)
 
-Four things differ from the package's own environments. A seed alone determines an episode: the model is
-put back to its first state, positions are drawn from the seed and then frozen for the reset, as the package's
-benchmarks do. The first image is up to date: the package moves fixtures without recomputing where they are.
-The view is the camera `corner2`, brought nearer and turned upright. And the policy's state is the hand's
-position in metres and the gripper's opening in [0, 1]: no object, no goal; both must be seen in the image.
+Four things differ from the package's own environments. The seed alone determines an episode: the model is
+reset to its initial state, and positions are drawn from the seed, then frozen for the reset, as in the
+package's benchmarks. The first image is up to date, although the package moves fixtures without updating
+their poses. The view is the camera `corner2`, moved closer and turned upright. The state is the hand's
+position in meters and the gripper's opening in [0, 1]; object and goal appear only in the image.
 
-The goal of reach, push and pick-place is a coloured dot of a pixel or two at 96 pixels.
+The goal of reach, push and pick-place is a colored dot of a pixel or two at 96 pixels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOVED_BY_TASKS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", 
 
 
 def environments() -> tuple[str, ...]:
-    """The names of the fifty tasks, such as `drawer-open-v3`."""
+    """Return the names of the fifty tasks, such as `drawer-open-v3`."""
     return tuple(INSTRUCTIONS)
 
 
@@ -46,14 +46,17 @@ def make(name: str, *, image_size: int, render: bool) -> MetaWorldEnvironment:
 
 
 def describe(name: str) -> type[MetaWorldEnvironment]:
-    """A task as a class of its own, with its name and instruction; the simulator is not needed."""
+    """Return a task as a class with its name and instruction; needs no simulator."""
     return type(
         "MetaWorldTask", (MetaWorldEnvironment,), {"name": f"metaworld/{name}", "task": INSTRUCTIONS[name]}
     )
 
 
 class MetaWorldEnvironment:
-    """One Meta-World task. Actions: the hand's motion in x, y, z in [-1, 1] of a centimetre, gripper effort.
+    """One Meta-World task.
+
+    An action is the hand's motion along x, y and z, in units of a centimeter within [-1, 1], and the
+    gripper's effort.
 
     Raises:
         SimulatorError: Meta-World, MuJoCo or the graphics library is missing, or the size is not positive.
@@ -89,7 +92,7 @@ class MetaWorldEnvironment:
         self._expert: Any = None
 
     def reset(self, seed: int) -> Observation:
-        """Begin the episode that `seed` alone determines. See `Environment.reset`."""
+        """Begin the episode of `seed`. See `Environment.reset`."""
         env = self._env
         env.seed(seed)
         env._freeze_rand_vec = False
@@ -119,9 +122,9 @@ class MetaWorldEnvironment:
         return StepResult(self._observe(), success=bool(info["success"]), done=bool(truncated))
 
     def render(self) -> Image:
-        """The view of `corner2` now, uint8 (image_size, image_size, 3). See `Environment.render`."""
+        """Return the view of `corner2`, uint8 (image_size, image_size, 3). See `Environment.render`."""
         if self._camera is None:
-            raise SimulatorError(f"{self.name} was made with render=False and draws no images")
+            raise SimulatorError(f"{self.name} was made with render=False; it draws no images")
         return self._camera.render(self._data)
 
     def close(self) -> None:
@@ -131,11 +134,11 @@ class MetaWorldEnvironment:
             self._camera = None
 
     def layout(self) -> NDArray[np.float64]:
-        """The object and goal coordinates in metres that the seed drew for this episode; size varies by task."""
+        """Return the coordinates of object and goal drawn by the seed, in meters; their number varies."""
         return np.array(self._env._last_rand_vec, dtype=np.float64)
 
     def expert_action(self) -> Action:
-        """The action (4,) of Meta-World's scripted expert, which knows object and goal, clipped to [-1, 1]."""
+        """Return the action (4,) of the scripted expert, which knows object and goal, clipped to [-1, 1]."""
         if self._expert is None:
             from metaworld.policies import ENV_POLICY_MAP
 
@@ -147,7 +150,7 @@ class MetaWorldEnvironment:
         return np.clip(action, -1.0, 1.0)
 
     def provenance(self) -> dict[str, Any]:
-        """Versions of the simulator and how its images are drawn."""
+        """Return the versions of the simulator and the settings of its renderer."""
         return {
             "versions": {package: version(package) for package in ("metaworld", "mujoco")},
             "renderer": {

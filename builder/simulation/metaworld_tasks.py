@@ -1,4 +1,4 @@
-"""Meta-World's fifty tasks and the instruction each is given in words."""
+"""Instructions of the fifty tasks of Meta-World."""
 
 INSTRUCTIONS = {
     "assembly-v3": "Place the nut onto the peg",

@@ -1,11 +1,11 @@
-"""Draws a MuJoCo model into memory through EGL, fast and the same every time.
+"""Fast, reproducible rendering of a MuJoCo model into memory through EGL.
 
-MuJoCo chooses its graphics library once, when it is first imported, from the environment variable
-`MUJOCO_GL`. `import_mujoco` sets it and is the only way this package imports MuJoCo. OSMesa is refused:
-freeing one renderer there silently corrupts the images of every other one in the process.
+MuJoCo chooses its graphics library when it is first imported, by the environment variable `MUJOCO_GL`.
+`import_mujoco` sets it and is the only way this package imports MuJoCo. OSMesa is rejected: freeing one
+renderer there silently corrupts the images of all others in the process.
 
-Shadows, reflections, skybox and multisampling are off: they cost nine tenths of the time at 128 pixels.
-A policy must be judged with the renderer its demonstrations were drawn with; `SETTINGS` is recorded with them.
+Shadows, reflections, skybox and multisampling are off; they take nine tenths of the time at 128 pixels. A
+policy must be evaluated with the renderer of its demonstrations, so `SETTINGS` is recorded with them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _open: WeakSet[OffscreenCamera] = WeakSet()
 
 
 def import_mujoco(*, render: bool) -> Any:
-    """Import MuJoCo, on EGL if images are wanted, and return the module.
+    """Import MuJoCo, with EGL if `render`, and return the module.
 
     Raises:
-        SimulatorError: MuJoCo is not installed, EGL is missing, or another graphics library is asked for.
+        SimulatorError: MuJoCo is not installed, EGL is missing, or another graphics library is selected.
     """
     if not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = "egl" if render or _has_egl() else "disable"
@@ -57,10 +57,10 @@ def import_mujoco(*, render: bool) -> Any:
 
 
 class OffscreenCamera:
-    """One fixed camera of one model; images are turned by half a circle where it is mounted upside down.
+    """A fixed camera of a model; its images are rotated by 180 degrees if it is mounted upside down.
 
     Raises:
-        SimulatorError: EGL refuses to open a context.
+        SimulatorError: EGL cannot open a context.
     """
 
     def __init__(self, mujoco: Any, model: Any, *, camera: str, size: int, upside_down: bool) -> None:
@@ -80,7 +80,7 @@ class OffscreenCamera:
         _open.add(self)
 
     def render(self, data: Any) -> Image:
-        """The view of the simulation state `data`, uint8 (size, size, 3)."""
+        """Return the view of the simulation state `data`, uint8 (size, size, 3)."""
         self._renderer.update_scene(data, camera=self._camera)
         image: Image = self._renderer.render()
         return np.ascontiguousarray(image[::-1, ::-1] if self._upside_down else image)
@@ -92,7 +92,7 @@ class OffscreenCamera:
 
 
 def _close_all() -> None:
-    """Registered after MuJoCo's exit handler that ends the display, so run before it: freeing later fails."""
+    """Free all renderers. Registered after MuJoCo's exit handler, so run before the display closes."""
     for camera in tuple(_open):
         with suppress(Exception):
             camera.close()

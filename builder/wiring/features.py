@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -12,6 +11,7 @@ from ...schemas.errors import PolicysmithError, SpecError
 from ...schemas.nodes import KeyPath
 from ...schemas.part import HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.wording import did_you_mean, near
 from .parts import Parts, Problem, Site, as_spec_error, because
 
 
@@ -109,9 +109,8 @@ def _resolve(
     for where, entry, kinds in entries:
         field, (name, _, output) = where or None, entry.partition(".")
         if name not in parts.sources:
-            near = difflib.get_close_matches(name, parts.sources, n=1)
             nouns = "backbones are" if not parts.necks else "backbones and necks are"
-            help = f"did you mean `{near[0]}`?" if near else f"{nouns}: {', '.join(parts.sources)}"
+            help = did_you_mean(name, parts.sources, f"{nouns}: {', '.join(parts.sources)}")
             thing = "backbone" if not parts.necks else "backbone or neck"
             message = f"`{kind}` reads `{entry}`, but no {thing} is called `{name}`"
             error = SpecError(message, field=field, label=f"no such {thing}", help=help)
@@ -130,8 +129,8 @@ def _resolve(
             help = _cure(entry, kinds, offered)
             if output and output not in offered:
                 message = f"{noun} `{kind}` reads `{entry}`, but {source} `{name}` publishes no `{output}`"
-                near = difflib.get_close_matches(output, offered, n=1)
-                help = f"did you mean `{name}.{near[0]}`?" if near else help
+                meant = near(output, offered)
+                help = f"did you mean `{name}.{meant}`?" if meant else help
             error = SpecError(message, field=field, label=f"`{entry}` does not fit", help=help)
             also = [(parts.sources[name].path, f"publishes {' and '.join(offered)}")]
             problems.append(Problem(reader.path, error, also, "E022 missing-input"))

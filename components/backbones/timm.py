@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Collection
 from functools import lru_cache, partial
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.wording import did_you_mean
 from ..base import Backbone, Batch, Facts, Feature
 from ..images.specs import check_normalization, fold_frames, frame_size, frames, image_features, unfold_frames
 from ..layers.batch_norms import with_norm
@@ -72,12 +72,11 @@ class Timm(Backbone):
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the specs of the outputs; raise SpecError for an unknown model or unreadable images."""
         if not timm.is_model(config.name):
-            near = difflib.get_close_matches(config.name, timm.list_models(), n=1)
             raise SpecError(
                 f"timm has no model `{config.name}`",
                 field="name",
                 label="unknown model",
-                help=f"did you mean `{near[0]}`?" if near else "`timm.list_models()` lists the models",
+                help=did_you_mean(config.name, timm.list_models(), "`timm.list_models()` lists the models"),
             )
         cameras = cls.reads(config, inputs)
         size, source = frame_size(cameras), next(iter(cameras))

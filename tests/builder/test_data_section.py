@@ -131,9 +131,9 @@ def test_a_missing_action_names_the_columns_and_the_mapping(openpi: Path, refuse
     [
         ({"action": "actoins"}, "no column `actoins`|did you mean `actions`?"),
         ({"action": ["actions", "griper"]}, "no column `griper`|did you mean `gripper`?"),
-        ({"actions": "actions"}, "`actions` is nothing that a policy reads|did you mean `action`?"),
-        ({"observation.images.x": "state"}, "column `state` is float32 [3]: no images|does not fit"),
-        ({"action": "observation.images.top"}, "is video [32, 64, 3]: no numbers|does not fit"),
+        ({"actions": "actions"}, "`actions` is not a feature that a policy reads|did you mean `action`?"),
+        ({"observation.images.x": "state"}, "column `state` is float32 [3], not images|does not fit"),
+        ({"action": "observation.images.top"}, "is video [32, 64, 3], not numbers|does not fit"),
         ({"observation.nothing": None}, "no column `observation.nothing`|"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_column_that_nothing_reads_may_hold_nan(tmp_path: Path, caplog: pytest
     add(root, "observation.effort", [2], lambda rows: np.full((rows, 2), np.nan))
     dataset, _ = Builder.from_recipe(recipe(root)).check().datasets()
     assert "observation.effort" not in dataset[0]
-    assert "`observation.effort` is left out" in caplog.text
+    assert "`observation.effort` is dropped" in caplog.text
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e28, 1e300])
@@ -192,7 +192,7 @@ def test_a_column_that_is_read_must_be_finite(tmp_path: Path, refused: Refused, 
     ]
     for more in readers:
         (found,) = refused(lambda more=more: Builder.from_recipe(recipe(root, **more)).check())
-        assert "`observation.effort` holds" in found.message
+        assert "`observation.effort` has the value" in found.message
         assert "in episode 0, frame 2, dimension 1" in found.message
         assert "columns: {observation.effort: null}" in found.help
     left_out = recipe(root, {"observation.effort": None}, **readers[0])
@@ -214,7 +214,7 @@ def test_images_kept_as_numbers_are_no_state(tmp_path: Path, caplog: pytest.LogC
     add(root, "observation.images.depth", [2, 3, 1], lambda rows: np.ones((rows, 2, 3, 1)))
     dataset, _ = Builder.from_recipe(recipe(root)).check().datasets()
     assert "observation.images.depth" not in dataset[0]
-    assert "images kept as numbers" in caplog.text
+    assert "images stored as numbers" in caplog.text
 
 
 def test_an_instruction_that_is_too_long_is_found_before_training(tmp_path: Path, refused: Refused) -> None:
@@ -242,8 +242,8 @@ def png(height: int, width: int, mode: str = "RGB") -> bytes:
     [
         (b"\x89PNG\r\n\x1a\nrest", "is not a readable image"),
         (png(32, 64)[:45], "is not a readable image"),
-        (png(64, 32), "measures 64 x 32 pixels (height x width), but meta/info.json says 32 x 64"),
-        (png(30_000, 30_000, mode="1"), "absurd size"),
+        (png(64, 32), "has 64 x 32 pixels (height x width), but meta/info.json specifies 32 x 64"),
+        (png(30_000, 30_000, mode="1"), "excessive size"),
     ],
 )
 def test_check_finds_a_corrupt_image(tmp_path: Path, refused: Refused, data: bytes, words: str) -> None:
@@ -283,7 +283,7 @@ def test_check_finds_a_bad_video(tmp_path: Path, refused: Refused, version: str,
         "missing": "is missing",
         "truncated": "cannot be decoded",
         "pipe": "a named pipe",
-        "short": "too soon",
+        "short": "too early",
     }
     (found,) = refused(lambda: Builder.from_recipe(recipe(root)).check())
     assert words[fault] in found.message

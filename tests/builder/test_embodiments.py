@@ -264,7 +264,7 @@ def test_an_observation_is_held_against_the_robot_s_own(
 def test_robots_do_not_share_an_episode(recipe: dict[str, Any]) -> None:
     policy = Builder.from_recipe(recipe).build()
     act(policy, "arm")
-    with pytest.raises(SpecError, match=r"drives `arm`, and this observation is of `dog`.*reset"):
+    with pytest.raises(SpecError, match=r"drives `arm`, but this observation is of `dog`.*reset"):
         policy.select_action({**OBSERVATIONS["dog"], "embodiment": "dog"})
     assert act(policy, "dog").shape == (6,)
 
@@ -300,7 +300,7 @@ def test_an_environment_is_asked_by_its_own_names(recipe: dict[str, Any], tmp_pa
         {"observation.state": 3},
         2,
     )
-    seen = needs.seen({"observation.images.top": 1, "observation.images.side": 2, "observation.state": 3})
+    seen = needs.select({"observation.images.top": 1, "observation.images.side": 2, "observation.state": 3})
     assert seen == {"observation.images.front": 1, "observation.state": 3, "embodiment": "arm"}
     with pytest.raises(SpecError, match="is missing"):
         needs_of(SavedPolicy.find(tmp_path))

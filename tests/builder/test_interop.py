@@ -168,14 +168,17 @@ def test_statistics_inside_the_weights_of_old_policies(theirs: Path, dataset: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda config: config.update(type="tdmpc"), "type `tdmpc` cannot be converted; these can: act"),
-        (lambda config: config.pop("type"), "no `type`, so it is no policy"),
+        (lambda config: config.update(type="tdmpc"), "type `tdmpc` cannot be converted, only act"),
+        (lambda config: config.pop("type"), "no `type`; name the directory"),
         (lambda config: config.update(n_encoder_layers=2), r"missing: model\.encoder\.layers\.1"),
         (
             lambda config: config["input_features"][STATE].update(shape=[5]),
-            r"\(5,\), and the dataset has \(4,\)",
+            r"\(5,\), but the dataset has \(4,\)",
         ),
-        (lambda config: config.update(dim_feedforward=8), r"hidden\.bias is \(16,\), the policy's is \(8,\)"),
+        (
+            lambda config: config.update(dim_feedforward=8),
+            r"hidden\.bias has shape \(16,\) instead of \(8,\)",
+        ),
         (
             lambda config: config["input_features"].update(
                 {"observation.depth": {"type": "STATE", "shape": [1]}}
@@ -184,11 +187,11 @@ def test_statistics_inside_the_weights_of_old_policies(theirs: Path, dataset: Pa
         ),
         (
             lambda config: config["normalization_mapping"].update(STATE="QUANTILE10"),
-            "normalised by QUANTILE10, which has no counterpart",
+            "normalized by QUANTILE10, which has no counterpart",
         ),
         (
             lambda config: config["normalization_mapping"].update(VISUAL="QUANTILES"),
-            "holds no `q01` of `observation.images.corner2`",
+            "lacks the `q01` of `observation.images.corner2`",
         ),
     ],
 )
@@ -206,7 +209,7 @@ def test_a_step_of_the_preprocessor_without_counterpart(theirs: Path, dataset: P
         value["steps"][0]["config"]["rename_map"] = {"a": "b"}
 
     edit(theirs / "policy_preprocessor.json", rename)
-    with pytest.raises(WeightsError, match="`rename_observations_processor` that has no counterpart"):
+    with pytest.raises(WeightsError, match="`rename_observations_processor` has no counterpart"):
         import_policy(theirs, data=dataset, output=tmp_path / "policy")
 
 
@@ -221,7 +224,7 @@ def test_files_that_are_missing_or_damaged(theirs: Path, dataset: Path, tmp_path
 
 def test_a_policy_without_counterpart_is_not_exported(tiny: dict[str, Any], tmp_path: Path) -> None:
     Builder.from_recipe(tiny).build().save_pretrained(tmp_path / "policy")
-    with pytest.raises(WeightsError, match="a head like `mlp`; these can be converted: act"):
+    with pytest.raises(WeightsError, match="a head like `mlp`; only act"):
         export_policy(tmp_path / "policy", output=tmp_path / "theirs")
 
 
@@ -291,7 +294,7 @@ def test_modes_of_single_dimensions_are_not_exported() -> None:
     gripper = {"type": "normalize", "dims": [{"key": "action", "dims": [-1], "mode": "binary"}]}
     part: Any = TRANSFORMS.get("normalize")
     resolved = [part.Config.model_validate(gripper).model_dump(mode="json")]
-    with pytest.raises(WeightsError, match="normalises whole keys"):
+    with pytest.raises(WeightsError, match="normalizes whole keys"):
         normalization.processor(
             {"recipe": {"transforms": resolved}}, {"action": {"type": "ACTION", "shape": [4]}}
         )

@@ -30,7 +30,7 @@ PROMPTS = {
 
 
 def recipe(kind: str, tiny: dict[str, Any], smolvlm: str) -> dict[str, Any]:
-    """A small policy of this kind, as a recipe would have it; `smolvlm` is a directory with model config and tokenizer."""
+    """Return a small policy of this kind, as in a recipe; `smolvlm` is a directory with model config and tokenizer."""
     tokenizer = smolvlm if kind == "smolvla" else "policysmith/tiny"
     vlm: dict[str, Any] = {"type": "vlm", "architecture": "policysmith/tiny-paligemma"}
     backbones: dict[str, Any] = {"vlm": vlm}
@@ -162,7 +162,7 @@ def test_what_is_written_is_what_lerobot_reads(there: There) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda recipe: recipe["transforms"].pop(1), r"another range than \[-1, 1\]"),
+        (lambda recipe: recipe["transforms"].pop(1), r"outside \[-1, 1\]"),
         (
             lambda recipe: recipe["transforms"][1].update(stats="imagenet"),
             "`normalize_image` with `stats: 'imagenet'`",
@@ -188,10 +188,10 @@ def test_unknown_steps_and_images_that_are_normalised_before_are_refused(
     path = there.theirs / "policy_preprocessor.json"
     held = json.loads(path.read_text())
     path.write_text(json.dumps({**held, "steps": [*held["steps"], {"registry_name": "other"}]}))
-    with pytest.raises(WeightsError, match="`other` that has no counterpart"):
+    with pytest.raises(WeightsError, match="`other` has no counterpart"):
         import_policy(there.theirs, data=there.data, output=tmp_path / "back")
     images = [{"type": "normalize_image", "stats": "imagenet"}]
-    with pytest.raises(WeightsError, match="normalised before"):
+    with pytest.raises(WeightsError, match="normalized before"):
         pi0.transforms({}, images)
 
 

@@ -135,8 +135,8 @@ def test_all_that_the_data_lacks_at_once(wrong: Wrong) -> None:
 def test_a_camera_or_an_episode_twice(wrong: Wrong) -> None:
     found = wrong({"data.cameras": ["corner2", "corner2"], "data.episodes": [0, 1, 0]})
     assert {finding.message for finding in found} == {
-        "`data.cameras` must not name anything twice",
-        "`data.episodes` must not name anything twice",
+        "`data.cameras` must not contain duplicates",
+        "`data.episodes` must not contain duplicates",
     }
 
 
@@ -241,7 +241,7 @@ def test_actions_of_the_past_are_not_executed(wrong: Wrong) -> None:
         == "`policy.execute`: cannot execute 4 actions of a chunk of 4, of which 1 lies in the past"
     )
     (finding,) = wrong({"policy.execute": None, "data.past_actions": 4})
-    assert finding.message == "`data.past_actions`: of a chunk of 4 actions, 4 were done before now"
+    assert finding.message == "`data.past_actions`: of a chunk of 4 actions, 4 lie in the past"
     assert finding.span.text == "4"
 
 

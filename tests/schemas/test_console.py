@@ -93,9 +93,6 @@ def test_train(called: list[tuple[str, Namespace]], recipe: str) -> None:
 @pytest.mark.parametrize(
     ("words", "function", "values"),
     [
-        (["list"], "listing", {"kind": None}),
-        (["list", "heads"], "listing", {"kind": "heads"}),
-        (["explain", "backbones.vit"], "explain", {"topic": "backbones.vit"}),
         (["schema", "--write"], "schema", {"write": True}),
         (
             ["evaluate", "runs/x", "--episodes", "3", "--control", "blind", "--open-loop"],
@@ -132,13 +129,12 @@ def test_verbs(
     assert {key: getattr(args, key) for key in values} == values
 
 
-@pytest.mark.parametrize("verb", ["check", "render"])
 def test_recipes_are_judged_before_anything_is_imported(
-    called: list[tuple[str, Namespace]], recipe: str, verb: str, capsys: pytest.CaptureFixture[str]
+    called: list[tuple[str, Namespace]], recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert policysmith([verb, recipe]) == 0
-    assert policysmith([verb, recipe, "-o", "training.steps=0"]) == console.INVALID_RECIPE
-    assert [name for name, _ in called] == [verb]
+    assert policysmith(["check", recipe]) == 0
+    assert policysmith(["check", recipe, "-o", "training.steps=0"]) == console.INVALID_RECIPE
+    assert [name for name, _ in called] == ["check"]
     assert "-o training.steps=0" in capsys.readouterr().err
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from policysmith.builder.recipe.load import load_recipe
-from policysmith.schemas.composition import composed, resolved
+from policysmith.schemas import console
+from policysmith.schemas.commands import rendered
+from policysmith.schemas.composition import composed, places, resolved
 from policysmith.schemas.defaults import with_defaults
 from policysmith.schemas.difference import differences, side
-from policysmith.schemas.document import read
+from policysmith.schemas.document import parse, read
 from policysmith.schemas.errors import CheckpointError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -54,3 +57,31 @@ def test_a_directory_without_a_policy_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"recipe": 3}')
     with pytest.raises(CheckpointError, match="holds no recipe"):
         side(tmp_path)
+
+
+def test_a_rendered_recipe_is_the_recipe_with_and_without_origins() -> None:
+    for path in ALL:
+        document = resolved(composed(read(path)))
+        wanted = with_defaults(document.value)
+        for shown in (None, document):
+            text = rendered(wanted, shown)
+            assert parse(text).value == wanted, path
+        assert text.count("#") >= sum(1 for _ in places(document)) // 2
+
+
+def test_origins_name_file_override_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    act = RECIPES / "tiny" / "act.yaml"
+    assert console.policysmith(["render", str(act), "--origins", "-o", "training.seed=3"]) == console.OK
+    lines = {line.split(":")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert lines["width"].endswith(f"# {act}:20:12")
+    assert lines["seed"].endswith("# <command line>:1:18")
+    assert lines["accumulate"].endswith("# default")
+
+
+def test_the_console_tells_whether_recipes_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    act, pi0 = (str(RECIPES / "tiny" / f"{name}.yaml") for name in ("act", "pi0"))
+    assert console.policysmith(["diff", act, act]) == 0
+    assert capsys.readouterr().out == ""
+    assert console.policysmith(["diff", act, pi0, "--format", "json"]) == 1
+    paths = [difference["path"] for difference in json.loads(capsys.readouterr().out)]
+    assert {"name", "policy.head"} <= set(paths)

@@ -1,15 +1,16 @@
-"""The frame cache: every camera file decoded once into raw uint8 frames.
+"""Frame cache: every camera file, decoded once into raw uint8 frames.
 
-Each source file has one directory, named by a hash of the file's content and of the decoder:
+Each source file has one directory, named by a hash of the file's content and the decoder:
 
     <cache root>/<key>/frames.u8        uint8 (N, 3, H, W), no header
                        timestamps.npy   float64 (N,), seconds since the first frame
                        index.json       counts, sizes and the SHA-256 of both files
 
-It is written under another name and renamed when whole, with a lock file to keep two processes from doing the
-same work. Files are held against their digests when they are opened, once as long as they do not change, and built
-again where they differ. Frames are read, not mapped, so that a file that is cut meanwhile is an error and no signal.
-Directories are for their owner alone. The root is `$POLICYSMITH_CACHE`, or `policysmith/frames` in the XDG cache directory.
+A directory is written under a temporary name and renamed when complete; a lock file keeps two processes from
+doing the same work. Files are compared with their digests when they are opened, once as long as they do not
+change, and rebuilt if they differ. Frames are read rather than mapped, so that a file truncated meanwhile
+raises an error instead of a signal. Directories are private to their owner. The root is `$POLICYSMITH_CACHE`,
+or `policysmith/frames` in the XDG cache directory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import logging
 import os
 import shutil
 import tempfile
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +51,7 @@ _MAX_FILES_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class FrameFile:
-    """The decoded frames of one source file: `frames` of them, each `height` x `width` pixels."""
+    """Decoded frames of one source file, each of `height` x `width` pixels."""
 
     directory: Path
     source: Path
@@ -58,27 +60,28 @@ class FrameFile:
     width: int
 
     def open(self) -> FrameReader:
-        """The frames, to be read one by one.
+        """Open the file for reading single frames.
 
         Raises:
-            DatasetError: the cache was removed or cut since the dataset was opened.
+            DatasetError: The cache was removed or truncated since the dataset was opened.
         """
         return FrameReader(self)
 
     def timestamps(self) -> npt.NDArray[np.float64]:
-        """Seconds since the first frame, float64 (N,)."""
+        """Return the seconds since the first frame, float64 (N,)."""
         times: npt.NDArray[np.float64] = np.load(self.directory / TIMES)
         return times
 
 
 class FrameReader:
-    """Reads frames of one file, which stays open."""
+    """Reader of the frames of one file, which stays open as long as the reader exists."""
 
     def __init__(self, file: FrameFile) -> None:
         self._directory, self._frame = file.directory, 3 * file.height * file.width
         with self._explained():
-            self._file = (file.directory / FRAMES).open("rb", buffering=0)
-            size = os.fstat(self._file.fileno()).st_size
+            self._descriptor = os.open(file.directory / FRAMES, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._descriptor)
+            size = os.fstat(self._descriptor).st_size
             if size != file.frames * self._frame:
                 raise OSError(f"{size} bytes instead of {file.frames * self._frame}")
 
@@ -86,14 +89,14 @@ class FrameReader:
         """Copy one frame into a contiguous uint8 array (3, H, W).
 
         Raises:
-            DatasetError: it cannot be read, or is not there any more.
+            DatasetError: The frame cannot be read.
         """
         with self._explained():
             left = out.data.cast("B")
             while left:
-                done = os.preadv(self._file.fileno(), [left], (frame + 1) * self._frame - len(left))
+                done = os.preadv(self._descriptor, [left], (frame + 1) * self._frame - len(left))
                 if done == 0:
-                    raise OSError(f"it ends before frame {frame}")
+                    raise OSError(f"the file ends before frame {frame}")
                 left = left[done:]
 
     @contextlib.contextmanager
@@ -102,17 +105,17 @@ class FrameReader:
             yield
         except OSError as error:
             raise DatasetError(
-                f"the cached frames in {self._directory} are gone or damaged ({error.strerror or error}). "
-                "Start again: they are rebuilt when the dataset is opened"
+                f"the cached frames in {self._directory} are missing or damaged ({error.strerror or error}); "
+                "start again, and they are rebuilt when the dataset is opened"
             ) from error
 
 
 class _DamagedError(Exception):
-    """A cache directory is not what its index says."""
+    """Raised when a cache directory does not match its index."""
 
 
 def cache_root() -> Path:
-    """The directory of the frame cache, which need not exist yet."""
+    """Return the directory of the frame cache, which may not exist yet."""
     chosen = os.environ.get("POLICYSMITH_CACHE")
     if chosen:
         return expanded(chosen).absolute()
@@ -121,17 +124,17 @@ def cache_root() -> Path:
 
 
 def cache_frames(sources: Sequence[FrameSource]) -> list[FrameFile]:
-    """Decode every source that is not in the cache yet, several at a time, and return where each one lies.
+    """Decode the sources that are not cached yet, several at a time, and return the files of all.
 
     Raises:
-        DatasetError: a source is damaged, or the cache cannot be written or is too small for what is missing.
+        DatasetError: A source is damaged, or the cache cannot be written to or lacks space.
     """
     root = cache_root()
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DatasetError(
-            f"the frame cache {root} cannot be created ({error.strerror}). Set POLICYSMITH_CACHE to a writable directory"
+            f"the frame cache {root} cannot be created ({error.strerror}); set POLICYSMITH_CACHE to a writable directory"
         ) from error
     pool = ThreadPoolExecutor(max_workers=min(_MAX_FILES_AT_ONCE, os.cpu_count() or 1))
     try:
@@ -157,8 +160,8 @@ def _check_space(root: Path, missing: Sequence[FrameSource]) -> None:
     free = shutil.disk_usage(root).free
     if needed > free:
         raise DatasetError(
-            f"decoding {len(missing)} files needs {needed / 1e9:.3g} GB in {root}, which has {free / 1e9:.3g} GB free. "
-            "Free some space there, set POLICYSMITH_CACHE to a larger disk, or choose fewer episodes or cameras"
+            f"decoding {len(missing)} files needs {needed / 1e9:.3g} GB in {root}, which has {free / 1e9:.3g} GB free; "
+            "free some space there, set POLICYSMITH_CACHE to a larger disk, or choose fewer episodes or cameras"
         )
     _logger.info("decoding %d files into %s (%.3g GB)", len(missing), root, needed / 1e9)
 
@@ -174,7 +177,7 @@ def _cached(root: Path, key: str, source: FrameSource) -> FrameFile:
                 return _validated(root, directory, source)
             except _DamagedError as damage:
                 _logger.warning(
-                    "the cached frames of %s are damaged or of another version (%s): decoding again",
+                    "the cached frames of %s are damaged or of another version (%s); decoding again",
                     source.path,
                     damage,
                 )
@@ -187,7 +190,7 @@ def _cached(root: Path, key: str, source: FrameSource) -> FrameFile:
         return _validated(root, directory, source)
     except _DamagedError as damage:
         raise DatasetError(
-            f"the frames just written to {directory} are damaged ({damage}). Check the disk"
+            f"the frames just written to {directory} are damaged ({damage}); check the disk"
         ) from None
 
 
@@ -205,17 +208,17 @@ def _validated(root: Path, directory: Path, source: FrameSource) -> FrameFile:
         times = np.load(directory / TIMES).shape
     except PermissionError as error:
         raise DatasetError(
-            f"the cached frames in {directory} belong to another user. Set POLICYSMITH_CACHE to a directory of your own"
+            f"the cached frames in {directory} belong to another user; set POLICYSMITH_CACHE to your own directory"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RecursionError) as error:
-        raise _DamagedError(f"its files are incomplete: {error!r}") from error
+        raise _DamagedError(f"files are incomplete: {error!r}") from error
     if times != (count,):
         raise _DamagedError(f"{TIMES} has the shape {times} for {count} frames")
     file = FrameFile(directory, source.path, count, height, width)
     if (height, width) != (source.height, source.width):
         raise DatasetError(
-            f"{source.path}: its frames measure {height} x {width} pixels, but meta/info.json says "
-            f"{source.height} x {source.width}. Correct info.json or convert the dataset again"
+            f"{source.path} has frames of {height} x {width} pixels (height x width), but meta/info.json specifies "
+            f"{source.height} x {source.width}; correct info.json or convert the dataset again"
         )
     return file
 
@@ -232,8 +235,8 @@ def _build(root: Path, key: str, source: FrameSource) -> None:
         if (root / key).exists():
             return
         raise DatasetError(
-            f"the frames of {source.path} cannot be written to {root} ({error.strerror or error}). "
-            "Free some space there or set POLICYSMITH_CACHE to another directory"
+            f"the frames of {source.path} cannot be written to {root} ({error.strerror or error}); "
+            "free some space there or set POLICYSMITH_CACHE to another directory"
         ) from error
     finally:
         if work is not None and work.exists():
@@ -241,7 +244,7 @@ def _build(root: Path, key: str, source: FrameSource) -> None:
 
 
 def _write(directory: Path, source: FrameSource) -> dict[str, str]:
-    """Decode into a directory; gives the SHA-256 of what was written, by file."""
+    """Decode into a directory, and return the SHA-256 of each file written."""
     times: list[float] = []
     frames = hashlib.sha256()
     with (directory / FRAMES).open("wb") as file:
@@ -254,7 +257,7 @@ def _write(directory: Path, source: FrameSource) -> dict[str, str]:
         os.fsync(file.fileno())
     if not times:
         raise DatasetError(
-            f"{source.path} holds no frames. It is probably truncated: download or copy it again"
+            f"{source.path} has no frames; it is probably truncated, so download or copy it again"
         )
     np.save(directory / TIMES, np.asarray(times, dtype=np.float64))
     written = {FRAMES: frames.hexdigest(), TIMES: plain_digest(directory / TIMES)}
@@ -272,13 +275,13 @@ def _write(directory: Path, source: FrameSource) -> dict[str, str]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold an exclusive lock; False where the file system has none, and two processes may do the same work."""
+    """Hold an exclusive lock while the context is active; yields False if the file system has no locks."""
     try:
         file = path.open("a")
     except OSError as error:
         raise DatasetError(
-            f"the frame cache {path.parent} cannot be written to ({error.strerror}). "
-            "Set POLICYSMITH_CACHE to a writable directory"
+            f"the frame cache {path.parent} cannot be written to ({error.strerror}); "
+            "set POLICYSMITH_CACHE to a writable directory"
         ) from error
     with file:
         try:

@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered between runs so that large ones are not read again each time."""
+"""SHA-256 digests of files, cached so that large files are read only once."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from pathlib import Path
 from ..lerobot.files import require_file
 
 _SETTLED_SECONDS = 3.0
-"""Age at which a file's times of last change tell one change from the next, on any file system."""
+"""Age beyond which the time stamps of a file distinguish later changes, on any file system."""
 _OWN_SETTLED_SECONDS = 0.05
-"""The same for a file that this process has just written into a directory of its own."""
+"""The same for a file that this process has just written into a private directory."""
 
 
 def file_digest(path: Path, *, memory: Path) -> str:
-    """The SHA-256 of a dataset file's content, in hex, remembered as by `digest`.
+    """Return the SHA-256 of a dataset file, in hex, cached like that of `digest`.
 
     Raises:
-        DatasetError: the file is missing, empty or a git-LFS pointer.
+        DatasetError: The file is missing, empty or a git-LFS pointer.
     """
     return digest(require_file(path), memory=memory)
 
 
 def digest(path: Path, *, memory: Path) -> str:
-    """The SHA-256 of a file's content, in hex.
+    """Return the SHA-256 of a file, in hex.
 
-    `memory` is a directory of remembered digests, each valid while the file's size, inode and times of last
-    change stay the same. A file changed within the last seconds is never remembered, because the clock of
-    a file system is too coarse to tell a second change from the first.
+    `memory` is a directory of cached digests, each valid while the size, inode and time stamps of the file
+    stay the same. The digest of a file changed within the last seconds is not cached, because the clock of a
+    file system is too coarse to distinguish a second change.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     stat = path.stat()
     note = _note(path, memory)
@@ -50,13 +50,13 @@ def digest(path: Path, *, memory: Path) -> str:
 
 
 def plain_digest(path: Path) -> str:
-    """The same, read in any case. Raises OSError."""
+    """Return the SHA-256 of a file without the cache, or raise OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remember(path: Path, sha256: str, *, memory: Path) -> None:
-    """Note the digest of a file that this process has just written and that nobody else writes to."""
+    """Cache the digest of a file that this process has just written and that no other process writes to."""
     with contextlib.suppress(OSError):
         stat = path.stat()
         if _age(stat) > _OWN_SETTLED_SECONDS:
@@ -76,7 +76,7 @@ def _age(stat: os.stat_result) -> float:
 
 
 def _remember(note: Path, stat: os.stat_result, sha256: str) -> None:
-    """Write atomically; a cache that cannot be written only costs time."""
+    """Write a digest atomically; failures are ignored, as they only cost time."""
     text = json.dumps({"state": _state(stat), "sha256": sha256})
     with contextlib.suppress(OSError):
         note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""A look at a camera's files before a run: all are there, and some of them are opened and decoded in part.
+"""Check of a camera's files before a run: all exist, and some are decoded in part.
 
-The cost is bounded whatever the size of the dataset. Every file is asked for its size; `FILES` of a camera are opened,
-those with the fewest bytes a frame among them, as a truncated file has. Of a video the first and the last frame are
-decoded, of images in parquet files as many as `PIXELS` allow.
+The cost does not grow with the dataset, except for the size of each file. `FILES` of a camera are opened,
+including those with the fewest bytes per frame, which may be truncated. The first and the last frame of a
+video are decoded, and as many images of parquet files as `PIXELS` allows.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from ....schemas.errors import DatasetError
 from ..lerobot.features import Camera, Storage
 from ..lerobot.files import require_file
 from ..lerobot.layout import EpisodeInfo, Layout
-from .decoding import FrameSource, decode_image, image_cells, image_sized, open_video
+from .decoding import FrameSource, check_size, decode_image, image_cells, open_video
 from .store import frame_sources
 
 FILES = 48
 PIXELS = 50_000_000
 _POINTER = 1_024
-"""Bytes under which a file is looked into, as it may be a pointer to another."""
+"""Size in bytes below which a file may be a pointer to its content."""
 
 
 def probe_cameras(layout: Layout, cameras: Sequence[Camera], episodes: Sequence[EpisodeInfo]) -> None:
-    """Look at the files of `cameras` for `episodes`.
+    """Check the files of `cameras` for `episodes`.
 
     Raises:
-        DatasetError: a file is missing, empty or damaged, holds images of another size than the metadata says, or
-            ends before the rows that it belongs to.
+        DatasetError: A file is missing, empty or damaged, differs from the metadata in the size of its
+            images, or ends before its last row.
     """
     for camera in cameras:
         sources = frame_sources(layout, camera, episodes)
@@ -61,12 +61,12 @@ def _probe_video(source: FrameSource, fps: float) -> None:
     with open_video(source.path) as (container, stream):
         begin = end = None
         for frame in container.decode(stream):
-            image_sized(source, frame.height, frame.width)
+            check_size(source, frame.height, frame.width)
             begin = frame.time
             break
         if begin is None:
             raise DatasetError(
-                f"{source.path} holds no frames. It is probably truncated: download or copy it again"
+                f"{source.path} has no frames; it is probably truncated, so download or copy it again"
             )
         last = begin + (source.frames - 1) / fps
         container.seek(max(int(last / stream.time_base), 0), stream=stream, backward=True)
@@ -74,11 +74,11 @@ def _probe_video(source: FrameSource, fps: float) -> None:
             end = frame.time
             if end is not None and end > last - 0.5 / fps:
                 return
-    shown = "none later" if end is None else f"the last at {end - begin:.3f} s"
+    shown = "end before" if end is None else f"end at {end - begin:.3f} s"
     raise DatasetError(
-        f"{source.path} ends too soon: its {source.frames} rows reach to {last - begin:.3f} s at the {fps:g} fps of "
-        f"meta/info.json, but of its frames {shown} is shown. It is truncated, or has another frame rate: download or "
-        "convert the dataset again"
+        f"{source.path} ends too early: its {source.frames} rows reach {last - begin:.3f} s at the {fps:g} fps of "
+        f"meta/info.json, but its frames {shown}; it is truncated or has another frame rate, so download or convert the "
+        "dataset again"
     )
 
 

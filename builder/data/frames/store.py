@@ -1,11 +1,11 @@
-"""The frames of one camera for chosen episodes, aligned with the rows of their table.
+"""Frames of a camera for chosen episodes, aligned with the rows of their table.
 
     stores = open_cameras(layout, layout.choose_cameras(["top"]), layout.episodes)
     stores["top"].read([0, 1])      # uint8 (2, 3, H, W)
 
-In v2.x an episode begins with its own mp4, in v3.0 at a time of one that several share. The frame shown then is looked
-up among the frames' real times, and each row's frame must be shown when the row is due, so that an uneven video or one
-of another frame rate is noticed. Frames that are left over at the end, as recorders may leave, are not used.
+In v2.x an episode has its own mp4; in v3.0 it begins at a time stamp of a shared one. Its first frame is
+found by the actual times of the frames, and the time of every later frame must match its row, so that uneven
+videos and other frame rates are detected. Surplus frames at the end, which some recorders leave, are ignored.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _SURPLUS = 5
-"""Frames that a video may hold after its last row."""
+"""Number of frames allowed after the last row."""
 _OFFSET, _DRIFT = 0.25, 0.1
-"""Tolerance, in frames, of the time at which an episode's first frame, and any later one relative to it, is shown."""
+"""Tolerance, in frames, of the time of an episode's first frame, and of later frames relative to it."""
 
 
 class FrameStore:
-    """Maps row numbers of an episode table to decoded frames. Can be pickled; files are opened on first use."""
+    """Map from rows of an episode table to decoded frames; can be pickled, opens files on first use."""
 
     def __init__(
         self, files: Sequence[FrameFile], *, file_of: npt.NDArray[np.int64], frame_of: npt.NDArray[np.int64]
     ) -> None:
-        """`file_of` and `frame_of` (N,) give, for each row, the position in `files` and the frame within it."""
+        """Map each row to a position in `files` (`file_of`, (N,)) and a frame of that file (`frame_of`, (N,))."""
         self._files, self._file_of, self._frame_of = tuple(files), file_of, frame_of
         self._readers: list[FrameReader | None] = [None] * len(self._files)
         self.height, self.width = self._files[0].height, self._files[0].width
@@ -55,7 +55,7 @@ class FrameStore:
         """Copy the frames of `rows` (T,) into a new uint8 array (T, 3, H, W).
 
         Raises:
-            DatasetError: the cache was removed or cut since the dataset was opened.
+            DatasetError: The cache was removed or truncated since the dataset was opened.
         """
         out = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
         for position, row in enumerate(rows):
@@ -72,7 +72,7 @@ class FrameStore:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """An episode's frames begin at frame `first_row` (images) or at `seconds` (video) of `path`."""
+    """Start of an episode's frames in `path`: frame `first_row` (images) or `seconds` (video)."""
 
     path: Path
     first_row: int
@@ -82,11 +82,11 @@ class _Span:
 def open_cameras(
     layout: Layout, cameras: Sequence[Camera], episodes: Sequence[EpisodeInfo]
 ) -> dict[str, FrameStore]:
-    """Decode (or find in the cache) what `cameras` saw in `episodes`; returns one store a camera, by its name.
+    """Decode the frames of `cameras` in `episodes`, unless cached, and return a store per camera.
 
     Raises:
-        DatasetError: a video is missing or damaged, its frames do not match the episodes' rows, or the cache
-            has no room.
+        DatasetError: A video is missing or damaged, its frames do not match the rows of the episodes, or the
+            cache lacks space.
     """
     sources: dict[tuple[str, Path], FrameSource] = {}
     for camera in cameras:
@@ -105,7 +105,7 @@ def open_cameras(
 
 
 def frame_sources(layout: Layout, camera: Camera, episodes: Sequence[EpisodeInfo]) -> dict[Path, FrameSource]:
-    """Return the files that hold what a camera saw in `episodes`. Raise DatasetError where some are missing."""
+    """Return the files of a camera for `episodes`, or raise DatasetError if some are missing."""
     _check_present(camera, episodes)
     expected = _expected_frames(layout, camera)
     column = camera.key if camera.storage is Storage.IMAGE else ""
@@ -126,7 +126,7 @@ def _check_surplus(camera: Camera, files: Mapping[Path, tuple[FrameFile, FrameSo
     if spare:
         path, count = next(iter(spare.items()))
         _logger.warning(
-            "camera `%s`: %d of %d videos hold more frames than rows, such as %s with %d more; those at the end are not used",
+            "camera `%s`: %d of %d videos have more frames than rows, such as %s with %d more; those at the end are ignored",
             camera.name,
             len(spare),
             len(files),
@@ -137,13 +137,11 @@ def _check_surplus(camera: Camera, files: Mapping[Path, tuple[FrameFile, FrameSo
 
 def _frame_count(path: Path, found: int, expected: int) -> DatasetError:
     if found < expected:
-        cause = "The video is truncated or belongs to another version"
+        cause = "the video is truncated or belongs to another version"
     else:
-        cause = (
-            f"{found - expected} frames too many: the video belongs to another version, or rows are missing"
-        )
+        cause = "the video belongs to another version, or rows are missing"
     return DatasetError(
-        f"{path} has {found} frames, but the metadata gives it {expected} rows. {cause}: download or convert the "
+        f"{path} has {found} frames, but the metadata expects {expected}; {cause}, so download or convert the "
         "dataset again"
     )
 
@@ -180,18 +178,18 @@ def _check_present(camera: Camera, episodes: Sequence[EpisodeInfo]) -> None:
     absent = [(index, path) for index, path in places if path in missing]
     if absent:
         if len(absent) == len(episodes):
-            extent, cure = "any of", "leave this camera out"
+            extent, cure = "any of", "leave out this camera"
         else:
             shown = ", ".join(str(index) for index, _ in absent[:8]) + (", ..." if len(absent) > 8 else "")
             extent, cure = f"{len(absent)} ({shown}) of", "choose the other episodes"
         raise DatasetError(
             f"{absent[0][1]} is missing: camera `{camera.name}` has no video for {extent} the {len(episodes)} chosen "
-            f"episodes. Download the files, or {cure}"
+            f"episodes; download the files or {cure}"
         )
 
 
 def _expected_frames(layout: Layout, camera: Camera) -> dict[Path, int]:
-    """The frames that each file must have: up to the end of the last episode in it."""
+    """Return the number of frames that each file must have, up to the end of its last episode."""
     expected: dict[Path, int] = {}
     for episode in layout.episodes:
         span = _span(camera, episode)
@@ -201,7 +199,7 @@ def _expected_frames(layout: Layout, camera: Camera) -> dict[Path, int]:
 
 
 def _first_frame(times: npt.NDArray[np.float64], span: _Span, episode: EpisodeInfo, fps: float) -> int:
-    """The frame shown at the episode's begin. Raise DatasetError where it, or one after it, is shown at another time."""
+    """Return the first frame of an episode, or raise DatasetError if the times do not match."""
     after = int(np.searchsorted(times, span.seconds))
     first = min(
         (max(after - 1, 0), min(after, len(times) - 1)), key=lambda frame: abs(times[frame] - span.seconds)
@@ -215,13 +213,13 @@ def _first_frame(times: npt.NDArray[np.float64], span: _Span, episode: EpisodeIn
     frame = 0 if abs(off[0]) > _OFFSET / fps else int(wrong[0])
     rate = 1.0 / float(np.median(np.diff(times))) if len(times) > 1 else fps
     if abs(rate - fps) > 0.02 * fps:
-        cause = f"The video has {rate:.4g} frames per second, not the {fps:g} of meta/info.json"
+        cause = f"the video has {rate:.4g} frames per second, not the {fps:g} of meta/info.json"
     elif frame:
-        cause = "Frames were dropped, doubled or recorded unevenly"
+        cause = "frames were dropped, duplicated or recorded unevenly"
     else:
-        cause = "The episode's `from_timestamp` does not fall on a frame"
+        cause = "the `from_timestamp` of the episode does not match a frame"
     raise DatasetError(
         f"{span.path}: frame {frame} of episode {episode.index} is due at {due[frame]:.3f} s, but the video shows it "
-        f"at {shown[frame]:.3f} s ({abs(off[frame]) * fps:.2g} frames off). {cause}: correct the metadata or convert the "
-        "dataset again"
+        f"at {shown[frame]:.3f} s ({abs(off[frame]) * fps:.2g} frames off); {cause}, so correct the metadata or convert "
+        "the dataset again"
     )

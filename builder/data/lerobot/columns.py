@@ -1,8 +1,9 @@
-"""A dataset's own columns under the names that a policy reads: renamed, joined, or left out.
+"""Mapping of a dataset's columns to the features of a policy: renamed, concatenated, or dropped.
 
-    map_columns(features, {"action": ["action.arm", "action.gripper"], "observation.effort": None}, path=info_path)
+    map_columns(features, {"action": ["action.arm", "action.gripper"], "observation.effort": None},
+    path=info_path)
 
-Columns that are named on the right are no longer there under their own name. Joined columns stand side by side in the
+Columns on the right are no longer available under their own names. Joined columns are concatenated in the
 order of the list; a column of several dimensions is flattened row by row.
 """
 
@@ -11,11 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from ....schemas.errors import DatasetError, SpecError
 from ....schemas.specs import IMAGES
+from ....schemas.wording import did_you_mean, near
 from .features import ACTION, OBSERVATION, STATE, Feature, flat_names
 
 Columns = Mapping[str, str | Sequence[str] | None]
@@ -26,10 +27,10 @@ _SYNONYMS = {ACTION: ("actions", "action"), STATE: ("state", "states", "observat
 def map_columns(
     features: Mapping[str, Feature], columns: Columns | None, *, path: Path
 ) -> dict[str, Feature]:
-    """Return the features of a dataset, whose info.json is `path`, by the names that `columns` gives them.
+    """Return the features of a dataset, whose info.json is `path`, under the names in `columns`.
 
     Raises:
-        DatasetError: as the first of `column_faults`.
+        DatasetError: With the first of `column_faults`.
     """
     if not columns:
         return dict(features)
@@ -39,23 +40,22 @@ def map_columns(
     mapped = {key: feature for key, feature in features.items() if key not in used and key not in columns}
     for key, source in columns.items():
         if source is not None:
-            mapped[key] = _joined(key, [features[name] for name in _listed(source)])
+            mapped[key] = _concatenated(key, [features[name] for name in _listed(source)])
     return mapped
 
 
 def column_faults(features: Mapping[str, Feature], columns: Columns) -> Iterator[SpecError]:
-    """Yield what is wrong with `columns`; the `field` of each error is the key, or the key and the position in its list."""
+    """Yield the faults of `columns`; the `field` of each is a key, or a key and a position in its list."""
     for key, source in columns.items():
         if source is None:
             if key not in features:
                 yield _unknown(key, features, key)
             continue
         if key != ACTION and not key.startswith(OBSERVATION):
-            near = get_close_matches(key, (ACTION, STATE), n=1, cutoff=0.5)
             yield SpecError(
-                f"`{key}` is nothing that a policy reads",
+                f"`{key}` is not a feature that a policy reads",
                 field=key,
-                label=f"did you mean `{near[0]}`?" if near else "not read",
+                label=did_you_mean(key, (ACTION, STATE), "not read", cutoff=0.5),
                 help=f"columns become `{ACTION}`, `{STATE}`, `{OBSERVATION}<name>` or `{IMAGES}<camera>`",
             )
             continue
@@ -65,17 +65,17 @@ def column_faults(features: Mapping[str, Feature], columns: Columns) -> Iterator
             if name not in features:
                 yield _unknown(name, features, field)
             elif names.index(name) < position:
-                yield SpecError(f"`{key}` names the column `{name}` twice", field=field, label="again")
+                yield SpecError(f"`{key}` names the column `{name}` twice", field=field, label="duplicate")
             elif reason := _unfit(key, features[name], len(names)):
                 yield SpecError(
-                    f"column `{name}` is {describe(features[name])}: {reason}",
+                    f"column `{name}` is {describe(features[name])}, {reason}",
                     field=field,
                     label="does not fit",
                 )
 
 
 def unread_columns(features: Mapping[str, Feature]) -> dict[str, str]:
-    """Describe the columns that are neither a camera, nor numbers that a policy may read, nor LeRobot's bookkeeping."""
+    """Describe the columns that are neither cameras, nor features of a policy, nor LeRobot's bookkeeping."""
     return {
         key: describe(feature)
         for key, feature in features.items()
@@ -84,22 +84,22 @@ def unread_columns(features: Mapping[str, Feature]) -> dict[str, str]:
 
 
 def describe(feature: Feature) -> str:
-    """Return `float32 [7]`, or `float32 [8] from `a` and `b`` of a feature that was mapped."""
+    """Return `float32 [7]`, or `float32 [8] from `a` and `b`` for a mapped feature."""
     text = f"{feature.dtype} [{', '.join(map(str, feature.shape))}]"
     origins = [f"`{part.key}`" for part in feature.parts]
     return f"{text} from {' and '.join(origins)}" if origins else text
 
 
-def cure(key: str, unread: Mapping[str, str]) -> str:
-    """Return how the missing column `key` is mapped from those that the dataset has, as a phrase."""
+def mapping_hint(key: str, unread: Mapping[str, str]) -> str:
+    """Return a phrase that suggests how to map the missing feature `key` from the columns `unread`."""
     if not unread:
         return f"choose a dataset that has `{key}`"
     known = [name for name in _SYNONYMS.get(key, ()) if name in unread]
     split = sorted(name for name in unread if name.startswith((f"{key}.", f"{key}s.")))
-    near = known or get_close_matches(key, unread, n=1, cutoff=0.5)
-    if not near and split:
-        return f"join its parts in the order that the robot has, `columns: {{{key}: [{', '.join(split)}]}}`"
-    return f"map one or several, `columns: {{{key}: {near[0] if near else '<column>'}}}`"
+    meant = next(iter(known), None) or near(key, unread, 0.5)
+    if meant is None and split:
+        return f"join its parts in the order of the robot, `columns: {{{key}: [{', '.join(split)}]}}`"
+    return f"map one or more columns, `columns: {{{key}: {meant or '<column>'}}}`"
 
 
 def _listed(source: str | Sequence[str] | None) -> list[str]:
@@ -110,11 +110,10 @@ def _listed(source: str | Sequence[str] | None) -> list[str]:
 
 def _unknown(name: str, features: Mapping[str, Feature], field: str) -> SpecError:
     own = {key: describe(feature) for key, feature in features.items() if key not in BOOKKEEPING}
-    near = get_close_matches(name, own, n=1)
     return SpecError(
         f"the dataset has no column `{name}`",
         field=field,
-        label=f"did you mean `{near[0]}`?" if near else "no such column",
+        label=did_you_mean(name, own, "no such column"),
         help=f"it has: {', '.join(f'`{key}` {text}' for key, text in own.items()) or 'none'}",
     )
 
@@ -122,12 +121,12 @@ def _unknown(name: str, features: Mapping[str, Feature], field: str) -> SpecErro
 def _unfit(key: str, feature: Feature, count: int) -> str:
     if key.startswith(IMAGES):
         if not feature.is_camera:
-            return "no images"
-        return "one camera cannot be joined of several" if count > 1 else ""
-    return "" if feature.is_numeric else "no numbers"
+            return "not images"
+        return "and cameras cannot be joined" if count > 1 else ""
+    return "" if feature.is_numeric else "not numbers"
 
 
-def _joined(key: str, parts: Sequence[Feature]) -> Feature:
+def _concatenated(key: str, parts: Sequence[Feature]) -> Feature:
     if len(parts) == 1:
         return replace(parts[0], key=key, parts=tuple(parts))
     sizes = [math.prod(part.shape) for part in parts]

@@ -1,7 +1,7 @@
-"""Reads the episode and task tables of a LeRobot dataset, formats v2.0, v2.1 and v3.0.
+"""Episode and task tables of a LeRobot dataset, formats v2.0, v2.1 and v3.0.
 
-v2.x keeps one parquet file and one mp4 per camera for each episode. v3.0 packs many episodes into each file
-and records where each one begins: a row range in the parquet, a time range in the mp4.
+v2.x has one parquet file and one mp4 per camera for each episode. v3.0 packs many episodes into each file and
+records where each one begins: a row range in the parquet file, a time range in the mp4.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _V2_FIELDS, _V3_FIELDS = ("episode_chunk", "episode_index"), ("chunk_index", "file_index")
 _MOST = 2**31 - 1
-"""Largest index, number or length: LeRobot keeps them in far smaller numbers."""
+"""Upper bound of an index, number or length."""
 _LONGEST = 1_000
 _WIDTH = re.compile(r"(0?[1-9])?d?")
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSpan:
-    """Where an episode's frames begin: `from_timestamp` is in seconds from the start of the mp4 at `path`."""
+    """Start of an episode's frames, `from_timestamp` seconds after the start of the mp4 at `path`."""
 
     path: Path
     from_timestamp: float
@@ -45,8 +45,9 @@ class VideoSpan:
 class EpisodeInfo:
     """One episode: `length` frames, in rows `first_row .. first_row + length - 1` of `data_file`.
 
-    `start` is the dataset-wide index of its first frame. `videos` has one span for each camera stored as
-    video, by camera name.
+    Attributes:
+        start: Index of its first frame in the whole dataset.
+        videos: Span of each camera stored as video, by camera name.
     """
 
     index: int
@@ -60,7 +61,7 @@ class EpisodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The episodes in order, the task texts by `task_index`, and the metadata files they were read from."""
+    """The episodes in order, the task texts by `task_index`, and the files that they were read from."""
 
     episodes: tuple[EpisodeInfo, ...]
     tasks: Mapping[int, str]
@@ -71,7 +72,7 @@ def read_tables_v2(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
     """Read `meta/episodes.jsonl` and `meta/tasks.jsonl`.
 
     Raises:
-        DatasetError: a table is missing or damaged, or lacks a field.
+        DatasetError: A table is missing or damaged, or lacks a field.
     """
     episodes_path, tasks_path = root / "meta/episodes.jsonl", root / "meta/tasks.jsonl"
     rows = sorted(
@@ -108,12 +109,12 @@ def read_tables_v3(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
     """Read `meta/episodes/chunk-*/file-*.parquet` and `meta/tasks.parquet`.
 
     Raises:
-        DatasetError: a table is missing or damaged, or lacks a column.
+        DatasetError: A table is missing or damaged, or lacks a column.
     """
     paths = sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet"))
     if not paths:
         raise DatasetError(
-            f"{root / 'meta/episodes'} has no chunk-*/file-*.parquet, which format v3.0 needs. Download it again"
+            f"{root / 'meta/episodes'} has no chunk-*/file-*.parquet, which format v3.0 needs; download it again"
         )
     filmed = {name: camera for name, camera in cameras.items() if camera.storage is Storage.VIDEO}
     columns = ["episode_index", "length", "dataset_from_index", *(f"data/{place}" for place in _V3_FIELDS)]
@@ -151,12 +152,12 @@ def read_tables_v3(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
 
 
 def _read_tasks_v3(path: Path) -> dict[int, str]:
-    """The task text is the pandas index of the table, so its column's name varies."""
+    """Read the task texts, which are the pandas index, so that the name of their column varies."""
     names: list[str] = open_parquet(path, columns=["task_index"]).schema_arrow.names
     known = [name for name in ("task", "__index_level_0__") if name in names]
     text = next(iter([*known, *(name for name in names if name != "task_index")]), None)
     if text is None:
-        raise DatasetError(f"{path} has no column with the task texts. Download or convert the dataset again")
+        raise DatasetError(f"{path} has no column with the task texts; download or convert the dataset again")
     texts: dict[int, str] = {}
     for row in read_rows(path, columns=["task_index", text]):
         _add_task(texts, row["task_index"], row[text], path)
@@ -166,15 +167,15 @@ def _read_tasks_v3(path: Path) -> dict[int, str]:
 def _add_task(texts: dict[int, str], index: object, text: object, path: Path) -> None:
     if type(index) is not int or not isinstance(text, str):
         raise DatasetError(
-            f"{path}: every task needs a whole `task_index` and a text, found {_short(index)} and {_short(text)}. "
-            "Correct the table or convert the dataset again"
+            f"{path}: every task needs a whole `task_index` and a text, found {_short(index)} and {_short(text)}; "
+            "correct the table or convert the dataset again"
         )
     if texts.setdefault(index, text) != text:
-        raise DatasetError(f"{path} gives the task_index {_short(index)} two texts. Remove one")
+        raise DatasetError(f"{path} has two texts for the task_index {_short(index)}; remove one")
 
 
 def _row(entry: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Check the fields that are read; none may be null."""
+    """Check the fields that are read and return the row."""
     index, length = entry.get("episode_index"), entry.get("length")
     if type(index) is not int or type(length) is not int:
         raise DatasetError(
@@ -183,16 +184,16 @@ def _row(entry: dict[str, Any], path: Path) -> dict[str, Any]:
     if not 0 <= index <= _MOST or length > _MOST:
         raise DatasetError(
             f"{path}: an episode has the index {_short(index)} and the length {_short(length)}; both must be below "
-            f"{_MOST:,}. Correct the table or convert the dataset again"
+            f"{_MOST:,}; correct the table or convert the dataset again"
         )
     if length < 1:
-        raise DatasetError(f"{path}: episode {index} has the length {length}. Remove the empty episode")
+        raise DatasetError(f"{path}: episode {index} has the length {length}; remove the empty episode")
     for field, value in entry.items():
         if field in ("episode_index", "length"):
             continue
         if value is None:
             raise DatasetError(
-                f"{path}: episode {index} has no value for `{field}`. Download or convert it again"
+                f"{path}: episode {index} has no value for `{field}`; download or convert it again"
             )
         whole = field.endswith(("/chunk_index", "/file_index")) or field == "dataset_from_index"
         if (whole and not (type(value) is int and 0 <= value < 2**53)) or (
@@ -200,7 +201,7 @@ def _row(entry: dict[str, Any], path: Path) -> dict[str, Any]:
             and not (isinstance(value, int | float) and math.isfinite(value) and abs(value) <= _MOST)
         ):
             raise DatasetError(
-                f"{path}: episode {index} has the value {_short(value)} for `{field}`. Download or convert it again"
+                f"{path}: episode {index} has the value {_short(value)} for `{field}`; download or convert it again"
             )
     return entry
 
@@ -210,8 +211,8 @@ def _tasks_of(row: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     listed = [tasks] if isinstance(tasks, str) else tasks
     if not isinstance(listed, list | tuple) or not all(isinstance(task, str) for task in listed):
         raise DatasetError(
-            f"{path}: episode {row['episode_index']} has the tasks {_short(tasks)}; they must be a list of texts. "
-            "Correct the table or convert the dataset again"
+            f"{path}: episode {row['episode_index']} has the tasks {_short(tasks)}, which is not a list of texts; "
+            "correct the table or convert the dataset again"
         )
     return tuple(listed)
 
@@ -222,14 +223,18 @@ def _short(value: object) -> str:
 
 
 class _Template:
-    """A path template of `info.json`, which may name the given fields and pad whole numbers with zeros, no more."""
+    """A path template of `info.json`, limited to the given fields and to zero-padded whole numbers."""
 
     def __init__(self, root: Path, template: object, fields: tuple[str, ...]) -> None:
-        """Raise DatasetError for a template with other fields or formats, or one that leaves the dataset."""
+        """Check a template.
+
+        Raises:
+            DatasetError: It has other fields or formats, or leaves the dataset.
+        """
         self._root, info_path = str(root), root / "meta/info.json"
         if not isinstance(template, str):
             raise DatasetError(
-                f"{info_path}: a path template must be a text, found {_short(template)}. Correct it"
+                f"{info_path}: a path template must be a string, found {_short(template)}; correct it"
             )
         fault = _template_fault(template, fields)
         if fault:
@@ -249,19 +254,17 @@ def _template_fault(template: str, fields: tuple[str, ...]) -> str:
     try:
         pieces = list(Formatter().parse(template))
     except ValueError as error:
-        return f"cannot be filled in: {error}"
+        return f"is invalid: {error}"
     for _, name, spec, conversion in pieces:
         if name is None:
             continue
         if name not in fields:
-            return f"cannot be filled in: it names `{name[:40]}`; it may name {', '.join(fields)}"
+            return f"has the unknown field `{name[:40]}`; use {' and '.join(fields)}"
         if conversion or (spec and (name == "video_key" or not _WIDTH.fullmatch(spec))):
-            return (
-                f"cannot be filled in: `{name}` may be padded with zeros, as in `{{{name}:03d}}`, and no more"
-            )
+            return f"has the unsupported format `{(spec or '')[:40]}`; use zero padding at most, as in `{{{name}:03d}}`"
     fixed = PurePosixPath("".join(text + ("" if name is None else "0") for text, name, _, _ in pieces))
     if fixed.is_absolute() or ".." in fixed.parts:
-        return "leaves the dataset's directory"
+        return "points outside the dataset; correct it"
     if len(template) > _LONGEST:
-        return f"is longer than {_LONGEST:,} characters"
-    return "" if template.isprintable() else "holds control characters"
+        return f"is longer than {_LONGEST:,} characters; correct it"
+    return "" if template.isprintable() else "contains control characters; correct it"

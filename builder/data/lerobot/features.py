@@ -1,4 +1,4 @@
-"""What `meta/info.json` says about a dataset's columns and cameras."""
+"""Columns and cameras of a dataset, from `meta/info.json`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 ACTION = "action"
 STATE = "observation.state"
 OBSERVATION = "observation."
-RGB_ONLY = "cameras are read as RGB with 8 bits a channel"
+RGB_ONLY = "only 8-bit RGB cameras are supported"
 _NUMERIC = ("float", "int", "uint", "bool")
 _MOST_VALUES = 1 << 28
 _MOST_PIXELS = 16_384
-"""Pixels of the longest side of an image."""
+"""Upper bound of the longer side of an image."""
 
 
 class Storage(StrEnum):
-    """Where a camera's frames lie."""
+    """Storage of a camera's frames."""
 
     VIDEO = "video"
     IMAGE = "image"
@@ -34,9 +34,12 @@ class Storage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One column. `shape` is that of a single frame's value; `names` has one entry a dimension, if known.
+    """One feature of a frame.
 
-    `parts` are the dataset's own columns that it was mapped from, none where it is one of them itself.
+    Attributes:
+        shape: Shape of the value of a single frame.
+        names: One name per dimension, if known.
+        parts: Columns of the dataset that the feature is mapped from; empty if it is a column itself.
     """
 
     key: str
@@ -48,24 +51,24 @@ class Feature:
 
     @property
     def sources(self) -> tuple[Feature, ...]:
-        """The dataset's own columns that hold its values, side by side."""
+        """Columns of the dataset that hold its values."""
         return self.parts or (self,)
 
     @property
     def size(self) -> int:
-        """Values of one frame."""
+        """Number of values of one frame."""
         return math.prod(self.shape)
 
     @property
     def is_numeric(self) -> bool:
-        """Whether its values are numbers in the parquet files."""
+        """True for numbers in the parquet files."""
         return self.dtype.startswith(_NUMERIC)
 
     @property
     def is_policy_input_or_target(self) -> bool:
         """True for numbers that a policy may read (`observation.*`) or must predict (`action`), as a vector.
 
-        Images kept as arrays of numbers, such as depth under `observation.images.*`, are none.
+        Images stored as arrays, such as depth under `observation.images.*`, do not count.
         """
         if not self.is_numeric or self.key.startswith(IMAGES):
             return False
@@ -79,9 +82,13 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """One camera: `key` is its column in the dataset, `height` and `width` are in pixels.
+    """One camera.
 
-    `unreadable` says in a phrase why its images are not 8-bit RGB, such as depth; it is empty for one that can be read.
+    Attributes:
+        key: Column in the dataset.
+        height: Height in pixels.
+        width: Width in pixels.
+        unreadable: Reason, as a phrase, why its images are not 8-bit RGB; empty if they are.
     """
 
     name: str
@@ -93,32 +100,32 @@ class Camera:
 
 
 def parse_features(info: Mapping[str, Any], *, path: Path) -> dict[str, Feature]:
-    """Read the `features` section of `info.json`, which lies at `path`.
+    """Read the `features` section of the `info.json` at `path`.
 
     Raises:
-        DatasetError: the section is absent, or an entry has no dtype or an unusable shape.
+        DatasetError: The section is absent, or an entry has no dtype or an unusable shape.
     """
     section = info.get("features")
     if not isinstance(section, dict) or not section:
-        raise DatasetError(f"{path} has no `features` section. It is not a LeRobot dataset's info.json")
+        raise DatasetError(f"{path} has no `features` section; use the info.json of a LeRobot dataset")
     features: dict[str, Feature] = {}
     for key, entry in section.items():
         if not key.isprintable() or not key or any(step in ("", ".", "..") for step in key.split("/")):
             raise DatasetError(
-                f"{path}: a feature is called {key[:80]!r}, which can be no column or directory. Rename it"
+                f"{path}: the feature {key[:80]!r} cannot name a column or directory; rename it"
             )
         shape = entry.get("shape") if isinstance(entry, dict) else None
         dtype = entry.get("dtype") if isinstance(entry, dict) else None
         if not isinstance(dtype, str) or not isinstance(shape, list | tuple):
-            raise DatasetError(f"{path}: feature `{key}` needs a `dtype` and a `shape`")
+            raise DatasetError(f"{path}: feature `{key}` lacks a `dtype` or a `shape`; add them")
         if not all(type(size) is int and size > 0 for size in shape):
             raise DatasetError(
-                f"{path}: feature `{key}` has the shape {_short(shape)}; every size must be at least 1"
+                f"{path}: feature `{key}` has the shape {_short(shape)}; use sizes of at least 1"
             )
         if len(shape) > 8 or max(shape, default=1) > _MOST_VALUES or math.prod(shape) > _MOST_VALUES:
             raise DatasetError(
-                f"{path}: feature `{key}` has the shape {_short(shape)}, more than {_MOST_VALUES:,} values a frame. "
-                "Correct it"
+                f"{path}: feature `{key}` has the shape {_short(shape)}, more than {_MOST_VALUES:,} values per frame; "
+                "correct it"
             )
         depth = _is_depth(entry)
         features[key] = Feature(
@@ -128,10 +135,10 @@ def parse_features(info: Mapping[str, Any], *, path: Path) -> dict[str, Feature]
 
 
 def parse_cameras(features: Mapping[str, Feature], *, path: Path) -> dict[str, Camera]:
-    """Find the cameras among `features`, by name: `observation.images.top` is the camera `top`.
+    """Return the cameras among `features` by name, such as `top` for `observation.images.top`.
 
     Raises:
-        DatasetError: an image's shape has no recognisable height and width, or two cameras share a name.
+        DatasetError: The shape of an image has no recognizable height and width, or two cameras share a name.
     """
     cameras: dict[str, Camera] = {}
     for feature in features.values():
@@ -140,17 +147,17 @@ def parse_cameras(features: Mapping[str, Feature], *, path: Path) -> dict[str, C
         name = feature.key.removeprefix(IMAGES).removeprefix(OBSERVATION)
         if name in cameras:
             raise DatasetError(
-                f"{path}: `{cameras[name].key}` and `{feature.key}` both name the camera `{name}`. Rename one"
+                f"{path}: `{cameras[name].key}` and `{feature.key}` both name the camera `{name}`; rename one"
             )
         height, width, channels = _image_size(feature, path)
         if max(height, width) > _MOST_PIXELS:
             raise DatasetError(
                 f"{path}: camera `{feature.key}` has images of {height} x {width} pixels (height x width), more than "
-                f"{_MOST_PIXELS:,} on a side. Correct its shape"
+                f"{_MOST_PIXELS:,} on a side; correct its shape"
             )
         unreadable = ""
         if feature.is_depth:
-            unreadable = "holds depth"
+            unreadable = "contains depth"
         elif channels != 3:
             unreadable = f"has {channels} channel{'' if channels == 1 else 's'}"
         (source,) = feature.sources
@@ -159,14 +166,14 @@ def parse_cameras(features: Mapping[str, Feature], *, path: Path) -> dict[str, C
 
 
 def _is_depth(entry: Mapping[str, Any]) -> bool:
-    """Return True for a feature that LeRobot marks as depth."""
+    """Return whether LeRobot marks a feature as depth."""
     info = entry.get("info") or entry.get("video_info")
     flags = {**entry, **(info if isinstance(info, dict) else {})}
     return any(flags.get(name) is True for name in ("is_depth_map", "video.is_depth_map"))
 
 
 def flat_names(feature: Feature) -> tuple[str, ...]:
-    """Return one name a value; none where the dataset does not give as many as there are values."""
+    """Return one name per value; empty unless the dataset has a name for each."""
     return feature.names if feature.names is not None and len(feature.names) == feature.size else ()
 
 
@@ -176,7 +183,7 @@ def _short(value: object) -> str:
 
 
 def _flat_names(names: object) -> tuple[str, ...] | None:
-    """Names come as a list, or grouped: `{"motors": ["shoulder", "elbow"]}`."""
+    """Flatten names, which are a list or grouped: `{"motors": ["shoulder", "elbow"]}`."""
     if isinstance(names, dict):
         names = list(
             chain.from_iterable(group if isinstance(group, list) else [group] for group in names.values())

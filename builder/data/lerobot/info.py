@@ -1,4 +1,4 @@
-"""A dataset in summary, for wiring a policy to it. Reads metadata only and never imports torch."""
+"""Summary of a dataset for the wiring of a policy, from metadata only and without torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What a policy must know of a dataset before any of it is decoded.
+    """Facts about a dataset that are known before decoding.
 
-    `cameras` maps a name to (height, width) in pixels, and `unreadable` the names of cameras whose images are not 8-bit
-    RGB, such as depth, to the reason. `vectors` maps every numeric `observation.*` column,
-    the state included, to its size. `state_dim` and `action_dim` are 0 where the dataset has no such column.
-    `episodes` and `episode_lengths` (in frames) run in parallel; `fps` is in frames per second. `columns` describes
-    the columns of `vectors` and `action`, `unread` those that no policy can read under the name that they have.
+    Attributes:
+        cameras: Height and width in pixels, by name.
+        unreadable: Reason why a camera is not 8-bit RGB, such as depth, by name.
+        vectors: Size of every numeric `observation.*`, including the state.
+        state_dim: Size of the state; 0 without one.
+        action_dim: Size of an action; 0 without one.
+        episode_lengths: Number of frames of each of `episodes`.
+        fps: Frames per second.
+        columns: Description of `action` and of each of `vectors`.
+        unread: Description of columns that no policy can read under their names.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -43,20 +48,20 @@ class DatasetInfo:
     columns: Mapping[str, str] = field(default_factory=dict)
     unread: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names of the dimensions, by numeric key; only where the dataset gives one for each."""
+    """Names of dimensions, by numeric key, if the dataset has one for each."""
 
 
 def inspect(path: str | Path, columns: Columns | None = None) -> DatasetInfo:
-    """Summarise the dataset in the directory `path`, its columns renamed or joined as `columns` says.
+    """Summarize the dataset in the directory `path`, with its columns mapped by `columns`.
 
     Raises:
-        DatasetError: as `read_layout`.
+        DatasetError: As raised by `read_layout`.
     """
     return summarize(read_layout(path, columns))
 
 
 def summarize(layout: Layout) -> DatasetInfo:
-    """Summarise a dataset whose metadata was read."""
+    """Summarize a dataset from its layout."""
     numeric = {key: feature for key, feature in layout.features.items() if feature.is_policy_input_or_target}
     sizes = {key: feature.size for key, feature in numeric.items()}
     return DatasetInfo(
@@ -83,7 +88,7 @@ def summarize(layout: Layout) -> DatasetInfo:
 
 
 def _names(feature: Feature | None, stem: str) -> tuple[str, ...]:
-    """The names of the dimensions; numbered where the dataset gives none that fit."""
+    """Return the names of the dimensions, numbered if the dataset has none that fit."""
     if feature is None:
         return ()
     return flat_names(feature) or tuple(f"{stem}_{position}" for position in range(feature.size))

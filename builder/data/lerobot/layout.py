@@ -1,10 +1,10 @@
-"""The layout of a LeRobot dataset on disk (v2.0, v2.1 or v3.0) as one typed object, read from metadata only.
+"""Layout of a LeRobot dataset on disk (v2.0, v2.1 or v3.0), read from metadata only.
 
     layout = read_layout("datasets/push")
     layout.fps, layout.cameras["top"].height, layout.episode(3).length
 
-No parquet data and no video is opened here: whether those agree with the metadata is checked by `table` and
-`frames`, for the episodes that are used.
+Neither parquet data nor videos are opened here; `table` and `frames` compare them with the metadata, for the
+episodes that are used.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....schemas.errors import DatasetError
 from ....schemas.paths import expanded
+from ....schemas.wording import did_you_mean
 from .columns import map_columns
 from .episodes import EpisodeInfo, VideoSpan, read_tables_v2, read_tables_v3
 from .features import RGB_ONLY, Camera, Feature, Storage, parse_cameras, parse_features
@@ -36,10 +36,13 @@ _READERS = {"v2.0": read_tables_v2, "v2.1": read_tables_v2, "v3.0": read_tables_
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Everything that a dataset's metadata says.
+    """The metadata of a dataset.
 
-    `fps` is in frames per second. `episodes` are in ascending order of their index, `tasks` maps a
-    `task_index` to its text, and `metadata_files` are the files all this was read from.
+    Attributes:
+        fps: Frames per second.
+        episodes: Episodes in ascending order of their index.
+        tasks: Texts by `task_index`.
+        metadata_files: Files that the metadata was read from.
     """
 
     root: Path
@@ -52,56 +55,55 @@ class Layout:
     metadata_files: tuple[Path, ...]
 
     def choose_cameras(self, names: Sequence[str] | None) -> tuple[Camera, ...]:
-        """The cameras called `names`, in that order; all of them for None.
+        """Return the cameras called `names`, in that order; all for None.
 
         Raises:
-            DatasetError: a name is unknown or given twice, or a camera's images are not 8-bit RGB.
+            DatasetError: A name is unknown or given twice, or a camera's images are not 8-bit RGB.
         """
         if names is None:
             names = tuple(self.cameras)
         for name in names:
             if name not in self.cameras:
-                close = get_close_matches(name, self.cameras, n=1)
-                hint = f" Did you mean `{close[0]}`?" if close else ""
                 known = ", ".join(f"`{camera}`" for camera in self.cameras) or "none"
-                raise DatasetError(f"{self.root} has no camera `{name}`; its cameras are: {known}.{hint}")
+                hint = did_you_mean(name, self.cameras, "choose among them")
+                raise DatasetError(f"{self.root} has no camera `{name}`, only {known}; {hint}")
         if len(set(names)) < len(names):
-            raise DatasetError(f"a camera is chosen twice: {', '.join(names)}. Name each one once")
+            raise DatasetError(f"duplicate camera: {', '.join(names)}; name each one once")
         for name in names:
             if reason := self.cameras[name].unreadable:
                 raise DatasetError(
-                    f"camera `{name}` of {self.root} {reason}; {RGB_ONLY}. Choose other cameras"
+                    f"camera `{name}` of {self.root} {reason}; {RGB_ONLY}; choose other cameras"
                 )
         return tuple(self.cameras[name] for name in names)
 
     def choose_episodes(self, indices: Sequence[int] | None) -> tuple[EpisodeInfo, ...]:
-        """The episodes with these indices, in ascending order; all of them for None.
+        """Return the episodes with these indices, in ascending order; all for None.
 
         Raises:
-            DatasetError: an index is unknown or given twice, or none is given.
+            DatasetError: An index is unknown or given twice, or none is given.
         """
         if indices is None:
             return self.episodes
         if not len(indices):
-            raise DatasetError(f"no episode of {self.root} is chosen. Choose at least one")
+            raise DatasetError(f"no episode of {self.root} is chosen; choose at least one")
         chosen = sorted(int(index) for index in indices)
         if len(set(chosen)) < len(chosen):
-            raise DatasetError(f"an episode of {self.root} is chosen twice: {chosen}. Name each one once")
+            raise DatasetError(f"duplicate episode of {self.root}: {chosen}; name each one once")
         known = {episode.index: episode for episode in self.episodes}
         unknown = [index for index in chosen if index not in known]
         if unknown:
             raise DatasetError(
-                f"{self.root} has no episode {', '.join(map(str, unknown[:5]))}; it has {len(known)} episodes, "
+                f"{self.root} has no episode {', '.join(map(str, unknown[:5]))}; choose among its {len(known)} episodes, "
                 f"{self.episodes[0].index} to {self.episodes[-1].index}"
             )
         return tuple(known[index] for index in chosen)
 
 
 def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
-    """Read the metadata of the dataset in the directory `path`, its columns renamed or joined as `columns` says.
+    """Read the metadata of the dataset in the directory `path`, with its columns mapped by `columns`.
 
     Raises:
-        DatasetError: the directory or a metadata file is missing, damaged, of an unknown format version, or
+        DatasetError: The directory or a metadata file is missing, damaged, of an unknown format version, or
             contradicts another one, or `columns` does not fit the dataset.
     """
     root = expanded(path)
@@ -111,23 +113,23 @@ def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
         is_directory = False
     if not is_directory:
         raise DatasetError(
-            f"there is no dataset directory {root}. Check the path; it is relative to {Path.cwd()}"
+            f"there is no dataset directory {root}; check the path, which is relative to {Path.cwd()}"
         )
     info_path = root / "meta/info.json"
     if not os.path.lexists(info_path):
         raise DatasetError(
-            f"{root} has no meta/info.json, so it is not a LeRobot dataset. Point to the directory that holds `meta/`"
+            f"{root} has no meta/info.json; name the directory of a LeRobot dataset, which contains `meta/`"
         )
     info = read_json(info_path)
     version, fps = info.get("codebase_version"), info.get("fps")
     if not isinstance(version, str) or version not in _READERS:
         raise DatasetError(
-            f"{info_path} has the codebase_version {str(version)[:40]!r}; known are {', '.join(_READERS)}. "
-            "Convert the dataset with LeRobot's own conversion script"
+            f"{info_path} has the codebase_version {str(version)[:40]!r}, not one of {', '.join(_READERS)}; "
+            "convert the dataset with LeRobot's conversion script"
         )
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= _MOST_FPS:
         raise DatasetError(
-            f"{info_path} has the fps {str(fps)[:40]}; it must be a number above 0 and at most {_MOST_FPS:,}"
+            f"{info_path} has the fps {str(fps)[:40]}; use a number above 0 and at most {_MOST_FPS:,}"
         )
     features = map_columns(parse_features(info, path=info_path), columns, path=info_path)
     cameras = parse_cameras(features, path=info_path)
@@ -140,14 +142,14 @@ def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
 def _check_totals(root: Path, episodes: Sequence[EpisodeInfo], info: Mapping[str, object]) -> None:
     info_path = root / "meta/info.json"
     if not episodes:
-        raise DatasetError(f"{root} holds no episodes. Record or download some")
+        raise DatasetError(f"{root} has no episodes; record or download some")
     (twice, count), *_ = Counter(episode.index for episode in episodes).most_common(1)
     if count > 1:
-        raise DatasetError(f"the episode tables in {root / 'meta'} list episode {twice} twice. Remove one")
+        raise DatasetError(f"the episode tables in {root / 'meta'} contain episode {twice} twice; remove one")
     found = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
     for field, count in found.items():
         if info.get(field, count) != count:
             raise DatasetError(
-                f"{info_path} says {field} = {str(info[field])[:40]}, but the episode table adds up to {count}. "
-                "The metadata belongs to another version of the dataset: download or convert it again"
+                f"{info_path} has {field} = {str(info[field])[:40]}, but the episode table adds up to {count}; the metadata "
+                "belongs to another version of the dataset, so download or convert it again"
             )

@@ -1,4 +1,4 @@
-"""The parquet files of a LeRobot v3.0 dataset: frames, tasks and episodes."""
+"""Parquet files of a LeRobot v3.0 dataset: frames, tasks and episodes."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ COUNTERS = {
     "index": "int64",
     "task_index": "int64",
 }
-"""Columns of every dataset and their types."""
+"""Types of the columns that every dataset has."""
 
 
 class FileNumbers:
-    """Counts files: a thousand to a chunk."""
+    """Counter of files, a thousand per chunk."""
 
     def __init__(self) -> None:
         self._count = 0
 
     @property
     def current(self) -> dict[str, int]:
-        """`chunk_index` and `file_index` of the newest file."""
+        """`chunk_index` and `file_index` of the current file."""
         chunk, file = divmod(self._count - 1, FILES_PER_CHUNK)
         return {"chunk_index": chunk, "file_index": file}
 
     def next(self) -> dict[str, int]:
-        """Begin another file."""
+        """Begin another file and return its numbers."""
         self._count += 1
         return self.current
 
 
 class DataFiles:
-    """Frames in numbered parquet files of about `limit` bytes each; an episode is one row group.
+    """Writer of frames to numbered parquet files of about `limit` bytes each, one row group per episode.
 
     `vectors` maps the key of every vector feature to its size D.
     """
@@ -61,7 +61,7 @@ class DataFiles:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-        """Append an episode: vectors (T, D) and counters (T,); the columns that say where it is."""
+        """Append an episode of vectors (T, D) and counters (T,), and return the columns that locate it."""
         if self._writer is not None and self._path.stat().st_size > self._limit:
             self.close()
         if self._writer is None:
@@ -73,7 +73,7 @@ class DataFiles:
         return {f"data/{name}": value for name, value in self._files.current.items()}
 
     def close(self) -> None:
-        """Finish the file being written, if any."""
+        """Finish the current file, if any."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -86,7 +86,7 @@ class DataFiles:
 
 
 def write_tasks(root: Path, tasks: Sequence[str]) -> None:
-    """Store the instructions in the order of their index, as the pandas frame indexed by text that LeRobot reads."""
+    """Write the instructions in the order of their index, as the pandas frame that LeRobot reads."""
     table = pa.table(
         {"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())}
     )
@@ -105,7 +105,7 @@ def write_tasks(root: Path, tasks: Sequence[str]) -> None:
 
 
 def write_episodes(root: Path, episodes: Sequence[Mapping[str, Any]]) -> None:
-    """Store one row an episode; every row has the same columns, which may be numbers, texts or nested lists."""
+    """Write one row per episode, all with the same columns of numbers, strings or nested lists."""
     columns = {name: pa.array([episode[name] for episode in episodes]) for name in episodes[0]}
     _write(pa.table(columns), root / EPISODES_PATH)
 

@@ -1,11 +1,11 @@
-"""Records demonstrations of a simulator's scripted expert as a LeRobot dataset.
+"""Recording of demonstrations of a scripted expert as a LeRobot dataset.
 
     summary = record("metaworld/drawer-open-v3", 50, Path("drawer_open"), image_size=96, seed=0)
 
 Only successful episodes are kept. Actions are clipped to [-1, 1] before they are stored. With noise, the
-executed action is perturbed and the clean one stored, so the data shows how to come back from mistakes.
-Equal arguments give equal bytes, however many worker processes run. `meta/recording.json` holds the command,
-every episode's seed, the simulator's versions and the renderer's settings.
+executed action is perturbed and the clean one stored, so that the data contains recoveries from mistakes.
+Equal arguments yield equal bytes, for any number of worker processes. `meta/recording.json` contains the
+command, the seed of every episode, the versions of the simulator and the settings of the renderer.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from ...simulation.seeds import demonstration_seed
 from .writer import LeRobotWriter, require_empty
 
 TAIL = 5
-"""Steps recorded after success, so that the last actions of a task are seen to hold still or carry on."""
+"""Number of steps recorded after success, so that the data shows how a task ends."""
 FAILURES_ALLOWED = 10
+"""Number of failures before a recording with more failures than successes is aborted."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of the expert. `frames` holds the dataset's columns (T, ...), or is None after a failure."""
+    """One attempt of the expert. `frames` are the columns (T, ...) of the dataset, None after a failure."""
 
     seed: int
     frames: dict[str, NDArray[Any]] | None
@@ -48,7 +49,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class RecordingSummary:
-    """What a recording gave: episodes kept of those tried, frames, and bytes on disk."""
+    """Summary of a recording: kept episodes, attempts, frames, and bytes on disk."""
 
     output: Path
     kept: int
@@ -58,7 +59,7 @@ class RecordingSummary:
 
     def __str__(self) -> str:
         return (
-            f"{self.output}: {self.kept} episodes of {self.tried} tried, {self.frames} frames, "
+            f"{self.output}: {self.kept} episodes from {self.tried} attempts, {self.frames} frames, "
             f"{self.bytes / 1e6:.1f} MB"
         )
 
@@ -74,13 +75,20 @@ def record(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> RecordingSummary:
-    """Run the expert of `env_name` until `episodes` succeeded and write them to `output`.
+    """Run the expert of an environment until `episodes` attempts succeed, and write them to `output`.
 
-    `image_size` is in pixels and even; `noise` is the standard deviation added to each executed action, in
-    the actions' own unit; `workers` processes simulate at once; `progress(kept, episodes)` follows each success.
+    Args:
+        env_name: Environment, such as `metaworld/push-v3`.
+        episodes: Number of demonstrations.
+        output: Directory of the dataset, absent or empty.
+        image_size: Side of the images in pixels; even.
+        seed: Seed of the first attempt.
+        noise: Standard deviation of noise on executed actions, in the units of the actions.
+        workers: Number of simulator processes.
+        progress: Called as `progress(kept, episodes)` after each success.
 
     Raises:
-        SimulatorError: the environment is unknown, has no expert or cannot run, or the expert fails more
+        SimulatorError: The environment is unknown, has no expert or cannot run, or the expert fails more
             often than it succeeds.
         DatasetError: `output` is not empty, the image size is odd, or a number is out of range.
     """
@@ -120,14 +128,14 @@ def record(
 
 
 def command_line(env_name: str, episodes: int, image_size: int, seed: int, noise: float) -> str:
-    """The command that makes the same dataset, in a folder of the reader's choice."""
+    """Return the command that records the same dataset."""
     options = {"env": env_name, "episodes": episodes, "image-size": image_size, "seed": seed, "noise": noise}
     words = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items()]
     return " ".join(["policysmith data record", *words, "--output DIR"])
 
 
 def attempt(environment: Demonstrator, seed: int, noise: float) -> Attempt:
-    """Let the expert try the episode of `seed` once, up to the step limit or `TAIL` steps past success."""
+    """Run the expert on the episode of `seed`, up to the step limit or `TAIL` steps beyond success."""
     generator = np.random.default_rng([seed, 1])
     observation = environment.reset(seed)
     images = [f"{IMAGES}{camera}" for camera in environment.cameras]
@@ -155,7 +163,7 @@ def _open(env_name: str, image_size: int) -> Demonstrator:
     environment = make(env_name, image_size=image_size)
     if not isinstance(environment, Demonstrator):
         environment.close()
-        raise SimulatorError(f"{env_name} has no scripted expert to record")
+        raise SimulatorError(f"{env_name} has no scripted expert; choose another environment")
     return environment
 
 
@@ -177,7 +185,7 @@ def _attempts(
         for episode_seed in seeds:
             yield attempt(environment, episode_seed, noise)
         return
-    # A forked process would share its parent's graphics context.
+    # A forked process would share the graphics context of its parent.
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(env_name, image_size)
     )
@@ -210,7 +218,7 @@ def _refuse_hopeless(env_name: str, kept: list[int], discarded: list[int], noise
         cure = "lower the noise" if noise else "choose another environment"
         raise SimulatorError(
             f"the expert of {env_name} failed {len(discarded)} of {len(kept) + len(discarded)} attempts "
-            f"with noise {noise}: {cure}"
+            f"with noise {noise}; {cure}"
         )
 
 

@@ -1,7 +1,7 @@
-"""The ten numbers LeRobot stores of every feature, per episode and for the whole dataset.
+"""The ten statistics that LeRobot stores of every feature, per episode and for the whole dataset.
 
-Exact throughout: vectors are kept, images are counted into 256 bins a channel, so that quantiles need no
-approximation and merging two summaries equals summarising both at once.
+They are exact: vectors are kept and images counted in 256 bins per channel, so quantiles need no
+approximation.
 """
 
 from __future__ import annotations
@@ -11,48 +11,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..statistics import describe
+
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 STATISTICS = ("min", "max", "mean", "std", "count", *QUANTILES)
 
 
 class VectorSummary:
-    """Of a feature (T, D)."""
+    """Statistics of a feature (T, D)."""
 
     def __init__(self) -> None:
         self._rows: list[NDArray[np.float64]] = []
 
     def add(self, values: NDArray[Any]) -> None:
-        """Count rows (T, D) in."""
+        """Add rows (T, D)."""
         self._rows.append(np.asarray(values, dtype=np.float64))
 
     def result(self) -> dict[str, list[Any]]:
-        """Statistic name -> D numbers; `count` -> one, the number of rows."""
+        """Return D numbers per statistic; `count` is the number of rows."""
         rows = np.concatenate(self._rows)
-        numbers = {
-            "min": rows.min(0),
-            "max": rows.max(0),
-            "mean": rows.mean(0),
-            "std": rows.std(0),
-            **{name: np.quantile(rows, share, axis=0) for name, share in QUANTILES.items()},
-        }
-        return _ordered({name: value.tolist() for name, value in numbers.items()}, len(rows))
+        return _ordered(describe(rows, QUANTILES), len(rows))
 
 
 class ImageSummary:
-    """Of a camera's images (T, 3, H, W) uint8, with pixel values scaled to [0, 1] and statistics per channel."""
+    """Statistics per channel of images (T, 3, H, W) uint8, scaled to [0, 1]."""
 
     def __init__(self) -> None:
         self._bins = np.zeros((3, 256), dtype=np.int64)
         self._frames = 0
 
     def add(self, images: NDArray[np.uint8]) -> None:
-        """Count images (T, 3, H, W) in."""
+        """Add images (T, 3, H, W)."""
         self._frames += len(images)
         for channel in range(3):
             self._bins[channel] += np.bincount(images[:, channel].ravel(), minlength=256)
 
     def result(self) -> dict[str, list[Any]]:
-        """Statistic name -> numbers nested as (3, 1, 1); `count` -> one, the number of images."""
+        """Return numbers nested as (3, 1, 1) per statistic; `count` is the number of images."""
         levels = np.arange(256) / 255.0
         total = self._bins.sum(1)
         mean = self._bins @ levels / total
@@ -69,7 +64,7 @@ class ImageSummary:
         )
 
     def _quantile(self, share: float) -> NDArray[np.float64]:
-        """The smallest level that at least `share` of the pixels do not exceed."""
+        """Return the smallest level that at least `share` of the pixels do not exceed."""
         cumulative = self._bins.cumsum(1)
         reached = cumulative >= share * cumulative[:, -1:]
         levels: NDArray[np.float64] = reached.argmax(1) / 255.0

@@ -1,7 +1,7 @@
-"""Encodes uint8 images as H.264, the same bytes for the same images.
+"""Deterministic encoding of uint8 images as H.264.
 
-A keyframe every second image makes random access cheap. One thread and no B-frames keep the output
-independent of the machine's core count and put images on disk in the order of time.
+A keyframe at every second image makes random access cheap. A single thread makes the output independent of
+the number of cores, and without B-frames images are stored in the order of time.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ CODEC = "h264"
 PIXEL_FORMAT = "yuv420p"
 KEYFRAME_EVERY = 2
 QUALITY = 23
-"""x264's constant rate factor: 0 is lossless, 51 worst."""
+"""Constant rate factor of x264: 0 is lossless, 51 is worst."""
 
 
 class VideoFile:
-    """One mp4 being written. Raises DatasetError if height or width (pixels) is odd, which yuv420p cannot hold."""
+    """Writer of one mp4.
+
+    Raises:
+        DatasetError: Height or width is odd, which yuv420p does not support.
+    """
 
     def __init__(self, path: Path, *, fps: int, height: int, width: int) -> None:
         if height % 2 or width % 2:
-            raise DatasetError(f"video needs an even height and width, not {height} x {width} pixels")
+            raise DatasetError(
+                f"a video of {height} x {width} pixels (height x width) cannot be encoded; use an even height and width"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.frames, self._fps = path, 0, fps
         self._container = av.open(str(path), "w")
@@ -56,7 +62,7 @@ class VideoFile:
 
     @property
     def size(self) -> int:
-        """Bytes on disk so far; the last images may still be in memory."""
+        """Bytes on disk; the last images may still be in memory."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def close(self) -> None:
@@ -66,9 +72,9 @@ class VideoFile:
 
 
 class VideoFiles:
-    """A camera's images in numbered mp4 files of about `limit` bytes each, an episode never split between two.
+    """Writer of a camera's images to numbered mp4 files of about `limit` bytes, with whole episodes.
 
-    `key` is the camera's feature, `height` and `width` are in pixels.
+    `key` is the feature of the camera; `height` and `width` are in pixels.
     """
 
     def __init__(self, root: Path, key: str, *, fps: int, height: int, width: int, limit: int) -> None:
@@ -78,7 +84,7 @@ class VideoFiles:
         self._file: VideoFile | None = None
 
     def add(self, images: NDArray[np.uint8]) -> dict[str, Any]:
-        """Append an episode (T, 3, H, W); the columns that say where it is, times in seconds."""
+        """Append an episode (T, 3, H, W), and return the columns that locate it, with times in seconds."""
         if self._file is not None and self._file.size > self._limit:
             self.close()
         if self._file is None:
@@ -94,7 +100,7 @@ class VideoFiles:
         return {f"videos/{self._key}/{name}": value for name, value in place.items()}
 
     def close(self) -> None:
-        """Finish the file being written, if any."""
+        """Finish the current file, if any."""
         if self._file is not None:
             self._file.close()
             self._file = None

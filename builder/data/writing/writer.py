@@ -1,13 +1,12 @@
-"""Writes a dataset in LeRobot's v3.0 layout, which lerobot 0.4 and later load as their own.
+"""Writer of datasets in LeRobot's v3.0 format, which lerobot 0.4 and later load.
 
     with LeRobotWriter(folder, fps=80, cameras={"front": (96, 96)}, vectors={"action": names}) as writer:
         writer.add_episode("Open the drawer", {"observation.images.front": images, "action": actions})
 
-Episodes follow one another within shared parquet and mp4 files. Everything is written into a hidden folder
-beside the target and moved into place at the end, so a dataset is either whole or absent. Equal input gives
-equal bytes: the encoder is deterministic and nothing records the time of day.
+Episodes share parquet and mp4 files. Everything is written into a hidden folder beside the target and moved
+into place at the end, so a dataset is either complete or absent. Equal input yields equal bytes.
 
-Layout: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
+Format: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
 """
 
 from __future__ import annotations
@@ -35,10 +34,16 @@ Frames = Mapping[str, NDArray[Any]]
 
 
 class LeRobotWriter:
-    """A dataset being written to `root`; leaving the `with` block completes it, or leaves nothing after an error.
+    """Context manager that writes a dataset to `root`, and leaves nothing after an error.
 
-    `cameras` maps a camera's name to its (height, width) in pixels; `vectors` maps a key such as
-    `observation.state` to the names of its components. `data_megabytes` and `video_megabytes` bound a file.
+    Args:
+        root: Directory of the dataset, absent or empty.
+        fps: Frames per second.
+        cameras: Height and width in pixels, by name.
+        vectors: Names of the dimensions of each vector, by key, such as `observation.state`.
+        robot_type: Name of the robot.
+        data_megabytes: Approximate size limit of a parquet file.
+        video_megabytes: Approximate size limit of an mp4 file.
 
     Raises:
         DatasetError: `root` exists and is not empty.
@@ -82,12 +87,12 @@ class LeRobotWriter:
     def add_episode(self, task: str, frames: Frames) -> None:
         """Append one episode.
 
-        `frames` maps every camera's `observation.images.<name>` to uint8 (T, 3, H, W) and every vector's key
-        to float32 (T, D).
+        `frames` maps the `observation.images.<name>` of every camera to uint8 (T, 3, H, W), and the key of
+        every vector to float32 (T, D).
 
         Raises:
-            DatasetError: a key is missing or unknown, shapes or types are not those declared, a number is not
-                finite, or an image has an odd side.
+            DatasetError: A key is missing or unknown, a shape or type differs from the declared one, a number
+                is not finite, or an image has an odd side.
         """
         length = self._checked_length(frames)
         index = len(self._episodes)
@@ -99,21 +104,21 @@ class LeRobotWriter:
         for key, files in self._videos.items():
             row |= files.add(frames[key])
         row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-        row |= self._summarise({**{key: frames[key] for key in self._cameras}, **columns})
+        row |= self._summarize({**{key: frames[key] for key in self._cameras}, **columns})
         self._episodes.append(row)
         self._frames += length
 
     def write_json(self, relative: str, content: Any) -> None:
-        """Store `content` at a path relative to the dataset, for example `meta/recording.json`."""
+        """Write `content` to a path relative to the dataset, such as `meta/recording.json`."""
         path = self._folder / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def finish(self) -> None:
-        """Complete the dataset and move it into place; leaving the `with` block calls it.
+        """Complete the dataset and move it into place; called at the end of the `with` block.
 
         Raises:
-            DatasetError: no episode was added, or something appeared at `root` meanwhile.
+            DatasetError: No episode was added, or `root` is no longer empty.
         """
         if not self._episodes:
             raise DatasetError(f"{self.root}: a dataset needs at least one episode")
@@ -146,7 +151,7 @@ class LeRobotWriter:
         declared = {*self._cameras, *self._vectors}
         if set(frames) != declared:
             raise DatasetError(
-                f"an episode holds exactly {sorted(declared)}: missing {sorted(declared - set(frames))}, "
+                f"an episode must have exactly {sorted(declared)}; missing {sorted(declared - set(frames))}, "
                 f"unknown {sorted(set(frames) - declared)}"
             )
         length = len(next(iter(frames.values())))
@@ -156,11 +161,13 @@ class LeRobotWriter:
             kind, values = np.dtype(np.uint8 if key in self._cameras else np.float32), frames[key]
             if length == 0 or values.shape != shape or values.dtype != kind:
                 raise DatasetError(
-                    f"`{key}` must be {kind} of shape {shape} and hold a frame or more, "
-                    f"not {values.dtype} of shape {values.shape}"
+                    f"`{key}` must be {kind} of shape {shape} with at least one frame, "
+                    f"found {values.dtype} of shape {values.shape}"
                 )
             if key in self._vectors and not np.isfinite(values).all():
-                raise DatasetError(f"`{key}` of episode {len(self._episodes)} has values that are not finite")
+                raise DatasetError(
+                    f"`{key}` of episode {len(self._episodes)} has values that are not finite; correct them"
+                )
         return length
 
     def _columns(self, frames: Frames, length: int, episode: int, task: int) -> dict[str, NDArray[Any]]:
@@ -178,7 +185,7 @@ class LeRobotWriter:
         vectors = (*self._vectors, *COUNTERS)
         return {key: ImageSummary() for key in self._cameras} | {key: VectorSummary() for key in vectors}
 
-    def _summarise(self, features: Frames) -> dict[str, Any]:
+    def _summarize(self, features: Frames) -> dict[str, Any]:
         row: dict[str, Any] = {}
         for key, summary in self._new_summaries().items():
             values = features[key] if features[key].ndim > 1 else features[key][:, None]
@@ -227,10 +234,6 @@ class LeRobotWriter:
 
 
 def require_empty(root: Path) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        DatasetError: `root` exists and is not an empty folder.
-    """
+    """Raise DatasetError if `root` exists and is not an empty directory."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DatasetError(f"{root} exists and is not empty; a dataset is never written over another")
+        raise DatasetError(f"{root} exists and is not empty; name a new directory")

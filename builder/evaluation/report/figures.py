@@ -1,4 +1,4 @@
-"""Plots of an evaluation, drawn once for two uses: a file on white, and SVG that takes the colours of its page."""
+"""Plots of an evaluation, as PNG on white or as SVG in the colors of its page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from ..open_loop import OpenLoopResult
 
 INK = "#1b2027"
-"""Drawn as the page's text colour in SVG; nothing else may use it."""
+"""Replaced by the text color of the page in SVG; reserved for text and lines."""
 BLUE, ORANGE = "#2f7fe0", "#e8833a"
 _CYCLE = (BLUE, ORANGE, "#2ea061", "#a15fd0", "#d64541", "#1ea7a7", "#b8892f", "#d05f9c")
 _STYLE: Any = {
@@ -46,7 +46,7 @@ _STYLE: Any = {
 
 
 def trace_figure(result: OpenLoopResult) -> Figure:
-    """The first judged episode: actions done and predicted, one panel an action dim, over time."""
+    """Plot recorded and predicted actions of the first episode over time, one panel per dimension."""
     trace = result.trace
     names, columns = result.action_names, 2 if len(result.action_names) > 1 else 1
     rows = math.ceil(len(names) / columns)
@@ -78,7 +78,7 @@ def trace_figure(result: OpenLoopResult) -> Figure:
 
 
 def steps_figure(result: OpenLoopResult) -> Figure:
-    """Mean absolute error by step within the chunk, one line an action dim."""
+    """Plot the mean absolute error of each step of the chunk, one line per action dimension."""
     horizon = len(result.mae_by_step)
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 2.6), layout="constrained")
@@ -104,7 +104,7 @@ def steps_figure(result: OpenLoopResult) -> Figure:
 
 
 def loss_figure(curves: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> Figure:
-    """Losses (name, steps, values) over training."""
+    """Plot losses (name, steps, values) over training."""
     positive = [value for _, _, values in curves for value in values if value > 0.0]
     with rc_context(_STYLE):
         figure = Figure(figsize=(9.2, 2.8), layout="constrained")
@@ -118,7 +118,7 @@ def loss_figure(curves: Sequence[tuple[str, Sequence[int], Sequence[float]]]) ->
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0.0)
-        axes.set_xlabel("optimiser step")
+        axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss")
         axes.margins(x=0.01)
         axes.legend(loc="upper right", ncols=max(1, len(curves)))
@@ -126,14 +126,14 @@ def loss_figure(curves: Sequence[tuple[str, Sequence[int], Sequence[float]]]) ->
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure on white, for papers and chats."""
+    """Save a figure on a white background."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=160, facecolor="white")
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an `<svg>` element without background; `name` keeps its ids apart from other figures'."""
+    """Return the figure as an `<svg>` element without background; `name` makes its ids unique."""
     stream = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -152,8 +152,8 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def _widen(axes: Axes, *values: Any) -> None:
-    """Keep rounding noise of a constant dim from filling its panel."""
+    """Widen the limits of an almost constant dimension, so that rounding noise does not fill its panel."""
     low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
     if high - low < 0.02 * max(abs(low), abs(high), 1e-9):
-        centre, half = (low + high) / 2.0, max(0.1 * max(abs(low), abs(high)), 1e-6)
-        axes.set_ylim(centre - half, centre + half)
+        center, half = (low + high) / 2.0, max(0.1 * max(abs(low), abs(high)), 1e-6)
+        axes.set_ylim(center - half, center + half)

@@ -1,4 +1,4 @@
-"""The look of a report: one HTML page that needs nothing else, for light and dark screens."""
+"""HTML of a report: one self-contained page with a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ summary { cursor: pointer; color: var(--soft); font-size: 14px; } details > *:no
 
 
 def page(title: str, body: str) -> str:
-    """A whole document."""
+    """Return a whole document."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -56,17 +56,17 @@ def page(title: str, body: str) -> str:
 
 
 def section(title: str, body: str) -> str:
-    """A card with a heading."""
+    """Return a card with a heading."""
     return f"<section><h2>{escape(title)}</h2>{body}</section>"
 
 
 def note(text: str) -> str:
-    """A remark in small print."""
+    """Return a remark in small print."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Text in the first column, numbers in the others."""
+    """Return a table with text in the first column and numbers in the others."""
     kinds = ["", *[' class="n"'] * (len(header) - 1)]
     head = "".join(f"<th{kind}>{escape(cell)}</th>" for kind, cell in zip(kinds, header, strict=True))
     lines = (
@@ -77,7 +77,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def facts(rows: list[tuple[str, str, bool]]) -> str:
-    """Keys with their values; the third says that a value is code."""
+    """Return a table of keys and values; the third item of a row marks code."""
     lines = (
         f'<tr><td class="key">{escape(key)}</td><td>'
         + (f"<code>{_words(value)}</code>" if code else escape(value))
@@ -88,10 +88,10 @@ def facts(rows: list[tuple[str, str, bool]]) -> str:
 
 
 def _words(command: str) -> str:
-    """A command that breaks between its words and never within."""
+    """Return a command with line breaks allowed only between words."""
     return " ".join(f"<span>{escape(word)}</span>" for word in command.split())
 
 
 def embedded(path: Path, kind: str) -> str:
-    """A file as a `data:` address."""
+    """Return a file as a `data:` URL."""
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,4 +1,4 @@
-"""`report.html`, for people, and `result.json`, for programs."""
+"""The files of an evaluation: `report.html` and `result.json`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .html import embedded, facts, note, page, section, table
 
 
 def write_report(result: EvaluationResult, saved: SavedPolicy) -> None:
-    """Write `report.html` and `result.json`, and `open_loop.png` where there is an open-loop result.
+    """Write `report.html` and `result.json`, and `open_loop.png` for an open-loop result.
 
-    What an earlier evaluation left there and this one has none of is removed.
+    Files of an earlier evaluation that this one does not write are removed.
     """
     result.output.mkdir(parents=True, exist_ok=True)
     stale = [] if result.open_loop is not None else ["open_loop.png"]
@@ -88,7 +88,7 @@ def _sections(result: EvaluationResult, saved: SavedPolicy) -> Iterator[str]:
     if result.notes:
         yield section("Notes", "".join(note(text) for text in result.notes))
     yield _recipe(saved)
-    yield section("To repeat it", facts(list(_provenance(result, saved))))
+    yield section("Reproduction", facts(list(_provenance(result, saved))))
 
 
 def _score(title: str, result: ClosedLoopResult, tone: str) -> str:
@@ -105,8 +105,8 @@ def _score(title: str, result: ClosedLoopResult, tone: str) -> str:
 
 def _verdict(closed: ClosedLoopResult, control: ClosedLoopResult) -> str:
     if closed.interval[0] > control.interval[1]:
-        return "The intervals are apart: on this task the policy makes use of its cameras."
-    return "The intervals overlap: these rollouts do not show that the policy makes use of its cameras."
+        return "The intervals do not overlap: on this task the policy uses its cameras."
+    return "The intervals overlap: these rollouts do not show that the policy uses its cameras."
 
 
 def _rollouts(output: Path, closed: ClosedLoopResult) -> str:
@@ -114,8 +114,8 @@ def _rollouts(output: Path, closed: ClosedLoopResult) -> str:
     video = embedded(output / "rollouts.mp4", "video/mp4")
     strip = embedded(output / "strip.png", "image/png")
     text = (
-        f"The first {closed.filmed} rollouts at {speed:.2g} times real speed, as the policy saw "
-        "them; a border turns green on success and red on failure. Below, one rollout from start to end."
+        f"The first {closed.filmed} rollouts at {speed:.2g} times real speed, as seen by "
+        "the policy; the border turns green on success and red on failure. Below, one rollout from start to end."
     )
     return section(
         "Rollouts",
@@ -156,21 +156,21 @@ def _ended(episode: Episode) -> str:
 def _open_loop(result: OpenLoopResult) -> str:
     header = ["Action", "Mean absolute error", "Root mean square error"]
     if result.baseline_mae is not None:
-        header.append("Always the mean action")
+        header.append("Mean action")
     rows = []
     for position, name in enumerate(result.action_names):
         row = [name, f"{result.mae[position]:.4g}", f"{result.rmse[position]:.4g}"]
         rows.append(
             [*row, f"{result.baseline_mae[position]:.4g}"] if result.baseline_mae is not None else row
         )
-    seen = ", on which it was trained" if result.split == "training" else ", held out from training"
+    seen = ", which it was trained on" if result.split == "training" else ", held out from training"
     count = (
         f"{len(result.episodes)} of {result.available}" if len(result.episodes) < result.available else "all"
     )
     text = (
         f"Chunks predicted at every frame of {count} {result.split} episodes{seen} ({result.frames:,} frames), in the "
-        f"robot's units. The plot is episode {result.trace.episode}, each chunk run for {result.trace.execute} steps; "
-        "dots are where the policy looks."
+        f"robot's units. The plot shows episode {result.trace.episode} with {result.trace.execute} steps from each "
+        "chunk; dots mark new predictions."
     )
     plots = to_svg(trace_figure(result), "trace")
     if len(result.mae_by_step) > 1:
@@ -200,7 +200,7 @@ def _control_run(result: EvaluationResult, saved: SavedPolicy) -> Path:
 
 
 def _recipe(saved: SavedPolicy) -> str:
-    """The recipe as it was written, and as it was understood: overrides and defaults included."""
+    """Return the recipe as written, and as resolved, with overrides and defaults."""
     shown = [(path.name, path.read_text()) for path in _recipe_files(saved.directory)]
     shown = shown or [("", json.dumps(saved.recipe, indent=2))]
     body = f"<pre>{escape(shown[0][1])}</pre>"

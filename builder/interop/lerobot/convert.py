@@ -1,7 +1,9 @@
-"""Policies of LeRobot's directories as checkpoints of ours, and the other way round.
+"""Conversion of LeRobot policies to checkpoints, and back.
 
-import_policy("pretrained_model", data="demonstrations", output="runs/act/policy")
-export_policy("runs/act", output="pretrained_model")
+    import_policy("pretrained_model", data="demonstrations", output="runs/act/policy")
+    export_policy("runs/act", output="pretrained_model")
+
+Every weight is accounted for by name.
 """
 
 from __future__ import annotations
@@ -33,24 +35,31 @@ _STATE, _ENVIRONMENT = "observation.state", "observation.environment_state"
 
 
 def types() -> list[str]:
-    """The policy types of LeRobot that can be converted."""
+    """Return the policy types of LeRobot that can be converted."""
     return sorted(path.stem for path in (Path(__file__).parent / "policies").glob("[a-z]*.py"))
 
 
 def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -> RecipePolicy:
-    """Write a directory of LeRobot as a policy of ours, which `AutoModel.from_pretrained(output)` loads.
+    """Convert a LeRobot policy to a checkpoint that `AutoModel.from_pretrained(output)` loads.
 
-    `data` is the LeRobot dataset that it was trained on, or another with the same observations and actions: its
-    sizes are checked, and its recipe can train on. Raises CheckpointError, WeightsError, RecipeError.
+    Args:
+        source: Directory of the LeRobot policy.
+        data: LeRobot dataset that it was trained on, or another with the same observations and actions. Sizes
+            are compared, and training can continue on it.
+        output: Directory of the new checkpoint.
+
+    Raises:
+        CheckpointError, RecipeError: A file or the dataset is damaged.
+        WeightsError: The policy has no counterpart.
     """
     found = files.read(expanded(source))
     kind = found.config["type"]
     if kind not in types():
-        raise WeightsError(f"policies of type `{kind}` cannot be converted; these can: {', '.join(types())}")
+        raise WeightsError(f"policies of type `{kind}` cannot be converted, only {', '.join(types())}")
     converter = _converter(kind)
     for step in found.steps:
         if (name := step.get("registry_name")) not in getattr(converter, "STEPS", ()):
-            raise WeightsError(f"its preprocessor has a step `{name}` that has no counterpart")
+            raise WeightsError(f"the preprocessor step `{name}` has no counterpart")
     sections, weights = converter.to_policysmith(found.weights, found.config)
     normalize, statistics = normalization.transforms(found.config, found.statistics)
     if hasattr(converter, "transforms"):
@@ -77,16 +86,18 @@ def import_policy(source: str | Path, *, data: str | Path, output: str | Path) -
 
 
 def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
-    """Write a policy of ours as a directory of LeRobot; gives its config. `source` is a policy or a run.
+    """Convert the policy of a checkpoint or a run to a LeRobot policy, and return its config.
 
-    Raises CheckpointError for a directory without a policy, WeightsError for one that LeRobot cannot hold.
+    Raises:
+        CheckpointError: `source` has no policy, or `output` is not empty.
+        WeightsError: The policy has no counterpart in LeRobot.
     """
     saved = SavedPolicy.find(source)
     if saved.handwritten:
         raise WeightsError("a hand-written policy has no counterpart in LeRobot")
     if saved.robots:
         raise WeightsError(
-            f"the policy is for {len(saved.robots)} robots, `{'`, `'.join(saved.robots.names)}`; LeRobot's are for one"
+            f"the policy is for {len(saved.robots)} robots, `{'`, `'.join(saved.robots.names)}`; LeRobot policies are for one"
         )
     policy: RecipePolicy = RecipePolicy.from_pretrained(saved.directory)
     content = _with_reads(policy)
@@ -94,7 +105,7 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
     kind = next((kind for kind in types() if _converter(kind).is_of(content["recipe"])), None)
     if kind is None:
         raise WeightsError(
-            f"no policy of LeRobot has a head like `{head}`; these can be converted: {', '.join(types())}"
+            f"no LeRobot policy has a head like `{head}`; only {', '.join(types())} can be converted"
         )
     converter = _converter(kind)
     config: dict[str, Any]
@@ -111,7 +122,7 @@ def export_policy(source: str | Path, *, output: str | Path) -> dict[str, Any]:
 
 
 def _with_reads(policy: RecipePolicy) -> dict[str, Any]:
-    """Return the content of its config, with the observations that each backbone reads and a diffusion head's bound."""
+    """Return the content of the config with the inputs of each backbone and the bound of the head."""
     recipe = policy.content["recipe"]
     read = {name: list(cast(Backbone, backbone).keys) for name, backbone in policy.backbones.items()}
     backbones = {name: {**raw, "reads": read[name]} for name, raw in recipe["policy"]["backbones"].items()}
@@ -127,10 +138,10 @@ def _converter(kind: str) -> Any:
 
 
 def _load(policy: RecipePolicy, weights: Mapping[str, Any]) -> None:
-    """Fill the policy. Raises WeightsError for weights of another shape, and with their names."""
+    """Load the weights, or raise WeightsError for names or shapes that differ."""
     own = policy.state_dict()
     misfits = [
-        f"{name} is {tuple(value.shape)}, the policy's is {tuple(own[name].shape)}"
+        f"{name} has shape {tuple(value.shape)} instead of {tuple(own[name].shape)}"
         for name, value in weights.items()
         if name in own and own[name].shape != value.shape
     ]
@@ -141,16 +152,16 @@ def _load(policy: RecipePolicy, weights: Mapping[str, Any]) -> None:
 
 
 def _compare(config: Mapping[str, Any], specs: Mapping[str, Spec]) -> None:
-    """Raises WeightsError for observations or actions that the dataset lacks, or of another size."""
+    """Raise WeightsError for observations or actions that the dataset lacks or that differ in size."""
     for key, feature in {**config["input_features"], **config["output_features"]}.items():
         spec, shape = specs.get(key), tuple(feature["shape"])
         if spec is None or spec.dims[2:] != shape:
             has = "has none" if spec is None else f"has {spec.dims[2:]}"
-            raise WeightsError(f"the policy was trained with `{key}` {shape}, and the dataset {has}")
+            raise WeightsError(f"the policy was trained with `{key}` {shape}, but the dataset {has}")
 
 
 def _features(policy: RecipePolicy) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Input and output features as config.json has them; cameras in the order in which they are read."""
+    """Return the input and output features for config.json, with cameras in reading order."""
     specs = {key: Spec.from_json(spec) for key, spec in policy.content["specs"].items()}
     read = [key for part in policy.backbones.values() for key in cast(Backbone, part).keys]
     if "{state}" in policy.content["recipe"]["collator"].get("prompt", ""):

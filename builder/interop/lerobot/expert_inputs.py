@@ -1,4 +1,4 @@
-"""What pi0, pi0.5 and SmolVLA of LeRobot do to their inputs: resize, map to [-1, 1], pad, and tokenize the prompt."""
+"""Inputs of LeRobot's pi0, pi0.5 and SmolVLA: resized, mapped to [-1, 1], padded, with a tokenized prompt."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _STATE, _ACTION = "observation.state", "action"
 
 @dataclass(frozen=True)
 class Inputs:
-    """How one of the policies treats its inputs."""
+    """Treatment of the inputs of one policy type."""
 
     prompt: str
-    """Registered name of the step that writes the prompt."""
+    """Registered name of the preprocessor step that builds the prompt."""
     size: str
-    """Option that holds the size of images."""
+    """Name of the option for the size of images."""
     place: str
-    """Where an image lies in that size."""
+    """Placement of an image within that size."""
     padded: tuple[str, ...]
-    """Vectors that are padded with zeros to a fixed width."""
+    """Vectors padded with zeros to a fixed width."""
     flipped: bool = False
-    """Whether the option holds width and height, not height and width, and may be null for images as they are."""
+    """True if the option is (width, height), and may be null for unchanged images."""
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Names of the steps that the preprocessor may have."""
+        """Names of the supported preprocessor steps."""
         return (self.prompt, "tokenizer_processor", "relative_actions_processor")
 
     def transforms(
         self, config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]], default: int
     ) -> list[dict[str, Any]]:
-        """The transforms of a recipe, around those that normalise. Raises WeightsError for images that are normalised."""
+        """Return the transforms of a recipe, given the normalizing ones, or raise WeightsError."""
         found: list[dict[str, Any]] = []
         size = config.get(self.size, (default, default))
         if size is not None:
@@ -48,14 +48,17 @@ class Inputs:
             elif raw.get("stats") == "zero_one":
                 found.append({**raw, "stats": "half"})
             else:
-                raise WeightsError("its images are normalised before the policy maps them to [-1, 1]")
+                raise WeightsError(
+                    "its images are normalized before the policy maps them to [-1, 1], which has no counterpart"
+                )
         widths = {_STATE: config.get("max_state_dim", 32), _ACTION: config.get("max_action_dim", 32)}
         return [*found, {"type": "pad_dims", "sizes": {key: widths[key] for key in self.padded}}]
 
     def processor(self, content: Mapping[str, Any], prompt: str, task_text: str = "as_is") -> Processor:
-        """Options of the config, steps of the preprocessor, and the content with the transforms that only normalise.
+        """Return config options, preprocessor steps, and the content with only the normalizing transforms.
 
-        Raises WeightsError where the policy sees its images or its prompt otherwise.
+        Raises:
+            WeightsError: The policy processes its images or its prompt differently.
         """
         recipe = content["recipe"]
         options: dict[str, Any] = {self.size: None}
@@ -71,9 +74,7 @@ class Inputs:
             elif raw["type"] != "pad_dims":
                 left.append(raw)
         if not any(raw["type"] == "normalize_image" for raw in left):
-            raise WeightsError(
-                "the policy sees images in another range than [-1, 1]: LeRobot's maps them to it"
-            )
+            raise WeightsError("the policy reads images outside [-1, 1], the range of LeRobot's policy")
         if options[self.size] is None and not self.flipped:
             sizes = [spec["dims"][-2:] for spec in content["specs"].values() if spec["kind"] == "image"]
             options[self.size] = list(sizes[0])

@@ -1,4 +1,4 @@
-"""What pi0, pi0.5 and SmolVLA of LeRobot share: an expert beside a vision-language model."""
+"""Shared conversion of LeRobot's pi0, pi0.5 and SmolVLA: an expert beside a vision-language model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ....components.vlms import FAMILIES, family_of
 from ....components.vlms.base import VlmFamily
 from ....schemas.errors import WeightsError
 from ....schemas.specs import IMAGES
-from .weight_names import Pair, layer, same
+from .weight_names import WeightPair, layer, same
 
 NETWORK = "head.network"
 _LAYER = {
@@ -31,7 +31,7 @@ _NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_
 
 
 def is_expert(recipe: Mapping[str, Any], **options: str) -> bool:
-    """Whether a resolved recipe has an expert with these options."""
+    """Return whether a resolved recipe has an expert with these options."""
     policy = recipe["policy"]
     if policy.get("type") != "composed" or policy["head"]["type"] != "flow_matching":
         return False
@@ -39,16 +39,16 @@ def is_expert(recipe: Mapping[str, Any], **options: str) -> bool:
 
 
 def model_of(source: str, depth: int | None = None) -> VlmFamily:
-    """The vision-language model of that name, or in that directory, with its first `depth` layers."""
+    """Return the vision-language model with a name or in a directory, with its first `depth` layers."""
     return family_of(read_config(source, tuple(FAMILIES), "choose a vision-language model"), depth)
 
 
 def model_pairs(
     model: VlmFamily, theirs: str, renamed: Mapping[str, str], vocabulary: int | None = None
-) -> Iterator[Pair]:
-    """Every weight of the vision-language model; `renamed` maps beginnings of our names to those of theirs.
+) -> Iterator[WeightPair]:
+    """Yield the weights of the vision-language model; `renamed` maps prefixes of our names to theirs.
 
-    Where their `vocabulary` is smaller than ours, ours goes on with tokens that are all zeros, which no tokenizer gives.
+    If their `vocabulary` is smaller than ours, the other tokens are zeros, which no tokenizer produces.
     """
     with torch.device("meta"):
         built = model.build()
@@ -60,8 +60,8 @@ def model_pairs(
         yield _cut(pair, vocabulary or 0, model.vocabulary) if cut else pair
 
 
-def _cut(pair: Pair, theirs: int, ours: int) -> Pair:
-    """The pair, where their weight has the first rows of ours alone."""
+def _cut(pair: WeightPair, theirs: int, ours: int) -> WeightPair:
+    """Return the pair with only the first rows of our weight in theirs."""
     return replace(
         pair,
         forth=lambda weight: [F.pad(weight, (0, 0, 0, ours - theirs))],
@@ -69,8 +69,8 @@ def _cut(pair: Pair, theirs: int, ours: int) -> Pair:
     )
 
 
-def expert_pairs(theirs: str, depth: int, adaptive: bool) -> Iterator[Pair]:
-    """Every weight of the expert's layers, and its last norm."""
+def expert_pairs(theirs: str, depth: int, adaptive: bool) -> Iterator[WeightPair]:
+    """Yield the weights of the expert's layers and its last norm."""
     yield from _norm(f"{theirs}.norm", f"{NETWORK}.norm", adaptive)
     for index in range(depth):
         old, new = f"{theirs}.layers.{index}", f"{NETWORK}.layers.{index}"
@@ -80,15 +80,15 @@ def expert_pairs(theirs: str, depth: int, adaptive: bool) -> Iterator[Pair]:
             yield from _norm(f"{old}.{name}", f"{new}.{own}", adaptive)
 
 
-def _norm(theirs: str, ours: str, adaptive: bool) -> Iterator[Pair]:
+def _norm(theirs: str, ours: str, adaptive: bool) -> Iterator[WeightPair]:
     if adaptive:
         yield from layer(f"{theirs}.dense", f"{ours}.modulation")
     else:
         yield same(f"{theirs}.weight", f"{ours}.weight")
 
 
-def action_pairs(adaptive: bool) -> Iterator[Pair]:
-    """Every weight of what turns actions and times into tokens, and tokens into velocities."""
+def action_pairs(adaptive: bool) -> Iterator[WeightPair]:
+    """Yield the weights of the layers that map actions and times to tokens, and tokens to velocities."""
     yield from layer("model.action_in_proj", f"{NETWORK}.action_in")
     yield from layer("model.action_out_proj", f"{NETWORK}.action_out")
     for name, place in (("in", 0), ("out", 2)):
@@ -96,7 +96,7 @@ def action_pairs(adaptive: bool) -> Iterator[Pair]:
 
 
 def sizes_of(weights: Mapping[str, Tensor], model: VlmFamily) -> dict[str, int]:
-    """Sizes of the expert whose weights these are, by our names."""
+    """Return the sizes of the expert with these weights, under our names."""
     return {
         "width": weights[f"{NETWORK}.action_in.weight"].shape[0],
         "hidden": weights[f"{NETWORK}.layers.0.mlp.gate.weight"].shape[0],
@@ -105,7 +105,7 @@ def sizes_of(weights: Mapping[str, Tensor], model: VlmFamily) -> dict[str, int]:
 
 
 def sections_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections `data` and `training` of a recipe."""
+    """Return the sections `data` and `training` of a recipe."""
     features = config.get("input_features", {})
     cameras = [key.removeprefix(IMAGES) for key, feature in features.items() if feature["type"] == "VISUAL"]
     lr = config.get("optimizer_lr", 2.5e-5)
@@ -130,7 +130,7 @@ def sections_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reads_of(config: Mapping[str, Any], state: bool) -> dict[str, list[str]]:
-    """What a `vlm` backbone reads: the cameras in LeRobot's order, the prompt and, where asked for, the state."""
+    """Return the inputs of a `vlm` backbone: cameras in LeRobot's order, prompt, and optionally the state."""
     cameras = [
         key for key, feature in config.get("input_features", {}).items() if feature["type"] == "VISUAL"
     ]
@@ -140,7 +140,7 @@ def reads_of(config: Mapping[str, Any], state: bool) -> dict[str, list[str]]:
 
 
 def refuse_others(config: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
-    """Raises WeightsError where an option is not as expected, which the other side does not have."""
+    """Raise WeightsError for an option with another value than the other project supports."""
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise WeightsError(

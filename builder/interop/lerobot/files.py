@@ -1,4 +1,4 @@
-"""The directory of a LeRobot policy: config.json, model.safetensors, and from 0.4 on processors with statistics."""
+"""Directory of a LeRobot policy: config.json, model.safetensors, and since 0.4 processors with statistics."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ....schemas.errors import CheckpointError
+from ...data.statistics import Statistics
 from ...policy.saving import read_json
-
-Statistics = dict[str, dict[str, list[float]]]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -27,21 +26,21 @@ _OLD = ("normalize_inputs", "normalize_targets", "unnormalize_outputs")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What such a directory holds."""
+    """Contents of such a directory."""
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
     statistics: Statistics
-    """By key and name (`mean`, `std`, `min`, `max`, ...), flat."""
+    """Flat values by key and name (`mean`, `std`, `min`, `max`, ...)."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """Steps of the preprocessor other than those that only carry a batch to the policy and normalise it, after these."""
+    """Preprocessor steps beyond those that move and normalize a batch, in order."""
 
 
 def read(directory: Path) -> Checkpoint:
-    """Raises CheckpointError for files that are missing or damaged."""
+    """Read a policy, or raise CheckpointError for missing or damaged files."""
     config = read_json(directory / CONFIG)
     if "type" not in config:
-        raise CheckpointError(f"{directory / CONFIG} has no `type`, so it is no policy of LeRobot")
+        raise CheckpointError(f"{directory / CONFIG} has no `type`; name the directory of a LeRobot policy")
     weights = _tensors(directory / WEIGHTS)
     if not (directory / PREPROCESSOR).exists():
         return Checkpoint(config, *_inside(weights, config))
@@ -60,7 +59,7 @@ def read(directory: Path) -> Checkpoint:
 
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:
-    """Write a policy with both its processors; the directory must not hold anything yet. Raises CheckpointError."""
+    """Write a policy with both processors, or raise CheckpointError if the directory is not empty."""
     if directory.exists() and any(directory.iterdir()):
         raise CheckpointError(f"{directory} is not empty; name a new directory")
     directory.mkdir(parents=True, exist_ok=True)
@@ -105,7 +104,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
 
 
 def _inside(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], Statistics]:
-    """Weights and statistics of a policy before 0.4, whose normalisation was part of the network."""
+    """Split weights from statistics for a policy before 0.4, which normalized in the network."""
     keys = {key.replace(".", "_"): key for key in (*config["input_features"], *config["output_features"])}
     kept: dict[str, Tensor] = {}
     statistics: Statistics = {}
@@ -116,7 +115,7 @@ def _inside(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[d
             continue
         key, _, statistic = rest.rpartition(".")
         if key not in keys:
-            raise CheckpointError(f"`{name}` are statistics of something that config.json does not name")
+            raise CheckpointError(f"`{name}` has statistics of a feature that config.json lacks")
         statistics.setdefault(keys[key], {})[statistic] = value.float().flatten().tolist()
     return kept, statistics
 
@@ -134,4 +133,4 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=4) + "\n")
 
 
-__all__ = ["Checkpoint", "Statistics", "read", "write"]
+__all__ = ["Checkpoint", "read", "write"]

@@ -1,4 +1,4 @@
-"""LeRobot's normalisation as transforms of ours, and back."""
+"""Conversion of LeRobot's normalization to transforms, and back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....schemas.errors import WeightsError
-from .files import Statistics
+from ...data.statistics import Statistics
 
 _MODES = {"MEAN_STD": "mean_std", "MIN_MAX": "min_max", "QUANTILES": "quantiles", "IDENTITY": "identity"}
 _NEEDS = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max"), "QUANTILES": ("q01", "q99")}
@@ -16,9 +16,10 @@ _EPS, _SPREAD = 1e-8, 1e-2
 
 
 def transforms(config: Mapping[str, Any], statistics: Statistics) -> tuple[list[dict[str, Any]], Statistics]:
-    """The transforms that do what the processor of a policy does, and the statistics that they use.
+    """Return transforms equivalent to the processor of a policy, and their statistics.
 
-    Raises WeightsError for a normalisation that ours cannot do.
+    Raises:
+        WeightsError: The normalization has no counterpart.
     """
     features = {**config["input_features"], **config["output_features"]}
     modes = {key: _mode(key, feature["type"], config, statistics) for key, feature in features.items()}
@@ -33,7 +34,7 @@ def transforms(config: Mapping[str, Any], statistics: Statistics) -> tuple[list[
     vectors = {key: mode for key, mode in modes.items() if features[key]["type"] != "VISUAL"}
     held = {key: statistics[key] for key, mode in vectors.items() if mode != "IDENTITY"}
     for key in held.keys() - config["output_features"].keys():
-        held[key] = _spread(held[key], vectors[key])
+        held[key] = _widened_above(held[key], vectors[key])
     if held:
         ours = {key: _MODES[mode] for key, mode in vectors.items()}
         mode = max(ours.values(), key=list(ours.values()).count)
@@ -45,9 +46,10 @@ def transforms(config: Mapping[str, Any], statistics: Statistics) -> tuple[list[
 def processor(
     content: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, str], Statistics]:
-    """LeRobot's `normalization_mapping` and statistics for the transforms of a policy's config.
+    """Return LeRobot's `normalization_mapping` and statistics for the transforms of a policy's config.
 
-    Raises WeightsError for transforms that LeRobot's processor cannot do.
+    Raises:
+        WeightsError: A transform has no counterpart in LeRobot's processor.
     """
     modes: dict[str, str] = dict.fromkeys(features, "IDENTITY")
     statistics: Statistics = {}
@@ -60,16 +62,16 @@ def processor(
         elif raw["type"] == "normalize":
             if raw["dims"]:
                 raise WeightsError(
-                    "LeRobot normalises whole keys; `normalize` has modes of single dimensions in `dims`"
+                    "LeRobot normalizes whole keys, but `dims` of `normalize` sets modes of single dimensions"
                 )
             for key in _keys(raw, features, images=False):
                 mode = raw["modes"].get(key, raw["mode"])
                 modes[key] = next((theirs for theirs, ours in _MODES.items() if ours == mode), "")
                 if not modes[key]:
-                    raise WeightsError(f"LeRobot's processor has no normalisation `{mode}`")
+                    raise WeightsError(f"LeRobot's processor has no normalization `{mode}`")
                 if mode != "identity":
                     held = content["statistics"][key]
-                    statistics[key] = held if key == "action" else _around(held, modes[key])
+                    statistics[key] = held if key == "action" else _widened(held, modes[key])
         elif raw["type"] not in _TRAINING_ONLY:
             raise WeightsError(f"LeRobot's processor has no transform like `{raw['type']}`")
     mapping: dict[str, str] = {}
@@ -77,13 +79,13 @@ def processor(
         kind = features[key]["type"]
         if mapping.setdefault(kind, mode) != mode:
             raise WeightsError(
-                f"LeRobot normalises all {kind} alike; here `{key}` is {mode}, others {mapping[kind]}"
+                f"LeRobot normalizes all {kind} the same way, but `{key}` is {mode} and others are {mapping[kind]}"
             )
     return mapping, statistics
 
 
 def _keys(raw: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], *, images: bool) -> list[str]:
-    """The features that a transform changes."""
+    """Return the features that a transform changes."""
     kept = [key for key, feature in features.items() if (feature["type"] == "VISUAL") == images]
     return kept if raw["keys"] is None else [key for key in raw["keys"] if key in kept]
 
@@ -91,15 +93,15 @@ def _keys(raw: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], *, 
 def _mode(key: str, kind: str, config: Mapping[str, Any], statistics: Statistics) -> str:
     mode = config["normalization_mapping"].get(kind, "IDENTITY")
     if mode not in _MODES:
-        raise WeightsError(f"`{key}` is normalised by {mode}, which has no counterpart")
+        raise WeightsError(f"`{key}` is normalized by {mode}, which has no counterpart")
     missing = [name for name in _NEEDS.get(mode, ()) if name not in statistics.get(key, {})]
     if missing:
-        raise WeightsError(f"the checkpoint holds no `{missing[0]}` of `{key}`, which {mode} needs")
+        raise WeightsError(f"the checkpoint lacks the `{missing[0]}` of `{key}`, which {mode} needs")
     return str(mode)
 
 
 def _of_image(mode: str, held: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Options of `normalize_image`."""
+    """Return the options of `normalize_image`."""
     if mode == "IDENTITY":
         return {"type": "normalize_image", "stats": "zero_one"}
     low, high = (list(held[name]) for name in _NEEDS[mode])
@@ -112,11 +114,8 @@ def _of_image(mode: str, held: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return {"type": "normalize_image", "mean": mean, "std": [value + _EPS for value in std]}
 
 
-def _spread(held: Mapping[str, list[float]], mode: str) -> dict[str, list[float]]:
-    """The statistics, with some spread where the range of an observation has none.
-
-    LeRobot maps such a constant to -1, and ours would map it to 0.
-    """
+def _widened_above(held: Mapping[str, list[float]], mode: str) -> dict[str, list[float]]:
+    """Widen the range of constant dimensions upwards: LeRobot maps them to -1, ours would to 0."""
     if mode == "MEAN_STD":
         return dict(held)
     low, high = _NEEDS[mode]
@@ -127,11 +126,8 @@ def _spread(held: Mapping[str, list[float]], mode: str) -> dict[str, list[float]
     return {**held, high: wider}
 
 
-def _around(held: Mapping[str, list[float]], mode: str) -> dict[str, list[float]]:
-    """The statistics, with some spread on both sides of an observation whose range has none.
-
-    Ours maps such a constant to 0, and LeRobot would map it to -1.
-    """
+def _widened(held: Mapping[str, list[float]], mode: str) -> dict[str, list[float]]:
+    """Widen the range of constant dimensions on both sides: ours maps them to 0, LeRobot would to -1."""
     if mode == "MEAN_STD":
         return dict(held)
     low, high = _NEEDS[mode]

@@ -1,4 +1,4 @@
-"""The U-Net of Diffusion Policy, as LeRobot names its weights."""
+"""Weight names of Diffusion Policy's U-Net in LeRobot."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from .weight_names import Pair, layer, same
+from .weight_names import WeightPair, layer, same
 
 _THEIRS, _OURS = "diffusion.unet", "head.network"
 
 
-def unet_pairs(widths: Sequence[int], action_dim: int, columns: Tensor) -> Iterator[Pair]:
-    """Every weight of the network. Column j of the layers that read time and condition is our column `columns[j]`."""
+def unet_pairs(widths: Sequence[int], action_dim: int, columns: Tensor) -> Iterator[WeightPair]:
+    """Yield the weights of the network; column j of condition layers is our `columns[j]`."""
     levels = [action_dim, *widths]
     for index, (before, after) in enumerate(itertools.pairwise(levels)):
         name = f"down_modules.{index}", f"down.{index}"
@@ -37,12 +37,12 @@ def unet_pairs(widths: Sequence[int], action_dim: int, columns: Tensor) -> Itera
         yield from _layer(theirs, ours)
 
 
-def _level(theirs: str, ours: str, before: int, after: int, columns: Tensor) -> Iterator[Pair]:
+def _level(theirs: str, ours: str, before: int, after: int, columns: Tensor) -> Iterator[WeightPair]:
     yield from _block(f"{theirs}.0", f"{ours}.first", columns, shortcut=before != after)
     yield from _block(f"{theirs}.1", f"{ours}.second", columns, shortcut=False)
 
 
-def _block(theirs: str, ours: str, columns: Tensor, *, shortcut: bool) -> Iterator[Pair]:
+def _block(theirs: str, ours: str, columns: Tensor, *, shortcut: bool) -> Iterator[WeightPair]:
     for conv, own in (("conv1", "first"), ("conv2", "second")):
         for index in range(2):
             yield from _layer(f"{theirs}.{conv}.block.{index}", f"{ours}.{own}.{index}")
@@ -50,7 +50,7 @@ def _block(theirs: str, ours: str, columns: Tensor, *, shortcut: bool) -> Iterat
         yield from _layer(f"{theirs}.residual_conv", f"{ours}.shortcut")
     film = f"{_THEIRS}.{theirs}.cond_encoder.1", f"{_OURS}.{ours}.film"
     back = columns.argsort()
-    yield Pair(
+    yield WeightPair(
         f"{film[0]}.weight",
         (f"{film[1]}.weight",),
         lambda weight: [weight[:, back]],

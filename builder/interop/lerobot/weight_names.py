@@ -1,4 +1,4 @@
-"""Names of weights in another project and in ours, one by one, so that none is lost on the way."""
+"""Mapping of weights between another project and ours, one by one, so that none is lost."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ....schemas.errors import WeightsError
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One weight of theirs, and the one or several of ours that hold the same."""
+class WeightPair:
+    """One weight of theirs, and the equivalent weights of ours."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -21,26 +21,26 @@ class Pair:
     back: Callable[[Sequence[Tensor]], Tensor]
 
 
-def same(theirs: str, ours: str) -> Pair:
-    """A weight that differs by its name alone."""
-    return Pair(theirs, (ours,), lambda weight: [weight], lambda weights: weights[0])
+def same(theirs: str, ours: str) -> WeightPair:
+    """Return a pair for a weight that differs only in name."""
+    return WeightPair(theirs, (ours,), lambda weight: [weight], lambda weights: weights[0])
 
 
-def layer(theirs: str, ours: str) -> list[Pair]:
-    """Weight and bias of a layer."""
+def layer(theirs: str, ours: str) -> list[WeightPair]:
+    """Return the pairs for weight and bias of a layer."""
     return [same(f"{theirs}.{name}", f"{ours}.{name}") for name in ("weight", "bias")]
 
 
-def packed(theirs: str, ours: Sequence[str]) -> Pair:
-    """A weight that holds several of ours, one below the other."""
-    return Pair(
+def packed(theirs: str, ours: Sequence[str]) -> WeightPair:
+    """Return the pair for a weight that stacks several of ours."""
+    return WeightPair(
         theirs, tuple(ours), lambda weight: weight.chunk(len(ours)), lambda weights: torch.cat(list(weights))
     )
 
 
-def pointwise(theirs: str, ours: str) -> list[Pair]:
-    """A convolution of 1 x 1, which is a linear layer of ours."""
-    kernel = Pair(
+def pointwise(theirs: str, ours: str) -> list[WeightPair]:
+    """Return the pairs for a 1 x 1 convolution, which is a linear layer of ours."""
+    kernel = WeightPair(
         f"{theirs}.weight",
         (f"{ours}.weight",),
         lambda weight: [weight.flatten(1)],
@@ -49,8 +49,8 @@ def pointwise(theirs: str, ours: str) -> list[Pair]:
     return [kernel, same(f"{theirs}.bias", f"{ours}.bias")]
 
 
-def to_ours(weights: Mapping[str, Tensor], pairs: Iterable[Pair], policy: str) -> dict[str, Tensor]:
-    """Their weights by our names. Raises WeightsError with the names of those that are missing or too many."""
+def to_ours(weights: Mapping[str, Tensor], pairs: Iterable[WeightPair], policy: str) -> dict[str, Tensor]:
+    """Return their weights under our names, or raise WeightsError for missing or unexpected ones."""
     pairs = list(pairs)
     _account(weights, [pair.theirs for pair in pairs], policy)
     return {
@@ -60,8 +60,8 @@ def to_ours(weights: Mapping[str, Tensor], pairs: Iterable[Pair], policy: str) -
     }
 
 
-def to_theirs(weights: Mapping[str, Tensor], pairs: Iterable[Pair], policy: str) -> dict[str, Tensor]:
-    """Our weights by their names. Raises WeightsError with the names of those that are missing or too many."""
+def to_theirs(weights: Mapping[str, Tensor], pairs: Iterable[WeightPair], policy: str) -> dict[str, Tensor]:
+    """Return our weights under their names, or raise WeightsError for missing or unexpected ones."""
     pairs = list(pairs)
     _account(weights, [name for pair in pairs for name in pair.ours], policy)
     return {pair.theirs: pair.back([weights[name] for name in pair.ours]).contiguous() for pair in pairs}
@@ -81,4 +81,4 @@ def _account(weights: Mapping[str, Tensor], expected: Sequence[str], policy: str
         raise WeightsError(f"the weights are not those of {policy} with this config: {'; '.join(complaints)}")
 
 
-__all__ = ["Pair", "layer", "packed", "pointwise", "same", "to_ours", "to_theirs"]
+__all__ = ["WeightPair", "layer", "packed", "pointwise", "same", "to_ours", "to_theirs"]

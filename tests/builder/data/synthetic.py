@@ -29,7 +29,7 @@ VERSIONS = ("v2.0", "v2.1", "v3.0")
 
 @dataclass
 class Synthetic:
-    """What was written to `root`; arrays have one row for each frame of the dataset."""
+    """A dataset written to `root`; arrays have one row per frame."""
 
     root: Path
     lengths: tuple[int, ...]
@@ -42,19 +42,19 @@ class Synthetic:
         self.starts = tuple(int(start) for start in np.cumsum((0, *self.lengths[:-1])))
 
     def code(self, camera: str, frame: int) -> int:
-        """The number that the picture of a frame shows."""
+        """Return the number shown by the picture of a frame."""
         return frame + 128 * self.cameras.index(camera)
 
 
 def picture(code: int) -> np.ndarray:
-    """An RGB image (H, W, 3) whose eight blocks are the bits of `code`, most significant first."""
+    """Return an RGB image (H, W, 3) whose eight blocks are the bits of `code`, most significant first."""
     bits = np.array([(code >> shift) & 1 for shift in range(7, -1, -1)]).reshape(2, 4)
     grey = np.kron(20 + 210 * bits, np.ones((BLOCK, BLOCK))).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def read_code(image: np.ndarray) -> int:
-    """The number shown by a decoded image (3, H, W)."""
+    """Return the number shown by a decoded image (3, H, W)."""
     assert image.shape == (3, HEIGHT, WIDTH)
     means = image.reshape(3, 2, BLOCK, 4, BLOCK).mean(axis=(0, 2, 4)).reshape(-1)
     return int(sum(1 << (7 - place) for place, mean in enumerate(means) if mean > 128))

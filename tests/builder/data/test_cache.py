@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import logging
 import os
 import pickle
 import shutil
 import time
+import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from policysmith.builder.data.dataset import LeRobotDataset
 from policysmith.builder.data.frames import cache, digests
@@ -86,7 +89,7 @@ def shift_the_times(entry: Path) -> None:
 
 
 def forget_the_digests(entry: Path) -> None:
-    """As versions wrote it that knew of no digests."""
+    """Remove the digests, which early versions did not write."""
     path = entry / "index.json"
     index = json.loads(path.read_text())
     del index["sha256"]
@@ -210,14 +213,14 @@ def test_a_cache_that_cannot_be_created(tmp_path: Path, monkeypatch: pytest.Monk
     root = write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("POLICYSMITH_CACHE", str(tmp_path / "file/cache"))
-    with pytest.raises(DatasetError, match=r"cannot be created \(.*\). Set POLICYSMITH_CACHE"):
+    with pytest.raises(DatasetError, match=r"cannot be created \(.*\); set POLICYSMITH_CACHE"):
         codes(root)
 
 
 def test_a_cache_that_vanishes_while_in_use(tmp_path: Path, frame_cache: Path) -> None:
     dataset = LeRobotDataset(write_dataset(tmp_path / "set", "v2.1", lengths=(4,)).root)
     shutil.rmtree(frame_cache)
-    with pytest.raises(DatasetError, match=r"are gone or damaged"):
+    with pytest.raises(DatasetError, match=r"are missing or damaged"):
         dataset[0]
 
 
@@ -227,10 +230,10 @@ def test_a_file_that_is_cut_while_in_use_is_an_error_and_no_signal(tmp_path: Pat
         dataset[number]
     for entry in entries(frame_cache):
         os.truncate(entry / "frames.u8", 1)
-    with pytest.raises(DatasetError, match=r"are gone or damaged \(it ends before frame 3\)"):
+    with pytest.raises(DatasetError, match=r"are missing or damaged \(the file ends before frame 3\)"):
         dataset[len(dataset) - 1]
     copied = pickle.loads(pickle.dumps(dataset))
-    with pytest.raises(DatasetError, match=r"are gone or damaged \(1 bytes instead of \d+\)"):
+    with pytest.raises(DatasetError, match=r"are missing or damaged \(1 bytes instead of \d+\)"):
         copied[0]
 
 
@@ -274,7 +277,7 @@ def test_an_error_at_any_change_of_a_file_is_one_message(
 def test_those_who_start_together_decode_once(
     tmp_path: Path, frame_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lock belongs to an open file, so threads contend for it exactly as processes do."""
+    """Threads stand in for processes, as the lock belongs to an open file."""
     root = write_dataset(tmp_path / "set", "v3.0").root
     decoded: list[Path] = []
 
@@ -321,3 +324,17 @@ def test_digests_are_remembered_only_for_settled_files(
     assert file_digest(path, memory=memory) not in (first, "remembered")
     note.write_text("broken")
     assert len(file_digest(path, memory=memory)) == 64
+
+
+def test_files_of_frames_are_closed_with_the_dataset(tmp_path: Path) -> None:
+    dataset = LeRobotDataset(write_dataset(tmp_path / "set", "v2.1").root)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for sample in dataset:
+            assert sample["observation.images.top"].dtype == torch.uint8
+        assert len(list(Path("/proc/self/fd").iterdir())) == before + 10
+        del dataset
+        gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not [warning for warning in caught if warning.category is ResourceWarning]

@@ -77,7 +77,7 @@ def fractional(table: pa.Table) -> pa.Table:
 
 
 TABLE_FAULTS: list[tuple[Callable[[pa.Table], pa.Table], str]] = [
-    (lambda table: table.drop_columns("action"), r"has no column `action`; it has"),
+    (lambda table: table.drop_columns("action"), r"has no column `action`, only"),
     (
         lambda table: table.drop_columns(["task_index", "frame_index"]),
         r"has no column `frame_index`, `task_index`",
@@ -86,14 +86,14 @@ TABLE_FAULTS: list[tuple[Callable[[pa.Table], pa.Table], str]] = [
         lambda table: table.slice(0, table.num_rows - 1),
         r"rows, but the episode lengths in the metadata add up to",
     ),
-    (as_scalars, r"column `action` holds values of the shape of one number, but meta/info.json says float32"),
-    (as_texts, r"column `action` holds values of the type list"),
-    (with_a_short_row, r"column `observation.state` holds lists of the sizes \[2, 3\]"),
-    (with_a_null, r"column `observation.state` holds lists of the sizes \[None, 3\]"),
+    (as_scalars, r"column `action` holds values of shape \[1\], but meta/info.json specifies float32"),
+    (as_texts, r"column `action` holds values of type list"),
+    (with_a_short_row, r"column `observation.state` holds lists of sizes \[2, 3\]"),
+    (with_a_null, r"column `observation.state` holds lists of sizes \[None, 3\]"),
     (shuffled, r"`frame_index` of episode 2 does not count from 0 to 8"),
-    (renumbered, r"should be episode 2, but their `episode_index` says otherwise: its length"),
-    (fractional, r"column `episode_index` must hold one integer a row"),
-    (of_an_unknown_task, r"has the task_index 5, which the task table in meta/ does not list"),
+    (renumbered, r"should belong to episode 2, but their `episode_index` differs; the length"),
+    (fractional, r"column `episode_index` must hold one integer per row"),
+    (of_an_unknown_task, r"has the task_index 5, but the task table in meta/ lists only 0, 1"),
 ]
 
 
@@ -106,12 +106,12 @@ def test_faults_in_a_data_file(
     rewrite_parquet(root / DATA[version], change)
     with pytest.raises(DatasetError, match=message) as caught:
         LeRobotDataset(root, cameras=[])
-    assert str(root) in str(caught.value)
+    assert str(root if change is of_an_unknown_task else root / DATA[version]) in str(caught.value)
 
 
 @BOTH
 def test_an_episode_length_that_is_wrong_in_the_metadata(tmp_path: Path, version: str) -> None:
-    """Two lengths that are swapped still add up, so only the rows can tell."""
+    """Swapped lengths still add up, so only the rows reveal them."""
     root = write_dataset(tmp_path / "set", version).root
     if version == "v3.0":
         path = root / "meta/episodes/chunk-000/file-000.parquet"
@@ -121,7 +121,7 @@ def test_an_episode_length_that_is_wrong_in_the_metadata(tmp_path: Path, version
         text = path.read_text().replace('"length": 7', '"length": 0').replace('"length": 5', '"length": 7')
         path.write_text(text.replace('"length": 0', '"length": 5'))
     with pytest.raises(
-        DatasetError, match=r"(episode lengths in the metadata|its length in the metadata)|count from 0"
+        DatasetError, match=r"(episode lengths in the metadata|the length in the metadata)|count from 0"
     ):
         LeRobotDataset(root, cameras=[])
 
@@ -137,7 +137,7 @@ def test_data_files_that_cannot_be_read(tmp_path: Path, version: str) -> None:
             content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :],
             r"not a readable parquet file",
         ),
-        (POINTER.encode(), r"git-LFS pointer, not the file itself. Run `git lfs pull`"),
+        (POINTER.encode(), r"git-LFS pointer, not the file itself; run `git lfs pull`"),
         (b"", r"is empty"),
     ):
         path.write_bytes(damaged)
@@ -153,7 +153,7 @@ def test_data_files_that_cannot_be_read(tmp_path: Path, version: str) -> None:
 def test_no_action(tmp_path: Path, version: str) -> None:
     root = write_dataset(tmp_path / "set", version).root
     edit_json(root / "meta/info.json", lambda info: info["features"].pop("action"))
-    with pytest.raises(DatasetError, match=r"no numeric feature `action`; it has `observation.state`"):
+    with pytest.raises(DatasetError, match=r"no numeric feature `action`, only `observation.state`"):
         LeRobotDataset(root, cameras=[])
 
 
@@ -164,7 +164,7 @@ def test_frames_that_do_not_match_the_rows(tmp_path: Path, version: str, differe
     count = FRAMES[version] + difference
     encode(root / VIDEO[version], (picture(frame) for frame in range(count)))
     with pytest.raises(
-        DatasetError, match=rf"mp4 has {count} frames, but the metadata gives it {FRAMES[version]} rows"
+        DatasetError, match=rf"mp4 has {count} frames, but the metadata expects {FRAMES[version]};"
     ):
         LeRobotDataset(root)
 
@@ -191,9 +191,9 @@ def test_videos_that_cannot_be_read(tmp_path: Path, version: str, frame_cache: P
     for damaged, message in (
         (
             content[: len(content) // 2],
-            r"mp4 cannot be decoded \(.*\). It is probably truncated",
+            r"mp4 cannot be decoded \(.*\); it is probably truncated",
         ),
-        (POINTER.encode(), r"git-LFS pointer, not the file itself. Run `git lfs pull`"),
+        (POINTER.encode(), r"git-LFS pointer, not the file itself; run `git lfs pull`"),
         (b"", r"is empty"),
     ):
         path.write_bytes(damaged)
@@ -224,14 +224,14 @@ def test_a_camera_that_exists_on_paper_only(tmp_path: Path) -> None:
 
     edit_json(root / "meta/info.json", announce)
     with pytest.raises(
-        DatasetError, match=r"`side` has no video for any of the 5 .*or leave this camera out"
+        DatasetError, match=r"`side` has no video for any of the 5 .*or leave out this camera"
     ):
         LeRobotDataset(root)
     assert len(LeRobotDataset(root, cameras=["top"])) == 30
 
 
 def test_a_video_cut_short_behind_its_header(tmp_path: Path) -> None:
-    """With the index at the front, a truncated file opens well and only ends too soon."""
+    """With the index at the front, a truncated file opens, but ends too early."""
     root = write_dataset(tmp_path / "set", "v2.1", lengths=(60,)).root
     path = root / "videos/chunk-000/observation.images.top/episode_000000.mp4"
     noise = np.random.default_rng(0).integers(0, 255, (60, HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -248,7 +248,7 @@ def test_frames_of_another_size(tmp_path: Path) -> None:
     encode(path, [np.zeros((16, 16, 3), dtype=np.uint8)] * 9)
     with pytest.raises(
         DatasetError,
-        match=rf"{path.name}.*16 x 16 pixels \(height x width\), but meta/info.json says 32 x 64",
+        match=rf"{path.name}.*16 x 16 pixels \(height x width\), but meta/info.json specifies 32 x 64",
     ):
         LeRobotDataset(root)
 
@@ -260,7 +260,9 @@ def test_a_cached_video_is_checked_against_changed_metadata(tmp_path: Path) -> N
         root / "meta/info.json",
         lambda info: info["features"]["observation.images.top"].update(shape=[64, 32, 3]),
     )
-    with pytest.raises(DatasetError, match=r"frames measure 32 x 64 pixels, but meta/info.json says 64 x 32"):
+    with pytest.raises(
+        DatasetError, match=r"has frames of 32 x 64 pixels .*, but meta/info.json specifies 64 x 32"
+    ):
         LeRobotDataset(root)
 
 
@@ -284,17 +286,17 @@ def test_half_a_frame_of_drift_in_a_v3_video_is_no_truncation(tmp_path: Path) ->
             path, lambda table: replace(table, key, pa.array([t + 0.04 for t in table[key].to_pylist()]))
         )
     with pytest.raises(
-        DatasetError, match=r"frame 0 of episode 0 is due .*0.4 frames off.*does not fall on a frame"
+        DatasetError, match=r"frame 0 of episode 0 is due .*0.4 frames off.*does not match a frame"
     ):
         LeRobotDataset(root, cameras=["top"])
 
 
 TIMES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], int, str]] = {
-    "double rate": (lambda t: t / 2, 1, "advance at 20 frames per second: correct `fps`"),
-    "offset": (lambda t: t + 0.05, 0, "do not begin at 0"),
-    "reversed": (lambda t: t[::-1], 0, "out of order"),
+    "double rate": (lambda t: t / 2, 1, "advance at 20 frames per second, so correct `fps`"),
+    "offset": (lambda t: t + 0.05, 0, "do not start at 0"),
+    "reversed": (lambda t: t[::-1], 0, "reordered"),
     "drift": (lambda t: t * (1 + 0.5 / 8), 2, "0.2125 s, but is due at 0.2 s"),
-    "a step back": (lambda t: np.where(t == t[4], t[3], t), 4, "dropped, doubled"),
+    "a step back": (lambda t: np.where(t == t[4], t[3], t), 4, "dropped, duplicated"),
     "nan": (lambda t: np.where(t == t[4], np.nan, t), 4, "`timestamp` nan s"),
 }
 
@@ -355,7 +357,7 @@ def test_a_video_that_starts_late_is_still_aligned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ({"bytes": None, "path": "0.png"}, r"row 0 of `observation.images.wrist` holds no image bytes"),
+        ({"bytes": None, "path": "0.png"}, r"row 0 of `observation.images.wrist` has no image bytes"),
         (
             {"bytes": b"not an image", "path": None},
             r"row 0 of `observation.images.wrist` is not a readable image",

@@ -82,7 +82,7 @@ def read(root: Path) -> None:
 
 
 def mutated(value: Any, dice: random.Random) -> Any:
-    """A JSON value with one place changed, removed or doubled."""
+    """Return a JSON value with one place changed, removed or duplicated."""
     if isinstance(value, dict) and value and dice.random() < 0.85:
         key = dice.choice(list(value))
         rest = {other: inner for other, inner in value.items() if other != key}
@@ -102,7 +102,7 @@ def mutated(value: Any, dice: random.Random) -> Any:
 
 
 def noise(content: bytes, dice: random.Random) -> bytes:
-    """Bytes with some flipped, cut out, doubled or cut off."""
+    """Return bytes with some flipped, removed, duplicated or truncated."""
     data, roll = bytearray(content), dice.random()
     place = dice.randrange(len(data))
     if roll < 0.6:

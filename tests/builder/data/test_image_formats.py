@@ -61,7 +61,7 @@ def test_images_that_are_not_8_bit_rgb_are_refused_whatever_the_metadata_says(
     cell = {"bytes": IMAGES[form](), "path": "x"}
     for path in data.root.glob("data/**/*.parquet"):
         rewrite_parquet(path, lambda table: replace(table, WRIST, pa.array([cell] * table.num_rows)))
-    with pytest.raises(DatasetError, match=r"row 0 of .*wrist.* RGB with 8 bits"):
+    with pytest.raises(DatasetError, match=r"row 0 of .*wrist.* only 8-bit RGB"):
         LeRobotDataset(data.root)
     assert len(LeRobotDataset(data.root, cameras=["top"]))
 
@@ -81,7 +81,7 @@ def test_gray_video_of_more_than_8_bits_is_refused(form: str, tmp_path: Path) ->
             frame = av.VideoFrame.from_ndarray(RAMP.astype(np.uint16), format=form)
             for packet in (*(p for _ in range(times) for p in stream.encode(frame)), *stream.encode()):
                 container.mux(packet)
-    with pytest.raises(DatasetError, match=f"holds {form}, gray with"):
+    with pytest.raises(DatasetError, match=f"contains {form}, gray with"):
         LeRobotDataset(data.root)
 
 
@@ -90,9 +90,9 @@ def test_gray_video_of_more_than_8_bits_is_refused(form: str, tmp_path: Path) ->
     [
         ({"shape": [1, HEIGHT, WIDTH]}, "has 1 channel"),
         ({"shape": [4, HEIGHT, WIDTH]}, "has 4 channels"),
-        ({"info": {"is_depth_map": True}}, "holds depth"),
-        ({"info": {"video.is_depth_map": True}}, "holds depth"),
-        ({"video_info": {"video.is_depth_map": True}}, "holds depth"),
+        ({"info": {"is_depth_map": True}}, "contains depth"),
+        ({"info": {"video.is_depth_map": True}}, "contains depth"),
+        ({"video_info": {"video.is_depth_map": True}}, "contains depth"),
     ],
 )
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
@@ -105,6 +105,6 @@ def test_a_camera_that_is_not_rgb_is_named_before_anything_is_decoded(
     assert info.unreadable == {"wrist": reason}
     assert list(info.cameras) == ["top"]
     for cameras in (None, ["wrist"], ["top", "wrist"]):
-        with pytest.raises(DatasetError, match=f"camera `wrist` of .* {reason}; cameras are read as RGB"):
+        with pytest.raises(DatasetError, match=f"camera `wrist` of .* {reason}; only 8-bit RGB"):
             LeRobotDataset(data.root, cameras=cameras)
     assert len(LeRobotDataset(data.root, cameras=["top"]))

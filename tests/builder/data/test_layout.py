@@ -50,22 +50,20 @@ def test_image_cameras_have_no_video(tmp_path: Path) -> None:
 
 
 def test_not_a_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"no dataset directory .*nowhere. Check the path"):
+    with pytest.raises(DatasetError, match=r"no dataset directory .*nowhere; check the path"):
         read_layout(tmp_path / "nowhere")
-    with pytest.raises(
-        DatasetError, match=r"has no meta/info.json.*Point to the directory that holds `meta/`"
-    ):
+    with pytest.raises(DatasetError, match=r"has no meta/info.json; name the directory"):
         read_layout(tmp_path)
 
 
 INFO_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "version": (lambda info: info.update(codebase_version="v1.6"), r"'v1.6'; known are v2.0, v2.1, v3.0"),
+    "version": (lambda info: info.update(codebase_version="v1.6"), r"'v1.6', not one of v2.0, v2.1, v3.0"),
     "no version": (lambda info: info.pop("codebase_version"), r"codebase_version 'None'"),
-    "fps": (lambda info: info.update(fps=0), r"fps 0; it must be a number above 0"),
+    "fps": (lambda info: info.update(fps=0), r"fps 0; use a number above 0"),
     "no features": (lambda info: info.pop("features"), r"no `features` section"),
     "no shape": (
         lambda info: info["features"]["action"].pop("shape"),
-        r"`action` needs a `dtype` and a `shape`",
+        r"`action` lacks a `dtype` or a `shape`",
     ),
     "shape": (lambda info: info["features"]["action"].update(shape=[0]), r"`action` has the shape \[0\]"),
     "image shape": (
@@ -78,11 +76,11 @@ INFO_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "template": (
         lambda info: info.update(data_path="data/{episode}.parquet"),
-        r"cannot be filled in: it names `episode`; it may name episode_chunk, episode_index",
+        r"unknown field `episode`; use episode_chunk and episode_index",
     ),
-    "fps nan": (lambda info: info.update(fps=float("nan")), r"fps nan; it must be a number above 0"),
-    "fps infinite": (lambda info: info.update(fps=float("inf")), r"fps inf; it must be a number"),
-    "fps text": (lambda info: info.update(fps="10"), r"fps 10; it must be a number"),
+    "fps nan": (lambda info: info.update(fps=float("nan")), r"fps nan; use a number above 0"),
+    "fps infinite": (lambda info: info.update(fps=float("inf")), r"fps inf; use a number"),
+    "fps text": (lambda info: info.update(fps="10"), r"fps 10; use a number"),
     "chunks": (
         lambda info: info.update(chunks_size="many"),
         r"chunks_size 'many'; it must be a whole number",
@@ -90,35 +88,35 @@ INFO_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no chunks": (lambda info: info.update(chunks_size=0), r"chunks_size 0; it must be a whole number"),
     "huge format": (
         lambda info: info.update(data_path="{episode_chunk:>1000000000}"),
-        r"`episode_chunk` may be padded with zeros",
+        r"format `>1000000000`; use zero padding .*`{episode_chunk:03d}`",
     ),
     "huge key format": (
         lambda info: info.update(video_path="{video_key:>1000000000}"),
-        r"`video_key` may be padded with zeros",
+        r"format `>1000000000`",
     ),
     "attributes": (
         lambda info: info.update(data_path="{episode_index.__class__}"),
-        r"it names `episode_index.__class__`",
+        r"unknown field `episode_index.__class__`",
     ),
     "long": (lambda info: info.update(data_path="a" * 5_000), r"is longer than 1,000 characters"),
-    "no text": (lambda info: info.update(data_path=5), r"path template must be a text, found 5"),
+    "no text": (lambda info: info.update(data_path=5), r"path template must be a string, found 5"),
     "feature NUL": (
         lambda info: info["features"].update({"observation.a\0b": info["features"]["action"]}),
-        r"a feature is called 'observation.a\\x00b', which can be no column",
+        r"feature 'observation.a\\x00b' cannot name a column",
     ),
     "feature path": (
         lambda info: info["features"].update({"observation.images.../../x": info["features"]["action"]}),
-        r"which can be no column or directory",
+        r"cannot name a column or directory",
     ),
     "huge shape": (
         lambda info: info["features"]["action"].update(shape=[10**400]),
-        r"more than 268,435,456 values a frame",
+        r"more than 268,435,456 values per frame",
     ),
     "huge image": (
         lambda info: info["features"]["observation.images.top"].update(shape=[30_000, 30_000, 3]),
         r"more than (16,384 on a side|268,435,456 values)",
     ),
-    "escape": (lambda info: info.update(data_path="../{episode_index}"), r"leaves the dataset's directory"),
+    "escape": (lambda info: info.update(data_path="../{episode_index}"), r"points outside the dataset"),
     "frames": (
         lambda info: info.update(total_frames=31),
         r"total_frames = 31, but the episode table adds up to 30",
@@ -152,9 +150,9 @@ def test_comments_in_json_are_named(tmp_path: Path, comment: str) -> None:
     ("text", "message"),
     [
         ('{"url": "http://example.org",\n "fps": }', r"info.json:2 is not valid JSON"),
-        ("[1]", r"holds a JSON list where an object is needed"),
+        ("[1]", r"must be a JSON object, found list"),
         ("", r"is empty"),
-        (POINTER, r"git-LFS pointer.*Run `git lfs pull`"),
+        (POINTER, r"git-LFS pointer.*run `git lfs pull`"),
     ],
 )
 def test_damaged_json(tmp_path: Path, text: str, message: str) -> None:
@@ -171,7 +169,7 @@ def test_damaged_json(tmp_path: Path, text: str, message: str) -> None:
         ([{"episode_index": 0}], r"needs an `episode_index` and a `length`"),
         ([{"episode_index": 0, "length": 0}], r"episode 0 has the length 0"),
         ([{"episode_index": 0, "length": 30, "tasks": None}], r"episode 0 has no value for `tasks`"),
-        ([{"episode_index": 0, "length": 15}] * 2, r"list episode 0 twice"),
+        ([{"episode_index": 0, "length": 15}] * 2, r"contain episode 0 twice"),
         ([], r"is empty"),
     ],
 )
@@ -203,7 +201,7 @@ def test_faults_in_v3_metadata(tmp_path: Path) -> None:
     assert read_layout(root).tasks == dict(enumerate(TASKS))
     column = "videos/observation.images.top/from_timestamp"
     rewrite_parquet(episodes, lambda table: table.drop_columns(column))
-    with pytest.raises(DatasetError, match=rf"has no column `{column}`; it has"):
+    with pytest.raises(DatasetError, match=rf"has no column `{column}`, only"):
         read_layout(root)
     episodes.write_bytes(episodes.read_bytes()[:-20])
     with pytest.raises(DatasetError, match=r"not a readable parquet file .*truncated"):
@@ -232,7 +230,7 @@ def test_missing_tables(tmp_path: Path, name: str) -> None:
 def test_json_that_python_cannot_hold(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta/info.json").write_text(text)
-    with pytest.raises(DatasetError, match=rf"info.json:1 is no usable JSON \({reason}"):
+    with pytest.raises(DatasetError, match=rf"info.json:1 is not usable JSON \({reason}"):
         read_layout(tmp_path)
 
 
@@ -262,5 +260,5 @@ def test_tasks_that_are_numbers(tmp_path: Path) -> None:
     ):
         read_layout(root)
     write_lines(root / "meta/episodes.jsonl", [{"episode_index": 0, "length": 30, "tasks": 5}])
-    with pytest.raises(DatasetError, match=r"episode 0 has the tasks 5; they must be a list of texts"):
+    with pytest.raises(DatasetError, match=r"episode 0 has the tasks 5, which is not a list of texts"):
         read_layout(root)

@@ -111,7 +111,7 @@ def test_owners_come_in_an_order_of_their_own_in_every_cycle() -> None:
 
 
 def test_the_order_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change here would make every earlier run impossible to resume or repeat."""
+    """Guard the order of samples: a change would make earlier runs impossible to resume."""
     monkeypatch.setattr(MixtureSampler, "CYCLE", 1 << 16)
     plan = Plan(((4, 1.0), (6, 2.0)), batch_size=8, world_size=1, seed=0)
     assert take(plan.sampler(), 2) == [[1, 2, 6, 7, 5, 8, 0, 9], [4, 6, 7, 3, 4, 1, 9, 5]]

@@ -96,7 +96,7 @@ def test_a_few_steps_follow_success(toy: Toy, tmp_path: Path) -> None:
     assert frames["frame_index"].tolist() == [*range(4 + TAIL)] * 2
     np.testing.assert_array_equal(frames["observation.state"][:, 0], frames["frame_index"])
     assert (summary.kept, summary.tried, summary.frames) == (2, 2, 2 * (4 + TAIL))
-    assert "2 episodes of 2 tried" in str(summary)
+    assert "2 episodes from 2 attempts" in str(summary)
     assert summary.bytes == sum(
         path.stat().st_size for path in (tmp_path / "set").rglob("*") if path.is_file()
     )
@@ -131,7 +131,7 @@ def test_without_noise_what_is_stored_is_done(toy: Toy, tmp_path: Path) -> None:
 
 def test_a_hopeless_expert_is_refused_and_leaves_nothing(toy: Toy, tmp_path: Path) -> None:
     toy.failing = set(range(100))
-    with pytest.raises(SimulatorError, match=r"failed 10 of 10 attempts with noise 2.0: lower the noise"):
+    with pytest.raises(SimulatorError, match=r"failed 10 of 10 attempts with noise 2.0; lower the noise"):
         record("toy/reach", 3, tmp_path / "set", image_size=16, noise=2.0)
     assert toy.closed
     assert not (tmp_path / "set").exists()
@@ -162,7 +162,7 @@ def test_numbers_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, Any])
 
 
 def test_an_unknown_environment_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SimulatorError, match="Did you mean `metaworld/drawer-open-v3`"):
+    with pytest.raises(SimulatorError, match="did you mean `metaworld/drawer-open-v3`"):
         record("metaworld/drawer-opn-v3", 1, tmp_path / "set")
 
 

@@ -118,9 +118,9 @@ def test_numbers_are_those_of_the_sorted_names() -> None:
     ("name", "said"),
     [
         (None, r"`embodiment` is missing.*name one of `arm`, `dog`"),
-        ("arn", r"no robot 'arn'.*did you mean `arm`\? it knows `arm`, `dog`"),
-        ("cat", r"no robot 'cat' \(it knows `arm`, `dog`\)"),
-        (1, r"no robot 1 \(it knows"),
+        ("arn", r"no robot 'arn'.*did you mean `arm`\? it has `arm`, `dog`"),
+        ("cat", r"no robot 'cat' \(it has `arm`, `dog`\)"),
+        (1, r"no robot 1 \(it has"),
     ],
 )
 def test_a_robot_that_is_not_known(name: Any, said: str) -> None:

@@ -93,7 +93,7 @@ def test_all_positions_are_equally_likely() -> None:
 
 
 def test_the_order_is_frozen() -> None:
-    """A change here would make every earlier run impossible to resume or repeat."""
+    """Guard the order of samples: a change would make earlier runs impossible to resume."""
     assert permutation(10, seed=0, epoch=0).tolist() == [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
     assert permutation(10, seed=7, epoch=3).tolist() == [7, 1, 9, 6, 0, 4, 2, 8, 3, 5]
 
@@ -112,7 +112,7 @@ def test_epoch_of_a_step() -> None:
 
 def test_too_small_a_dataset() -> None:
     with pytest.raises(
-        DatasetError, match=r"7 samples are fewer than one global batch of 8 \(4 on each of 2 ranks\).*Lower"
+        DatasetError, match=r"7 samples are too few for a global batch of 8 \(4 on each of 2 ranks\); lower"
     ):
         ResumableSampler(7, batch_size=4, seed=0, world_size=2)
 

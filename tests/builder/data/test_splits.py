@@ -25,7 +25,7 @@ def test_both_sides_are_filled_disjoint_and_whole(
 
 
 def test_the_outcome_is_frozen() -> None:
-    """A change here would silently move episodes between training and validation of existing runs."""
+    """Guard the split: a change would move episodes between training and validation of existing runs."""
     assert split_episodes(range(10), validation_fraction=0.2, seed=0)[1] == (4, 7)
 
 
@@ -39,14 +39,14 @@ def test_no_fraction_means_no_validation() -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_impossible_fractions(fraction: float) -> None:
-    with pytest.raises(DatasetError, match="at least 0 and below 1"):
+    with pytest.raises(DatasetError, match="at least 0 and less than 1"):
         split_episodes(range(5), validation_fraction=fraction, seed=0)
 
 
 def test_too_few_episodes() -> None:
     with pytest.raises(
-        DatasetError, match=r"1 episodes cannot be split.*Add episodes or set the validation fraction"
+        DatasetError, match=r"1 episodes cannot be split.*add episodes or set the validation fraction"
     ):
         split_episodes([4], validation_fraction=0.1, seed=0)
-    with pytest.raises(DatasetError, match="given twice"):
+    with pytest.raises(DatasetError, match="occurs twice"):
         split_episodes([4, 4], validation_fraction=0.1, seed=0)

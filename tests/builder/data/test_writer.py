@@ -22,7 +22,7 @@ LENGTHS = (7, 4, 9)
 
 
 def episode(index: int, length: int) -> dict[str, np.ndarray]:
-    """A bright square walks over a grey gradient; numbers count on."""
+    """Return an episode in which a bright square moves over a gray gradient and numbers increase."""
     images = np.empty((length, 3, 32, 48), dtype=np.uint8)
     images[:] = np.linspace(40, 120, 48).astype(np.uint8)
     for step in range(length):
@@ -215,7 +215,7 @@ def test_nothing_is_overwritten(tmp_path: Path, blocked_by: str) -> None:
     else:
         target.mkdir()
         (target / "notes.txt").write_text("mine")
-    with pytest.raises(DatasetError, match="never written over another"):
+    with pytest.raises(DatasetError, match="not empty; name a new"):
         writer(target)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -248,7 +248,7 @@ def test_a_set_without_episodes_is_refused(tmp_path: Path) -> None:
     [
         ({"extra": np.zeros((5, 1), np.float32)}, "unknown \\['extra'\\]"),
         ({"action": np.zeros((5, 3), np.float32)}, "`action` must be float32 of shape \\(5, 2\\)"),
-        ({"action": np.zeros((5, 2), np.float64)}, "not float64"),
+        ({"action": np.zeros((5, 2), np.float64)}, "found float64"),
         ({"action": np.full((5, 2), np.nan, np.float32)}, "not finite"),
         ({CAMERA: np.zeros((5, 3, 32, 32), np.uint8)}, f"`{CAMERA}` must be uint8"),
         ({CAMERA: np.zeros((4, 3, 32, 48), np.uint8)}, "of shape"),

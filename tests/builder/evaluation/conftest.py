@@ -1,4 +1,4 @@
-"""A light world and a policy made for it, saved as any policy is saved."""
+"""A light environment and a policy for it, saved like any other."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SavePolicy = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def importable_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spawned processes find the test modules by the path of this one."""
+    """Let spawned processes find the test modules by the path of this one."""
     monkeypatch.setattr(sys, "path", [*sys.path, ROOT])
 
 
 def content(*, side: int | None = 16, execute: int | None = None, imports: bool = True) -> dict[str, Any]:
-    """What a scripted policy's config holds of its making."""
+    """Return the content of a scripted policy's config."""
     specs: dict[str, Any] = {
         "observation.state": {"kind": "state", "dims": ["B", 1, 4]},
         "task": {"kind": "text", "dims": ["B"]},
@@ -49,12 +49,12 @@ def content(*, side: int | None = 16, execute: int | None = None, imports: bool 
 
 @pytest.fixture
 def make_policy() -> Callable[..., Any]:
-    """`make_policy(behaviour, noise=0.0, **content)` gives a scripted policy."""
+    """Factory of scripted policies: `make_policy(behavior, noise=0.0, **content)`."""
     run_imports(from_mapping({"imports": [str(SCRIPTED)]}))
 
-    def make(behaviour: str, noise: float = 0.0, **options: Any) -> Any:
+    def make(behavior: str, noise: float = 0.0, **options: Any) -> Any:
         policy: Any = policies()["scripted"]
-        config = policy.config_class(behaviour=behaviour, noise=noise)
+        config = policy.config_class(behavior=behavior, noise=noise)
         setattr(config, KEY, content(**options))
         return policy(config).eval()
 
@@ -63,11 +63,11 @@ def make_policy() -> Callable[..., Any]:
 
 @pytest.fixture
 def save_policy(make_policy: Callable[..., Any], tmp_path: Path) -> SavePolicy:
-    """The same, saved; gives its directory."""
+    """Factory of saved scripted policies, which returns their directories."""
 
-    def save(behaviour: str, **options: Any) -> Path:
-        directory = tmp_path / f"policy-{behaviour}-{len(list(tmp_path.iterdir()))}"
-        make_policy(behaviour, **options).save_pretrained(directory)
+    def save(behavior: str, **options: Any) -> Path:
+        directory = tmp_path / f"policy-{behavior}-{len(list(tmp_path.iterdir()))}"
+        make_policy(behavior, **options).save_pretrained(directory)
         return directory
 
     return save

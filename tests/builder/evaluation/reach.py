@@ -69,10 +69,10 @@ class ThreeJoints(ReachEnvironment):
 
 
 def make_reach(image_size: int, render: bool) -> ReachEnvironment:
-    """What workers call."""
+    """Make the environment in a worker."""
     return ReachEnvironment(image_size, render)
 
 
 def make_three_joints(image_size: int, render: bool) -> ReachEnvironment:
-    """What workers call."""
+    """Make the environment in a worker."""
     return ThreeJoints(image_size, render)

@@ -13,10 +13,10 @@ from policysmith.builder import BasePolicyModel, DataCollatorRegistry
 
 
 class ScriptedConfig(PretrainedConfig):  # type: ignore[misc]
-    """`behaviour` is `expert`, `random`, `count` or `broken`."""
+    """`behavior` is `expert`, `random`, `count` or `broken`."""
 
     model_type = "scripted"
-    behaviour: str = "expert"
+    behavior: str = "expert"
     noise: float = 0.0
 
     def transform(self) -> tuple[None, list[int], list[int]]:
@@ -42,11 +42,11 @@ class ScriptedPolicy(BasePolicyModel):
         self.looks.append(dict(batch))
         state = batch["observation.state"][:, -1]  # (B, 4)
         steps = torch.arange(4.0)
-        if self.config.behaviour == "count":
+        if self.config.behavior == "count":
             chunk = (len(self.looks) / 10.0 + steps / 100.0)[None, :, None].expand(len(state), 4, 2)
-        elif self.config.behaviour == "random":
+        elif self.config.behavior == "random":
             chunk = torch.randn(len(state), 4, 2)
-        elif self.config.behaviour == "broken":
+        elif self.config.behavior == "broken":
             chunk = torch.full((len(state), 4, 2), float("nan"))
         else:
             far = (state[:, None, 2:] - state[:, None, :2]) / 0.1 - steps[None, :, None] * torch.sign(
@@ -58,7 +58,7 @@ class ScriptedPolicy(BasePolicyModel):
 
 @DataCollatorRegistry.register("scripted")
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stacks tensors."""
+    """Stack tensors."""
     return {
         key: torch.stack([sample[key] for sample in samples])
         for key, value in samples[0].items()

@@ -78,7 +78,7 @@ def test_what_fits_passes_and_other_observations_do_not() -> None:
 def test_simulators_draw_squares() -> None:
     assert Needs({"top": (32, 32)}, {}, 2).image_size == 32
     assert Needs({}, {}, 2).image_size is None
-    with pytest.raises(SpecError, match="square images of one size, but the policy sees `top` 48 x 64"):
+    with pytest.raises(SpecError, match="square images of one size, but the policy reads `top` 48 x 64"):
         _ = Needs({"top": (48, 64)}, {}, 2).image_size
 
 
@@ -94,7 +94,7 @@ def test_code_runs_only_when_it_is_allowed_to(save_policy: SavePolicy) -> None:
 
 
 def test_an_unknown_environment_is_told_at_once(save_policy: SavePolicy) -> None:
-    with pytest.raises(SimulatorError, match="Did you mean `metaworld/drawer-open-v3`"):
+    with pytest.raises(SimulatorError, match="did you mean `metaworld/drawer-open-v3`"):
         evaluate_closed_loop(
             save_policy("expert"), env="metaworld/drawer-opn-v3", episodes=1, allow_imports=True
         )

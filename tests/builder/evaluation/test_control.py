@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -11,8 +12,7 @@ from typing import Any
 import pytest
 
 from policysmith.builder import Builder
-from policysmith.builder.evaluation import blind
-from policysmith.builder.evaluation import evaluate as evaluation
+from policysmith.builder.evaluation import blind, evaluate
 from policysmith.builder.evaluation.blind_control import BlindControl
 from policysmith.builder.planning.compatibility import needs_of
 from policysmith.builder.saved_policy import SavedPolicy
@@ -148,8 +148,8 @@ def test_what_an_expert_attends_to_stays_and_sees_black_or_the_state(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"policy.backbones": {"vision": VISION}}, "nothing is left for the head"),
-        ({"policy.backbones": {"proprio": PROPRIO}}, "sees no image"),
+        ({"policy.backbones": {"vision": VISION}}, "nothing left to read"),
+        ({"policy.backbones": {"proprio": PROPRIO}}, "reads no image"),
     ],
 )
 def test_policies_without_a_control_are_told_apart(
@@ -193,7 +193,7 @@ def test_a_control_is_trained_once_and_again_when_the_recipe_changes(
     weights = first.directory / "model.safetensors"
     written = weights.stat().st_mtime_ns
     assert control(saved).directory == first.directory
-    assert told == ["the blind control is trained already"]
+    assert told == ["the blind control is already trained"]
     assert weights.stat().st_mtime_ns == written
     changed = {**saved.recipe, "training": {**saved.recipe["training"], "seed": 7}}
     other = SavedPolicy(saved.directory, saved.model_type, {**saved.content, "recipe": changed}, saved.run)
@@ -204,7 +204,7 @@ def test_a_run_that_is_no_control_is_left_alone(tiny: dict[str, Any], tmp_path: 
     builder = Builder.from_recipe(tiny).override({"training.steps": 1, "data.episodes": [0]})
     builder.train(output=tmp_path / "control")
     saved = SavedPolicy.find(tmp_path / "control")
-    with pytest.raises(CheckpointError, match="is no blind control"):
+    with pytest.raises(CheckpointError, match="is not a blind control"):
         BlindControl.plan(saved, [], tmp_path / "control", allow_imports=False)
     assert (tmp_path / "control" / "policy" / "config.json").exists()
 
@@ -270,9 +270,10 @@ def test_what_keeps_a_control_from_training_is_said_before_any_rollout(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(home / "demos")
-    monkeypatch.setattr(evaluation, "evaluate_closed_loop", lambda *args, **kwargs: pytest.fail("a rollout"))
+    module = importlib.import_module("policysmith.builder.evaluation.evaluate")
+    monkeypatch.setattr(module, "evaluate_closed_loop", lambda *args, **kwargs: pytest.fail("a rollout"))
     with pytest.raises(RecipeError, match="there is no dataset directory"):
-        evaluation.evaluate(tmp_path / "run", env="metaworld/drawer-open-v3", control="blind", device="cpu")
+        evaluate(tmp_path / "run", env="metaworld/drawer-open-v3", control="blind", device="cpu")
 
 
 def test_a_damaged_state_of_training_is_said(home: Path, tmp_path: Path) -> None:

@@ -151,8 +151,8 @@ def test_a_dataset_of_another_rate_or_order_is_not_judged_on(saved: Path, tmp_pa
 @pytest.mark.parametrize(
     ("env", "code", "complaint"),
     [
-        ("metaworld/reach-v33", "E007 invalid-value", "Did you mean `metaworld/reach-v3`"),
-        ("libero/any", "E007 invalid-value", "no environment is called `libero/any`"),
+        ("metaworld/reach-v33", "E007 invalid-value", "did you mean `metaworld/reach-v3`"),
+        ("libero/any", "E007 invalid-value", "unknown environment `libero/any`"),
     ],
 )
 def test_check_finds_an_environment_that_does_not_exist(

@@ -115,5 +115,5 @@ def test_stochastic_policies_give_the_same_numbers_again(make_policy: Callable[.
 
 
 def test_other_windows_are_refused(make_policy: Callable[..., Any]) -> None:
-    with pytest.raises(DatasetError, match=r"chunks of \(4, 2\), the dataset gives \(6, 2\)"):
+    with pytest.raises(DatasetError, match=r"chunks of \(4, 2\), the dataset has chunks of \(6, 2\)"):
         judge(make_policy("expert", side=None), Recorded(horizon=6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from policysmith.builder import Builder
 from policysmith.builder.data.lerobot.info import inspect
 from policysmith.builder.evaluation import ClosedLoopResult, EvaluationResult, evaluate
 from policysmith.builder.evaluation.report.report import write_report
-from policysmith.builder.evaluation.result import summary_lines
 from policysmith.builder.evaluation.rollout import Episode
 from policysmith.builder.evaluation.video import save_strip, save_video
 from policysmith.builder.planning.compatibility import check_dataset
@@ -64,9 +64,9 @@ def test_open_loop_alone_needs_no_simulator(run: Path) -> None:
     assert result.lines[-1] == f"checkpoint     {result.checkpoint}"
 
 
-def test_options_of_rollouts_beside_open_loop_are_told_to_be_unused(run: Path) -> None:
+def test_options_of_rollouts_beside_open_loop_are_noted(run: Path) -> None:
     result = evaluate(run, open_loop=True, episodes=3, seed=0, device="cpu")
-    assert any("nothing uses `episodes`, `seed`" in line for line in result.lines)
+    assert any("`episodes`, `seed` had no effect" in line for line in result.lines)
 
 
 def test_an_older_checkpoint_has_a_report_of_its_own(run: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_report_stands_alone_and_tells_everything(run: Path) -> None:
     assert '<div class="big">100<small>%</small>' in page
     assert "50 of 50 rollouts, 95 % interval 93 to 100 %" in page
     assert '<div class="big">48<small>%</small>' in page
-    assert "The intervals are apart" in page
+    assert "The intervals do not overlap" in page
     assert page.count('class="won"') == 74
     assert page.count('class="lost"') == 26
     assert "a remark &lt; other" in page
@@ -114,25 +114,25 @@ def test_an_evaluation_leaves_nothing_of_the_one_before(run: Path) -> None:
 
 def test_lines_say_what_happened() -> None:
     result = EvaluationResult(
-        Path("runs/x/policy"), Path("runs/x/evaluation"), "", closed_loop(50), closed_loop(24)
+        Path("runs/x/policy"), Path("runs/x/evaluation"), "", closed_loop(50), closed_loop(24), new_goals=True
     )
-    lines = summary_lines(result, new_goals=True)
+    lines = result.lines
     assert lines[0] == (
         f"closed loop    {DRAWER}   50/50 = 100 % (95 % interval 93-100 %), "
         "goals not in the demonstrations, seed 10000"
     )
     assert lines[1] == "blind control  24/50 = 48 % (95 % interval 35-61 %)"
     assert lines[2] == "report         runs/x/evaluation/report.html"
-    assert "goals" not in summary_lines(result, new_goals=False)[0]
+    assert "goals" not in replace(result, new_goals=False).lines[0]
 
 
-def test_with_nothing_to_judge_on_the_cure_is_told(run: Path) -> None:
+def test_without_environment_and_dataset_the_cure_is_named(run: Path) -> None:
     shutil.copytree(run / "policy", run.parent / "alone")
     config = json.loads((run.parent / "alone" / "config.json").read_text())
     config["recipe"]["data"]["path"] = "gone"
     (run.parent / "alone" / "config.json").write_text(json.dumps(config))
     (run.parent / "alone" / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"nothing to judge .*--env metaworld/drawer-open-v3"):
+    with pytest.raises(CheckpointError, match=r"nothing to evaluate .*--env metaworld/drawer-open-v3"):
         evaluate(run.parent / "alone", device="cpu")
 
 
@@ -148,7 +148,7 @@ def test_another_dataset_is_told_and_one_that_does_not_fit_is_refused(run: Path)
     )
     with pytest.raises(SpecError, match="does not fit the dataset kitchen") as caught:
         check_dataset(saved, other, "kitchen")
-    for part in ("sees camera `corner2`, the dataset has `wrist`", "actions of 4", "has 7", "has 9 values"):
+    for part in ("reads camera `corner2`, the dataset has `wrist`", "actions of 4", "has 7", "has 9 values"):
         assert part in caught.value.message
     with pytest.raises(SpecError, match=r"at 96 x 96 pixels \(height x width\), the dataset has 48 x 64"):
         check_dataset(saved, replace(info, cameras={"corner2": (48, 64)}), "small")
@@ -158,6 +158,21 @@ def test_a_dataset_that_changed_since_is_noted(run: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(SavedPolicy, "fingerprint", lambda self, embodiment: "another")
     result = evaluate(run, open_loop=True, device="cpu")
     assert any("has changed since the policy was trained" in line for line in result.lines)
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused_before_anything_runs(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SavedPolicy, "load", lambda *args: pytest.fail("the policy was loaded"))
+    monkeypatch.setattr(
+        tempfile, "TemporaryFile", lambda dir: (_ for _ in ()).throw(OSError(30, "Read-only", dir))
+    )
+    with pytest.raises(OSError, match="choose another `--output`"):
+        evaluate(run, open_loop=True, device="cpu")
+    monkeypatch.undo()
+    (run / "taken").write_text("")
+    with pytest.raises(NotADirectoryError, match="choose another `--output`"):
+        evaluate(run, open_loop=True, device="cpu", output=run / "taken" / "report")
 
 
 HAND_WRITTEN = """
@@ -189,7 +204,9 @@ def collate(samples):
 """
 
 
-def test_a_hand_written_policy_is_judged_once_its_file_may_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_a_hand_written_policy_is_judged_once_its_file_may_run(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "nudge.py").write_text(HAND_WRITTEN)
     tiny |= {"name": "nudged", "imports": ["nudge.py"], "policy": {"type": "nudge"}}
     tiny["transforms"] = [{"type": "normalize"}]
@@ -205,6 +222,12 @@ def test_a_hand_written_policy_is_judged_once_its_file_may_run(tiny: dict[str, A
     assert result.open_loop is not None
     assert len(result.open_loop.mae_by_step) == 3
     assert 0.0 < result.open_loop.mae.mean() < 2.0
+    with monkeypatch.context() as broken:
+        policy = type(SavedPolicy.find(tmp_path / "run").load("cpu"))
+        inference = policy.inference
+        broken.setattr(policy, "inference", lambda self, batch: 1e9 * (1 + inference(self, batch).abs()))
+        with pytest.raises(SpecError, match=r"`action` is .* in training"):
+            evaluate(tmp_path / "run", open_loop=True, device="cpu", allow_imports=True)
 
 
 @pytest.mark.sim

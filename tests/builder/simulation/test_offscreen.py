@@ -1,4 +1,4 @@
-"""Which graphics library is used, and what is said when it is missing. Each case is a process of its own."""
+"""The graphics library, and the message if it is missing. Each case has its own process."""
 
 from __future__ import annotations
 

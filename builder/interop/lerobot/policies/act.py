@@ -1,4 +1,4 @@
-"""ACT of LeRobot (0.4 to 0.6) as a policy of ours, and back."""
+"""Conversion of LeRobot's ACT (0.4 to 0.6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from .....components.layers.batch_norms import freeze_batch_norms
 from .....schemas.errors import WeightsError
 from .....schemas.specs import IMAGES
-from ..weight_names import Pair, layer, packed, pointwise, same, to_ours, to_theirs
+from ..weight_names import WeightPair, layer, packed, pointwise, same, to_ours, to_theirs
 
 STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
 _ENCODER = {"linear1": "hidden", "linear2": "out", "norm1": "attention_norm", "norm2": "feedforward_norm"}
@@ -30,12 +30,12 @@ _OPTIONS = {
     "use_vae": "variational",
 }
 _POSTERIOR = {"kl_weight": "kl_weight", "n_vae_encoder_layers": "posterior_layers"}
-"""Options of the encoder of the actions, which count only where there is one."""
+"""Options of the encoder of actions, if there is one."""
 
 
 @dataclass(frozen=True)
 class _Sources:
-    """Names of the backbones that read each observation, or None."""
+    """Names of the backbones for each observation, or None."""
 
     state: str | None
     environment: str | None
@@ -43,7 +43,7 @@ class _Sources:
 
 
 def is_of(recipe: Mapping[str, Any]) -> bool:
-    """Whether a resolved recipe is of this family."""
+    """Return whether a resolved recipe belongs to this family."""
     policy = recipe["policy"]
     return bool(policy["type"] == "composed" and policy["head"]["type"] == "act")
 
@@ -51,7 +51,7 @@ def is_of(recipe: Mapping[str, Any]) -> bool:
 def to_policysmith(
     weights: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Sections `data`, `policy` and `training` of a recipe, and its weights. Raises WeightsError."""
+    """Return the sections of a recipe and its weights, or raise WeightsError."""
     features = config["input_features"]
     cameras = [key for key, feature in features.items() if feature["type"] == "VISUAL"]
     _check(config, features, cameras)
@@ -101,7 +101,7 @@ def to_policysmith(
 def to_lerobot(
     weights: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """LeRobot's config, without its features and normalisation, and the weights. Raises WeightsError."""
+    """Return LeRobot's config, without features and normalization, and the weights, or raise WeightsError."""
     policy, data = content["recipe"]["policy"], content["recipe"]["data"]
     head = policy["head"]
     sources = _sources(policy, data)
@@ -122,21 +122,19 @@ def to_lerobot(
 
 
 def _check(config: Mapping[str, Any], features: Mapping[str, Any], cameras: Sequence[str]) -> None:
-    """Raises WeightsError for what our parts do not do."""
+    """Raise WeightsError for options without a counterpart."""
     strange = [key for key in features if key not in (STATE, ENVIRONMENT, *cameras)]
     strange += [key for key in cameras if not key.startswith(IMAGES)]
     if strange:
-        raise WeightsError(f"ACT reads `{strange[0]}`, and a dataset of ours has no such observation")
+        raise WeightsError(f"ACT reads `{strange[0]}`, which has no counterpart")
     if config.get("replace_final_stride_with_dilation"):
-        raise WeightsError(
-            "`replace_final_stride_with_dilation` has no counterpart; no ResNet of timm has it"
-        )
+        raise WeightsError("`replace_final_stride_with_dilation` has no counterpart in the ResNets of timm")
     if config["feedforward_activation"] not in ("relu", "gelu"):
         raise WeightsError(f"activation `{config['feedforward_activation']}` has no counterpart")
 
 
 def _sources(policy: Mapping[str, Any], data: Mapping[str, Any]) -> _Sources:
-    """The backbones of a recipe. Raises WeightsError for a policy that LeRobot's ACT cannot be."""
+    """Return the backbones of a recipe, or raise WeightsError if LeRobot's ACT does not support them."""
     backbones, head = policy["backbones"], policy["head"]
     found: dict[str, str] = {}
     for name, raw in backbones.items():
@@ -146,17 +144,19 @@ def _sources(policy: Mapping[str, Any], data: Mapping[str, Any]) -> _Sources:
             role = "state" if raw["reads"] == [STATE] else "environment"
         else:
             raise WeightsError(
-                f"LeRobot's ACT has no backbone like `{name}` ({raw['type']}); it reads images by a ResNet with "
-                f"`norm: frozen`, `{STATE}` and `{ENVIRONMENT}` each by a backbone of type `state`"
+                f"LeRobot's ACT has no backbone like `{name}` ({raw['type']}); it reads images with a ResNet with "
+                f"`norm: frozen`, and `{STATE}` and `{ENVIRONMENT}` each with a backbone of type `state`"
             )
         if role in found:
-            raise WeightsError(f"LeRobot's ACT has one backbone for what `{found[role]}` and `{name}` read")
+            raise WeightsError(
+                f"LeRobot's ACT has a single backbone for the inputs of `{found[role]}` and `{name}`"
+            )
         found[role] = name
     sources = _Sources(found.get("state"), found.get("environment"), found.get("images"))
     if policy["necks"]:
-        raise WeightsError(f"LeRobot's ACT has no necks, and this policy has `{next(iter(policy['necks']))}`")
+        raise WeightsError(f"LeRobot's ACT has no necks, but this policy has `{next(iter(policy['necks']))}`")
     if data["observation_steps"] != 1:
-        raise WeightsError(f"LeRobot's ACT sees one step, and this policy sees {data['observation_steps']}")
+        raise WeightsError(f"LeRobot's ACT reads one step, but this policy reads {data['observation_steps']}")
     order = [f"{name}.pooled" for name in (sources.state, sources.environment) if name is not None]
     order += [] if sources.images is None else [f"{sources.images}.tokens"]
     read = [_whole(entry, "tokens") for entry in head["reads"] or sorted(backbones)]
@@ -168,18 +168,18 @@ def _sources(policy: Mapping[str, Any], data: Mapping[str, Any]) -> _Sources:
         read = pooled if entries is None else [_whole(entry, "pooled") for entry in entries]
         if read != [key for key in pooled if key == f"{sources.state}.pooled"]:
             raise WeightsError(
-                f"`posterior_reads` gives {', '.join(read) or 'nothing'}; in LeRobot it is the state"
+                f"`posterior_reads` is {', '.join(read) or 'empty'}; in LeRobot it is the state"
             )
     return sources
 
 
 def _whole(entry: str, output: str) -> str:
-    """`vision` as `vision.tokens`, where that is the output it means."""
+    """Return `vision` as `vision.tokens`, given its output."""
     return entry if "." in entry else f"{entry}.{output}"
 
 
-def _pairs(head: Mapping[str, Any], sources: _Sources, network: str) -> Iterator[Pair]:
-    """Every weight of a policy."""
+def _pairs(head: Mapping[str, Any], sources: _Sources, network: str) -> Iterator[WeightPair]:
+    """Yield the weights of a policy."""
     yield from _encoder("model.encoder", "head.encoder", head["encoder_layers"], head["norm"])
     for index in range(head["decoder_layers"]):
         theirs, ours = f"model.decoder.layers.{index}", f"head.decoder.layers.{index}"
@@ -203,8 +203,8 @@ def _pairs(head: Mapping[str, Any], sources: _Sources, network: str) -> Iterator
             yield same(f"model.backbone.{key}", f"backbones.{sources.images}.model.{key}")
 
 
-def _posterior(head: Mapping[str, Any], sources: _Sources) -> Iterator[Pair]:
-    """The encoder of the actions."""
+def _posterior(head: Mapping[str, Any], sources: _Sources) -> Iterator[WeightPair]:
+    """Yield the weights of the encoder of actions."""
     theirs, ours = "model.vae_encoder", "head.posterior"
     yield from _encoder(theirs, f"{ours}.encoder", head["posterior_layers"], head["norm"])
     yield same(f"{theirs}_cls_embed.weight", f"{ours}.token")
@@ -212,12 +212,12 @@ def _posterior(head: Mapping[str, Any], sources: _Sources) -> Iterator[Pair]:
     yield from layer(f"{theirs}_latent_output_proj", f"{ours}.out")
     if sources.state is not None:
         yield from layer(f"{theirs}_robot_state_input_proj", f"{ours}.project.{sources.state}_pooled")
-    yield Pair(
+    yield WeightPair(
         f"{theirs}_pos_enc", (f"{ours}.steps",), lambda table: [table[0]], lambda tables: tables[0][None]
     )
 
 
-def _encoder(theirs: str, ours: str, depth: int, norm: str) -> Iterator[Pair]:
+def _encoder(theirs: str, ours: str, depth: int, norm: str) -> Iterator[WeightPair]:
     for index in range(depth):
         yield from _attention(f"{theirs}.layers.{index}.self_attn", f"{ours}.layers.{index}.attention")
         for name, own in _ENCODER.items():
@@ -226,7 +226,7 @@ def _encoder(theirs: str, ours: str, depth: int, norm: str) -> Iterator[Pair]:
         yield from layer(f"{theirs}.norm", f"{ours}.norm")
 
 
-def _attention(theirs: str, ours: str) -> Iterator[Pair]:
+def _attention(theirs: str, ours: str) -> Iterator[WeightPair]:
     for kind in ("weight", "bias"):
         yield packed(
             f"{theirs}.in_proj_{kind}", [f"{ours}.{name}.{kind}" for name in ("query", "key", "value")]
@@ -235,7 +235,7 @@ def _attention(theirs: str, ours: str) -> Iterator[Pair]:
 
 
 def _resnet(name: str) -> list[str]:
-    """Names of the weights of a ResNet with frozen batch norms: torchvision's are the same."""
+    """Return the weight names of a ResNet with frozen batch norms, which equal torchvision's."""
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
         freeze_batch_norms(model)

@@ -1,4 +1,4 @@
-"""Diffusion Policy of LeRobot (0.4 to 0.6) as a policy of ours, and back."""
+"""Conversion of LeRobot's Diffusion Policy (0.4 to 0.6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .....schemas.errors import WeightsError
 from .....schemas.specs import IMAGES
 from .. import rgb_encoder
 from ..unet import unet_pairs
-from ..weight_names import Pair, to_ours, to_theirs
+from ..weight_names import WeightPair, to_ours, to_theirs
 
 STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
 _NETWORK = {
@@ -28,20 +28,20 @@ _HEAD = {"num_train_timesteps": "train_steps", "num_inference_steps": "steps"}
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the head reads, in the order of LeRobot: the state, encoders of images, the state of the environment."""
+    """Inputs of the head, in the order of LeRobot: state, image encoders, environment state."""
 
     encoders: Sequence[rgb_encoder.Encoder]
     network: str
     group_norm: bool
     sizes: Mapping[str, int]
-    """Values of one step, by what the head reads, in the order in which it reads them."""
+    """Number of values per step of each input, in our reading order."""
     order: Sequence[str]
-    """The same in the order of LeRobot."""
+    """Inputs in the order of LeRobot."""
 
     def columns(self, steps: int, time_width: int) -> Tensor:
-        """Where each value of time and condition in LeRobot is in ours.
+        """Return the position in our condition of each value of LeRobot's time and condition.
 
-        LeRobot joins all features of a step and then the steps; we join all steps of a feature and then the features.
+        LeRobot concatenates features within steps; we concatenate steps within features.
         """
         blocks: dict[str, Tensor] = {}
         place = time_width
@@ -53,7 +53,7 @@ class _Layout:
 
 
 def is_of(recipe: Mapping[str, Any]) -> bool:
-    """Whether a resolved recipe is of this family."""
+    """Return whether a resolved recipe belongs to this family."""
     policy = recipe["policy"]
     head = policy.get("head", {})
     return bool(head.get("type") == "diffusion" and head["network"]["type"] == "unet")
@@ -62,15 +62,13 @@ def is_of(recipe: Mapping[str, Any]) -> bool:
 def to_policysmith(
     weights: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Sections `data`, `policy`, `transforms` and `training` of a recipe, and its weights. Raises WeightsError."""
+    """Return the sections of a recipe and its weights, or raise WeightsError."""
     features = config["input_features"]
     cameras = [key for key, feature in features.items() if feature["type"] == "VISUAL"]
     strange = [key for key in features if key not in (STATE, ENVIRONMENT, *cameras)]
     strange += [key for key in cameras if not key.startswith(IMAGES)]
     if strange:
-        raise WeightsError(
-            f"Diffusion Policy reads `{strange[0]}`, and a dataset of ours has no such observation"
-        )
+        raise WeightsError(f"Diffusion Policy reads `{strange[0]}`, which has no counterpart")
     size = features[cameras[0]]["shape"][1:] if cameras else (0, 0)
     changes = rgb_encoder.transforms(config, size) if cameras else []
     separate = config["use_separate_rgb_encoder_per_camera"] if cameras else False
@@ -134,19 +132,19 @@ def to_policysmith(
 def to_lerobot(
     weights: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """LeRobot's config, without its features and normalisation, and the weights. Raises WeightsError."""
+    """Return LeRobot's config, without features and normalization, and the weights, or raise WeightsError."""
     recipe, specs = content["recipe"], content["specs"]
     policy, data = recipe["policy"], recipe["data"]
     head, network, steps = policy["head"], policy["head"]["network"], data["observation_steps"]
     if data["past_actions"] != steps - 1:
         raise WeightsError(
-            f"LeRobot's chunks begin at the oldest observation, with {steps - 1} past actions; here they are "
+            f"LeRobot's chunks begin at the oldest observation, with {steps - 1} past actions; this policy has "
             f"{data['past_actions']}"
         )
     if head["predicts"] == "v":
         raise WeightsError("LeRobot's Diffusion Policy predicts the noise or the sample, not v")
     if head["schedule"].get("max_beta", 0.999) != 0.999:
-        raise WeightsError("LeRobot's Diffusion Policy caps the noise of a step at 0.999")
+        raise WeightsError("LeRobot's Diffusion Policy limits the noise of a step to 0.999")
     layout = _layout(recipe, specs)
     separate = len(layout.encoders) > 1
     config: dict[str, Any] = {
@@ -180,14 +178,14 @@ def to_lerobot(
 def processor(
     content: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """No options and no steps of LeRobot's processor, and the content without what its encoder does itself."""
+    """Return no options and no steps, and the content without the transforms in LeRobot's encoder."""
     recipe = content["recipe"]
     kept = [raw for raw in recipe["transforms"] if raw["type"] not in rgb_encoder.OWN]
     return {}, [], {**content, "recipe": {**recipe, "transforms": kept}}
 
 
 def _layout(recipe: Mapping[str, Any], specs: Mapping[str, Any]) -> _Layout:
-    """What the head of a resolved recipe reads. Raises WeightsError for a policy that LeRobot's cannot be."""
+    """Return the inputs of the head, or raise WeightsError if LeRobot does not support the policy."""
     policy = recipe["policy"]
     states: dict[str, str] = {}
     for name, raw in policy["backbones"].items():
@@ -199,13 +197,13 @@ def _layout(recipe: Mapping[str, Any], specs: Mapping[str, Any]) -> _Layout:
             states[raw["reads"][0]] = name
         elif not (raw["type"] == "timm" and raw["name"].startswith("resnet") and raw["norm"] != "frozen"):
             raise WeightsError(
-                f"LeRobot's Diffusion Policy has no backbone like `{name}` ({raw['type']}); it reads images by a "
-                f"ResNet with `norm: batch` or `norm: group`, `{STATE}` and `{ENVIRONMENT}` each by a backbone of type "
-                "`state`"
+                f"LeRobot's Diffusion Policy has no backbone like `{name}` ({raw['type']}); it reads images with a "
+                f"ResNet with `norm: batch` or `norm: group`, and `{STATE}` and `{ENVIRONMENT}` each with a backbone of "
+                "type `state`"
             )
     if STATE not in states:
         raise WeightsError(
-            f"LeRobot's Diffusion Policy reads `{STATE}`, and no backbone of type `state` does"
+            f"LeRobot's Diffusion Policy reads `{STATE}`, but no backbone of type `state` does"
         )
     encoders, points, models = [], set(), set()
     for name, raw in sorted(policy["necks"].items(), key=lambda item: str(item[1]["reads"])):
@@ -213,8 +211,8 @@ def _layout(recipe: Mapping[str, Any], specs: Mapping[str, Any]) -> _Layout:
         plain = raw["type"] == "spatial_softmax" and raw["temperature"] == "fixed" and raw["keypoints"]
         if not plain or raw["width"] != 2 * raw["keypoints"] or vision["type"] != "timm":
             raise WeightsError(
-                f"LeRobot's Diffusion Policy has no neck like `{name}`; it has spatial softmax of K keypoints with "
-                "`temperature: fixed` and `width` 2 K, of the tokens of a ResNet"
+                f"LeRobot's Diffusion Policy has no neck like `{name}`; it has a spatial softmax with K keypoints, "
+                "`temperature: fixed` and `width` 2 K over the tokens of a ResNet"
             )
         cameras = vision["reads"]
         grid = rgb_encoder.grid(recipe["transforms"], specs[cameras[0]]["dims"][-2:])
@@ -227,7 +225,7 @@ def _layout(recipe: Mapping[str, Any], specs: Mapping[str, Any]) -> _Layout:
         or (len(encoders) > 1 and any(len(e.cameras) > 1 for e in encoders))
     ):
         raise WeightsError(
-            "LeRobot's Diffusion Policy has one encoder for all cameras, or one for each, all alike; here they are "
+            "LeRobot's Diffusion Policy has one encoder for all cameras or equal ones for each; this policy has "
             + " and ".join(f"`{encoder.backbone}`" for encoder in encoders)
         )
     known = {states[STATE]: specs[STATE]["dims"][-1]}
@@ -243,8 +241,8 @@ def _layout(recipe: Mapping[str, Any], specs: Mapping[str, Any]) -> _Layout:
 
 def _pairs(
     layout: _Layout, network: Mapping[str, Any], steps: int, action_dim: int, separate: bool
-) -> Iterator[Pair]:
-    """Every weight of a policy."""
+) -> Iterator[WeightPair]:
+    """Yield the weights of a policy."""
     yield from unet_pairs(network["widths"], action_dim, layout.columns(steps, network["time_width"]))
     for index, encoder in enumerate(layout.encoders):
         theirs = f"diffusion.rgb_encoder.{index}" if separate else "diffusion.rgb_encoder"

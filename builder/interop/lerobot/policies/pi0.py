@@ -1,4 +1,4 @@
-"""pi0 of LeRobot as a policy of ours, and back; pi0.5 alike."""
+"""Conversion of LeRobot's pi0, with the parts that pi0.5 shares."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from ..experts import (
     sections_of,
     sizes_of,
 )
-from ..weight_names import Pair, layer, to_ours, to_theirs
+from ..weight_names import WeightPair, layer, to_ours, to_theirs
 
 ARCHITECTURE = "google/paligemma-3b-pt-224"
 TOKENIZER = ARCHITECTURE
-"""The vision-language model, and its tokenizer."""
+"""Vision-language model and its tokenizer."""
 INPUTS = Inputs("pi0_new_line_processor", "image_resolution", "center", ("observation.state", "action"))
 STEPS = INPUTS.steps
 VARIANTS = {2048: "gemma_2b", 1024: "gemma_300m"}
-"""LeRobot's names for the widths that its language models can have."""
+"""LeRobot's names of language models, by width."""
 _VOCABULARY = 257_152
-"""Token ids of the tokenizer; the published PaliGemma has embeddings for some more."""
+"""Number of token ids of the tokenizer; the published PaliGemma has more embeddings."""
 _MODEL = "model.paligemma_with_expert.paligemma"
 _EXPERT = "model.paligemma_with_expert.gemma_expert"
 _EMBEDDING = f"{_MODEL}.model.language_model.embed_tokens.weight"
@@ -47,26 +47,27 @@ _TIMES = {
 
 
 def is_of(recipe: Mapping[str, Any], time: str = "concat_mlp") -> bool:
-    """Whether a resolved recipe is of this family."""
+    """Return whether a resolved recipe belongs to this family."""
     return is_expert(recipe, family="gemma", time=time)
 
 
 def transforms(config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The transforms of a recipe, around those that normalise. Raises WeightsError."""
+    """Return the transforms of a recipe, given the normalizing ones, or raise WeightsError."""
     return INPUTS.transforms(config, normalize, 224)
 
 
 def processor(content: Mapping[str, Any]) -> Processor:
-    """Options of the config, steps of the preprocessor, and what is left to do of the content. Raises WeightsError."""
+    """Return config options, preprocessor steps and remaining content, or raise WeightsError."""
     return INPUTS.processor(content, NEWLINE)
 
 
 def to_policysmith(
     weights: Mapping[str, Tensor], config: Mapping[str, Any], architecture: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Sections of a recipe, and its weights. Raises WeightsError.
+    """Return the sections of a recipe and its weights, or raise WeightsError.
 
-    The policy wants states and actions padded with zeros, and images in [-1, 1], as `transforms` has it.
+    The policy expects states and actions padded with zeros and images in [-1, 1], as provided by
+    `transforms`.
     """
     kind = config["type"]
     refuse_others(config, _FIXED, f"LeRobot's {kind}")
@@ -76,9 +77,9 @@ def to_policysmith(
     }
     top = levels["floor"] + config.get("time_sampling_scale", 0.999)
     if abs(top - 1.0) > 1e-9:
-        raise WeightsError(f"noise levels go up to {top} here, and in our policies up to 1")
+        raise WeightsError(f"noise levels reach {top} here, but 1 in our policies")
     found = {key if key.startswith("model.") else f"model.{key}": value for key, value in weights.items()}
-    if _EMBEDDING not in found and _HEADS[0] in found:  # a file holds one of two weights that are tied
+    if _EMBEDDING not in found and _HEADS[0] in found:  # of tied weights, a file has only one
         found[_EMBEDDING] = found[_HEADS[0]]
     for key in _HEADS:
         found.pop(key, None)
@@ -127,9 +128,9 @@ def to_policysmith(
 def to_lerobot(
     weights: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """LeRobot's config, without its features and normalisation, and the weights. Raises WeightsError.
+    """Return LeRobot's config, without features and normalization, and the weights, or raise WeightsError.
 
-    The language heads, which the policy does not use, are the embedding and zeros.
+    The language heads, which the policy does not use, are set to the embedding and to zeros.
     """
     policy, data = content["recipe"]["policy"], content["recipe"]["data"]
     head = policy["head"]
@@ -145,7 +146,7 @@ def to_lerobot(
     )
     if head["levels"]["type"] != "beta":
         raise WeightsError(
-            f"LeRobot's {kind} draws its noise levels by `beta`, not by `{head['levels']['type']}`"
+            f"LeRobot's {kind} draws noise levels from `beta`, not from `{head['levels']['type']}`"
         )
     for width in (model.width, network["width"]):
         if width not in VARIANTS:
@@ -172,7 +173,7 @@ def to_lerobot(
 
 
 def _model_of(policy: Mapping[str, Any], kind: str, adaptive: bool) -> VlmFamily:
-    """The vision-language model of a policy. Raises WeightsError for one that LeRobot's cannot be."""
+    """Return the vision-language model of a policy, or raise WeightsError if LeRobot does not support it."""
     kinds = {name: raw["type"] for name, raw in policy["backbones"].items()}
     wanted = {"vlm": "vlm"} if adaptive else {"vlm": "vlm", "proprio": "state"}
     if kinds != wanted or policy["necks"]:
@@ -196,8 +197,8 @@ def _listing(kinds: Mapping[str, str]) -> str:
     return " and ".join(f"`{name}` ({kind})" for name, kind in kinds.items())
 
 
-def _pairs(model: VlmFamily, adaptive: bool) -> Iterator[Pair]:
-    """Every weight of a policy."""
+def _pairs(model: VlmFamily, adaptive: bool) -> Iterator[WeightPair]:
+    """Yield the weights of a policy."""
     vision = {"vision_tower.": "vision_tower.vision_model."}
     yield from model_pairs(model, f"{_MODEL}.model", vision, _VOCABULARY)
     yield from expert_pairs(f"{_EXPERT}.model", model.depth, adaptive)

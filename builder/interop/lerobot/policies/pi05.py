@@ -1,4 +1,4 @@
-"""pi0.5 of LeRobot as a policy of ours, and back."""
+"""Conversion of LeRobot's pi0.5."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ STEPS = INPUTS.steps
 
 
 def is_of(recipe: Mapping[str, Any]) -> bool:
-    """Whether a resolved recipe is of this family."""
+    """Return whether a resolved recipe belongs to this family."""
     return pi0.is_of(recipe, time="adarms")
 
 
 def transforms(config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The transforms of a recipe, around those that normalise. Raises WeightsError."""
+    """Return the transforms of a recipe, given the normalizing ones, or raise WeightsError."""
     return INPUTS.transforms(config, normalize, 224)
 
 
 def processor(content: Mapping[str, Any]) -> Processor:
-    """Options of the config, steps of the preprocessor, and what is left to do of the content. Raises WeightsError."""
+    """Return config options, preprocessor steps and remaining content, or raise WeightsError."""
     return INPUTS.processor(content, STATE_PROMPT, "cleaned")
 
 

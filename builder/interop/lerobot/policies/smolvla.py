@@ -1,4 +1,4 @@
-"""SmolVLA of LeRobot as a policy of ours, and back."""
+"""Conversion of LeRobot's SmolVLA."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..experts import (
     sections_of,
     sizes_of,
 )
-from ..weight_names import Pair, layer, to_ours, to_theirs
+from ..weight_names import WeightPair, layer, to_ours, to_theirs
 
 _MODEL = "model.vlm_with_expert.vlm"
 _HEAD = f"{_MODEL}.lm_head.weight"
@@ -47,30 +47,31 @@ INPUTS = Inputs(
 )
 STEPS = INPUTS.steps
 _READING = {"state": "token", "embedding_scale": "sqrt_width", "rope": 10_000.0}
-"""How the model is read, whatever it was trained with."""
+"""Options of the model, independent of its training."""
 
 
 def is_of(recipe: Mapping[str, Any]) -> bool:
-    """Whether a resolved recipe is of this family."""
+    """Return whether a resolved recipe belongs to this family."""
     return is_expert(recipe, family="llama")
 
 
 def transforms(config: Mapping[str, Any], normalize: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The transforms of a recipe, around those that normalise. Raises WeightsError."""
+    """Return the transforms of a recipe, given the normalizing ones, or raise WeightsError."""
     return INPUTS.transforms(config, normalize, 512)
 
 
 def processor(content: Mapping[str, Any]) -> Processor:
-    """Options of the config, steps of the preprocessor, and what is left to do of the content. Raises WeightsError."""
+    """Return config options, preprocessor steps and remaining content, or raise WeightsError."""
     return INPUTS.processor(content, NEWLINE)
 
 
 def to_policysmith(
     weights: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Sections of a recipe, and its weights. Raises WeightsError.
+    """Return the sections of a recipe and its weights, or raise WeightsError.
 
-    The policy wants states and actions padded with zeros, and images in [-1, 1], as `transforms` has it.
+    The policy expects states and actions padded with zeros and images in [-1, 1], as provided by
+    `transforms`.
     """
     refuse_others(config, _FIXED, "LeRobot's SmolVLA")
     name, layers = config.get("vlm_model_name", _NAME), config.get("num_vlm_layers", 16)
@@ -129,9 +130,9 @@ def to_policysmith(
 def to_lerobot(
     weights: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """LeRobot's config, without its features and normalisation, and the weights. Raises WeightsError.
+    """Return LeRobot's config, without features and normalization, and the weights, or raise WeightsError.
 
-    The language head, which the policy does not use, is the embedding.
+    The language head, which the policy does not use, is set to the embedding.
     """
     policy, data = content["recipe"]["policy"], content["recipe"]["data"]
     head, network = policy["head"], policy["head"]["network"]
@@ -175,12 +176,12 @@ def to_lerobot(
 
 
 def _hidden(width: int) -> int:
-    """Hidden size of the feed-forward layers that LeRobot gives an expert: 8 / 3 of its width, rounded up to 256s."""
+    """Return the feed-forward size of the expert: 8 / 3 of its width, up to a multiple of 256."""
     return -(-(4 * (2 * width // 3)) // 256) * 256
 
 
-def _pairs(model: VlmFamily) -> Iterator[Pair]:
-    """Every weight of a policy."""
+def _pairs(model: VlmFamily) -> Iterator[WeightPair]:
+    """Yield the weights of a policy."""
     yield from model_pairs(model, f"{_MODEL}.model", {})
     yield from expert_pairs("model.vlm_with_expert.lm_expert", model.depth, adaptive=False)
     yield from action_pairs(adaptive=False)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policysmith.builder.evaluation.interval import wilson
+from policysmith.builder.evaluation.closed_loop import wilson
 
 Z = 1.959963984540054
 
