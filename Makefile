@@ -19,7 +19,7 @@ test: lint graphics
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	PYTHONPATH=.namespace $(BIN)/lint-imports
 	$(BIN)/mypy
 
 slow-test: $(STAMP) graphics

@@ -1,4 +1,4 @@
-"""Time of attention, forward and backward, by each of torch's backends, by the one that torch takes by itself, and by ours.
+"""Time of attention, forward and backward, for each of torch's backends, for torch's own choice of one, and for ours.
 
     python benchmarks/attention.py --output benchmarks/results/attention.json
 
@@ -36,7 +36,7 @@ SHAPES = {
     "pi0 prefix, batch 8": (8, 8, 816, 816, 256, "all", False),
     "pi0 actions, batch 8": (8, 8, 51, 867, 256, "all", False),
 }
-"""Batch, heads, queries, keys, width of a head, what a mask is of, and whether keys and values are one tensor."""
+"""Batch, heads, queries, keys, width of a head, kind of mask, and True if keys and values are one tensor."""
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -88,9 +88,9 @@ def attention(
     device: str,
     ours: bool = False,
 ) -> Callable[[], Any] | None:
-    """Attention and its gradients over tensors laid out as projections leave them, (B, N, heads, width).
+    """Build attention and its gradients over tensors laid out like the output of projections, (B, N, heads, width).
 
-    None where ours is not for such shapes.
+    Return None if ours does not support such shapes.
     """
 
     def leaf(*shape: int) -> torch.Tensor:

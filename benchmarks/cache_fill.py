@@ -2,7 +2,7 @@
 
     python benchmarks/cache_fill.py --output benchmarks/results/cache_fill.json
 
-The backbone is that of the work `vit_b_frozen` of `train_step.py`, under bf16 on a GPU; images lie on the device. The eager
+The backbone is that of the work `vit_b_frozen` of `train_step.py`, under bf16 on a GPU; images are on the device. The eager
 pass is transforms and backbone without gradients, in batches; filling also stores the features and the rest of every
 sample, and hashes the weights, whatever the number of `--batches`. Each is run `--rounds`
 times in turn, after each of which results are written; `--tiny` shows that it works, and nothing of speed.
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step.bench import Bench
-from step.pace import Protocol
+from step.protocol import Protocol
+from step.setup import Bench
 from step.variants import Indices, Resident
-from step.works import choose
+from step.workloads import choose
 
 from policysmith.builder.provenance import hardware, machine_versions
 from policysmith.builder.training.distributed.accelerator import make_accelerator
@@ -62,7 +62,7 @@ def main() -> None:
 def write(
     arguments: argparse.Namespace, samples: int, seconds: dict[str, list[float]], rates: dict[str, float]
 ) -> None:
-    """Put the rounds so far into the file."""
+    """Write the rounds so far into the file."""
     result = {
         "what": (__doc__ or "").splitlines()[0],
         "command": f"python benchmarks/cache_fill.py {shlex.join(sys.argv[1:])}",
@@ -78,7 +78,7 @@ def write(
 
 
 def eager(bench: Bench) -> float:
-    """Seconds of a forward pass of the frozen backbones over all batches."""
+    """Return the seconds of a forward pass of the frozen backbones over all batches."""
     policy: Any = bench.policy.eval()
     accelerator = make_accelerator(bench.section, bench.device.type)
     start = now(bench.device)

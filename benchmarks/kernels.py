@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def cases(device: str, tiny: bool, compiles: bool) -> Iterator[Case]:
-    """The cases one after the other, so that each finds the memory of the one before it free."""
+    """Yield one case after the other, so that each finds the memory of the previous one free."""
     for samples in (2,) if tiny else (32, 256):
         yield norm_case(samples, *((3, 16) if tiny else (49, 1536)), "layer", device, compiles)
         yield norm_case(samples, *((3, 16) if tiny else (51, 1024)), "rms", device, compiles)
@@ -96,7 +96,7 @@ def cases(device: str, tiny: bool, compiles: bool) -> Iterator[Case]:
 def norm_case(
     samples: int, tokens: int, width: int, norm: modulated_norm.Norm, device: str, compiles: bool
 ) -> Case:
-    """Gated residual, norm and modulation, forward and backward."""
+    """Build gated residual, norm and modulation, forward and backward."""
     residual, branch = (leaf(device, samples, tokens, width) for _ in range(2))
     gate, shift, scale = (leaf(device, samples, width) for _ in range(3))
     inputs = (residual, branch, gate, shift, scale)
@@ -129,7 +129,7 @@ def group_norm_case(samples: int, channels: int, steps: int, device: str, compil
 
 
 def gelu_case(rows: int, width: int, dropout: float, device: str, compiles: bool) -> Case:
-    """A bias, GELU and dropout, forward and backward."""
+    """Build bias, GELU and dropout, forward and backward."""
     values, bias = leaf(device, rows, width), leaf(device, width)
     seed = torch.tensor([1], device=device)
 
@@ -178,7 +178,7 @@ def image_case(count: int, before: int, after: int, device: str, compiles: bool)
 
 
 def boxes_and_colors(keys: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Boxes (B, 4) of 70 to 100 % of the area, of aspects as torchvision's, and colors (B, 4), by keys (B,)."""
+    """Draw boxes (B, 4) of 70 to 100 % of the area, of aspects as torchvision's, and colors (B, 4), by keys (B,)."""
     draws = Draws({SAMPLE_KEY: keys}, keys, "benchmark")
     areas, ratios = draws.uniform(1, 0.7, 1.0), draws.uniform(1, math.log(3 / 4), math.log(4 / 3)).exp()
     sizes = (areas * torch.cat([1.0 / ratios, ratios], 1)).sqrt().clamp_max(1.0) * side
@@ -188,7 +188,7 @@ def boxes_and_colors(keys: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def adamw_case(tiny: bool, device: str, *, eight_bit: bool = False) -> Case:
-    """A step of AdamW over the parameters of ViT-B/16, with weight average and bfloat16 copy, or all moments in eight bits."""
+    """Build a step of AdamW over the parameters of ViT-B/16, with weight average and bfloat16 copy, or all moments in eight bits."""
     width, depth = (8, 1) if tiny else (768, 12)
     shapes = [(width, 3, 16, 16), (width,), (1, 1, width), (1, 197, width), (width,), (width,)]
     for _ in range(depth):

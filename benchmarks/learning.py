@@ -1,4 +1,4 @@
-"""Whether each head learns: closed-loop success of a recipe on few demonstrations, beside its blind control.
+"""Proof that each head learns: closed-loop success of a recipe on few demonstrations, beside its blind control.
 
     python benchmarks/learning.py --output benchmarks/results/learning.json
 
@@ -35,14 +35,14 @@ DEMONSTRATIONS = {
     "drawer_open": ("metaworld/drawer-open-v3", 50, 96),
     "push": ("metaworld/push-v3", 200, 128),
 }
-"""By name of the dataset: task, episodes, and pixels a side."""
+"""Task, episodes and pixels a side, by name of the dataset."""
 BASELINES = {"vit_mlp": "drawer_open", "push_vit_mlp": "push"}
 """Recipes of the MLP head, and their datasets."""
 DONE = "row.json"
 
 
 class RowError(Exception):
-    """A row failed."""
+    """Raised when a row fails."""
 
 
 def main() -> None:
@@ -101,17 +101,17 @@ def parse() -> argparse.Namespace:
 
 
 def dataset(recipe: Path) -> str:
-    """Name of the demonstrations of a recipe."""
+    """Return the name of the demonstrations of a recipe."""
     return BASELINES.get(recipe.stem) or ("push" if recipe.stem.startswith("push") else "drawer_open")
 
 
 def demonstrations(name: str, arguments: argparse.Namespace) -> Path:
-    """Where the demonstrations of a task are, or will be."""
+    """Return the path of the demonstrations of a task, which may not exist yet."""
     return (arguments.runs.resolve() / "datasets" if arguments.record else DATASETS) / name
 
 
 def record(name: str, arguments: argparse.Namespace) -> None:
-    """Record the demonstrations of a task where they are missing."""
+    """Record the demonstrations of a task if they are missing."""
     task, episodes, pixels = DEMONSTRATIONS[name]
     output = demonstrations(name, arguments)
     if output.exists():
@@ -132,7 +132,7 @@ def run_cli(command: list[str]) -> None:
 
 
 def start_row(recipe: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A row from its own process, or as it was found."""
+    """Return a row from its own process, or the existing one."""
     run = arguments.runs.resolve() / recipe.stem
     if not done(run, recipe, arguments):
         run.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def start_row(recipe: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def done(run: Path, recipe: Path, arguments: argparse.Namespace) -> bool:
-    """Whether the row is there, made from the recipe as it is now and with as many steps and rollouts."""
+    """Return whether the row exists and was made from the current recipe, with as many steps and rollouts."""
     if not (run / DONE).exists():
         return False
     trial = json.loads((run / DONE).read_text())["trial"]
@@ -163,7 +163,7 @@ def done(run: Path, recipe: Path, arguments: argparse.Namespace) -> bool:
 
 
 def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
-    """In a row's process: train policy and control side by side, then judge one after the other."""
+    """Train policy and control of a row side by side, then evaluate one after the other; runs in the row's process."""
     from policysmith.builder import Builder
     from policysmith.builder.evaluation import evaluate_closed_loop
     from policysmith.builder.provenance import hardware, machine_versions
@@ -219,7 +219,7 @@ def run_row(recipe: Path, arguments: argparse.Namespace) -> None:
 
 
 def train(recipe: Path, changes: dict[str, Any], run: Path, sighted: bool, device: str | None) -> float:
-    """In a process of its own: train the policy of a recipe, or its control; the seconds that took."""
+    """Train the policy of a recipe, or its control, in a separate process; return the seconds."""
     from policysmith.builder import Builder
     from policysmith.builder.evaluation import blind
     from policysmith.schemas.document import from_mapping
@@ -242,7 +242,7 @@ def tell(message: str) -> None:
 
 
 def outcome(result: Any) -> dict[str, Any]:
-    """Successes with Wilson's interval, and which episodes failed."""
+    """Return the successes with Wilson's interval, and the failed episodes."""
     return {
         "successes": result.successes,
         "n": len(result.episodes),
@@ -259,7 +259,7 @@ def last_loss(run: Path) -> float:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     cells = [
         f"`{Path(row['recipe']).stem}`",
         row["task"].removeprefix("metaworld/"),

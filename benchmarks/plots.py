@@ -1,4 +1,4 @@
-"""Draws how fast each trainer steps beside transformers.Trainer, from the results of `train_step.py`.
+"""Plot of the speed of each trainer beside transformers.Trainer, from the results of `train_step.py`.
 
 python benchmarks/plots.py benchmarks/results/2026-11-h100/train_step_*.json --output docs/images/train_step.png
 """
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def ratios(results: Mapping[str, Any]) -> Figure:
-    """One bar for each trainer of each work: its steps per second over those of `trainer`, whose own are the line at 1.
+    """Draw a bar for each trainer of each work: its steps per second over those of `trainer`, which are the line at 1.
 
     Whiskers span the blocks: the slowest over the reference's fastest, to the fastest over its slowest. A black mark is
     the goal.

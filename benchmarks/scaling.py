@@ -1,12 +1,12 @@
-r"""Samples a second of several GPUs beside one: this project's trainer on a work of `train_step.py`, whose batches lie on the GPU.
+r"""Samples a second of several GPUs beside one: this project's trainer on a work of `train_step.py`, with batches on the GPU.
 
     python benchmarks/scaling.py --work vit_b --processes 1 2 --output benchmarks/results/scaling_vit_b.json
     python benchmarks/scaling.py --work pi0_full --processes 1 2 --sharding full -o training.optimizer.states=8bit \
         --output benchmarks/results/scaling_pi0.json
 
-Every number of processes is run in turn, `--rounds` times, each as `torchrun` starts it, with the batch of the work for
-each process. A run's number is the median over its log intervals, of which the first do not count: in them layers are
-compiled. A `--tiny` run on a CPU shows that everything works, and nothing of speed.
+Every number of processes runs in turn, `--rounds` times, under `torchrun`, with the batch of the work for each process. The
+result of a run is the median over its log intervals without the first ones, in which layers are compiled. A `--tiny` run on
+a CPU shows that everything works, and nothing about speed.
 """
 
 from __future__ import annotations
@@ -76,28 +76,28 @@ def parse() -> argparse.Namespace:
 
 
 def launched(count: int) -> dict[str, Any]:
-    """One run of so many processes, as its first tells it."""
+    """Run so many processes, and return the result of the first."""
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "told.json"
+        result = Path(folder) / "result.json"
         command = [
             sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--standalone",
             __file__, *sys.argv[1:],
         ]  # fmt: skip
-        environment = {**os.environ, "SCALING_TOLD": str(told), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "SCALING_RESULT": str(result), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
         if done.returncode:
             raise SystemExit(f"{count} processes failed")
-        found: dict[str, Any] = json.loads(told.read_text())
+        found: dict[str, Any] = json.loads(result.read_text())
         return found
 
 
 def take_steps(arguments: argparse.Namespace) -> None:
-    """In each of the processes."""
+    """Train in each of the processes."""
     import torch
-    from step.bench import Bench
-    from step.pace import Protocol
+    from step.protocol import Protocol
+    from step.setup import Bench
     from step.variants import Indices, Resident
-    from step.works import choose
+    from step.workloads import choose
 
     from policysmith.builder.provenance import hardware, machine_versions
     from policysmith.builder.training import loop
@@ -132,7 +132,7 @@ def take_steps(arguments: argparse.Namespace) -> None:
         with contextlib.suppress(Enough):
             loop.train(job, accelerator, [reporter])
     if int(os.environ["RANK"]) == 0:
-        told = {
+        result = {
             "samples_per_second": statistics.median(reporter.rates[SKIPPED:]),
             "intervals": reporter.rates,
             "notes": reporter.notes,
@@ -140,17 +140,17 @@ def take_steps(arguments: argparse.Namespace) -> None:
             "hardware": hardware(),
             "versions": machine_versions(),
         }
-        Path(os.environ["SCALING_TOLD"]).write_text(json.dumps(told))
+        Path(os.environ["SCALING_RESULT"]).write_text(json.dumps(result))
     if several:
         torch.distributed.destroy_process_group()
 
 
 class Enough(Exception):
-    """All steps but the last, after which a run saves, were taken."""
+    """Raised before the last step, after which a run saves."""
 
 
 class Rates:
-    """Keeps the speed of every log interval."""
+    """A reporter that keeps the speed of every log interval."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []

@@ -1,4 +1,4 @@
-"""Time of a piece of work on a device, with and without its launches."""
+"""Time of an operation on a device, with and without its launches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SECONDS = 0.4  # for each of the two times
 
 
 def measure(run: Run, device: str, captured: bool = True) -> tuple[float, float]:
-    """Medians of `gpu_ms` and `call_ms`; the first is the wall time where there is no GPU.
+    """Return medians of `gpu_ms` and `call_ms`; the first is the wall time on a CPU.
 
-    `captured` replays a CUDA graph for the first, so that no launch of the host's is in it.
+    With `captured`, the first is that of a CUDA graph, without launches of the host.
     """
     for _ in range(3):
         run()
@@ -46,7 +46,7 @@ def measure(run: Run, device: str, captured: bool = True) -> tuple[float, float]
 
 
 def timed(run: Run, calls: int, device: str) -> float:
-    """Wall seconds of a call."""
+    """Return the wall seconds of a call."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -61,7 +61,7 @@ def synchronize(device: str) -> None:
 
 
 def copy_bandwidth(device: str, count: int) -> float:
-    """Bytes read and written a second by a copy."""
+    """Return the bytes a second that a copy reads and writes."""
     source = torch.empty(count, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     gpu, _ = measure(lambda: target.copy_(source), device)

@@ -2,21 +2,21 @@
 
     python benchmarks/train_step.py --works vit_b act_8 --output benchmarks/results/train_step.json
 
-Every trainer trains the same policy, from the same weights, on the same batches, which lie on the device already, with
-the same precision, clipping, AdamW settings, learning rates and average of the weights. The policy's transforms are
-torch's own operations but in ours, where kernels of this project may stand in for them:
+Every trainer trains the same policy, from the same weights, on the same batches, which are on the device already, with
+the same precision, clipping, AdamW settings, learning rates and weight average. The policy's transforms are torch's own
+operations, except in ours, which may use kernels of this project:
 
-    trainer           transformers.Trainer as it is: eager, bf16, AdamW not fused, cosine
+    trainer           transformers.Trainer unchanged: eager, bf16, AdamW not fused, cosine
     trainer_compile   the same with torch_compile=True
-    trainer_liger     the first with use_liger_kernel=True, where Liger is installed and replaces a module at all
+    trainer_liger     the first with use_liger_kernel=True, if Liger is installed and replaces any module
     lerobot_like      accelerate, eager, loss and gradient norm read in every step, average tensor by tensor
     ours              policysmith.builder.training.loop.train with its defaults
-    ours_float8       the same with `training.float8: tensorwise`, where torchao is installed and a layer wide enough
+    ours_float8       the same with `training.float8: tensorwise`, if torchao is installed and a layer is wide enough
 
-Each has a process of its own, and one at a time computes. First come the compared steps, from the same seeds: their
-losses must agree up to rounding, and up to the noise that compiled dropout draws for itself. Then blocks of timed steps
-alternate, A B C D, A B C D; the device is waited for only at a block's ends. `prepare` is what the first steps took
-longer than later ones: compiling, mostly. A `--tiny` run shows that everything works, and nothing of speed.
+Each has its own process, and one at a time computes. First come the compared steps, from the same seeds: their losses must
+agree up to rounding, and up to the noise of compiled dropout. Then blocks of timed steps alternate, A B C D, A B C D; the
+device is waited for only at the ends of a block. `prepare` is the extra time of the first steps, mostly compilation. A
+`--tiny` run shows that everything works, and nothing about speed.
 
 Results are written after every block. With `--budget` no block begins after so many seconds.
 """
@@ -32,9 +32,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from step.comparison import Session
 from step.results import table
-from step.session import Session
-from step.works import WORKS, choose
+from step.workloads import WORKS, choose
 
 VARIANTS = ("trainer", "trainer_compile", "trainer_liger", "lerobot_like", "ours", "ours_float8")
 TINY = {"loss_steps": 6, "rounds": 2, "warmup": 1, "steps": 2, "log_every": 2}
@@ -50,13 +50,13 @@ def main() -> None:
     try:
         works = choose(arguments.works, arguments.tiny)
     except KeyError as unknown:
-        raise SystemExit(f"there is no work {unknown}; `--list` shows them") from None
+        raise SystemExit(f"unknown work {unknown}; `--list` shows all") from None
     session = session_of(arguments)
     rows: list[dict[str, Any]] = []
     for index, work in enumerate(works):
         keep = partial(write, arguments, session, rows, [other.name for other in works[index + 1 :]])
         if session.over:
-            tell(f"{work.name}: not begun, the time was up")
+            tell(f"{work.name}: not begun, out of time")
         else:
             rows.append(session.measure(work, keep))
             tell("\n".join(table(rows[-1])))
@@ -71,12 +71,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="trainers; all")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="by default the best there is")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="the best available by default")
     parser.add_argument("--tiny", action="store_true", help="small policies and few steps, for a trial")
     parser.add_argument("--list", action="store_true", help="show the works and their goals")
     for name in TINY:
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=int, metavar="N", help="see `step/pace.py`")
+        parser.add_argument(option, type=int, metavar="N", help="see `step/protocol.py`")
     parser.add_argument(
         "-o", "--override", action="append", default=[], metavar="KEY=VALUE", help="change every recipe"
     )
@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
 
 def session_of(arguments: argparse.Namespace) -> Session:
     began = time.monotonic()
-    from step.pace import Protocol  # after the clock started: it imports torch
+    from step.protocol import Protocol  # after the clock started: it imports torch
     from torch.cuda import is_available
 
     counts = dict(TINY) if arguments.tiny else {}
@@ -112,7 +112,7 @@ def write(
     later: list[str],
     begun: dict[str, Any] | None = None,
 ) -> None:
-    """Put the rows of all works into the file, also that of one that has only begun."""
+    """Write the rows of all works into the file, including one that has only begun."""
     if arguments.output is None:
         return
     content = {

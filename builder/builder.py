@@ -36,7 +36,7 @@ from .provenance import policy_provenance
 from .recipe.load import load_recipe, open_document
 from .recipe.loaded import LoadedRecipe
 from .recipe.rules import ignored_options
-from .recipe.standalone import same_spelling, standalone
+from .recipe.standalone import standalone
 from .saved_policy import SavedPolicy
 from .training import batches, loop
 from .training.distributed.accelerator import make_accelerator, require_device
@@ -99,7 +99,11 @@ class Builder:
         document = parse(str(source)) if is_text else open_document(source)
         for change in self.overrides:
             document = open_document(document, change)
-        return load_recipe(document, allow_imports=self.allow_imports)
+        loaded = load_recipe(document, allow_imports=self.allow_imports)
+        if self.checkpoint is None:
+            return loaded
+        saved = SavedPolicy.find(self.checkpoint, verify=False)
+        return replace(loaded, resumed=(saved.recipe, saved.recipe_directory))
 
     def check(self) -> Builder:
         """Validate, wire and dry-run the recipe without allocating the policy, and return the builder itself.
@@ -232,7 +236,7 @@ class Builder:
             collate=self.collate(policy),
             section=section,
             directory=directory,
-            recipe=self._recipe_identity(),
+            recipe=self.recipe.resolved(),
             fingerprint=samples.fingerprint,
             validation=None if held_out is None else self._kind.dataset(held_out, self._init),
             keyed=self._kind.keyed,
@@ -288,18 +292,10 @@ class Builder:
             base = BasePolicy.find(self.recipe, allow_imports=self.allow_imports)
         return Initialization.of(self.recipe, data, base, resumed=self.checkpoint is not None)
 
-    def _recipe_identity(self) -> dict[str, Any]:
-        """Return the resolved recipe, with the paths of a run to resume where both name the same files."""
-        recipe = self.recipe.resolved()
-        if self.checkpoint is None:
-            return recipe
-        saved = SavedPolicy.find(self.checkpoint, verify=False)
-        return same_spelling(recipe, self.recipe.directory, saved.recipe, saved.recipe_directory)
-
     def _description(self) -> dict[str, Any]:
         return {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-            "recipe_directory": str(self.recipe.directory.resolve()),
+            "recipe_directory": str(self.recipe.origin.resolve()),
             "data": self._init.data.paths,
             **policy_provenance(self.recipe),
         }

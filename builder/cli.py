@@ -5,29 +5,19 @@
 
 from __future__ import annotations
 
-import inspect
-import io
-import json
 import logging
 import os
 import sys
-import textwrap
 from argparse import Namespace
 from pathlib import Path
-from typing import get_args
 
-from pydantic import BaseModel
 from rich.progress import Progress
-from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from ..components.base import Part
 from ..components.registry import REGISTRIES
-from ..schemas.commands import rendered
-from ..schemas.errors import RegistryError
-from ..schemas.part import PartConfig
+from ..schemas import explanation
+from ..schemas.commands import line_width, rendered
 from ..schemas.paths import expanded
-from ..schemas.recipe import Recipe
 from . import runs
 from .builder import Builder
 from .display import PlainConsole, PlainFormatter, TerminalProgress, show_robots, show_summary, shown
@@ -109,101 +99,25 @@ def render(args: Namespace) -> int:
 
 
 def listing(args: Namespace) -> int:
-    """Run `policysmith list`."""
+    """Run `policysmith list` for parts and policies that only this machine has."""
     from .policy.registry import policies
+    from .recipe.json_schema import recipe_schema
 
-    known: dict[str, dict[str, type]] = {
-        kind: {name: registry.get(name) for name in registry.names()} for kind, registry in REGISTRIES.items()
-    }
-    known["policies"] = dict(policies())
-    for kind, classes in known.items():
-        if args.kind not in (None, kind):
-            continue
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for name, described in classes.items():
-            table.add_row(f"  {name}", (inspect.getdoc(described) or "").partition("\n")[0])
-        console.print(f"{kind}:" if classes else f"{kind}: none")
-        if classes:
-            console.print(table)
+    root = recipe_schema()
+    for kind in REGISTRIES:
+        if args.kind in (None, kind):
+            sys.stdout.write(explanation.listing(kind, root, line_width()))
+    if args.kind in (None, "policies"):
+        sys.stdout.write(f"policies: {', '.join(policies()) or 'none'}\n")
     return 0
-
-
-def _summary(described: type) -> str:
-    """Return the first line of a docstring."""
-    return (inspect.getdoc(described) or "").partition("\n")[0]
 
 
 def explain(args: Namespace) -> int:
-    """Run `policysmith explain`."""
-    first, *steps = args.topic.split(".")
-    seen: list[str] = []
-    text, sections, example = "", list[type[BaseModel]]([Recipe]), ""
-    if first not in REGISTRIES:
-        steps = [first, *steps]
-    elif not steps:
-        known = ", ".join(f"{first}.{name}" for name in REGISTRIES[first].names())
-        raise RegistryError(f"`{first}` is a kind of part; explain one of {known}")
-    else:
-        part = REGISTRIES[first].get(steps[0])
-        seen, steps = [first, steps[0]], steps[1:]
-        text, sections, example = inspect.getdoc(part) or "", [part.Config], example_of(part)
-    for step in steps:
-        fields = {
-            field.alias or name: field for section in sections for name, field in section.model_fields.items()
-        }
-        if step not in fields:
-            here = f"`{'.'.join(seen)}` has" if seen else "choose from"
-            known = ", ".join(dict.fromkeys([*fields, *(() if seen else REGISTRIES)])) or "no options"
-            kinds = [] if seen else [kind for kind, parts in REGISTRIES.items() if step in parts.names()]
-            if kinds:
-                here, known = "did you mean", ", ".join(f"`{kind}.{step}`" for kind in kinds) + "?"
-            raise RegistryError(f"`{args.topic}` does not exist, so it cannot be explained; {here}: {known}")
-        seen.append(step)
-        text, sections, example = fields[step].description or "", _models(fields[step].annotation), ""
-    console.print(text)
-    for section in sections:
-        if not issubclass(section, PartConfig):
-            console.print(f"\n{inspect.getdoc(section) or ''}")
-        _show_options(section)
-    if example:
-        console.print(f"\nexample:\n\n{textwrap.indent(example, '    ')}", end="")
+    """Run `policysmith explain` for parts that only this machine has."""
+    from .recipe.json_schema import recipe_schema
+
+    sys.stdout.write(explanation.explain(args.topic, recipe_schema(), line_width()))
     return 0
-
-
-def example_of(part: type[Part]) -> str:
-    """Return the example config of a part as YAML."""
-    from ruamel.yaml import YAML
-
-    yaml, stream = YAML(), io.StringIO()
-    yaml.default_flow_style = None
-    yaml.dump(part.example().model_dump(mode="json", exclude_unset=True), stream)
-    return stream.getvalue()
-
-
-def _models(annotation: object) -> list[type[BaseModel]]:
-    """Return the sections inside an annotation: unions, lists and `Annotated`."""
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
-
-
-def _show_options(section: type[BaseModel]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("option", "default", "meaning"):
-        table.add_column(column)
-    for name, field in section.model_fields.items():
-        default = (
-            "required"
-            if field.is_required()
-            else json.dumps(field.get_default(call_default_factory=True), default=_plain)
-        )
-        table.add_row(field.alias or name, default, field.description or "")
-    console.print()
-    console.print(table)
-
-
-def _plain(value: object) -> object:
-    return value.model_dump() if isinstance(value, BaseModel) else str(value)
 
 
 def schema(args: Namespace) -> int:

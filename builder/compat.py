@@ -80,7 +80,7 @@ def compile_with_inductor(graph: fx.GraphModule, inputs: list[Tensor]) -> Callab
 
 
 def dynamo_limits(shapes: int) -> AbstractContextManager[None]:
-    """Allow compiling one class of layers for so many kinds of inputs while the context is active (`torch._dynamo.config`).
+    """Compile one class of layers for up to so many kinds of inputs (`torch._dynamo.config`).
 
     Layers are not split for DDP, which would gain nothing: the gradients of a layer come all at once.
     """
@@ -120,7 +120,7 @@ def recover_from_failed_capture(pool: Any) -> None:
 
 @contextmanager
 def masks_as_outside_capture() -> Iterator[None]:
-    """Let transformers omit attention masks as it does without a capture (`import_utils.is_cuda_stream_capturing`)."""
+    """Let transformers omit attention masks during a capture (`import_utils.is_cuda_stream_capturing`)."""
     known = import_utils.is_cuda_stream_capturing
     import_utils.is_cuda_stream_capturing = lambda: False
     try:

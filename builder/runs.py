@@ -130,7 +130,7 @@ def point(run: Path) -> None:
 def newest(path: Path) -> Path:
     """Return the newest checkpoint for a run's link to its policy, and repair the link.
 
-    Return any other path itself.     A process that is killed between writing a checkpoint and its link
+    Return any other path itself. A process that is killed between writing a checkpoint and its link
     leaves an old link.
     """
     if not path.is_symlink() or path.name != POLICY or path.readlink().parent != Path(CHECKPOINTS):
@@ -209,9 +209,7 @@ def check_claimable(run: Path, *, alone: bool = True) -> None:
     If this process trains `alone`, also raise CheckpointError if another one is training there.
     """
     there = next(path for path in (run.absolute(), *run.absolute().parents) if exists(path))
-    dangling = next(
-        (p for p in (run.absolute(), *run.absolute().parents) if p.is_symlink() and not exists(p)), None
-    )
+    dangling = next((path for path in (run.absolute(), *run.absolute().parents) if _is_dangling(path)), None)
     if dangling is not None:
         raise CheckpointError(
             f"{dangling} is a link to {dangling.readlink()}, which does not exist; create it, remove the link, or choose "
@@ -237,6 +235,10 @@ def check_claimable(run: Path, *, alone: bool = True) -> None:
                 raise _in_use(run, file) from None
             except OSError:  # a file system without locks
                 pass
+
+
+def _is_dangling(path: Path) -> bool:
+    return os.path.islink(path) and not exists(path)  # noqa: PTH114  (`Path.is_symlink` raises for a very long name)
 
 
 def _in_use(run: Path, lock: Handle) -> CheckpointError:

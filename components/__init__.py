@@ -1,4 +1,4 @@
-"""Parts of policies, and all that a part needs in one import:
+"""Parts of policies, and everything that a part needs in one import.
 
     from policysmith.components import BACKBONES, Backbone, BackboneConfig, Feature, Kind, Spec, SpecError
 

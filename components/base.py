@@ -1,11 +1,11 @@
 """Contracts of the kinds of parts.
 
-A part is one class with a nested pydantic `Config`, in a file named like its `type`. It goes through four stages:
+A part is one class with a nested pydantic `Config`, in a file named like its `type`. It has four stages:
 
-1. `facts(config)` looks up what the config refers to (a model on the hub, a local directory). Facts are plain JSON
-   values that are saved with the policy, so that a checkpoint is rebuilt without their source.
-2. `specs(config, inputs, facts)` returns the specs of the outputs for those of the inputs. It is pure and allocates
-   nothing. It raises `SpecError`, with the option at fault and the cure, if the inputs do not fit.
+1. `facts(config)` looks up what the config refers to (a model on the hub, a local directory). Facts are
+   plain JSON values, saved with the policy, so that a checkpoint is rebuilt without their source.
+2. `specs(config, inputs, facts)` returns the specs of the outputs for those of the inputs. It is pure and
+   allocates nothing. It raises `SpecError`, with the option at fault and the cure, if the inputs do not fit.
 3. `__init__(config, inputs, facts)` allocates from these alone: no downloads, no `.item()`, no plain tensor
    attributes, because it also runs on the meta device.
 4. `load_pretrained()` fills weights after allocation, only when a policy is first built.
@@ -15,9 +15,9 @@ Options called `pretrained`, `architecture` or `tokenizer` may name files relati
 `_tied_weights_keys = {"target": "source"}`.
 
 Batches use LeRobot's flat keys: `observation.images.<camera>` (B, T, 3, H, W), `observation.state` (B, T, S),
-`task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). With several robots, `embodiment` (B,) numbers them
-and `action_dim_is_pad` (B, A) marks the dimensions that a robot lacks. In training, `sample.key` (B,), int64,
-determines the random numbers of a sample. Parts never modify their input batch.
+`task` (B strings), `action` (B, H, A), `action_is_pad` (B, H). With several robots, `embodiment` (B,)
+numbers them and `action_dim_is_pad` (B, A) marks the dimensions that a robot lacks. In training,
+`sample.key` (B,), int64, determines the random numbers of a sample. Parts never modify their input batch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Decoder(Protocol):
         ...
 
     def extend(self, past: Feature, embeddings: Tensor) -> tuple[Tensor, Feature]:
-        """Return hidden states (B, M, D) of embeddings after `past`, a key_values feature, and the extended past.
+        """Return hidden states (B, M, D) of embeddings after `past`, key_values, and the extended past.
 
         Each token attends to the valid tokens of the past, to earlier new tokens and to itself.
         """
@@ -66,9 +66,9 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Feature:
-    """Output of a backbone or a neck, shaped as its Kind defines, with a mask (B, N) that is True for valid tokens.
+    """Output of a backbone or a neck, shaped by its Kind, with a mask (B, N), True for valid tokens.
 
-    Key_values also hold `end` (B,), the position after the last token, and optionally the `decoder` that made them.
+    Key_values also hold `end` (B,), the position after the last token, and optionally their `decoder`.
     """
 
     values: Tensor
@@ -90,7 +90,7 @@ class Part(ABC):
 
     @classmethod
     def facts(cls, config: Any) -> dict[str, Any]:
-        """Return JSON values that the config refers to but does not hold; raise WeightsError if unreadable."""
+        """Return JSON values that the config only refers to; raise WeightsError if they are unreadable."""
         return {}
 
     @classmethod
@@ -188,13 +188,13 @@ class Neck(Learner):
     """True if heads that read the neck cannot run without it, as `joint` of a backbone."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """Build the neck; `inputs` holds the features to read by name (`vision.tokens`), and any `embodiment`."""
+        """Build the neck; `inputs` holds its features by name (`vision.tokens`), and any `embodiment`."""
         super().__init__()
         self.config = config
 
     @abstractmethod
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
-        """Return the named outputs, and only those; `features` also holds `embodiment` (B,) if the batch does."""
+        """Return the named outputs only; `features` also holds `embodiment` (B,) if the batch does."""
 
 
 class ActionHead(Learner):
@@ -210,11 +210,7 @@ class ActionHead(Learner):
     """True if `loss` needs values on the host, so that a GPU cannot run ahead."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """Build the head.
-
-        Args:
-            inputs: The features by name (`vision.tokens`), `action` (B, H, A), and `embodiment` if any.
-        """
+        """Build the head; `inputs` holds the features by name, `action` (B, H, A), and any `embodiment`."""
         super().__init__()
         self.config = config
 
@@ -236,18 +232,18 @@ class ActionHead(Learner):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Return `{"loss": scalar, "<term>": scalar, ...}` for actions (B, H, A) without values at is_pad (B, H, A).
+        """Return `{"loss": scalar, "<term>": scalar, ...}` for actions (B, H, A), ignoring is_pad (B, H, A).
 
-        Padding covers steps after the end of an episode and dimensions that a robot lacks. `features` also holds
-        `embodiment` (B,) and `action_dim_is_pad` (B, A) if the batch does. Where several batches make one step,
-        multiply each mean by its entry in `shares`.
+        Padding covers steps after the end of an episode and dimensions that a robot lacks. `features` also
+        holds `embodiment` (B,) and `action_dim_is_pad` (B, A) if the batch does. If several batches make one
+        step, multiply each mean by its entry in `shares`.
         """
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
         """Return the number of values behind each mean of `loss`, as scalars by kind of value.
 
-        Shares are computed from these counts. Without counts, all batches of a step weigh the same, and `loss` is
-        called without shares.
+        Shares are computed from these counts. Without counts, all batches of a step weigh the same, and
+        `loss` is called without shares.
         """
         return {"values": (~is_pad).sum()} if self.averages_values else {}
 
@@ -259,7 +255,7 @@ class ActionHead(Learner):
 class Network(Learner):
     """Network of a denoising head: predicts the target of an objective from a noisy chunk.
 
-    A recipe nests it in the head, `network: {type: dit}`; the head then accepts the kinds that its network accepts.
+    A recipe nests it in the head, `network: {type: dit}`; the head then accepts the same kinds.
     """
 
     Config: ClassVar[type[NetworkConfig]] = NetworkConfig
@@ -268,11 +264,9 @@ class Network(Learner):
     """Kinds of features that the network can read, best first."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
-        """Build the network.
+        """Build the network from the inputs of its head.
 
-        Args:
-            inputs: The inputs of the head.
-            facts: `facts["time"]` is `unit` for times in [0, 1], `steps` for 0, 1, 2, ...
+        `facts["time"]` is `unit` for times in [0, 1], `steps` for 0, 1, 2, ...
         """
         super().__init__()
         self.config = config
@@ -292,8 +286,8 @@ class Network(Learner):
 class Transform(nn.Module, Part):
     """Operation on a whole batch, on its device; random in `train()` mode, deterministic in `eval()` mode.
 
-    `specs` marks the range of the resulting values and rejects a range that the transform cannot handle. Take random
-    numbers from `draws`, so that a sample changes the same way in any batch, process or device.
+    `specs` marks the range of the resulting values and rejects a range that the transform cannot handle.
+    Take random numbers from `draws`, so that a sample changes the same way in any batch, process or device.
     """
 
     place: str = ""
@@ -302,11 +296,10 @@ class Transform(nn.Module, Part):
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """Build the transform.
 
-        Args:
-            facts: `facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the
-                dataset, `facts["measured"]` the same for keys in `measures` whose values earlier transforms change.
-                With several robots, both are nested under the robot's name and as wide as its own vectors
-                (see `components.embodiments`).
+        `facts["statistics"]` holds `{key: {"mean": [...], "std": [...], "min", "max", "q01", "q99"}}` of the
+        dataset, and `facts["measured"]` the same for keys in `measures` whose values earlier transforms
+        change. With several robots, both are nested under the robot's name and as wide as its own vectors
+        (see `components.embodiments`).
         """
         super().__init__()
         self.config = config
@@ -349,12 +342,7 @@ class Collator(Part):
     """Conversion of a list of samples to a batch, in the loader."""
 
     def __init__(self, config: Any, facts: Facts, assets: Path | None = None) -> None:
-        """Build the collator.
-
-        Args:
-            facts: As for transforms.
-            assets: Directory that `save_assets` wrote, when a saved policy is loaded.
-        """
+        """Build the collator; `assets` is a directory that `save_assets` wrote, for a saved policy."""
         self.config = config
 
     @abstractmethod

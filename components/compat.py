@@ -48,7 +48,7 @@ def enable_gradient_checkpointing(model: Any) -> None:
 
 
 def cache_argument() -> str:
-    """Return the argument of transformers' layers that takes keys and values, renamed between 5.4 and 5.24."""
+    """Return the argument of transformers' layers for keys and values, renamed between 5.4 and 5.24."""
     from transformers import GemmaModel
 
     return "cache" if "cache" in inspect.signature(GemmaModel.forward).parameters else "past_key_values"

@@ -58,7 +58,7 @@ _BY_ROBOT = ("statistics", "measured")
 
 
 def padding_mask(batch: Batch) -> Tensor:
-    """Return a mask (B, H, A) of padding in actions: steps after the end, and dimensions that a robot lacks."""
+    """Return a mask (B, H, A) of padding in actions: steps after the end, and dimensions a robot lacks."""
     steps: Tensor = batch["action_is_pad"][..., None]
     dims = batch.get(ACTION_PADDING)
     return steps.expand_as(batch["action"]) if dims is None else steps | dims[:, None]
@@ -70,7 +70,7 @@ def pad_width(values: Tensor, width: int) -> Tensor:
 
 
 def rows_by_robot(table: Tensor, ids: Tensor, values: Tensor) -> Tensor:
-    """Return rows of a table (R, D) for robots ids (B,), in a shape that broadcasts with values (B, ..., D)."""
+    """Return rows of a table (R, D) for robots ids (B,), shaped to broadcast with values (B, ..., D)."""
     rows: Tensor = table[ids]
     return rows.reshape(len(ids), *[1] * (values.ndim - 2), -1)
 

@@ -105,17 +105,22 @@ def policysmith() -> ArgumentParser:
     listing = _verb(
         verbs, "list", "listing", "list the available parts", "policysmith list", "policysmith list heads"
     )
+    listing.set_defaults(light=True)
     listing.add_argument("kind", nargs="?", choices=(*KINDS, "policies"), help="list only this kind")
 
     explain = _verb(
         verbs,
         "explain",
         "explain",
-        "describe a part or a section of a recipe, and its options",
+        "describe a part, a section of a recipe, or an error code",
         "policysmith explain backbones.vit",
         "policysmith explain training.optimizer",
+        "policysmith explain E003",
     )
-    explain.add_argument("topic", help="a part or a section, such as backbones.vit or training.optimizer")
+    explain.add_argument(
+        "topic", help="a part, an option, a section, a kind or an error code, such as backbones.vit or E003"
+    )
+    explain.set_defaults(light=True)
 
     schema = _verb(
         verbs, "schema", "schema", "print the JSON Schema of recipes", "policysmith schema > recipe.json"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import explanation
 from .composition import places, resolved
 from .defaults import with_defaults
 from .difference import DEFAULT, differences, side
 from .document import Document
+from .json_schema import SchemaTree, shipped_schema
+from .kinds import KINDS, unlisted_types
 from .nodes import KeyPath
 from .terminal import printable
 
@@ -35,6 +39,40 @@ def render(args: Namespace) -> int:
     document = resolved(args.document)
     sys.stdout.write(rendered(with_defaults(document.value), document if args.origins else None))
     return 0
+
+
+def explain(args: Namespace) -> int:
+    """Run `policysmith explain`."""
+    sys.stdout.write(explanation.explain(args.topic, shipped_schema(), line_width()))
+    return 0
+
+
+def listing(args: Namespace) -> int:
+    """Run `policysmith list`."""
+    kinds = KINDS if args.kind is None else [args.kind]
+    sys.stdout.writelines(explanation.listing(kind, shipped_schema(), line_width()) for kind in kinds)
+    return 0
+
+
+def needs_registry(args: Namespace) -> bool:
+    """Return whether a verb concerns parts that the shipped schema does not list: new files, plugins, policies."""
+    if "kind" in args:
+        kinds = list(KINDS) if args.kind is None else [args.kind]
+    elif "topic" in args:
+        kinds = [args.topic.partition(".")[0]]
+    else:
+        return "document" in args and bool(args.document.value.get("imports"))
+    tree = SchemaTree(shipped_schema())
+    return any(
+        kind == "policies" or not set(unlisted_types(kind)) <= set(tree.types(kind))
+        for kind in kinds
+        if kind in KINDS or "kind" in args
+    )
+
+
+def line_width() -> int:
+    """Return the characters of a line of the terminal, at most 100."""
+    return min(shutil.get_terminal_size().columns, 100)
 
 
 def rendered(recipe: Mapping[str, Any], document: Document | None = None) -> str:

@@ -88,7 +88,9 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
 
 def _function(args: Namespace) -> Callable[[Namespace], int]:
     """Return the function of a verb. Without parts of its own, a recipe may need no torch."""
-    light = "light" in args and not ("document" in args and args.document.value.get("imports"))
+    from .commands import needs_registry
+
+    light = "light" in args and not needs_registry(args)
     module = "policysmith.schemas.commands" if light else "policysmith.builder.cli"
     function: Callable[[Namespace], int] = getattr(importlib.import_module(module), args.function)
     return function

@@ -1,4 +1,4 @@
-"""Floating-point operations of a step, and how fast the device multiplies matrices."""
+"""Floating-point operations of a step, and the rate of matrix products on the device."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .synthetic import SyntheticBuilder
-from .works import Work
+from .workloads import Work
 
 
 def survey(work: Work, device: torch.device, changes: list[str]) -> dict[str, Any]:
-    """Sizes of the policy, and operations of its step."""
+    """Return the sizes of the policy, and the operations of its step."""
     builder = SyntheticBuilder.of(work, [*changes, *_kept(work)], batch_size=1, steps=1)
     policy = builder.build(device.type).train()
     [batch] = builder.batches(policy, 1, 1, device)
@@ -30,8 +30,8 @@ def survey(work: Work, device: torch.device, changes: list[str]) -> dict[str, An
         forward = counter.get_total_flops()
         loss.backward()
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    resting = {f"{type(policy).__name__}.backbones.{name}" for name in policy.frozen_backbones}
-    frozen = sum(counts.get(name, 0) for name in resting)
+    frozen_names = {f"{type(policy).__name__}.backbones.{name}" for name in policy.frozen_backbones}
+    frozen = sum(counts.get(name, 0) for name in frozen_names)
     parameters = list(policy.parameters())
     return {
         "parameters": sum(p.numel() for p in parameters),
@@ -47,7 +47,7 @@ def survey(work: Work, device: torch.device, changes: list[str]) -> dict[str, An
 
 
 def ceiling(device: torch.device, size: int, seconds: float = 1.0) -> dict[str, Any]:
-    """Rate of square matrix products: the median of the later two thirds of so many seconds."""
+    """Return the rate of square matrix products: the median of the later two thirds of so many seconds."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -63,7 +63,7 @@ def ceiling(device: torch.device, size: int, seconds: float = 1.0) -> dict[str, 
 
 
 def _kept(work: Work) -> list[str]:
-    """Overrides by which nothing is computed twice."""
+    """Return the overrides that turn recomputation off."""
     return ["policy.backbones.vlm.gradient_checkpointing=false"] if work.name.startswith("pi0") else []
 
 

@@ -1,4 +1,4 @@
-"""One process for each trainer of a work, so that none inherits what another patched, compiled or set."""
+"""One process for each trainer of a work, so that none inherits patches, compiled code or settings of another."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pace import Protocol
-    from .works import Work
+    from .protocol import Protocol
+    from .workloads import Work
 
 
 class Failed(Exception):
-    """A trainer did not take its steps; the message says why."""
+    """Raised when a trainer does not take its steps, with the reason."""
 
 
 class Variant:
-    """A trainer in a process of its own, as the process that compares them sees it."""
+    """A trainer in a separate process, seen from the process that compares them."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Variant:
         survey: bool = False,
         gemm: int | None = None,
     ) -> None:
-        """Starts the process, which builds policy and batches; first it surveys the work, or the device by `gemm`."""
+        """Start the process, which builds policy and batches; it surveys the work or, by `gemm`, the device first."""
         self.name = name
         self.losses: list[float] = []
         self.notes: list[str] = []
@@ -51,21 +51,21 @@ class Variant:
         other.close()
 
     def setup(self) -> dict[str, Any]:
-        """Waits until it can take steps; what it tells of itself. Raises Failed."""
-        return self._told()
+        """Wait until the trainer is ready, and return its description. Raise Failed if it is not."""
+        return self._answer()
 
     def run(self, steps: int) -> float:
-        """Takes steps; the seconds from the first to the last. Raises Failed."""
+        """Take steps, and return the seconds from the first to the last. Raise Failed if the trainer does."""
         if not steps:
             return 0.0
-        with suppress(BrokenPipeError):  # it failed, and has said why
+        with suppress(BrokenPipeError):  # it failed, and sent the reason
             self._pipe.send(steps)
-        told = self._told()
-        self.losses, self.notes, self.peak = told["losses"], told["notes"], told["peak"]
-        return float(told["seconds"])
+        answer = self._answer()
+        self.losses, self.notes, self.peak = answer["losses"], answer["notes"], answer["peak"]
+        return float(answer["seconds"])
 
     def stop(self) -> None:
-        """Ends the process."""
+        """End the process."""
         if self._process.is_alive():
             try:
                 self._pipe.send(None)
@@ -76,24 +76,24 @@ class Variant:
             self._process.kill()
             self._process.join()
 
-    def _told(self) -> dict[str, Any]:
+    def _answer(self) -> dict[str, Any]:
         try:
-            told: dict[str, Any] = self._pipe.recv()
+            answer: dict[str, Any] = self._pipe.recv()
         except EOFError:
             self._process.join()
             raise Failed(f"its process ended with code {self._process.exitcode}") from None
-        if "failed" in told:
-            raise Failed(told["failed"])
-        return told
+        if "failed" in answer:
+            raise Failed(answer["failed"])
+        return answer
 
 
 def _serve(pipe: Connection, *order: Any) -> None:
-    """In the process of a trainer."""
+    """Run a trainer in its process."""
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # transformers.Trainer would spread over all
     try:
         _train(pipe, *order)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
+    except Exception as error:  # noqa: BLE001  # the other trainers go on in any case
         from .variants import LeftOut
 
         if not isinstance(error, LeftOut):
@@ -118,22 +118,26 @@ def _train(
     import torch
 
     from . import flops
-    from .bench import Bench
-    from .pace import Pace, Stop
+    from .protocol import Pace, Stop
+    from .setup import Bench
     from .variants import VARIANTS
 
     place = torch.device(device)
-    told: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     if gemm is not None:
-        told["machine"] = {**_machine(), "gemm": flops.ceiling(place, gemm), "peak_tflops": _peak(place)}
+        description["machine"] = {
+            **_machine(),
+            "gemm": flops.ceiling(place, gemm),
+            "peak_tflops": _peak(place),
+        }
     if survey:
-        told["survey"] = flops.survey(work, place, changes)
+        description["survey"] = flops.survey(work, place, changes)
         gc.collect()
     bench = Bench.make(work, protocol, place, changes)
     if place.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    pipe.send({**told, "build_seconds": time.perf_counter() - start, "ema": bench.section.ema})
+    pipe.send({**description, "build_seconds": time.perf_counter() - start, "ema": bench.section.ema})
     try:
         VARIANTS[name](bench, Pace(pipe, place, protocol.log_every))
     except Stop:

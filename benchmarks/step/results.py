@@ -1,4 +1,4 @@
-"""Numbers out of blocks and losses, and the table that is printed of them."""
+"""Numbers from blocks and losses, and their table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REFERENCE, OURS = "trainer", "ours"
 def timed(
     result: Mapping[str, Any], row: Mapping[str, Any], machine: Mapping[str, Any], log_every: int
 ) -> dict[str, Any]:
-    """Speed and share of the device's peak, from the blocks of a trainer."""
+    """Return speed and share of the device's peak, from the blocks of a trainer."""
     survey, blocks = row.get("survey", {}), result["blocks_ms"]
     median = statistics.median(blocks)
     found: dict[str, Any] = {
@@ -32,7 +32,7 @@ def timed(
 
 
 def compared(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Every trainer held against the reference, and ours against the goals."""
+    """Compare every trainer with the reference, and ours with the goals."""
     variants = row["variants"]
     reference = variants.get(REFERENCE, {})
     for result in variants.values():
@@ -51,13 +51,13 @@ def compared(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def difference(losses: list[float], others: list[float]) -> float | None:
-    """Largest relative difference between two curves."""
+    """Return the largest relative difference between two curves."""
     pairs = zip(losses, others, strict=False)
     return max((abs(a - b) / max(abs(b), 1e-12) for a, b in pairs), default=None)
 
 
 def table(row: Mapping[str, Any]) -> Iterator[str]:
-    """The lines of a work."""
+    """Yield the lines of a work."""
     yield f"{row['name']}: {row['title']}, batch {row['batch']}"
     if survey := row.get("survey"):
         flops = survey["flops"]
@@ -98,14 +98,14 @@ def _line(name: str, result: Mapping[str, Any]) -> str:
 
 def _goals(row: Mapping[str, Any]) -> Iterator[str]:
     ours = row["variants"].get(OURS, {})
-    told = {
+    forms = {
         "speedup": ("speedup", "{:.2f}x of `trainer`"),
         "tflops": ("tflops", "{:.3g} TFLOP/s"),
         "ceiling": ("of_gemm", "{:.0%} of the matrix product"),
     }
     words = {True: "reached", False: "missed", None: "not measured"}
     for name, goal in row["goals"].items():
-        key, form = told[name]
+        key, form = forms[name]
         value = "-" if ours.get(key) is None else form.format(ours[key])
         yield f"  goal {form.format(goal)} or more: {value}, {words[row['reached'][name]]}"
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from policysmith.builder import Builder
-from policysmith.builder.planning.sources import DataPlan, Windows
+from policysmith.builder.fine_tuning.initialization import Initialization
+from policysmith.builder.planning.sources import DataPlan
 from policysmith.schemas.specs import Kind, Range, Spec
 
-from .works import Inputs, Work
+from .workloads import Inputs, Work
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 _TASK = "open the drawer"
@@ -23,13 +24,13 @@ _TASK = "open the drawer"
 
 @dataclass(frozen=True)
 class SyntheticPlan(DataPlan):
-    """Data of which only the specs exist. Every dimension has mean 0, deviation 1 and values from -3 to 3."""
+    """Data with specs and nothing else. Every dimension has mean 0, deviation 1 and values from -3 to 3."""
 
     @property
     def statistics(self) -> dict[str, Any]:
-        told = {"mean": 0.0, "std": 1.0, "min": -3.0, "max": 3.0, "q01": -2.3, "q99": 2.3}
+        summary = {"mean": 0.0, "std": 1.0, "min": -3.0, "max": 3.0, "q01": -2.3, "q99": 2.3}
         return {
-            key: {name: [value] * spec.width for name, value in told.items()}
+            key: {name: [value] * spec.width for name, value in summary.items()}
             for key, spec in self.specs.items()
             if spec.kind in (Kind.STATE, Kind.ACTION)
         }
@@ -43,26 +44,27 @@ class SyntheticBuilder(Builder):
 
     @classmethod
     def of(cls, work: Work, changes: Iterable[str] = (), **more: Any) -> SyntheticBuilder:
-        """For a work; `changes` are overrides as on a command line, `more` those of the training section."""
+        """Build for a work; `changes` are overrides as on a command line, `more` options of the training section."""
         training = {f"training.{name}": value for name, value in more.items()}
         return cls(RECIPES / work.recipe, (work.changes, training, list(changes)), inputs=work.inputs)
 
     @cached_property
-    def _data(self) -> DataPlan:
+    def _init(self) -> Initialization:
         assert self.inputs is not None
-        windows = Windows.of(self.recipe.sections.data)
-        steps, why = len(windows.observations), "synthetic"
+        time_steps = self._kind.time_steps()
+        steps, why = len(time_steps.observations), "synthetic"
         specs = {
             f"observation.images.{name}": Spec(Kind.IMAGE, ("B", steps, 3, *size), why, range=Range.BYTES)
             for name, size in self.inputs.cameras.items()
         }
         specs |= {key: Spec(Kind.STATE, ("B", *size), why) for key, size in self.inputs.states.items()}
         specs["task"] = Spec(Kind.TEXT, ("B",), why)
-        specs["action"] = Spec(Kind.ACTION, ("B", len(windows.actions), self.inputs.action), why)
-        return SyntheticPlan(windows, (), specs)
+        specs["action"] = Spec(Kind.ACTION, ("B", len(time_steps.actions), self.inputs.action), why)
+        data = SyntheticPlan(time_steps, (), specs)
+        return Initialization.of(self.recipe, data, None, resumed=False)
 
     def batches(self, policy: Any, size: int, count: int, device: torch.device) -> list[dict[str, Any]]:
-        """So many batches on the device, as the policy's collator gives them."""
+        """Return so many batches of the policy's collator, on the device."""
         generator = torch.Generator().manual_seed(self.recipe.sections.training.seed)
         made = []
         for _ in range(count):
@@ -71,9 +73,9 @@ class SyntheticBuilder(Builder):
         return made
 
     def _sample(self, generator: torch.Generator) -> dict[str, Any]:
-        """Noise for images and states, a smooth movement for actions; one chunk in ten ends with its episode."""
+        """Draw noise for images and states, and a smooth movement for actions; one chunk in ten ends with its episode."""
         sample: dict[str, Any] = {"task": _TASK}
-        for key, spec in self._data.specs.items():
+        for key, spec in self._init.data.specs.items():
             if spec.kind is Kind.IMAGE:
                 sample[key] = torch.randint(256, _dims(spec), dtype=torch.uint8, generator=generator)
             elif spec.kind is Kind.STATE:

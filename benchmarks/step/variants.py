@@ -1,4 +1,4 @@
-"""The trainers that are compared. Each takes the steps that its pace asks for, until that raises Stop."""
+"""The compared trainers. Each takes the steps that its pace asks for, until that raises Stop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from .bench import Bench
-from .pace import Pace
+from .protocol import Pace
+from .setup import Bench
 
 
 class LeftOut(Exception):
-    """Why a trainer is not timed."""
+    """Raised when a trainer is not timed, with the reason."""
 
 
 def trainer(bench: Bench, pace: Pace, *, compiled: bool = False, liger: bool = False) -> None:
-    """The loop of `transformers.Trainer` as it is, eager or compiled as a whole, with or without Liger's kernels.
+    """Train with `transformers.Trainer` unchanged, eager or compiled as a whole, with or without Liger's kernels.
 
     Its AdamW is `adamw_torch`, not fused; the average of the weights, which it does not have, is kept by a callback.
     """
@@ -72,7 +72,7 @@ def trainer(bench: Bench, pace: Pace, *, compiled: bool = False, liger: bool = F
 
 
 def _stay(policy: nn.Module, mode: bool = True) -> nn.Module:
-    """Trainer calls `train()` in every step; the policy's own walks over all modules, which is not Trainer's fault."""
+    """Replace `train()`, which Trainer calls in every step, and which the policy makes slow by walking over all modules."""
     return policy
 
 
@@ -111,13 +111,13 @@ def _paced(bench: Bench, pace: Pace, *, liger: bool) -> Any:
 
 
 def _patched(policy: nn.Module) -> int:
-    """Modules whose forward pass is Liger's."""
+    """Return the number of modules whose forward pass is Liger's."""
     places = (getattr(module.forward, "__module__", None) for module in policy.modules())
     return sum(str(place).startswith("liger_kernel") for place in places)
 
 
 def lerobot_like(bench: Bench, pace: Pace) -> None:
-    """A loop in the manner of LeRobot's: accelerate, eager, loss and gradient norm read in every step.
+    """Train with a loop like LeRobot's: accelerate, eager, loss and gradient norm read in every step.
 
     The average of the weights is updated tensor by tensor, in the manner of diffusers' `EMAModel`.
     """
@@ -160,14 +160,14 @@ class TensorwiseAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after `step` updates."""
+        """Move the average towards the weights after `step` updates."""
         taken = 1.0 - min(self._decay, (1 + step) / (10 + step))
         for average, weight in zip(self._average, self._weights, strict=True):
             average.sub_(taken * (average - weight))
 
 
 def ours(bench: Bench, pace: Pace, *, float8: bool = False) -> None:
-    """This project's trainer, with its defaults, or with large products in float8 too."""
+    """Train with this project's trainer, with its defaults, or with large products in float8 too."""
     from policysmith.builder.training import loop
     from policysmith.builder.training.distributed.accelerator import make_accelerator
     from policysmith.builder.training.job import Job
@@ -179,7 +179,7 @@ def ours(bench: Bench, pace: Pace, *, float8: bool = False) -> None:
             raise LeftOut("no layer that trains is wide enough for float8: it is `ours` again")
         section = section.model_copy(update={"float8": "tensorwise"})
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["POLICYSMITH_CACHE"] = folder  # nothing is found from an earlier run
+        os.environ["POLICYSMITH_CACHE"] = folder  # without tables of an earlier run
         job = Job(
             policy=bench.policy,
             dataset=Indices(bench.size),
@@ -206,7 +206,7 @@ class Indices(Dataset[int]):
 
 
 class Resident:
-    """A batch that lies on the device already, so that a loader need not pin it."""
+    """A batch that is already on the device, so that a loader need not pin it."""
 
     def __init__(self, batch: dict[str, Any]) -> None:
         self._batch = batch

@@ -50,11 +50,11 @@ class Observed:
                 admitted[key] = _admit(key, spec, observation[key], windowed)
             elif key in self.required:
                 known = {*wanted, STATE, "task"}  # a correct name is not a misspelling of another
-                alike = [given for given in observation if given not in known]
-                meant = near(key, alike)
+                candidates = [given for given in observation if isinstance(given, str) and given not in known]
+                close = near(key, candidates)
                 raise SpecError(
                     f"the observation lacks `{key}`, which the policy reads: {_wanted(spec, windowed)}",
-                    help=f"{f'is `{meant}` a misspelling of it? ' if meant else ''}"
+                    help=f"{f'is `{close}` a misspelling of it? ' if close else ''}"
                     f"given: {', '.join(f'`{given}`' for given in observation) or 'nothing'}",
                 )
         return admitted

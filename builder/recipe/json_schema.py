@@ -38,9 +38,11 @@ def recipe_schema() -> dict[str, Any]:
     root = model_schema(Recipe)
     definitions: dict[str, Any] = {}
     for kind, registry in sorted(REGISTRIES.items()):
-        types = {name: registry.get(name).Config for name in registry.names()}
+        types = {name: registry.get(name) for name in registry.names()}
         definitions[kind] = _choice(list(types), lambda name, kind=kind: {"$ref": f"#/$defs/{kind}.{name}"})
-        definitions |= {f"{kind}.{name}": model_schema(config) for name, config in types.items()}
+        for name, part in types.items():
+            example = part.example().model_dump(mode="json", exclude_unset=True)
+            definitions[f"{kind}.{name}"] = model_schema(part.Config) | {"examples": [example]}
     needed = {"required": root.pop("required")}
     root |= {"if": {"required": ["base"]}, "then": {}, "else": needed}
     sorted_root: dict[str, Any] = _sorted({**root, "$defs": definitions})
@@ -75,7 +77,11 @@ def _tidy(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str
     """Return a schema with inlined references, without titles, and with unions that are easy to explain."""
     schema = dict(schema)
     if (reference := schema.pop("$ref", None)) is not None:
-        schema = {**definitions[reference.removeprefix("#/$defs/")], **schema}
+        section = definitions[reference.removeprefix("#/$defs/")]
+        about = (
+            {"x-about": section["description"]} if {"description"} <= section.keys() & schema.keys() else {}
+        )
+        schema = {**section, **schema, **about}
     schema.pop("title", None)
     if (kind := schema.pop("x-part", None)) is not None:
         kept: dict[str, Any] = {key: schema[key] for key in ("description", "default") if key in schema}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ...schemas.errors import SpecError
 from ...schemas.nodes import KeyPath
 from ...schemas.part import PartConfig
 from ...schemas.recipe import Recipe
+from .standalone import same_spelling
 from .validate import PartOf, located
 
 
@@ -32,6 +33,8 @@ class LoadedRecipe:
     necks: dict[str, PartOf] = field(default_factory=dict)
     head: PartOf | None = None
     """None for a hand-written policy."""
+    resumed: tuple[Mapping[str, Any], Path] | None = None
+    """Resolved recipe of the run to resume, and its directory; its paths stay if they name the same files."""
 
     @property
     def directory(self) -> Path:
@@ -47,7 +50,13 @@ class LoadedRecipe:
             value["policy"]["backbones"] = {name: _dump(pair) for name, pair in self.backbones.items()}
             value["policy"]["necks"] = {name: _dump(pair) for name, pair in self.necks.items()}
             value["policy"]["head"] = _dump(self.head)
-        return value
+        return value if self.resumed is None else same_spelling(value, self.directory, *self.resumed)
+
+    @cached_property
+    def origin(self) -> Path:
+        """Directory that relative paths of `resolved()` start from."""
+        plain = replace(self, resumed=None).resolved()
+        return self.directory if self.resumed is None or self.resolved() == plain else self.resumed[1]
 
     @cached_property
     def sha256(self) -> str:

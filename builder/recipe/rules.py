@@ -20,7 +20,7 @@ def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
     return [
         *_precision(document, recipe.training),
         *_robots(document, recipe.data),
-        *_judged_robot(document, recipe.data, recipe.evaluation),
+        *_evaluated_robot(document, recipe.data, recipe.evaluation),
     ]
 
 
@@ -85,28 +85,28 @@ def _robots(document: Document, data: DataSection) -> list[Diagnostic]:
     return found
 
 
-def _judged_robot(
-    document: Document, data: DataSection, judged: EvaluationSection | None
+def _evaluated_robot(
+    document: Document, data: DataSection, evaluation: EvaluationSection | None
 ) -> list[Diagnostic]:
     """Return a finding if `evaluation` names no robot, another one, or one too much."""
-    if judged is None:
+    if evaluation is None:
         return []
     place: KeyPath = ("evaluation", "embodiment")
     if data.sources is None:
-        if judged.embodiment is None:
+        if evaluation.embodiment is None:
             return []
         help = "remove it, or name the robots under `data.sources`"
         message = "`evaluation.embodiment` chooses among several robots, but the data has one"
         return [_finding(document, place, "E007 invalid-value", message, "nothing to choose", help)]
-    if judged.embodiment in data.sources:
+    if evaluation.embodiment in data.sources:
         return []
-    if judged.embodiment is None:
+    if evaluation.embodiment is None:
         help = f"add `embodiment`, one of {_names(data)}"
         message = "`evaluation` needs the key `embodiment`: the policy is for several robots"
         label = "`embodiment` is missing"
         return [_finding(document, ("evaluation",), "E004 missing-key", message, label, help)]
-    label = did_you_mean(judged.embodiment, data.sources, "no such robot")
-    message = f"no robot is called `{judged.embodiment}`"
+    label = did_you_mean(evaluation.embodiment, data.sources, "no such robot")
+    message = f"no robot is called `{evaluation.embodiment}`"
     help = f"`data.sources` names {_names(data)}"
     return [_finding(document, place, "E025 unknown-embodiment", message, label, help)]
 

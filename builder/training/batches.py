@@ -32,8 +32,8 @@ def loaded_batches(
 ) -> Batches:
     """Yield batches that a loader makes of samples, with their keys.
 
-    Every `accumulate` batches in a row are of one step. A `keyed` dataset is indexed by `(index, key)` and uses the keys
-    itself, so its batches do not hold them.
+    Every `accumulate` batches in a row are of one step. A `keyed` dataset is indexed by `(index, key)` and
+    uses the keys itself, so its batches do not hold them.
     """
     sampler = _KeyedSampler(order, accumulate, keyed)
     loader = DataLoader(

@@ -5,8 +5,8 @@
         training.pt                                                          moments, averages and step, for `--resume`
         manifest.json                                                        SHA-256 of all of them, and the step
 
-A checkpoint appears whole, by one rename, after it was read back. Killing the process at any moment leaves the earlier ones
-untouched.
+A checkpoint appears whole, by one rename, after it was read back. Killing the process at any moment leaves
+the earlier ones untouched.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def restore(
     return state["step"], notes
 
 
-FREE = (
+CHANGEABLE = (
     "output",
     "evaluation",
     "meta",
@@ -172,8 +172,8 @@ FREE = (
 def _compare(checkpoint: Path, saved: Mapping[str, Any], identity: Identity) -> None:
     if saved["data"] != identity.data:
         raise CheckpointError(
-            f"{checkpoint} was trained on other data: the dataset has changed since. "
-            "Restore it, or start a new run with another `output`"
+            f"{checkpoint} was trained on other data: the dataset has changed since; "
+            "restore it, or start a new run with another `output`"
         )
     if saved["world_size"] != identity.world_size:
         raise CheckpointError(
@@ -184,26 +184,29 @@ def _compare(checkpoint: Path, saved: Mapping[str, Any], identity: Identity) -> 
     changed = [
         f"`{key}` was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not _is_free(key)
+        if before.get(key) != now.get(key) and not _is_changeable(key)
     ]
     if changed:
         raise CheckpointError(
-            f"{checkpoint} belongs to another recipe: {'; '.join(changed[:5])}. "
-            "Undo the change, or start a new run with another `output`"
+            f"{checkpoint} belongs to another recipe: {', '.join(changed[:5])}; "
+            "undo the change, or start a new run with another `output`"
         )
 
 
-def _is_free(key: str) -> bool:
+def _is_changeable(key: str) -> bool:
     steps = key.split(".")
     return any(
-        all(a in ("*", b) for a, b in zip(free.split("."), steps, strict=False))
-        and len(free.split(".")) <= len(steps)
-        for free in FREE
+        all(a in ("*", b) for a, b in zip(pattern.split("."), steps, strict=False))
+        and len(pattern.split(".")) <= len(steps)
+        for pattern in CHANGEABLE
     )
 
 
 def _notes(state: Mapping[str, Any], identity: Identity) -> list[str]:
-    """Return a note if the course of the learning rate changes. Raise CheckpointError if more steps are done than asked for."""
+    """Return a note if the course of the learning rate changes.
+
+    Raise CheckpointError if more steps are done than asked for.
+    """
     before, now = state["identity"]["recipe"]["training"]["steps"], identity.recipe["training"]["steps"]
     if now == before:
         return []
@@ -230,4 +233,4 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, item in pairs for k, v in _flatten(item, key).items()}
 
 
-__all__ = ["FREE", "STATE", "Identity", "checkpoint_path", "checkpoints", "latest", "restore", "save"]
+__all__ = ["CHANGEABLE", "STATE", "Identity", "checkpoint_path", "checkpoints", "latest", "restore", "save"]

@@ -1,8 +1,8 @@
-"""The training loop, on accelerate: one process or several, CPU or GPU, from the first step or from a checkpoint.
+"""The training loop, on accelerate: one process or several, CPU or GPU, new or resumed.
 
-All randomness of a step follows from the seed and the number of the step: the order of the data; with the sample, its
-augmentation; with the batch and the rank, dropout and noise. So a resumed run takes the very steps that the uninterrupted
-run would have taken.
+All randomness of a step follows from the seed and the number of the step: the order of the data; with the
+sample, its augmentation; with the batch and the rank, dropout and noise. So a resumed run takes the very
+steps that the uninterrupted run would have taken.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def train(
 ) -> Result:
     """Run the job to its last step, with `resume` from its newest checkpoint.
 
-    Raise TrainingError for a loss that is not finite, CheckpointError for a checkpoint of another run, and Interrupted for a
-    signal. Weights are saved first.
+    Raise TrainingError for a loss that is not finite, CheckpointError for a checkpoint of another run, and
+    Interrupted for a signal. Weights are saved first.
     """
     with ExitStack() as undo:  # nothing that is done to the policy or the process outlives the run
         undo.enter_context(explained(job.directory, job.section, accelerator.num_processes))
@@ -119,7 +119,7 @@ class _Run:
         batches = self._batches(rows)
         undo.callback(
             batches.close
-        )  # ends the workers of a loader, which would hold up the end of the program
+        )  # a loader's workers would outlive the run, and hold up the program's end
         self.policy.train()
         self.speedups = Speedups(
             self.policy, section, accelerator, undo, reporter.note, frozen_idle=rows is not None
@@ -230,7 +230,7 @@ class _Run:
         )
 
     def _start(self, *, resume: bool) -> int:
-        """Restore the newest checkpoint if asked to, start the reporters, and return the number of updates made."""
+        """Restore the newest checkpoint if asked to, start the reporters, and return the step."""
         step, changes = 0, list[str]()
         found = starting_point(self.job.directory, self.accelerator) if resume else None
         if found is not None:
@@ -304,7 +304,8 @@ class _Run:
     def _count_operations(self, update: Update, batch: Batch) -> int:
         """Return the operations of a step of this process, counted in a pass that trains nothing.
 
-        Layers are neither compiled nor in float8: eagerly, float8 also computes gradients of inputs that need none.
+        Layers are neither compiled nor in float8: eagerly, float8 also computes gradients of inputs that need
+        none.
         """
         torch.manual_seed(self._seed(0))
         with self.speedups.plain_layers():

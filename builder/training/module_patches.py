@@ -13,7 +13,7 @@ _ABSENT = object()
 
 
 def restore_later(undo: ExitStack, module: nn.Module, *names: str) -> None:
-    """Restore these instance attributes of a module when `undo` closes, and delete those that do not exist now."""
+    """Restore these instance attributes of a module when `undo` closes; delete those that are missing now."""
     for name in names:
         undo.callback(_restore, module, name, vars(module).get(name, _ABSENT))
 

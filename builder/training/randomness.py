@@ -21,7 +21,7 @@ def sample_keys(seed: int, step: int, indices: Sequence[int]) -> Tensor:
 
 
 def is_random(make: Callable[[], Mapping[str, Any]], device: torch.device) -> bool:
-    """Return whether making a batch draws from torch's generators, or returns other tensors the second time."""
+    """Return whether `make` draws from torch's generators, or returns other tensors the second time."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         before = _generator_states(device)
         once = make()

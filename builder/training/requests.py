@@ -21,8 +21,9 @@ EVERY, LATER = 4, 2
 class Requests:
     """Requests that all processes of a run meet after the same step.
 
-    A single process meets a request after the step in which it comes. If there are several, any of them may receive a signal,
-    and the main process has the clock; the flags of `Health` pass requests on with every step.
+    A single process meets a request after the step in which it comes. If there are several, any of them may
+    receive a signal, and the main process has the clock; the flags of `Health` pass requests on with every
+    step.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ def check(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
 ) -> None:
-    """Raise CheckpointError unless moments and averages fit the policy's weights by name, shape, dtype and value."""
+    """Raise CheckpointError unless moments and averages fit the weights by name, shape, dtype and value."""
     try:
         _check_groups(state["optimizer"], optimizer)
         _check_moments(state["optimizer"]["state"], optimizer, state["step"])
@@ -179,7 +179,7 @@ def _check_average(state: Mapping[str, Any], policy: nn.Module, average: WeightA
 
 
 def _check_tensor(what: str, value: Any, shape: Sequence[int], dtype: torch.dtype, seen: set[int]) -> None:
-    """Raise _MisfitError unless a value is a plain finite tensor of this shape and dtype, in its own memory."""
+    """Raise _MisfitError unless a value is a finite tensor of this shape and dtype, in its own memory."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         raise _MisfitError(f"{what} is not a tensor")
     if value.shape != torch.Size(shape):

@@ -77,7 +77,7 @@ class Update:
         return norm
 
     def snapshot(self) -> Callable[[], None]:
-        """Return a function that undoes what passes change from now on: buffers, and whether all was finite."""
+        """Return a function that restores what passes change: buffers, and the flag for non-finite values."""
         buffers, bad = BufferSnapshot(self.policy), self.optimizer.found_inf.clone()
 
         def restore() -> None:

@@ -36,7 +36,7 @@ class Validation:
 
     @torch.no_grad()
     def losses(self, policy: BasePolicyModel, average: WeightAverage | None) -> dict[str, float]:
-        """Return the means over all values that count, with the weights that are saved, as `validation/<loss>`.
+        """Return the means over all values that count, with the saved weights, as `validation/<loss>`.
 
         All processes call it. Without counts, the means are over samples.
         """

@@ -92,7 +92,7 @@ class Vision(Backbone):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the specs of the outputs; raise SpecError if size or normalization of images does not fit."""
+        """Return the specs of the outputs; raise SpecError if the images do not fit in size or range."""
         cameras = cls.reads(config, inputs)
         sizes, size = _sizes(facts), frame_size(cameras)
         _check_size(config, sizes, size, next(iter(cameras)))

@@ -95,12 +95,12 @@ class Vlm(Backbone):
 
     @classmethod
     def reads(cls, config: BackboneConfig, available: Specs) -> dict[str, Spec]:
-        """Return cameras, prompt ids and, with `state: token`, the state; raise SpecError if one is missing."""
+        """Return cameras, prompt and, with `state: token`, the state; raise SpecError if one is missing."""
         return read_inputs(config, available)
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the specs of the outputs; raise SpecError if options, images or prompt do not fit the model."""
+        """Return the specs of the outputs; raise SpecError if options or inputs do not fit the model."""
         found = inputs_of(config, inputs)
         family, count = validate_vlm(config, found, facts)
         source, width, rotary = source_of(config), family.width, family.rotary(config.rope)

@@ -114,7 +114,7 @@ class LanguageCollator(Collator):
         return cls.Config(type="language", tokenizer="policysmith/tiny", max_length=16)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Build a batch (B, T, ...) from samples (T, ...); raise DatasetError for a prompt that is too long."""
+        """Stack samples (T, ...) to a batch (B, T, ...); raise DatasetError for a prompt that is too long."""
         batch = stack(samples)
         if _KEY not in batch:
             raise DatasetError(f"`language` tokenizes `{_KEY}`, and the samples have none")

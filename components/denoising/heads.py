@@ -34,7 +34,7 @@ def build_network(config: NetworkConfig, inputs: Specs, time: Time) -> Network:
 
 
 def network_specs(config: NetworkConfig, inputs: Specs, time: Time) -> dict[str, Spec]:
-    """Return the specs of the network; raise its SpecError, located below the option `network` of the head."""
+    """Return the specs of the network; raise its SpecError, located below the head's option `network`."""
     try:
         return NETWORKS.get(config.type).specs(config, inputs, {"time": time})
     except SpecError as error:

@@ -68,7 +68,7 @@ class GrootN1Levels(Section):
 
 
 class LogitNormalLevels(Section):
-    """s = 1 / (1 + exp(-n)),  n ~ N(mean, std): the distribution of Stable Diffusion 3 (Esser et al., 2024)."""
+    """s = 1 / (1 + exp(-n)),  n ~ N(mean, std), as in Stable Diffusion 3 (Esser et al., 2024)."""
 
     type: Literal["logit_normal"]
     """Logit-normal distribution."""

@@ -109,7 +109,7 @@ class Act(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the spec of `action` (B, H, A); raise SpecError for a bad width or an option without effect."""
+        """Return the spec of `action` (B, H, A); raise SpecError for a bad width or an idle option."""
         features = features_of(inputs)
         if config.width % config.heads or config.width % 4:
             raise SpecError(
@@ -146,7 +146,7 @@ class Act(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Return the mean absolute error over values that are not padding, `l1`, and in training also `kl`."""
+        """Return the mean absolute error without padding, `l1`, and in training the divergence, `kl`."""
         actions = actions.float().masked_fill(is_pad, 0.0)
         if self.posterior is None or not self.training:
             errors = (self._decode(features) - actions).abs()
@@ -170,7 +170,7 @@ class Act(ActionHead):
     def encode(
         self, features: Mapping[str, Feature], latent: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return encoded tokens (B, N, D), positions (1, N, D) and mask (B, N) for a latent (B, L), or for 0."""
+        """Return encoded tokens (B, N, D), positions (1, N, D) and mask (B, N) for a latent (B, L) or 0."""
         dtype, device = self.queries.dtype, self.queries.device
         if latent is None:
             size = len(features[next(iter(self._features))].values)

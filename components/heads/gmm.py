@@ -102,7 +102,7 @@ class Gmm(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Return the mean negative log-likelihood over the steps or chunks with a value that is not padding."""
+        """Return the mean negative log-likelihood over the steps or chunks that are not all padding."""
         weights, means, deviations = self.predict(features)
         actions = actions.float().masked_fill(is_pad, 0.0)[:, None]
         distances = (actions - means) / deviations
@@ -115,7 +115,7 @@ class Gmm(ActionHead):
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
-        """Return an action chunk (B, H, A), drawn by the generator or deterministic, as `sampling` selects."""
+        """Return an action chunk (B, H, A), drawn by the generator or deterministic, by `sampling`."""
         weights, means, deviations = self.predict(features)
         drawn = self.config.sampling == "draw"
         scores = weights.transpose(1, 2)  # (B, H or 1, M)

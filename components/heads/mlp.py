@@ -58,7 +58,7 @@ class MlpHead(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the spec of `action` (B, H, A); raise SpecError if `in_dim` or `per_embodiment` do not fit."""
+        """Return the spec of `action` (B, H, A); raise SpecError if `in_dim` or the robots do not fit."""
         if config.per_embodiment:
             required_embodiments(inputs, "per_embodiment")
         sizes = flat_sizes(inputs, config.tokens)

@@ -140,7 +140,7 @@ class Vqbet(ActionHead):
         return cls.Config(type="vqbet", vae_steps=1, windows=2, offset_weight=1.0, dropout=0.0, **small)
 
     def counts(self, actions: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
-        """Return the number of `values` of all windows that are not padding, and of `windows` that have any."""
+        """Return the numbers of `values` that are not padding, and of `windows` that have any."""
         padded = self._windows(is_pad)
         return {"values": (~padded).sum(), "windows": (~padded).any(-1).sum()}
 

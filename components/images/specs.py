@@ -123,7 +123,7 @@ def fold_frames(observations: Batch, cameras: Specs, dtype: torch.dtype) -> Tens
 
 
 def unfold_frames(pooled: Tensor | None, tokens: Tensor | None, frames: int) -> dict[str, Feature]:
-    """Reshape features per frame, (B * F, P) and (B * F, N, D), to (B, F * P) and (B, F * N, D) per sample."""
+    """Reshape features per frame, (B * F, P) and (B * F, N, D), to (B, F * P) and (B, F * N, D)."""
     features = {}
     if pooled is not None:
         features["pooled"] = Feature(pooled.reshape(-1, frames * pooled.shape[-1]))

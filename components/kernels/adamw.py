@@ -44,9 +44,7 @@ def adamw_step(
 ) -> None:
     """Update parameters, moments, averages and copies in place, and increment `step`.
 
-    `step`, `clip` and `found_inf` are float32 scalars on the device, as are the rates: nothing waits for the
-    host, and a CUDA graph may capture a step that has run on the same tensors. If `found_inf` is not 0,
-    nothing changes, not even `step`.
+    Nothing waits for the host, and a CUDA graph may capture a step that has run on the same tensors.
 
     Args:
         parameters: float32, each dense in memory.
@@ -56,13 +54,19 @@ def adamw_step(
             memory order.
         second: Second moments, likewise. Random numbers for rounding depend on the new `step`, the position
             of a tensor in these lists and that of a number in its tensor.
-        rates: Learning rates (G,) of the groups.
-        decays: Weight decays (G,) of the groups.
+        step: Number of steps so far, a float32 scalar on the device.
+        rates: Learning rates (G,) of the groups, on the device.
+        decays: Weight decays (G,) of the groups, on the device.
         groups: Group of each parameter.
         averages: Weight averages, float32 of the same shapes and order, if any.
         shadows: Copies of the weights in bfloat16, if any.
-        first_scales: float32 (blocks of 256,) of each moment.
-        clip: Factor of the gradients.
+        first_scales: Scales of first moments in eight bits, float32 (blocks of 256,).
+        second_scales: Scales of second moments, likewise.
+        clip: Factor of the gradients, a float32 scalar on the device.
+        found_inf: float32 scalar on the device; unless it is 0, nothing changes, not even `step`.
+        betas: Decay rates of the moments.
+        eps: Term added to the denominator.
+        average_decay: Largest decay rate of the averages.
     """
     _step(
         list(parameters), list(gradients), list(first), list(second), list(averages), list(shadows),

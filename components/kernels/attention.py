@@ -2,9 +2,10 @@
 
     out = softmax(scale * query key^T) value
 
-Other kernels go over tiles of queries and of keys (FlashAttention-2, Dao, 2023) and have to add up the gradients of queries
-between them. With few queries one program holds those of a head, so each value is read and each gradient written once. Keys
-and values of one projection may stay one tensor; their gradients are one tensor, too.
+Other kernels go over tiles of queries and of keys (FlashAttention-2, Dao, 2023) and have to add up the
+gradients of queries between them. With few queries one program holds those of a head, so each value is read
+and each gradient written once. Keys and values of one projection may stay one tensor; their gradients are one
+tensor, too.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def attention(
         (B, N, H, E).
 
     Raises:
-        ValueError: for more than `QUERIES` queries, heads wider than `WIDTH`, or shapes and dtypes that do not fit.
+        ValueError: More than `QUERIES` queries, heads wider than `WIDTH`, or shapes or dtypes that do not fit.
     """
     if query.shape[1] > QUERIES or query.shape[-1] > WIDTH:
         raise ValueError(
@@ -67,10 +68,10 @@ def _fit(query: Tensor, key: Tensor, value: Tensor | None, seen: Tensor | None) 
 
 
 def serves(query: Tensor, key: Tensor) -> bool:
-    """Return whether the kernel is the faster choice: half precision on a GPU, and a shape that it is fast for.
+    """Return whether the kernel is the faster choice: half precision on a GPU, and a suitable shape.
 
-    By `benchmarks/attention.py`, heads of more than 64 numbers are not. Most time is saved in the backward pass, so without
-    gradients torch attends, which the host launches sooner.
+    By `benchmarks/attention.py`, heads of more than 64 numbers are not. Most time is saved in the backward
+    pass, so without gradients torch attends, which the host launches sooner.
     """
     half = query.dtype in (torch.bfloat16, torch.float16) and key.dtype == query.dtype
     small = query.shape[1] <= QUERIES and query.shape[-1] <= 64

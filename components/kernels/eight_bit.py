@@ -29,7 +29,7 @@ _LOWEST = {False: 10 << 23, True: 74 << 23}
 
 
 def coded(part: Tensor, *, eight_bit: bool) -> bool:
-    """Return whether the moments of a weight, or of the part of it in this process, are stored in eight bits."""
+    """Return whether the moments of a weight, or of its part in this process, are stored in eight bits."""
     return eight_bit and part.numel() >= _SMALLEST
 
 
@@ -46,12 +46,9 @@ def moment_bytes(parts: Iterable[Tensor], *, eight_bit: bool) -> int:
 def encode(values: Tensor, words: Tensor | None = None, *, squared: bool) -> tuple[Tensor, Tensor]:
     """Encode values (n,), float32, as codes (n,), uint8, and scales (blocks,), float32.
 
-    Rounds to nearest, or with random bits up or down, so that the mean of m, or of sqrt(v), is exact to 2^-17
-    of a step. Nonzero values of v do not become 0. Infinite values and NaN make their whole block NaN.
-
-    Args:
-        words: 32 random bits (n,), int64, for random rounding.
-        squared: True for v, which is not negative.
+    Rounds to nearest, or by `words`, 32 random bits (n,), int64, up or down, so that the mean of m, or of
+    sqrt(v), is exact to 2^-17 of a step. `squared` selects v, which is not negative and whose nonzero values
+    do not become 0. Infinite values and NaN make their whole block NaN.
     """
     mantissa, shift = _bits(squared)
     bits = (values.sqrt() if squared else values).view(torch.int32)
@@ -81,7 +78,7 @@ def decode(codes: Tensor, scales: Tensor, *, squared: bool) -> Tensor:
 
 
 def rounding_words(step: Tensor, tensor: int, count: int) -> Tensor:
-    """Return random bits, int64 (count,) below 2^32, for one of several tensors at a step, a float32 scalar."""
+    """Return random bits, int64 (count,) below 2^32, for a tensor's number and a step, a float32 scalar."""
     fours = torch.arange(-(-count // 4), device=step.device)
     now = step.to(torch.int64).expand_as(fours)
     words = philox(0, (fours, torch.full_like(fours, tensor), now, torch.zeros_like(fours)))
@@ -94,7 +91,7 @@ def _bits(squared: bool) -> tuple[int, int]:
 
 
 def _noise(words: Tensor | None, squared: bool) -> Tensor | int:
-    """Return the number to add below the mantissa before truncation: half of a word for m, the other for v."""
+    """Return the number to add below the mantissa before truncation, one half of a word each for m and v."""
     _, shift = _bits(squared)
     if words is None:
         return 1 << (shift - 1)

@@ -27,9 +27,8 @@ def gelu(
 ) -> Tensor:
     """Map values (..., D) and bias (D,) to (..., D), in the dtype of the values.
 
-    Args:
-        seed: int64 (1,), required for dropout; equal seeds drop the same values.
-        dropout: Share of dropped values, from 0 to below 1.
+    `dropout`, from 0 to below 1, is the share of dropped values. It requires a seed, int64 (1,); equal seeds
+    drop the same values.
 
     Raises:
         ValueError: Dropout without a seed, or a bias of another shape.

@@ -81,7 +81,7 @@ def _backward_reference(
     scale: OptionalTensor,
     shift: OptionalTensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x (B, C, T), of existing scale and shift (K, B, C), of weight and bias (2, C)."""
+    """Return gradients of x (B, C, T), of existing scale and shift (K, B, C), of weight and bias (2, C)."""
     dtype, groups = _sum_dtype(x), mean.shape[1]
     shape = x.shape
     d = d_out.to(dtype)

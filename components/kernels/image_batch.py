@@ -32,14 +32,17 @@ def image_batch(
     """Map images, uint8 (B, T, 3, H, W) or channels-last (B, T, H, W, 3), to (B, T, 3, h, w) in `dtype`.
 
     Args:
+        images: Frames of one camera.
         boxes: (B, 4), float32: top, left, height and width in pixels, possibly fractional, no larger than the
-            image; edge pixels fill areas outside it. Boxes are resized to `size` bilinearly with
-            antialiasing.
+            image; edge pixels fill areas outside it. Boxes are resized bilinearly with antialiasing.
         colors: (B, 4), float32: factors of brightness, contrast and saturation and the shift of hue in
             circles, applied in this order by the formulas of torchvision's ColorJitter; contrast is relative
             to the mean brightness of each frame.
+        size: Height and width of the result.
         mean: Mean of each channel of images in [0, 1].
         std: Standard deviation of each channel of images in [0, 1].
+        dtype: Data type of the result.
+        channels: Position of the channels of the images.
         resizes: May be False if all boxes are whole pixels of `size` already, which is faster.
     """
     last = channels == "last"

@@ -98,7 +98,7 @@ def inverse_dct(frequencies: Tensor) -> Tensor:
 
 
 def _basis(steps: int, device: torch.device) -> Tensor:
-    """Return cosines (K, H): row k is sqrt(2 / H) cos(pi k (2 h + 1) / (2 H)), the first divided by sqrt(2)."""
+    """Return (K, H): row k is sqrt(2 / H) cos(pi k (2 h + 1) / (2 H)), the first divided by sqrt(2)."""
     count = torch.arange(steps, dtype=torch.float64, device=device)
     basis = torch.cos(math.pi / (2 * steps) * count[:, None] * (2 * count + 1)) * math.sqrt(2 / steps)
     basis[0] /= math.sqrt(2)

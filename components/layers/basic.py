@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def mlp(sizes: Sequence[int], activation: Activation, dropout: float = 0.0) -> nn.Sequential:
-    """Build linear layers through `sizes`, with activation (and dropout) between them, none after the last."""
+    """Build linear layers through `sizes`, with activation (and dropout) in between, none at the end."""
     layers: list[nn.Module] = []
     for width, following in itertools.pairwise(sizes):
         if layers:
@@ -54,10 +54,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend from queries (B, N, D) to context (B, M, C), and return (B, N, D).
 
-        Args:
-            mask: (B, M), True for valid context, or (B, N, M), True for visible context. A query that sees
-                nothing returns zeros before the output projection.
-            rotary: Rotates queries and keys.
+        mask is (B, M), True for valid context, or (B, N, M), True for visible context; a query that sees
+        nothing gathers zeros. `rotary` rotates queries and keys.
         """
         query = self.query(queries).unflatten(-1, (self.heads, -1))
         both = self.key_value(context).unflatten(-1, (2, self.heads, -1))

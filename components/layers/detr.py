@@ -45,7 +45,7 @@ class DetrAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend from queries (B, N, D) to keys and values (B, M, D), with mask (B, M), and return (B, N, D)."""
+        """Attend from queries (B, N, D) to keys and values (B, M, D), with mask (B, M)."""
         query, key, value = (
             layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N or M, D / heads)
             for layer, x in ((self.query, queries), (self.key, keys), (self.value, values))
@@ -168,14 +168,14 @@ class DetrDecoder(nn.Module):
 
 
 def xavier(module: nn.Module) -> None:
-    """Initialize the matrices of encoder or decoder as in DETR, except for initialized queries, keys, values."""
+    """Initialize matrices of encoder or decoder as in DETR; queries, keys and values already are."""
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1 and not name.endswith(("query.weight", "key.weight", "value.weight")):
             nn.init.xavier_uniform_(parameter)
 
 
 def step_positions(count: int, width: int) -> Tensor:
-    """Return interleaved sines and cosines of steps 0, 1, ... (Vaswani et al., 2017), float32 (count, width)."""
+    """Return interleaved sines and cosines of steps (Vaswani et al., 2017), float32 (count, width)."""
     frequencies = 10_000.0 ** (-2.0 * (torch.arange(width, dtype=torch.float64) // 2) / width)
     angles = torch.arange(count, dtype=torch.float64)[:, None] * frequencies
     angles[:, 0::2], angles[:, 1::2] = angles[:, 0::2].sin(), angles[:, 1::2].cos()

@@ -53,11 +53,8 @@ class ExpertLayer(nn.Module):
     ) -> Tensor:
         """Map tokens (B, S, D) to (B, S, D).
 
-        Args:
-            model: (B, 2, G, N, E), as returned by `read`.
-            places: Cosines and sines of the tokens' positions.
-            mask: Visible keys, True where a token may attend.
-            condition: (B, D), embedded time, for modulated norms.
+        model (B, 2, G, N, E) is the result of `read`, places hold the rotary table of the tokens, mask is
+        True for visible keys, and condition (B, D) is the embedded time for modulated norms.
         """
         tokens, normal, gate = self.attention_norm(tokens, condition)
         query = apply_rotary(self._split(self.query(normal)), places)

@@ -27,7 +27,7 @@ _ATTENTION = ATTENTION_OPERATORS | {attention.OPERATOR}
 
 
 def recompute_all(parts: Iterable[nn.Module]) -> list[str] | None:
-    """Enable recomputation in every part that supports it; return the reasons if none does, otherwise None."""
+    """Enable recomputation in every part that supports it; return the reasons if none does, else None."""
     reasons, done = [], False
     for part in parts:
         try:

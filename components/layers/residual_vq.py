@@ -57,7 +57,7 @@ class ResidualVq(nn.Module):
 
     @torch.no_grad()
     def start(self, vectors: Tensor, valid: Tensor, active: Tensor) -> None:
-        """Initialize the codes from valid vectors (N, D) and their residuals, if the scalar `active` is True."""
+        """Initialize codes from valid vectors (N, D) and their residuals, if the scalar `active` is True."""
         residual = vectors.float()
         order = torch.where(valid, torch.rand(len(valid), device=valid.device), 2.0).argsort()
         count = valid.sum().clamp_min(1)

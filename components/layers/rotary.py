@@ -19,7 +19,7 @@ def rotary_frequencies(count: int, base: float, device: torch.device) -> Tensor:
 
 
 def rotary_table(positions: Tensor, size: int, base: float = BASE) -> RotaryTable:
-    """Return cosines and sines (B, 1, N, E / 2) at positions (B, N) for heads of size E, as in Llama and Gemma."""
+    """Return cosines and sines (B, 1, N, E / 2) at positions (B, N), as in Llama and Gemma."""
     angles = positions[:, None, :, None].float() * rotary_frequencies(size // 2, base, positions.device)
     return angles.cos(), angles.sin()
 
@@ -35,8 +35,8 @@ def apply_rotary(values: Tensor, table: RotaryTable) -> Tensor:
 class RotaryEmbedding:
     """Rotary embedding of heads of one size, on one axis or on three, in the layout that transformers reads.
 
-    On three axes (time, height, width), `sections` holds the number of frequencies of each: in blocks (Qwen2-VL, Wang
-    et al., 2024) or, with `interleaved`, in turns (Qwen3-VL).
+    On three axes (time, height, width), `sections` holds the number of frequencies of each: in blocks
+    (Qwen2-VL, Wang et al., 2024) or, with `interleaved`, in turns (Qwen3-VL).
     """
 
     base: float
@@ -50,7 +50,7 @@ class RotaryEmbedding:
         return 1 if self.sections is None else 3
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> RotaryTable:
-        """Return cosines and sines (B, N, E), computed in float32 and cast to `dtype`, at positions (A, B, N)."""
+        """Return cosines and sines (B, N, E) at positions (A, B, N), cast from float32 to `dtype`."""
         index = torch.arange(self.size // 2, device=positions.device)
         frequencies = rotary_frequencies(self.size // 2, self.base, positions.device)
         by_frequency = positions.float()[self._axis(index)].permute(1, 2, 0)  # (B, N, E / 2)

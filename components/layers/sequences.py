@@ -31,7 +31,7 @@ def single_feature(config: Any, inputs: Specs, kinds: Sequence[Kind]) -> tuple[s
 
 
 def concatenated_spec(features: Specs, width: int | None) -> Spec:
-    """Return the spec of concatenated tokens (B, N, D); raise SpecError if widths differ and none is given."""
+    """Return the spec of concatenated tokens (B, N, D); raise SpecError if widths differ without `width`."""
     (source, first), *others = features.items()
     for key, spec in others if width is None else ():
         if spec.width != first.width:

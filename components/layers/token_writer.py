@@ -75,7 +75,7 @@ class TokenWriter(nn.Module):
 
 
 def run_bidirectional(layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Feature]:
-    """Run layers over tokens (B, N, D) with mask (B, N), all visible; return the result and keys and values."""
+    """Run layers over tokens (B, N, D), all visible but for mask (B, N); return them and keys and values."""
     count, visible = tokens.shape[1], None
     if mask is None:
         positions = torch.arange(count, device=tokens.device).expand(len(tokens), -1)
@@ -104,12 +104,10 @@ class WriterLayer(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, past: Tensor | None, visible: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return (B, M, D) for tokens (B, M, D), and keys and values (B, 2, G, N + M, E).
+        """Return (B, M, D) for tokens (B, M, D) at positions (B, M), and keys and values (B, 2, G, N + M, E).
 
-        Args:
-            positions: (B, M).
-            past: Keys and values (B, 2, G, N, E) of earlier tokens.
-            visible: (B, 1, M, N + M), True for visible tokens; None if all are.
+        past holds keys and values (B, 2, G, N, E) of earlier tokens, and visible (B, 1, M, N + M) is True for
+        tokens to attend to; None makes all visible.
         """
         split = self.query_key_value(self.norms[0](tokens)).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # (B, G, M, E) each

@@ -32,7 +32,7 @@ class LayerOptions(Section):
 class TransformerLayer(nn.Module):
     """Self-attention, optional attention to a context, and feed-forward, each after a separate norm.
 
-    x += attention(norm(x))        x += cross(norm(x), context)        x += mlp(norm(x))        (Xiong et al., 2020)
+    x += attention(norm(x))     x += cross(norm(x), context)     x += mlp(norm(x))     (Xiong et al., 2020)
     """
 
     def __init__(self, options: LayerOptions, width: int, attends: tuple[str, ...] = ("self",)) -> None:
@@ -52,7 +52,7 @@ class TransformerLayer(nn.Module):
         context_mask: Tensor | None = None,
         rotary: RotaryTable | None = None,
     ) -> Tensor:
-        """Map tokens (B, N, D), with context (B, M, D), to (B, N, D); masks and `rotary` are as in Attention."""
+        """Map tokens (B, N, D), with context (B, M, D), to (B, N, D); masks, `rotary` as in Attention."""
         for name, branch in self.branches.items():
             normal = self.norms[name](tokens)
             if name == "self":

@@ -49,7 +49,7 @@ class Prefix(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the specs of the outputs; raise SpecError if heads cannot share the width or N is not fixed."""
+        """Return the specs of the outputs; raise SpecError if heads do not fit or N is not fixed."""
         spec = concatenated_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
         if config.width % (2 * config.heads):
             raise SpecError(

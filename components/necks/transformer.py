@@ -51,7 +51,7 @@ class Transformer(Neck):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the specs of the outputs; raise SpecError if widths or heads do not fit or N is not fixed."""
+        """Return the specs of the outputs; raise SpecError if widths, heads or positions do not fit."""
         spec = concatenated_spec(select(config.reads, inputs, cls.roles["reads"], "reads"), config.width)
         check_heads(spec.width, config.heads, config.width is not None)
         if config.positions == "learned":
@@ -90,7 +90,7 @@ class Transformer(Neck):
         return {name: made[name] for name in made if name in outputs}
 
     def _visible(self, tokens: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Return the mask of visible tokens (B, N + R, N + R) or (B, N); None if every token sees all others."""
+        """Return the mask of visible tokens (B, N + R, N + R) or (B, N); None if all are visible."""
         count, readouts = tokens.shape[1], self.config.readouts
         if self.config.attention == "full" and not readouts:
             return mask

@@ -193,13 +193,10 @@ class DitBlock(nn.Module):
         mask: Tensor | None,
         rotary: RotaryTable | None,
     ) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D).
+        """Map tokens (B, N, D), with the embedded time condition (B, C), to (B, N, D).
 
-        Args:
-            valid: (B, N), True for tokens that others may attend to.
-            condition: (B, C), embedded time.
-            context: (B, M, D), for cross-attention, with mask (B, M).
-            rotary: Cosines and sines of the tokens' positions.
+        valid (B, N) is True for tokens that others may attend to. context (B, M, D), with mask (B, M), is for
+        cross-attention, and rotary holds the cosines and sines of the tokens' positions.
         """
         modulations = iter(self.modulation(condition).chunk(3 * len(self.branches), dim=-1))
         change = gate = None

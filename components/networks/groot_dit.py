@@ -195,11 +195,9 @@ class GrootBlock(nn.Module):
     def forward(
         self, tokens: Tensor, condition: Tensor, context: Tensor | None, mask: Tensor | None
     ) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D).
+        """Map tokens (B, N, D), with the embedded time condition (B, D), to (B, N, D).
 
-        Args:
-            condition: (B, D), embedded time.
-            context: (B, M, C) to attend to, with mask (B, M); None for self-attention.
+        They attend to context (B, M, C), with mask (B, M), or to each other without a context.
         """
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
         _, normal = modulated(self.norm, tokens, shift=shift, scale=scale)
@@ -210,7 +208,7 @@ class GrootBlock(nn.Module):
 
 
 def _embed_steps(step: Tensor) -> Tensor:
-    """Embed steps (B,) as cosines and sines (B, 256), float32, of frequencies from 1 to 1 / 10000 inclusive."""
+    """Embed steps (B,) as cosines and sines (B, 256), float32, of frequencies from 1 down to 1 / 10000."""
     half = _TIMES // 2
     exponents = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32, device=step.device) / (half - 1)
     angles = step[:, None].float() * exponents.exp()

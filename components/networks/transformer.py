@@ -21,10 +21,10 @@ from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 class DiffusionTransformer(Network):
     """Encoder-decoder transformer of Diffusion Policy (Chi et al., 2023), over time, features and chunk.
 
-    Time and features are tokens of one sequence, mixed by an encoder of `encoder_depth` layers, or without any by
-    a multi-layer perceptron per token. The steps of the chunk form another sequence: each attends to itself, to
-    earlier steps, and to the first sequence. All tokens receive learned positions, those of features only if their
-    number is fixed. Hidden steps are visible only to themselves.
+    Time and features are tokens of one sequence, mixed by an encoder of `encoder_depth` layers, or without
+    any by a multi-layer perceptron per token. The steps of the chunk form another sequence: each attends to
+    itself, to earlier steps, and to the first sequence. All tokens receive learned positions, those of
+    features only if their number is fixed. Hidden steps are visible only to themselves.
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)

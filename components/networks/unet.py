@@ -31,7 +31,8 @@ class Unet(Network):
     (The level of all steps has no such input, as in the original.) Time and features, side by side, modulate
     every block:
 
-        y = conv(scale(c) * conv(x) + bias(c)) + x        conv = mish(norm(convolution))        [scale, bias] = W mish(c)
+        y = conv(scale(c) * conv(x) + bias(c)) + x
+        conv = mish(norm(convolution))        [scale, bias] = W mish(c)
 
     Hidden steps become zeros, like those beyond the ends.
     """
@@ -80,7 +81,7 @@ class Unet(Network):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the spec of `action` (B, H, A); raise SpecError if the horizon, kernel or groups do not fit."""
+        """Return the spec of `action` (B, H, A); raise SpecError if horizon, kernel or groups do not fit."""
         features_of(inputs)
         horizon, _ = chunk_size(inputs)
         factor = 2 ** (len(config.widths) - 1)

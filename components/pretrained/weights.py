@@ -119,14 +119,11 @@ def match_weights(
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None,
     origin: str,
 ) -> dict[str, Tensor]:
-    """Return the tensors that a model expects from those of a file.
+    """Return the tensors of `state` that a model expects, by its names.
 
     Tensors match by name; otherwise by name after `convert`, for older layouts; otherwise by order, if
-    number, order, shapes and last parts of all names agree.
-
-    Args:
-        wanted: The model without its classifier.
-        whole: The model with its classifier.
+    number, order, shapes and last parts of all names agree. `wanted` is the model without its classifier,
+    `whole` with it.
 
     Raises:
         WeightsError: The tensors do not match, with the first difference.

@@ -149,7 +149,7 @@ class Normalize(Transform):
 class _Scaling:
     """Mapping of one dimension: its mode, and the values that map to 0 and to 1.
 
-    A `scale` of 0 marks a constant, or a dimension that a robot lacks. `configured` is the mode in the recipe;
+    A `scale` of 0 marks a constant, or a dimension a robot lacks. `configured` is the mode in the recipe;
     `ends` are the smallest and the largest value of the data, in units of the dataset.
     """
 
@@ -321,7 +321,7 @@ def _scaling(key: str, mode: str, dim: int, held: Mapping[str, Any]) -> _Scaling
 
 
 def _bounds(robots: Sequence[Sequence[_Scaling]]) -> tuple[float, float] | None:
-    """Return the smallest and largest normalized value of all dimensions and robots; None if one is unknown."""
+    """Return the smallest and largest normalized value of all dimensions and robots, if all are known."""
     known = [scaling.bounds for own in robots for scaling in own]
     found = [ends for ends in known if ends is not None]
     if len(found) < len(known):

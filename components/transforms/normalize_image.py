@@ -38,7 +38,7 @@ class NormalizeImage(ImageTransform):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return all inputs, with normalized images; raise SpecError for a mean without `std` or vice versa."""
+        """Return all inputs, with normalized images; raise SpecError for `mean` or `std` alone."""
         if (config.mean is None) != (config.std is None):
             given, missing = ("mean", "std") if config.std is None else ("std", "mean")
             raise SpecError(

@@ -110,7 +110,7 @@ class RelativePose(ReferenceTransform):
 
 
 def _places(config: RelativePose.Config, prefix: str) -> tuple[Any, int]:
-    """Return the first dimensions of the position, if any, and of the rotation, in the action or the state."""
+    """Return the first dimensions of the position, if any, and of the rotation, in action or state."""
     position, rotation = getattr(config, f"{prefix}position"), getattr(config, f"{prefix}rotation")
     return (
         config.position if position is None else position,

@@ -30,7 +30,7 @@ class StateDropout(Transform):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return all inputs unchanged; raise SpecError for an unknown key or a state that is not normalized."""
+        """Return all inputs; raise SpecError for an unknown key or a state that is not normalized."""
         for key, spec in select_vectors(config.keys, inputs, (Kind.STATE,)).items():
             if spec.range is not Range.NORMALIZED:
                 raise SpecError(

@@ -30,7 +30,7 @@ def rotation_form(config: ConventionConfig, name: Representation) -> RotationFor
 
 
 def check_conventions(config: ConventionConfig, used: dict[str, Representation]) -> None:
-    """Raise SpecError for a missing or unused convention; `used` holds the options that name representations."""
+    """Raise SpecError for a missing or unused convention; `used` are options that name representations."""
     examples = {"quaternion": "`wxyz` or `xyzw`", "euler": "its axes, such as `XYZ` or `xyz`"}
     for name, example in examples.items():
         option = next((option for option, value in used.items() if value == name), None)

@@ -84,7 +84,7 @@ def orthonormal(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _from_axis_angle(values: Tensor) -> Tensor:
-    """Apply Rodrigues' formula: I + sin(a) / a K + (1 - cos(a)) / a^2 K^2, with K the cross product matrix."""
+    """Apply Rodrigues' formula: I + sin(a) / a K + (1 - cos(a)) / a^2 K^2, with K the cross product."""
     square = values.square().sum(-1)[..., None, None]
     small = square < _SMALL
     angle = torch.where(small, 1.0, square).sqrt()

@@ -64,7 +64,7 @@ def resolve_dims(dims: Sequence[int], width: int, key: str, field: str) -> list[
 
 
 def refuse_normalized_vector(key: str, spec: Spec, name: str, why: str) -> None:
-    """Raise SpecError for a vector that is already normalized; `why` describes in a phrase what `name` needs."""
+    """Raise SpecError for a vector that is already normalized; `why` says in a phrase what `name` needs."""
     if spec.range is Range.NORMALIZED:
         raise SpecError(
             f"`{name}` {why}, but `{key}` is normalized",

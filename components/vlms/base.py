@@ -68,7 +68,7 @@ class VlmFamily(ABC):
         return self.model(self.sizes)
 
     def loadable(self, model: Any, head: nn.Linear | None) -> PreTrainedModel:
-        """Wrap these weights (and this language head) in a model of transformers, to load a checkpoint into."""
+        """Wrap the weights (and a language head) in a model of transformers, to load a checkpoint into."""
         if head is None:
             loadable: PreTrainedModel = model
             return loadable
@@ -126,7 +126,7 @@ class VlmFamily(ABC):
 
     @abstractmethod
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return rows and columns of tokens of an image of `size`; raise SpecError for an unsupported size."""
+        """Return rows and columns of tokens of an image of `size`; raise SpecError for other sizes."""
 
     def frame_tokens(self, size: tuple[int, int]) -> int:
         """Return the number of tokens of a frame in the sequence."""

@@ -31,7 +31,7 @@ class VlmInputs:
 
 
 def read_inputs(config: Any, available: Specs) -> dict[str, Spec]:
-    """Return the inputs that `reads` names, or all of the model's kinds; raise SpecError if one is missing."""
+    """Return the inputs that `reads` names, or all of the model's kinds; raise SpecError if one is absent."""
     kinds = [Kind.IMAGE, Kind.TOKEN_IDS, *([Kind.STATE] if config.state == "token" else [])]
     listing = ", ".join(f"{key} ({spec.kind})" for key, spec in available.items()) or "none"
     for position, key in enumerate(config.reads or ()):

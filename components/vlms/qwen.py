@@ -79,7 +79,7 @@ class Qwen(VlmFamily):
         """Encode frames (F, 3, H, W) by the vision tower, without the markers."""
 
     def _patches(self, tower: Any, images: Tensor) -> Tensor:
-        """Return embedded patches (F, P, D) of frames; a still image repeats over all time steps of a patch."""
+        """Return embedded patches (F, P, D) of frames; a still image fills all time steps of a patch."""
         vision = self.sizes.vision_config
         patch, steps = vision.patch_size, vision.temporal_patch_size
         blocks = self._by_block(F.pixel_unshuffle(images, patch))  # (F, P, 3 * patch * patch)

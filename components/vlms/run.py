@@ -35,9 +35,8 @@ def run_layers(
 ) -> LayerOutputs:
     """Run hidden states (B, N, D) through `layers`, under mask visible (B, 1, N, N).
 
-    Args:
-        past: Keys and values (B, L, 2, G, M, E) of earlier tokens; visible is then (B, 1, N, M + N).
-        deep: Features (B, N, D) to add after each of the first layers.
+    past holds keys and values (B, L, 2, G, M, E) of earlier tokens; visible is then (B, 1, N, M + N). deep
+    holds features (B, N, D) to add after each of the first layers.
     """
     states, pairs = [], []
     for index, layer in enumerate(layers):
@@ -75,7 +74,7 @@ class Continuation:
         return embedded * self._scale
 
     def extend(self, past: Feature, embeddings: Tensor) -> tuple[Tensor, Feature]:
-        """Return hidden states (B, M, D) of embeddings after `past`, and the past with their keys and values."""
+        """Return hidden states (B, M, D) of embeddings after `past`, and the extended past."""
         assert past.end is not None
         assert past.mask is not None
         batch, count = embeddings.shape[:2]

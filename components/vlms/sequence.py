@@ -67,7 +67,7 @@ def attention_blocks(segments: Sequence[tuple[int, AttentionPattern]], device: t
 
 
 def attention_mask(blocks: Tensor, mask: Tensor) -> Tensor:
-    """Return the mask (B, 1, N, N) of valid tokens in the same or an earlier block; each token sees itself."""
+    """Return the mask (B, 1, N, N) of valid tokens in the same or an earlier block; a token sees itself."""
     seen = (blocks[None, :] <= blocks[:, None]) & mask[:, None, :]  # (B, N, N)
     itself = torch.eye(len(blocks), dtype=torch.bool, device=mask.device)
     return (seen | itself)[:, None]

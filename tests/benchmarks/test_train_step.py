@@ -48,7 +48,7 @@ def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
 def test_a_run_that_is_stopped_keeps_losses_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     session_of, works = (importlib.import_module(f"step.{name}") for name in ("session", "works"))
-    protocol = importlib.import_module("step.pace").Protocol(
+    protocol = importlib.import_module("step.protocol").Protocol(
         loss_steps=4, rounds=3, warmup=0, steps=10, log_every=2
     )
     kept: list[Any] = []

@@ -264,7 +264,7 @@ def test_an_observation_is_held_against_the_robot_s_own(
 def test_robots_do_not_share_an_episode(recipe: dict[str, Any]) -> None:
     policy = Builder.from_recipe(recipe).build()
     act(policy, "arm")
-    with pytest.raises(SpecError, match=r"drives `arm`, and this observation is of `dog`.*reset"):
+    with pytest.raises(SpecError, match=r"drives `arm`, but this observation is of `dog`.*reset"):
         policy.select_action({**OBSERVATIONS["dog"], "embodiment": "dog"})
     assert act(policy, "dog").shape == (6,)
 

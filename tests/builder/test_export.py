@@ -144,6 +144,7 @@ def test_adapters_that_are_not_finite_leave_nothing(adapted: Any, tmp_path: Path
 def test_a_hand_written_policy_merges_its_own(
     adapted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SavedPolicy, "load", lambda self: object())
-    with pytest.raises(CheckpointError, match="is written by hand"):
+    monkeypatch.setattr(SavedPolicy, "handwritten", True)
+    monkeypatch.setattr(SavedPolicy, "run_imports", lambda self, allowed: None)
+    with pytest.raises(CheckpointError, match="is hand-written"):
         export(tmp_path / "adapted", tmp_path / "whole", merge=True)

@@ -235,10 +235,10 @@ def test_transform_decides_the_time_steps(builder: Builder, monkeypatch: pytest.
         (("resize", [0], [0]), "return None, one transform or a list"),
         ((None, [], [0]), "as observation indices; return a list"),
         ((None, [0], [0.5]), "as action indices; return a list"),
-        ((None, [0], [-2, -1]), "gives the action indices [-2, -1]"),
+        ((None, [0], [-2, -1]), "returns the action indices [-2, -1]"),
         ((None, [0], [0, 2, 4]), "a chunk is executed step by step from 0, which is now"),
-        ((None, [0], [1, 2]), "gives the action indices [1, 2]"),
-        ((None, [0], [1, 0]), "gives the action indices [1, 0]"),
+        ((None, [0], [1, 2]), "returns the action indices [1, 2]"),
+        ((None, [0], [1, 0]), "returns the action indices [1, 0]"),
     ],
 )
 def test_transform_must_give_three_things(
@@ -253,7 +253,7 @@ def test_action_indices_that_are_not_consecutive_name_the_cure(
     builder: Builder, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     (finding,) = refused(_transform(builder, monkeypatch, (None, [0], [0, 2, 4])).check)
-    assert finding.help == "give `list(range(3))`"
+    assert finding.help == "return `list(range(3))`"
 
 
 def test_a_recipe_may_not_contradict_transform(builder: Builder, refused: Refused) -> None:
@@ -280,7 +280,7 @@ def test_the_collator_is_any_callable(builder: Builder, monkeypatch: pytest.Monk
         ({CAMERA: torch.zeros(96, 96, 3, dtype=torch.uint8)}, "transpose it to channels first"),
         ({CAMERA: torch.zeros(3, 96, 96)}, "give uint8"),
         ({"observation.state": torch.zeros(1)}, "give 4 values"),
-        ({"observation.state": None}, "no array of numbers"),
+        ({"observation.state": None}, "not an array of numbers"),
         ({"task": ["open"]}, "is list, and must be a str"),
     ],
 )

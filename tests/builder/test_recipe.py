@@ -75,7 +75,7 @@ def test_resolved_has_every_default_and_loads_to_itself() -> None:
     again = load_recipe(json.loads(json.dumps(resolved)))
     assert again.resolved() == resolved
     assert again.sha256 == loaded.sha256
-    assert again.recipe.training == loaded.sections.training
+    assert again.sections.training == loaded.sections.training
 
 
 def test_the_digest_depends_on_meaning_alone() -> None:
@@ -86,8 +86,8 @@ def test_the_digest_depends_on_meaning_alone() -> None:
 
 
 def test_overrides() -> None:
-    assert load_recipe(RECIPE, overrides=["training.steps=3"]).recipe.training.steps == 3
-    assert load_recipe(RECIPE, overrides={"training": {"steps": 4}}).recipe.training.steps == 4
+    assert load_recipe(RECIPE, overrides=["training.steps=3"]).sections.training.steps == 3
+    assert load_recipe(RECIPE, overrides={"training": {"steps": 4}}).sections.training.steps == 4
     assert messages(RECIPE, overrides={"training.stps": 4}) == ["`training` has no key `stps`"]
 
 
@@ -119,7 +119,7 @@ def with_imports(directory: Path, *entries: str) -> Path:
 def test_imports_need_leave(tmp_path: Path) -> None:
     (tmp_path / "parts.py").write_text("raise AssertionError('this must not run')")
     (found,) = messages(with_imports(tmp_path, "parts.py"))
-    assert "run no code" in found
+    assert "recipes run no code" in found
 
 
 def test_imports_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

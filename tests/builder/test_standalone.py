@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from policysmith.builder import Builder
-from policysmith.builder.recipe.standalone import standalone
+from policysmith.builder.recipe.standalone import same_spelling, standalone
 from policysmith.schemas import overrides
 from policysmith.schemas.document import parse
 
@@ -100,3 +101,45 @@ def test_a_moved_dataset_is_the_same_dataset(tiny: dict[str, Any], tmp_path: Pat
         "`training.steps` was 2 and is 4: from step 2 on the rate follows the cosine schedule of 4" in notes
     )
     assert (tmp_path / "run" / "policy").readlink().name == "step-00000004"
+
+
+@pytest.mark.parametrize("kept", ["here/schema.json", "https://example.org/schema.json"])
+def test_the_header_for_editors_resolves_from_the_run(kept: str, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "schema.json").write_text("{}")
+    for given in ("../schemas/gone.json", kept):
+        header = f"# yaml-language-server: $schema={given}\n"
+        document = replace(parse(header + RECIPE), directory=tmp_path)
+        first, *rest = standalone(document, located=True).splitlines()
+        named = first.partition("$schema=")[2]
+        assert named == given if "://" in given else Path(named).is_absolute() and Path(named).is_file()
+        assert rest == RECIPE.splitlines()
+        assert standalone(document, located=False).startswith(header)
+
+
+def test_a_run_goes_on_from_its_own_recipe_where_paths_became_absolute(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny["policy"]["backbones"] = {"proprio": {"type": "mlp", "hidden": [], "width": 4}}
+    tiny |= {"transforms": [], "training": {"steps": 1, "batch_size": 4}}
+    Builder.from_recipe(tiny).train(output=tmp_path / "first", device="cpu")
+    tiny["policy"]["init"] = "first"
+    (tmp_path / "second.yaml").write_text(json.dumps(tiny))
+    monkeypatch.chdir(tmp_path)
+    Builder.from_recipe("second.yaml").train(output="second", device="cpu")
+    own = Builder.from_recipe("second/recipe.yaml").override({"training.steps": 2})
+    assert own.recipe.sections.policy.init == str(tmp_path / "first")
+    assert own.train(output="second", resume=True, device="cpu").taken == 1
+    again = Builder.from_recipe("second.yaml").override({"training.steps": 3})
+    assert again.train(output="second", resume=True, device="cpu").taken == 1
+
+
+def test_only_paths_of_the_same_files_are_spelled_alike(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    before = {"policy": {"backbones": {"vision": {"pretrained": "weights", "tokenizer": "gone"}}}}
+    recipe = {
+        "policy": {"backbones": {"vision": {"pretrained": str(tmp_path / "weights"), "tokenizer": "other"}}}
+    }
+    found = same_spelling(recipe, Path("/"), before, tmp_path)
+    assert found == {"policy": {"backbones": {"vision": {"pretrained": "weights", "tokenizer": "other"}}}}
+    assert same_spelling(recipe, Path("/"), before, tmp_path / "weights") == recipe

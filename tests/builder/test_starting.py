@@ -103,10 +103,10 @@ def test_what_fits_is_taken_and_the_rest_is_told(
     path.write_text(json.dumps(tuned))
     assert policysmith(["check", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "new, with no counterpart there: backbones.view.*" in said
+    assert "new, without a counterpart: backbones.view.*" in said
     assert "backbones.proprio.layers" in said
     assert "(8, 4) -> (4, 4)" in said
-    assert "left there: backbones.vision.*" in said
+    assert "not taken: backbones.vision.*" in said
     assert "warning: `policy.backbones.proprio.hidden` was [8] and is [4]" in said
     before = AutoModel.from_pretrained(trained / "policy").state_dict()
     now = Builder.from_recipe(path).build().state_dict()
@@ -140,10 +140,10 @@ def test_other_names_of_dimensions_have_statistics_of_their_own_and_another_orde
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ("nowhere", "there is no policy at"),
-        ("~nobody-here/policy", "there is no policy at"),
-        ("a" * 5000, "there is no policy at"),
-        ("./nowhere/policy", "there is no policy at"),
+        ("nowhere", "no policy exists at"),
+        ("~nobody-here/policy", "no policy exists at"),
+        ("a" * 5000, "no policy exists at"),
+        ("./nowhere/policy", "no policy exists at"),
         ("somebody/policy", "no such policy in the cache of the hub"),
         (".", "holds neither a run"),
     ],
@@ -222,7 +222,7 @@ def test_adapters_come_beside_the_weights_of_a_policy_without_them(
     before = AutoModel.from_pretrained(trained / "policy").state_dict()
     now = builder.build().state_dict()
     assert all(torch.equal(now[n], before[n.replace(".base_layer.", ".")]) for n in now if ".lora_" not in n)
-    assert not [name for name in builder.notes if "left there" in name]
+    assert not [name for name in builder.notes if "not taken" in name]
     builder.train(output=tmp_path / "adapted")
     plain["policy"]["init"] = str(tmp_path / "adapted")
     (finding,) = refused(Builder.from_recipe(plain).check)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, Trainer, TrainingArguments
 
 from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
-from policysmith.builder.policy.registry import register_policy
 from policysmith.builder.policy.sample_pipeline import KEY
 from policysmith.schemas.errors import RegistryError, SpecError
 
@@ -297,7 +296,7 @@ def test_a_class_that_is_no_policy_is_not_registered() -> None:
         config_class = TrialConfig
 
     with pytest.raises(RegistryError, match="NoPolicy is not a BasePolicyModel"):
-        register_policy("trial_policy", NoPolicy)  # type: ignore[arg-type]
+        BasePolicyModel.register("trial_policy")(NoPolicy)  # type: ignore[type-var]
 
 
 def test_it_may_start_from_a_trained_policy(builder: Callable[..., Builder], tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_actions_of_the_past_are_not_executed(wrong: Wrong) -> None:
         == "`policy.execute`: cannot execute 4 actions of a chunk of 4, of which 1 lies in the past"
     )
     (finding,) = wrong({"policy.execute": None, "data.past_actions": 4})
-    assert finding.message == "`data.past_actions`: of a chunk of 4 actions, 4 were done before now"
+    assert finding.message == "`data.past_actions`: of a chunk of 4 actions, 4 lie in the past"
     assert finding.span.text == "4"
 
 

@@ -141,7 +141,7 @@ def test_it_is_the_formula(robots: bool, attend: str) -> None:
 
 @pytest.mark.parametrize("count", [4, 10, 20, 37])
 def test_steps_of_sampling_are_those_of_the_original(count: int) -> None:
-    """k / N of 1000, rounded down, whatever float32 makes of k / N."""
+    """Round k / N of 1000 down, whatever float32 makes of k / N."""
     part = make(specs("vlm.tokens"))
     context = part.encode(features())
     chunk = torch.randn(3, HORIZON, ACTION)

@@ -226,7 +226,7 @@ def test_grouped_convolutions_are_left_out() -> None:
 
 
 def test_layers_that_are_read_but_not_called_are_left_out() -> None:
-    """torch's attention reads the weight of `out_proj`; a masked language model ties its head to its embedding."""
+    """The attention of torch reads the weight of `out_proj`; a masked language model ties its head to its embedding."""
     attention = nn.ModuleDict({"mix": nn.MultiheadAttention(8, 2), "out": nn.Linear(8, 8)})
     assert list(lora.adaptable(attention)) == ["out"]
     sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}

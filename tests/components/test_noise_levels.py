@@ -58,7 +58,7 @@ def test_groot_n1_oversteps_pure_noise_unless_clamped() -> None:
 
 
 def test_groot_n1_is_the_time_of_the_original() -> None:
-    """t = (0.999 - u) / 0.999 with u ~ Beta(1.5, 1) has mean 0.40, and is 1 minus the level."""
+    """The time t = (0.999 - u) / 0.999 with u ~ Beta(1.5, 1) has mean 0.40, and is 1 minus the level."""
     time = 1.0 - draw({"type": "groot_n1"}, 200_000)
     assert time.mean().item() == pytest.approx((0.999 - 0.6) / 0.999, abs=0.005)
 

@@ -152,7 +152,7 @@ def test_drop_path_acts_only_in_training() -> None:
 
 
 def torchvision_resnet18(norm_layer: Any = None) -> Any:
-    """torchvision's own model, with statistics that are not the initial ones."""
+    """Return torchvision's model, with statistics that are not the initial ones."""
     model = torchvision.models.resnet18(norm_layer=norm_layer).eval()
     with torch.no_grad():
         for key, value in model.state_dict().items():
@@ -164,7 +164,7 @@ def torchvision_resnet18(norm_layer: Any = None) -> Any:
 
 
 def group_norm(channels: int) -> torch.nn.GroupNorm:
-    """The layer of Diffusion Policy's image encoder."""
+    """Return the layer of Diffusion Policy's image encoder."""
     return torch.nn.GroupNorm(num_groups=channels // 16, num_channels=channels)
 
 

@@ -32,7 +32,7 @@ def build(inputs: dict[str, Spec], **options: Any) -> Vit:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> str:
-    """A classifier, as most published models are."""
+    """Save a classifier, as most published models are."""
     config = ViTConfig(image_size=32, patch_size=8, num_labels=5, layer_norm_eps=1e-3, **SIZES)
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     return str(tmp_path / "vit")

@@ -216,7 +216,7 @@ def test_recipes_compose_as_the_page_says(
     for recipe in blocks(page, "yaml"):
         (clone / "mine.yaml").write_text(recipe)
         assert console.policysmith(["check", "mine.yaml"]) == console.OK, capsys.readouterr().err
-    for line in blocks(page, "bash")[0].splitlines():
+    for line in "".join(blocks(page, "bash")).splitlines():
         assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
 
 
@@ -268,7 +268,7 @@ def test_the_commands_of_the_page_about_runs_work(clone: Path, run: Run) -> None
 
 
 def test_what_may_change_on_resume_is_what_the_page_says() -> None:
-    from policysmith.builder.training.checkpoint import FREE
+    from policysmith.builder.training.checkpoint import CHANGEABLE
 
     section = (ROOT / "docs" / "runs.md").read_text().partition("## Resume")[2]
     keys = [
@@ -276,4 +276,4 @@ def test_what_may_change_on_resume_is_what_the_page_says() -> None:
         for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
         for key in re.findall(r"`(.*?)`", row)
     ]
-    assert sorted(keys) == sorted(FREE)
+    assert sorted(keys) == sorted(CHANGEABLE)

@@ -25,7 +25,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def references() -> None:
-    """The test is of the torch references alone."""
+    """Skip a test of the torch references under the interpreter."""
     if INTERPRETED:
         pytest.skip("of the references")
 

@@ -99,9 +99,7 @@ class Policy(nn.Module):
         return loss
 
     def velocity(self) -> Tensor:
-        """Return the network's predictions at the golden's noise and levels, with visible padding as in the
-        original.
-        """
+        """Return the network's predictions at the golden's noise and levels, with padding visible."""
         level, noise = self.golden.draws["time"], self.golden.draws["noise"]
         at = level[:, None, None]
         found: Tensor = self.head.network(
@@ -110,9 +108,7 @@ class Policy(nn.Module):
         return found
 
     def sample(self) -> tuple[Tensor, Tensor]:
-        """Return the sample (B, H, A) from the golden's noise, and the velocities (steps, B, H, A) along the
-        way.
-        """
+        """Return the sample (B, H, A) from the golden's noise, and the velocities (steps, B, H, A)."""
         start, theirs = self.golden.draws["sampling_noise"], self.golden.outputs["step_velocities"]
         with mock.patch.object(torch, "randn", return_value=start):
             sample = self.head.sample(self.features())

@@ -106,9 +106,7 @@ def recording(*names: str, seed: int = 0) -> Iterator[dict[str, Tensor]]:
 
 
 def digest(name: str, gradient: Tensor) -> Tensor:
-    """Return the stored digest of a gradient: all of it if small, else its norm and product with
-    `uniform(name)`.
-    """
+    """Return the digest of a gradient: all of it if small, else its norm and product with `uniform(name)`."""
     if gradient.numel() <= WHOLE_GRADIENT:
         return gradient
     flat = gradient.double().flatten()

@@ -32,9 +32,7 @@ BLOCK = {
 
 
 def vae_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of the autoencoder by our names; counts are 1 and sums the codes, as before the golden's
-    step.
-    """
+    """Return weights of the autoencoder by our names, with counts of 1 and codes as sums."""
     codes = torch.cat([weights[f"{VAE}vq_layer.layers.{book}._codebook.embed"] for book in range(2)])
     state = {
         name.removeprefix(VAE): value for name, value in weights.items() if "coder." in name and VAE in name

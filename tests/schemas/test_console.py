@@ -93,9 +93,6 @@ def test_train(called: list[tuple[str, Namespace]], recipe: str) -> None:
 @pytest.mark.parametrize(
     ("words", "function", "values"),
     [
-        (["list"], "listing", {"kind": None}),
-        (["list", "heads"], "listing", {"kind": "heads"}),
-        (["explain", "backbones.vit"], "explain", {"topic": "backbones.vit"}),
         (["schema", "--write"], "schema", {"write": True}),
         (
             ["evaluate", "runs/x", "--episodes", "3", "--control", "blind", "--open-loop"],

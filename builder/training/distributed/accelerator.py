@@ -61,7 +61,7 @@ def require_float8(how: str, *, on_gpu: bool) -> None:
 
 
 def make_accelerator(section: TrainingSection, device: str | None) -> Accelerator:
-    """Build an accelerator for the section's precision on a device: `cpu`, `cuda`, or None for the best available.
+    """Build an accelerator with the section's precision, on `cpu`, `cuda`, or None for the best available.
 
     Raises:
         TrainingError: if the device is not available or does not support the precision.
@@ -92,10 +92,10 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """Run the work of a GPU on a separate stream while the context is active; change nothing on other devices.
+    """Run the work of a GPU on a separate stream while the context is active.
 
-    A wrapper for several processes keeps the stream on which it first met the weights, and adds up their gradients there.
-    Sums on the default stream cannot be captured in a CUDA graph.
+    A wrapper for several processes keeps the stream on which it first met the weights, and adds up their
+    gradients there. Sums on the default stream cannot be captured in a CUDA graph.
     """
     if device.type != "cuda":
         yield

@@ -52,8 +52,8 @@ def _compare(run: Path, gathered: list[tuple[Any, str]]) -> None:
     ours = "none" if main is None else main[0]
     differ = f"has {theirs}" if theirs != ours else f"has another {theirs}"
     raise CheckpointError(
-        f"processes would not resume from the same checkpoint of {run}: {name} has {ours}, and {who} {differ}. "
-        "Put the run on storage that all machines share, or copy the checkpoint to each, or remove it from all"
+        f"processes would not resume from the same checkpoint of {run}: {name} has {ours}, and {who} {differ}; "
+        "put the run on storage that all machines share, or copy the checkpoint to each, or remove it from all"
     )
 
 

@@ -13,7 +13,10 @@ from ... import compat
 
 
 class Peers:
-    """All processes of a run. All call the same methods in the same order; for a single process these do nothing."""
+    """All processes of a run.
+
+    All call the same methods in the same order; for a single process these do nothing.
+    """
 
     def __init__(self, count: int, device: torch.device) -> None:
         self._count, self._device = count, device

@@ -1,7 +1,7 @@
-"""Weights, gradients and optimizer state spread over processes: FSDP2 (Zhao et al., 2023), and HSDP over several machines.
+"""Weights, gradients and optimizer state spread over processes: FSDP2 (Zhao et al., 2023), and HSDP.
 
-The weights of a layer are gathered for as long as they are needed, in bfloat16 if the run computes in it. The optimizer and
-checkpoints hold float32.
+The weights of a layer are gathered for as long as they are needed, in bfloat16 if the run computes in it. The
+optimizer and checkpoints hold float32.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def shard(
 ) -> None:
     """Spread the weights of a policy over a mesh, in place, layer by layer.
 
-    Layers in `kept_whole` keep their gathered weights from the forward to the backward pass. Layers whose keys and values are
-    read need that: FSDP2 gathers weights again when the gradient of a layer's output arrives, and the gradient of its keys
-    and values comes before that or instead.
+    Layers in `kept_whole` keep their gathered weights from the forward to the backward pass. Layers whose
+    keys and values are read need that: FSDP2 gathers weights again when the gradient of a layer's output
+    arrives, and the gradient of its keys and values comes before that or instead.
 
     Raises:
         TrainingError: for a weight that is a single number, or that two layers share.

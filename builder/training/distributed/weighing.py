@@ -25,7 +25,10 @@ class Weighing:
         """True if all batches have the same weight."""
 
     def __call__(self, batches: Batches) -> Batches:
-        """Return the batches of the next step with their shares. All processes call it; nothing waits for the device."""
+        """Return the batches of the next step with their shares.
+
+        All processes call it; nothing waits for the device.
+        """
         if self._equal:
             return batches
         counts = [self._policy.loss_counts(batch) for batch in batches]

@@ -1,18 +1,15 @@
 """Features of frozen backbones, computed once for all training samples and read from a table afterwards.
 
-The features of a frozen backbone never change if nothing random comes before it. So it runs once over the data, and its
-features are stored beside the states and actions; training then touches neither images nor backbone. The table is named by a
-hash of everything it depends on: see `feature_key`.
+The features of a frozen backbone never change if nothing random comes before it. So it runs once over the
+data, and its features are stored beside the states and actions; training then touches neither images nor
+backbone. The table is named by a hash of everything it depends on: see `feature_key`.
 
-Several processes write a share of the rows each. They agree on whether a table exists and whether it could be written, so that
-none begins to train while others wait.
+Several processes write a share of the rows each. They agree on whether a table exists and whether it could be
+written, so that none begins to train while others wait.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -26,8 +23,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ....schemas.errors import DatasetError
-from ...data.frames.cache import cache_root, locked
+from ...data.frames.cache import cache_root
 from ...policy import BasePolicyModel, RecipePolicy
 from ...policy.cached_features import as_entries
 from ...policy.recipe_policy import ROBOTS
@@ -36,11 +32,10 @@ from ..module_patches import training_mode
 from ..randomness import is_random
 from .fill import fast_backbones
 from .key import feature_key
-from .table import DamagedTableError, Rows, RowsWriter, UnlikeRowsError, open_rows
+from .storage import ObstacleError, attempt, check_room, remove_if_damaged, work_directory
+from .table import Rows, RowsWriter, open_rows
 
 T = TypeVar("T")
-_SPARE = 1 << 30
-"""Bytes to leave free on the disk."""
 _SHARE = 8
 """A table goes to the GPU if it takes less than one in so many of its free bytes; training needs the others."""
 
@@ -57,10 +52,6 @@ class Samples:
     fingerprint: str
 
 
-class _ObstacleError(Exception):
-    """Raised when features cannot be stored, with the reason."""
-
-
 def stored_rows(
     policy: BasePolicyModel,
     samples: Samples,
@@ -68,10 +59,11 @@ def stored_rows(
     accelerator: Accelerator,
     note: Callable[[str], None],
 ) -> Rows | None:
-    """Return all training samples with the features of the frozen backbones, on the GPU if they are small beside its memory.
+    """Return all training samples with the features of the frozen backbones, on the GPU if they are small.
 
-    Return None if there is nothing to store, or if storing is not possible or would not pay for the `left` samples that all
-    processes are still going to see; `note` receives the reason. All processes return the same.
+    Return None if there is nothing to store, or if storing is not possible or would not pay for the `left`
+    samples that all processes are still going to see; `note` receives the reason. All processes return the
+    same.
     """
     if not policy.frozen_backbones:
         return None
@@ -81,7 +73,7 @@ def stored_rows(
         return None
     try:
         rows = table.open(names)
-    except _ObstacleError as obstacle:
+    except ObstacleError as obstacle:
         note(f"frozen {_list(names)} runs in every step: {obstacle}")
         return None
     device = accelerator.device
@@ -119,17 +111,20 @@ class _Table:
         return [name for name in names if not obstacles[name]]
 
     def open(self, names: list[str]) -> Rows:
-        """Return the rows, after computing those of a new table. Raise _ObstacleError, in all processes, if that fails."""
+        """Return the rows, after computing those of a new table.
+
+        Raise ObstacleError, in all processes, if that fails.
+        """
         policy, samples = self._policy, self._samples
         others = policy.dependencies.read_by_others(names)
         if images := sorted(policy.dependencies.images & others):
-            raise _ObstacleError(f"`{images[0]}` is read by others too")
+            raise ObstacleError(f"`{images[0]}` is read by others too")
         own = policy.dependencies.read_only_by(names)
         self._names, self._dropped = names, own | policy.dependencies.images
         first = self._first_batch()
         listed = sorted(key for key in others if key in first and not isinstance(first[key], Tensor))
         if listed:
-            raise _ObstacleError(f"others read `{listed[0]}`, which is not a tensor")
+            raise ObstacleError(f"others read `{listed[0]}`, which is not a tensor")
         root = cache_root() / "features"
         directory = root / feature_key(
             policy, names, self._dropped, samples.fingerprint, self._accelerator.mixed_precision
@@ -137,11 +132,11 @@ class _Table:
         if self._exists(directory):
             self._note(f"features of frozen {_list(names)} are read from {directory}")
         elif self._left <= samples.count:
-            raise _ObstacleError("no sample comes twice")
+            raise ObstacleError("no sample comes twice")
         else:
             row = {key: values[:1].cpu() for key, values in self._entries(first).items()}
             size = sum(values.numel() * values.element_size() for values in row.values()) * samples.count
-            self._in_main_process(partial(_check_room, root, size))
+            self._in_main_process(partial(check_room, root, size))
             self._note(
                 f"running frozen {_list(names)} once over {samples.count} samples, "
                 f"into {size / 1e6:,.0f} MB at {directory}"
@@ -150,26 +145,29 @@ class _Table:
         return self._in_all_processes(partial(open_rows, directory))
 
     def _in_all_processes(self, step: Callable[[], T]) -> T:
-        """Return the result of a step. Raise _ObstacleError in all processes if it fails in one of them."""
-        result, failure = _attempt(step)
+        """Return the result of a step. Raise ObstacleError in all processes if it fails in one of them."""
+        result, failure = attempt(step)
         for each in gather_object([failure]):
             if each:
-                raise _ObstacleError(each)
+                raise ObstacleError(each)
         return cast(T, result)
 
     def _in_main_process(self, step: Callable[[], T]) -> T:
-        """Return the result of a step that the main process takes. Raise _ObstacleError in all processes if it fails."""
-        attempts = [_attempt(step) if self._accelerator.is_main_process else None]
+        """Return the result of a step that the main process takes.
+
+        Raise ObstacleError in all processes if it fails.
+        """
+        attempts = [attempt(step) if self._accelerator.is_main_process else None]
         broadcast_object_list(attempts)
         assert attempts[0] is not None
         result, failure = attempts[0]
         if failure:
-            raise _ObstacleError(failure)
+            raise ObstacleError(failure)
         return cast(T, result)
 
     def _exists(self, directory: Path) -> bool:
         """Return whether there is a whole table, after removing one that is damaged."""
-        damage = self._in_main_process(partial(_remove_if_damaged, directory))
+        damage = self._in_main_process(partial(remove_if_damaged, directory))
         if damage:
             self._note(f"{directory} is damaged ({damage}) and computed again")
         return damage == ""
@@ -177,7 +175,7 @@ class _Table:
     def _fill(self, root: Path, directory: Path, row: Mapping[str, Tensor]) -> None:
         accelerator, samples = self._accelerator, self._samples
         with ExitStack() as stack:
-            work = self._in_main_process(partial(_work_directory, root, directory.name, stack))
+            work = self._in_main_process(partial(work_directory, root, directory.name, stack))
             writer = RowsWriter(work, directory, row, samples.count)
             self._in_main_process(writer.create)
             share = range(
@@ -233,7 +231,10 @@ class _Table:
 
     @torch.no_grad()
     def _entries(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the row entries of a batch: its tensors that are kept, and its features. Raise _ObstacleError if a feature cannot be stored."""
+        """Return the row entries of a batch: its tensors that are kept, and its features.
+
+        Raise ObstacleError if a feature cannot be stored.
+        """
         kept = {
             key: value
             for key, value in batch.items()
@@ -246,7 +247,7 @@ class _Table:
                 try:
                     made = as_entries(self._policy.encode(name, transformed))
                 except ValueError as error:
-                    raise _ObstacleError(str(error)) from error
+                    raise ObstacleError(str(error)) from error
                 for key, value in made.items():
                     kept[key] = value.bfloat16() if half and value.is_floating_point() else value
         return kept
@@ -278,50 +279,3 @@ def _copy_to_host(values: Tensor) -> Tensor:
 
 def _list(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _attempt(step: Callable[[], T]) -> tuple[T | None, str]:
-    """Return the result of a step, and the reason if it failed."""
-    try:
-        return step(), ""
-    except OSError as error:
-        return None, f"its features cannot be written ({error.strerror or error})"
-    except UnlikeRowsError as error:
-        return None, f"its features differ in shape from batch to batch ({error})"
-    except (_ObstacleError, DatasetError, DamagedTableError) as error:
-        return None, str(error)
-
-
-def _remove_if_damaged(directory: Path) -> str | None:
-    """Return the damage of a table, after removing it; an empty text if it is whole, None if there is no table."""
-    if not directory.exists():
-        return None
-    try:
-        open_rows(directory)
-    except DamagedTableError as damage:
-        shutil.rmtree(directory)
-        return str(damage)
-    return ""
-
-
-def _work_directory(root: Path, key: str, stack: ExitStack) -> Path:
-    """Create a directory for a table in progress, and hold its lock until the stack closes."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if stack.enter_context(locked(root / f"{key}.lock")):
-        for abandoned in root.glob(f"{key}.*.tmp"):
-            shutil.rmtree(abandoned, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{key}.", suffix=".tmp", dir=root))
-    stack.callback(shutil.rmtree, work, ignore_errors=True)
-    return work
-
-
-def _check_room(root: Path, size: int) -> None:
-    """Raise _ObstacleError if features of so many bytes would not fit on the disk, or not into memory."""
-    there = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(there).free - _SPARE
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    for room, name in ((free, f"on the disk of {root}"), (memory, "in half of this machine's memory")):
-        if size > room:
-            raise _ObstacleError(
-                f"its features take {size / 1e9:,.1f} GB, and {name} there are {max(room, 0) / 1e9:,.1f} GB"
-            )

@@ -15,8 +15,8 @@ from ..speed.compilation import patch_products
 def fast_backbones(backbones: nn.Module, run: Callable[[], object], precision: str) -> Iterator[None]:
     """Let frozen backbones compute faster while the context is active.
 
-    Under bf16, modules compute with copies of the weights that autocast casts during a call of `run`. On a GPU,
-    convolutions over patches are products of matrices.
+    Under bf16, modules compute with copies of the weights that autocast casts during a call of `run`. On a
+    GPU, convolutions over patches are products of matrices.
     """
     with ExitStack() as undo:
         if next(backbones.parameters()).is_cuda:

@@ -26,7 +26,7 @@ def feature_key(
     fingerprint: str,
     precision: str | None,
 ) -> str:
-    """Return the name of a table of features: a hash of weights, transforms, precision, versions, code, and data.
+    """Return the name of a table: a hash of weights, transforms, precision, versions, code, and data.
 
     `fingerprint` identifies the data, and `dropped` the keys of a batch that the table does not hold.
     """
@@ -54,7 +54,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _code(policy: RecipePolicy) -> str:
-    """Hash all code that a feature may depend on: parts, data and policy, and the files of parts elsewhere."""
+    """Hash the code that features may depend on: parts, data and policy, and files of custom parts."""
     builder = Path(__file__).resolve().parents[2]
     folders = [builder.parent / "components", builder / "data", builder / "policy"]
     files = {file for folder in folders for file in folder.rglob("*.py")}

@@ -3,8 +3,8 @@
     <directory>/0.bin, 1.bin, ...   one tensor (N, ...) each, no header
                 index.json          by key: file, shape, dtype, and SHA-256
 
-A table is written under another name and renamed when it is whole, so that a directory of this name is a whole table. Its
-files are verified against their digests when it is opened, and again only if they change.
+A table is written under another name and renamed when it is whole, so that a directory of this name is a
+whole table. Its files are verified against their digests when it is opened, and again only if they change.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class Rows:
                     continue
                 reason = f"{now} bytes instead of {size}"
             raise DatasetError(
-                f"the stored features in {path} are gone or damaged ({reason}). "
-                "Start again, with `--resume` if there is a checkpoint: they are computed again"
+                f"the stored features in {path} are gone or damaged ({reason}); "
+                "start again, with `--resume` if there is a checkpoint: they are computed again"
             )
 
 
 class RowsWriter:
-    """Writer of a table in the new directory `work`, for one or several processes, which renames it to `directory` in the end."""
+    """Writer of a table in the new directory `work`, which is renamed to `directory` in the end."""
 
     def __init__(self, work: Path, directory: Path, row: Mapping[str, Tensor], count: int) -> None:
         """Prepare for `count` rows like `row`, one sample (1, ...) of every key."""
@@ -91,7 +91,10 @@ class RowsWriter:
                 os.posix_fallocate(handle.fileno(), 0, size)
 
     def write(self, first: int, batch: Mapping[str, Tensor], size: int) -> None:
-        """Write a batch (`size`, ...) from row `first` on. Raise UnlikeRowsError if its rows are unlike the first."""
+        """Write a batch (`size`, ...) from row `first` on.
+
+        Raise UnlikeRowsError if its rows are unlike the first.
+        """
         if batch.keys() != self._files.keys():
             raise UnlikeRowsError(f"`{min(batch.keys() ^ self._files.keys())}` is in some batches only")
         if not self._maps:
@@ -105,7 +108,10 @@ class RowsWriter:
             target[first : first + size] = values.to("cpu", target.dtype)
 
     def finish(self) -> None:
-        """Name the whole table, in one of the processes, after all have written. Raise OSError if that fails."""
+        """Name the whole table, in one of the processes, after all have written.
+
+        Raise OSError if that fails.
+        """
         index = {}
         for key, file in self._files.items():
             with (self._work / file).open("rb") as handle:

@@ -17,7 +17,7 @@ from ..module_patches import BufferSnapshot
 
 
 class ModelFlops(FlopCounterMode):
-    """A counter of matrix products and attention, except those that a backward pass recomputes to save memory.
+    """A counter of matrix products and attention, without those that a backward pass recomputes.
 
     Recomputation is recognized by gradients, which a backward pass records nowhere else.
     """
@@ -33,7 +33,8 @@ class ModelFlops(FlopCounterMode):
 def count_operations(model: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> int:
     """Return the operations of a forward and a backward pass, which leaves no trace but gradients.
 
-    Under the counter some operations are replaced by others that round differently, so no pass that trains runs there.
+    Under the counter some operations are replaced by others that round differently, so no pass that trains
+    runs there.
     """
     with _traceless(model, device), ModelFlops() as count:
         loss().backward()

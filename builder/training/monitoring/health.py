@@ -10,9 +10,10 @@ from ..optim.adamw import AdamW
 
 
 class Health:
-    """Flags on the device: whether a loss or gradient was not finite, which stops all updates, and requests of processes.
+    """Flags on the device: a loss or gradient that is not finite, and requests of processes.
 
-    The flags of all processes become one with every update, so that all stop after the same step.
+    The first stops all updates. Processes combine their flags with every update, so that all stop after the
+    same step.
     """
 
     def __init__(self, optimizer: AdamW, device: torch.device, step: int = 0) -> None:

@@ -62,8 +62,8 @@ class Reporters:
 class FileLog:
     """The log of a run in its directory: `run.json` and `recipe.yaml`, `log.jsonl` and `tensorboard/`.
 
-    Nothing is written before the run starts, so that a refused `--resume` leaves the directory unchanged. Methods raise
-    TrainingError if a file cannot be written.
+    Nothing is written before the run starts, so that a refused `--resume` leaves the directory unchanged.
+    Methods raise TrainingError if a file cannot be written.
     """
 
     def __init__(self, run: Path, description: Mapping[str, Any], recipe_text: str) -> None:

@@ -31,13 +31,14 @@ class Interval:
     first: bool
     """True for the first step of a process, alone."""
     numbers: Readback
-    """Means over all processes of losses, norms and seconds of waiting for data, and whether one was not finite."""
+    """Means over processes of losses, norms and seconds of waiting for data, and the flag for non-finite values."""
 
 
 class Meter:
     """Means of the losses, and the speed, since the last log line.
 
-    The first step of a process compiles, tunes and allocates: it is left out of the speed, unless it is logged alone.
+    The first step of a process compiles, tunes and allocates: it is left out of the speed, unless it is
+    logged alone.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Meter:
         flops: int | None = None,
         peak: float | None = None,
     ) -> None:
-        """Measure steps of `flops` operations each, if counted, on a device with a peak of `peak` a second."""
+        """Measure steps of `flops` operations each, if counted, on a device that does `peak` a second."""
         self._samples_per_step, self._device, self._processes = samples_per_step, device, processes
         self._flops, self._peak = flops, peak
         self._start = Moment(device)

@@ -1,8 +1,8 @@
 """Profile of a training step: a table of its time, and a trace for Perfetto (https://ui.perfetto.dev).
 
-After `WARM` steps, phases are timed over `TIMED` steps by the clock and, on a GPU, by its own events; then `TRACED` steps
-run under torch's profiler. The busy time of the GPU comes from the trace, the length of a step from the timed steps, because
-the profiler slows the host down.
+After `WARM` steps, phases are timed over `TIMED` steps by the clock and, on a GPU, by its own events; then
+`TRACED` steps run under torch's profiler. The busy time of the GPU comes from the trace, the length of a step
+from the timed steps, because the profiler slows the host down.
 """
 
 from __future__ import annotations

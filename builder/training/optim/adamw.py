@@ -15,10 +15,10 @@ from .ema import WeightAverage
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's fused AdamW (Loshchilov & Hutter, 2019), which also clips gradients and keeps the average of the weights.
+    """torch's fused AdamW (Loshchilov & Hutter, 2019), with gradient clipping and a weight average.
 
-    A step divides gradients by `grad_scale` and changes nothing where `found_inf` is not 0. Both are scalars on the device of
-    the weights, so that nothing waits for the host. Every group needs an `lr_scale`.
+    A step divides gradients by `grad_scale` and changes nothing where `found_inf` is not 0. Both are scalars
+    on the device of the weights, so that nothing waits for the host. Every group needs an `lr_scale`.
     """
 
     grad_scale: Tensor
@@ -63,9 +63,10 @@ class AdamW(torch.optim.AdamW):
             group["lr"] = rate * group["lr_scale"]
 
     def clip(self, limit: float | None) -> Tensor:
-        """Return the global norm of the gradients, and let the next step scale them down to `limit` where it is larger.
+        """Return the global norm of the gradients, and let the next step scale them down to `limit`.
 
-        The result is that of torch.nn.utils.clip_grad_norm_, but the gradients are scaled in the pass of the step.
+        The result is that of torch.nn.utils.clip_grad_norm_, but the gradients are scaled in the pass of the
+        step.
         """
         norm = global_norm(self.gradients())
         if limit is not None:
@@ -91,7 +92,7 @@ class AdamW(torch.optim.AdamW):
 
 @torch.no_grad()
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all gradients together, over all processes, summed in float32 even where they are bfloat16."""
+    """Return the norm of all gradients together, over all processes, summed in float32 at least."""
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for gradient in gradients:
         by_dtype.setdefault(gradient.dtype, []).append(local(gradient))

@@ -39,12 +39,13 @@ class _Launch:
 class FusedAdamW(AdamW):
     """AdamW, with the state of torch's, whose step a CUDA graph can capture.
 
-    Two launches for all weights clip, update, average, and write the copies that modules compute with. Learning rates lie on
-    the device. All weights with gradients of one dtype, and moments of one kind, share one count of steps. Where weights are
-    spread over processes, each process updates its part.
+    Two launches for all weights clip, update, average, and write the copies that modules compute with.
+    Learning rates lie on the device. All weights with gradients of one dtype, and moments of one kind, share
+    one count of steps. Where weights are spread over processes, each process updates its part.
 
-    With `eight_bit`, moments of weights of 4096 numbers or more, of those that this process holds, are kept in eight bits, by
-    two more launches. State dicts hold them in float32; rounding them to nearest on the way in restores the same codes.
+    With `eight_bit`, moments of weights of 4096 numbers or more, of those that this process holds, are kept
+    in eight bits, by two more launches. State dicts hold them in float32; rounding them to nearest on the way
+    in restores the same codes.
     """
 
     def __init__(
@@ -133,9 +134,9 @@ class FusedAdamW(AdamW):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as torch's AdamW does, with a step count for every weight.
 
-        Moments in eight bits come as float32, whole and on the CPU, one after the other, so that they need not fit on the
-        device. All processes that weights are spread over call it, and go through the weights in one order, whatever the
-        order in which each first met their gradients.
+        Moments in eight bits come as float32, whole and on the CPU, one after the other, so that they need
+        not fit on the device. All processes that weights are spread over call it, and go through the weights
+        in one order, whatever the order in which each first met their gradients.
         """
         found, weights = super().state_dict(), self.weights
         states = {

@@ -15,7 +15,10 @@ _VECTORS = ("pos_embed", "position", "cls_token", "reg_token", "mask_token")
 
 
 def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Return whether weight decay applies: not to norms, biases, embeddings, positions, class tokens, or a single vector."""
+    """Return whether weight decay applies.
+
+    Norms, biases, embeddings, positions, class tokens, and single vectors do not decay.
+    """
     if isinstance(module, (*_NORMS, nn.Embedding)) or any(mark in name for mark in _VECTORS):
         return False
     if name.rpartition(".")[2] == "bias":  # a matrix where each robot has its own

@@ -10,7 +10,8 @@ from ....schemas.recipe import ScheduleSection, TrainingSection
 def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection) -> float:
     """Return the learning rate of the update after `step` updates, before any `lr_scale`.
 
-    It rises linearly over `warmup` steps, then stays (`constant`) or falls to `final * peak` at the last of `steps`.
+    It rises linearly over `warmup` steps, then stays (`constant`) or falls to `final * peak` at the last of
+    `steps`.
     """
     if step < schedule.warmup:
         return peak * (step + 1) / schedule.warmup

@@ -1,10 +1,10 @@
 """Bfloat16 copies of the weights that autocast would cast in every step.
 
-A module computes with the copy; the optimizer keeps the float32 weight, and writes the copy in the pass in which it updates
-the weight. Products are the same, because autocast rounds the same weights in the same way, but nothing is cast in a step,
-gradients come in bfloat16, and several processes exchange half as much. A module that a pass over a batch does not reach,
-or reaches where autocast is off, keeps its weights. A part that converts values to the dtype of a weight converts them
-earlier than autocast would.
+A module computes with the copy; the optimizer keeps the float32 weight, and writes the copy in the pass in
+which it updates the weight. Products are the same, because autocast rounds the same weights in the same way,
+but nothing is cast in a step, gradients come in bfloat16, and several processes exchange half as much. A
+module that a pass over a batch does not reach, or reaches where autocast is off, keeps its weights. A part
+that converts values to the dtype of a weight converts them earlier than autocast would.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class BF16Copies:
 
 
 def cast_modules(model: nn.Module, run: Callable[[], object]) -> set[nn.Module]:
-    """Return the modules whose weights autocast casts in all their calls during `run`, and that use them for nothing else."""
+    """Return the modules whose weights autocast casts in all calls during `run`, and nothing else reads."""
     seen: dict[nn.Module, bool] = {}
 
     def see(module: nn.Module, inputs: object) -> None:

@@ -1,8 +1,8 @@
-"""Faster computation of the same layers: compiled one by one, and convolutions laid out as the device prefers.
+"""Layers that are compiled one by one, and convolutions in the layout that the device prefers.
 
-One layer is compiled and serves all others of its kind, so compiling takes seconds, and graph breaks elsewhere do not matter.
-A convolution whose windows do not overlap is a product of patches and weights; as such it needs no copies of images and
-gradients in another memory format.
+One layer is compiled and serves all others of its kind, so compiling takes seconds, and graph breaks
+elsewhere do not matter. A convolution whose windows do not overlap is a product of patches and weights; as
+such it needs no copies of images and gradients in another memory format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ... import compat
 from ..module_patches import restore_later
 
 _SHAPES = 64
-"""Kinds of inputs that one class of layers may meet, in layers of several sizes, before it is compiled no more."""
+"""Kinds of inputs for which one class of layers is compiled, in layers of several sizes."""
 
 
 def layers_of(policy: nn.Module) -> list[nn.Module]:
@@ -30,7 +30,7 @@ def layers_of(policy: nn.Module) -> list[nn.Module]:
 
 
 def compile_layers(policy: nn.Module, undo: ExitStack, *, trained: bool) -> list[nn.Module]:
-    """Compile the layers that the parts of a policy repeat, or only those that train, until `undo` closes; return them."""
+    """Compile the repeated layers of a policy, or only those that train, until `undo` closes; return them."""
     from .fx.passes import backend  # takes seconds
 
     undo.enter_context(compat.dynamo_limits(_SHAPES))
@@ -57,9 +57,9 @@ def patch_products(policy: nn.Module, undo: ExitStack) -> None:
 
 
 def channels_last(policy: nn.Module, undo: ExitStack) -> None:
-    """Lay the weights of 2-D convolutions out with channels last, as a GPU computes with them, until `undo` closes.
+    """Lay the weights of 2-D convolutions out with channels last until `undo` closes.
 
-    Images and gradients follow the weights.
+    A GPU computes in this layout; images and gradients follow the weights.
     """
     for module in policy.modules():
         if isinstance(module, nn.Conv2d) and not _cuts_patches(module):
@@ -74,7 +74,7 @@ def _lay_out(weight: Tensor, order: torch.memory_format) -> None:
 
 @contextmanager
 def eager(layers: list[nn.Module]) -> Iterator[None]:
-    """Run compiled layers uncompiled while the context is active, where a new shape or mode is not worth compiling."""
+    """Run compiled layers eagerly while the context is active, for shapes and modes not worth compiling."""
     if not layers:
         yield
         return
@@ -111,7 +111,7 @@ def _patch_product(module: nn.Conv2d, input: Tensor) -> Tensor:  # called as the
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    """Return the layers that learners name as repeated, or those in lists of modules that contain no learner."""
+    """Return the layers that learners name as repeated, or those in lists of modules without learners."""
     if isinstance(module, Learner):
         return module.repeated_blocks()
     learners = [child for child in module.modules() if isinstance(child, Learner)]

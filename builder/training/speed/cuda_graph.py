@@ -55,7 +55,7 @@ class CapturedUpdate:
             update.optimizer.zero_grad()
 
     def free(self) -> None:
-        """Release the memory of the graphs, except the outputs of the last replay as long as they are in use."""
+        """Release the memory of the graphs, except outputs of the last replay that are still in use."""
         self._first.reset()
         self._second.reset()
         self.output, self.gradients, self._batch = {}, [], {}

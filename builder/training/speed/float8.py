@@ -1,8 +1,9 @@
 """Products of wide linear layers, forward and backward, in 8-bit floats (Micikevicius et al., 2022).
 
-torchao's `Float8Linear` scales and rounds input, weight and gradient in every step. A twin of this class computes for each
-layer, from the layer's own table of parameters, so that the layer keeps its identity, weights, names and hooks; a bf16 copy
-or a shard in that table is rounded like a weight. See docs/decisions/0013-float8-stands-behind-a-layer.md.
+torchao's `Float8Linear` scales and rounds input, weight and gradient in every step. A twin of this class
+computes for each layer, from the layer's own table of parameters, so that the layer keeps its identity,
+weights, names and hooks; a bf16 copy or a shard in that table is rounded like a weight. See
+docs/decisions/0013-float8-stands-behind-a-layer.md.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from .compilation import layers_of
 Scales = Literal["tensorwise", "rowwise"]
 
 LARGE = {"tensorwise": 900, "rowwise": 1100}
-"""Smallest 1 / (1 / rows + 1 / in + 1 / out) of a product for which float8 pays, by how its factors are scaled.
+"""Smallest 1 / (1 / rows + 1 / in + 1 / out) of a product for which float8 pays, by the way of scaling.
 
-A product grows with all three numbers, scaling and rounding with two of them at a time. These are the smallest values for
-which no layer of 768 to 16384 features loses more than 0.1 % against bf16 by torchao's own model of an H100
-(`torchao.testing.training.roofline_utils`). By that model 16384 rows of 2048 to 16384 features are 1.52 (tensorwise) and
-1.38 (rowwise) times as fast, 2048 rows of 2048 to 2048 only 0.91 and 0.89 times, and ViT-B's 768 to 3072, which no number
-of rows makes large, 1.11 and 0.92 times at 50432 rows.
+A product grows with all three numbers, scaling and rounding with two of them at a time. These are the
+smallest values for which no layer of 768 to 16384 features loses more than 0.1 % against bf16 by torchao's
+own model of an H100 (`torchao.testing.training.roofline_utils`). By that model 16384 rows of 2048 to 16384
+features are 1.52 (tensorwise) and 1.38 (rowwise) times as fast, 2048 rows of 2048 to 2048 only 0.91 and 0.89
+times, and ViT-B's 768 to 3072, which no number of rows makes large, 1.11 and 0.92 times at 50432 rows.
 """
 _MULTIPLE = 16
 """Divisor of all sizes of a product in float8."""

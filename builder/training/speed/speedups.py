@@ -23,7 +23,7 @@ from .float8 import float8_layers, without_float8
 def place(
     policy: BasePolicyModel, section: TrainingSection, accelerator: Accelerator, undo: ExitStack
 ) -> None:
-    """Bring the weights to the device, sharded or in the memory format that it prefers, before an optimizer is built."""
+    """Move the weights to the device, sharded or in its memory format, before an optimizer is built."""
     policy.to(accelerator.device)
     restore_later(undo, policy, "forward", "_original_forward")  # accelerate replaces them
     if section.sharding != "off":

@@ -1,18 +1,20 @@
 """Updates that are replayed as CUDA graphs, where the GPU would otherwise wait for the host.
 
-A small policy's step is thousands of launches of some microseconds each, and a host that launches them one by one is
-slower than the GPU that runs them. A graph launches them all at once. Whether that pays is found out by trying:
+A small policy's step is thousands of launches of some microseconds each, and a host that launches them one by
+one is slower than the GPU that runs them. A graph launches them all at once. Whether that pays is found out
+by trying:
 
     Eager     some updates to warm up, in which layers are compiled; then some timed: is the host busy for most of the time?
     Capture   one update during which waiting for the GPU is an error, because what waits cannot be captured; then a capture
     Trial     replays, the first of which are checked against the loss of the policy without a graph: are they faster?
     Replay    replays, of which one in a thousand is checked
 
-Several processes go through the same stages at the same steps: each replays graphs of its own batch and gradients, which are
-added up in between, or none does. A process alone can lose its graph later; it then computes eagerly beside the others.
+Several processes go through the same stages at the same steps: each replays graphs of its own batch and
+gradients, which are added up in between, or none does. A process alone can lose its graph later; it then
+computes eagerly beside the others.
 
-A graph repeats what comes out the same for every batch. Random numbers of the GPU are drawn from the seed that is set before a
-replay; numbers drawn on the host would be repeated, which the checks notice.
+A graph repeats what comes out the same for every batch. Random numbers of the GPU are drawn from the seed
+that is set before a replay; numbers drawn on the host would be repeated, which the checks notice.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Settings:
     again: int = 1000
     """Replays from one check to the next, later."""
     unfit: int = 20
-    """Batches that do not fit a graph, of which there must be more than of those that do before it is given up."""
+    """Batches that may fail to fit a graph before it is given up, if they outnumber those that fit."""
     busy: float = 0.4
     """Share of a step's time for which the host must be busy; below, it is far enough ahead that the GPU never waits."""
 
@@ -99,7 +101,7 @@ class _Context:
         return output, norm
 
     def eager_beside_replays(self, batch: Batch, seed: int) -> Result:
-        """Update the weights, with gradients added up after the backward pass, as processes that replay do."""
+        """Update the weights, with gradients added up after the backward pass, as in a replay."""
         torch.manual_seed(seed)
         return self.finish(self.update.own_gradients(batch))
 

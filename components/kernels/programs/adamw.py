@@ -54,7 +54,7 @@ def _like(gradient, value):
 
 
 def _table(lists, groups):
-    """Return addresses (tensors, lists), chunks (chunks, 4) of tensor, start, size, group, and the alignment."""
+    """Return addresses (tensors, lists), chunks (chunks, 4) of tensor, start, size, group, and alignment."""
     pointers = tuple(tuple(x.data_ptr() for x in tensors) for tensors in zip(*lists, strict=True))
     device = lists[0][0].device
     key = (device, pointers, tuple(x.numel() for x in lists[0]), tuple(groups))

@@ -1,4 +1,4 @@
-"""Triton programs of attention: one tile of queries per program forwards, all queries of a head and sample backwards."""
+"""Triton programs of attention: a tile of queries per program forward, a head and sample backward."""
 
 from __future__ import annotations
 

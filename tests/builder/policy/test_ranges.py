@@ -115,6 +115,9 @@ def test_actions_are_clamped_to_the_range_of_training_where_asked(
     clamped = policy.select_action({STATE: state}, clamp=True)
     assert not torch.equal(free, clamped)
     assert torch.equal(clamped, free.clamp(low, high))
+    for wrong in ("yes", 1, None):
+        with pytest.raises(TypeError, match="clamp must be True or False"):
+            policy.select_action({STATE: state}, clamp=wrong)
 
 
 def test_without_known_ranges_nothing_is_clamped() -> None:

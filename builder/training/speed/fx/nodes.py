@@ -18,7 +18,7 @@ def is_linear(node: Any) -> bool:
 
 
 def example(node: Any) -> Any:
-    """Return the tensor that stood for a node's while it was traced; None if there is none, or a transform like vmap has it."""
+    """Return the example tensor of a node; None if it has none, or if a transform such as vmap holds it."""
     found = node.meta.get("example_value") if isinstance(node, fx.Node) else None
     if not isinstance(found, Tensor) or compat.is_functorch_tensor(found):
         return None

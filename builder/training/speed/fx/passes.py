@@ -1,7 +1,7 @@
-"""A backend of torch.compile that puts fused operators where layers, whoever wrote them, spell out the same computation.
+"""A backend of torch.compile that replaces sequences of operators in layers by fused operators.
 
-It reads the graph that torch.compile traces, before gradients: there a layer of transformers, of timm and of a custom part
-look the same, and a linear layer that does more (float8, an adapter) no longer looks like one.
+It reads the graph that torch.compile traces, before gradients: there a layer of transformers, of timm and of
+a custom part look the same, and a linear layer that does more (float8, an adapter) no longer looks like one.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def rewrite(graph: fx.GraphModule) -> int:
 
 
 def _fuse_activation(node: Any) -> bool:
-    """Replace linear, GELU and dropout (if any) before another linear layer by a product and one fused operator.
+    """Replace linear, GELU and any dropout, before a linear layer, by a product and one fused operator.
 
-    The first three must follow each other directly, because anything between them could change a tensor or a mode; and
-    nothing else may read the activation, because inductor would fuse that with it.
+    The first three must follow each other directly, because anything between them could change a tensor or a
+    mode; and nothing else may read the activation, because inductor would fuse that with it.
     """
     linear, last, rate = node.prev, node, 0.0
     if node.target is not F.gelu or not is_linear(linear) or list(linear.users) != [node]:

@@ -1,4 +1,4 @@
-"""The policies whose training steps are timed, each from a recipe of this repository, and what is aimed at for them.
+"""The policies whose training steps are timed, each from a recipe of this repository, and the goals for them.
 
 Every work has a tiny form, which runs on a CPU in seconds and says nothing of speed. Imports nothing heavy.
 """
@@ -23,7 +23,7 @@ STATE, CONTEXT = "observation.state", "observation.context"
 
 @dataclass(frozen=True)
 class Inputs:
-    """Shapes of what the robot gives."""
+    """Shapes of observations and actions."""
 
     cameras: Mapping[str, tuple[int, int]]
     """Height and width by name."""
@@ -35,13 +35,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Goals:
-    """What the project aims at on one H100."""
+    """Goals of the project on one H100."""
 
     speedup: float | None = None
     """Steps per second over the stock transformers.Trainer."""
     tflops: float | None = None
     ceiling: float | None = None
-    """Fraction of what a large matrix product reaches in the same run."""
+    """Fraction of the rate of a large matrix product in the same run."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Work:
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the recipe."""
     needs: tuple[str, ...] = ()
-    """Packages that it cannot do without."""
+    """Packages that it requires."""
     together: bool = True
-    """Whether one GPU holds the policy once for every trainer, so that their blocks alternate."""
+    """True if one GPU holds the policy once for every trainer, so that their blocks alternate."""
     batches: int = 4
-    """Different batches, which come again and again."""
+    """Number of different batches, which repeat."""
 
     def changed(self, changes: Mapping[str, Any]) -> Work:
-        """The same with more overrides of the recipe."""
+        """Return the work with more overrides of the recipe."""
         return replace(self, changes={**self.changes, **changes})
 
 
@@ -168,8 +168,9 @@ WORKS: dict[str, Callable[[bool], list[Work]]] = {
 
 
 def choose(names: Sequence[str], tiny: bool) -> list[Work]:
-    """The works of these names, in the order of `WORKS`: `act` for all its batches, `act_64` for one. All where none is
-    named. Raises KeyError for an unknown name.
+    """Return the works of these names, in the order of `WORKS`: `act` for all its batches, `act_64` for one.
+
+    Without names, return all. Raise KeyError for an unknown name.
     """
     found = {work.name: (family, work) for family, make in WORKS.items() for work in make(tiny)}
     for name in names:

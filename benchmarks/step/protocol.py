@@ -1,4 +1,4 @@
-"""Lets a trainer take as many steps as another process asks for, and times them as a whole."""
+"""The steps that a trainer takes when another process asks for them, timed as a whole."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many steps are taken, and what for."""
+    """Numbers of steps to compare losses and to time."""
 
     loss_steps: int = 200
-    """From the start, with the same noise for every trainer: their losses are compared. They compile meanwhile."""
+    """First steps, with the same noise for every trainer, whose losses are compared; compilation falls into them."""
     rounds: int = 3
     """Timed blocks of every trainer."""
     warmup: int = 10
@@ -27,22 +27,24 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.loss_steps < self.log_every or min(self.log_every, self.rounds, self.steps) < 1:
-            raise ValueError("there must be rounds, steps, and as many compared steps as a log interval has")
+            raise ValueError(
+                "rounds, steps and log interval must be positive, and compared steps fill a log interval"
+            )
 
     @property
     def total(self) -> int:
-        """One more than is taken, so that no trainer comes to its end and saves."""
+        """All steps and one more, so that no trainer reaches its end and saves."""
         return self.loss_steps + self.rounds * (self.warmup + self.steps) + 1
 
 
 class Stop(Exception):
-    """No more steps are asked for."""
+    """Raised in a trainer when no more steps are wanted."""
 
 
 class Pace:
-    """Is told of every step that ended; after the last of those asked for it waits for the next request.
+    """A counter of a trainer's steps, which waits for the next request after the last step of one.
 
-    The device is waited for only there. What other processes may need of its memory is given back while waiting.
+    Only there does it wait for the device, and release memory that other processes may need.
     """
 
     def __init__(self, pipe: Connection, device: torch.device, log_every: int) -> None:
@@ -52,40 +54,40 @@ class Pace:
         self.losses: list[Any] = []
         """Means over the log intervals so far, floats or tensors."""
         self.notes: list[str] = []
-        """What the trainer says of itself."""
+        """Notes of the trainer."""
 
     def begin(self) -> None:
-        """The trainer is about to take its first step, with whatever has to be prepared for it."""
+        """Wait for the first request, before the trainer prepares its first step."""
         self._wait()
 
     def see(self, loss: torch.Tensor) -> None:
-        """The loss of a step, of a trainer that keeps no means itself. Nothing is read from the device."""
+        """Record the loss of a step without reading it, for a trainer that keeps no means itself."""
         self._interval.append(loss.detach())
         if len(self._interval) == self._log_every:
             self.losses.append(torch.stack(self._interval).mean())
             self._interval.clear()
 
     def stepped(self) -> None:
-        """A step ended. Raises Stop where no more are wanted."""
+        """Count a step. Raise Stop if no more are wanted."""
         self._left -= 1
         if self._left:
             return
         self._synchronize()
         seconds = time.perf_counter() - self._since
-        told = {"seconds": seconds, "losses": self._read(), "notes": self.notes, "peak": self._peak()}
-        self._pipe.send(told)
+        answer = {"seconds": seconds, "losses": self._read(), "notes": self.notes, "peak": self._peak()}
+        self._pipe.send(answer)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self._wait()
 
     def _wait(self) -> None:
         try:
-            asked = self._pipe.recv()
+            request = self._pipe.recv()
         except EOFError:
-            asked = None
-        if asked is None:
+            request = None
+        if request is None:
             raise Stop
-        self._left = asked
+        self._left = request
         self._synchronize()
         self._since = time.perf_counter()
 

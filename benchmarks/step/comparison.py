@@ -1,4 +1,4 @@
-"""One work from beginning to end: every trainer set up, compared, and timed in alternating blocks."""
+"""The comparison of all trainers on one work: set up, compared by losses, and timed in alternating blocks."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from .process import Failed, Variant
 from .results import REFERENCE, compared, timed
 
 if TYPE_CHECKING:
-    from .pace import Protocol
-    from .works import Work
+    from .protocol import Protocol
+    from .workloads import Work
 
 LATE = "the time was up"
 NEEDS = {"trainer_liger": "liger_kernel", "ours_float8": "torchao"}
-"""Packages that a trainer cannot do without."""
+"""Packages that a trainer requires."""
 
 
 @dataclass
 class Session:
-    """What all works of a run share."""
+    """Settings shared by all works of a run."""
 
     protocol: Protocol
     variants: Sequence[str]
     device: str
     changes: Sequence[str]
     gemm: int
-    """Rows of the matrices whose product is the measure of the device."""
+    """Size of the matrices whose product measures the device."""
     deadline: float
-    """`time.monotonic()` after which no block begins."""
+    """Value of `time.monotonic()` after which no block begins."""
     tell: Callable[[str], None]
     machine: dict[str, Any] = field(default_factory=dict)
-    """Hardware and versions, and the rate of that product; known from the first process on."""
+    """Hardware, versions and the rate of that product, reported by the first process."""
 
     @property
     def over(self) -> bool:
         return time.monotonic() > self.deadline
 
     def measure(self, work: Work, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """The row of a work. What failed or did not come to be timed is in `left_out`, with the reason.
+        """Return the row of a work; trainers that failed or were not timed are in `left_out`, with the reason.
 
-        `keep` takes it as far as it is, after every block, so that a run that is stopped loses nothing.
+        `keep` receives the unfinished row after every block, so that a run that is stopped loses nothing.
         """
         row: dict[str, Any] = {
             "name": work.name,
@@ -73,7 +73,7 @@ class Session:
 
 
 class _Takes:
-    """The running trainers of a work, and what they gave so far."""
+    """The running trainers of a work, and their results so far."""
 
     def __init__(
         self, session: Session, work: Work, row: dict[str, Any], keep: Callable[[dict[str, Any]], None]
@@ -82,7 +82,7 @@ class _Takes:
         self._live: dict[str, Variant] = {}
 
     def possible(self, name: str) -> bool:
-        """Whether a trainer's package is there."""
+        """Return whether a trainer's package is installed."""
         package = NEEDS.get(name)
         if package is None or find_spec(package) is not None:
             return True
@@ -91,7 +91,7 @@ class _Takes:
 
     @contextmanager
     def running(self, names: Sequence[str]) -> Iterator[None]:
-        """The processes of some trainers. The first of all has the device to itself until it has measured it."""
+        """Run the processes of some trainers; the very first one measures the device alone."""
         waiting = [*names]
         try:
             if not self._session.machine:
@@ -117,7 +117,7 @@ class _Takes:
                 self._take_in(name, self._live[name].setup())
 
     def compare(self) -> None:
-        """The compared steps of every trainer, one trainer after the other."""
+        """Take the compared steps of every trainer, one trainer after the other."""
         protocol = self._session.protocol
         for name in [*self._live]:
             if self._out_of_time():
@@ -127,11 +127,13 @@ class _Takes:
                 self._live[name].run(protocol.loss_steps - protocol.log_every)
                 self._result(name)["first_seconds"] = first
                 self._keep(name)
-                if (apart := self._result(name).get("loss_difference")) is not None:
-                    self._session.tell(f"{self._work.name} {name} losses within {apart:.1e} of {REFERENCE}'s")
+                if (difference := self._result(name).get("loss_difference")) is not None:
+                    self._session.tell(
+                        f"{self._work.name} {name} losses within {difference:.1e} of {REFERENCE}'s"
+                    )
 
     def time(self) -> None:
-        """The timed blocks."""
+        """Take the timed blocks."""
         protocol = self._session.protocol
         for _ in range(protocol.rounds):
             for name in [*self._live]:
@@ -155,17 +157,17 @@ class _Takes:
     def _keep(self, name: str) -> None:
         protocol = self._session.protocol
         count = protocol.loss_steps // protocol.log_every
-        self._result(name)["losses"] = self._live[name].losses[:count]  # some tell the last one late
+        self._result(name)["losses"] = self._live[name].losses[:count]  # some report the last one late
         self._row |= compared(self._row)
         self._kept(self._row)
 
-    def _take_in(self, name: str, told: dict[str, Any]) -> None:
-        if "machine" in told:
-            self._session.machine = told["machine"]
-        if "survey" in told:
-            self._row["survey"] = told["survey"]
-        self._row["ema"] = told["ema"]
-        self._result(name)["build_seconds"] = told["build_seconds"]
+    def _take_in(self, name: str, description: dict[str, Any]) -> None:
+        if "machine" in description:
+            self._session.machine = description["machine"]
+        if "survey" in description:
+            self._row["survey"] = description["survey"]
+        self._row["ema"] = description["ema"]
+        self._result(name)["build_seconds"] = description["build_seconds"]
 
     def _result(self, name: str) -> dict[str, Any]:
         result: dict[str, Any] = self._row["variants"].setdefault(name, {"blocks_ms": []})
@@ -185,7 +187,7 @@ class _Takes:
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:
-        """Goes on without a trainer that fails."""
+        """Leave a trainer out if it fails while the context is active."""
         try:
             yield
         except (Failed, OSError) as failure:

@@ -1,4 +1,4 @@
-"""What every trainer is given: one policy, the same batches in the same order, the same settings."""
+"""Inputs of every trainer: one policy, the same batches in the same order, the same settings."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from policysmith.builder.training.randomness import mix
 from policysmith.components.randomness.per_sample import SAMPLE_KEY
 from policysmith.schemas.recipe import TrainingSection
 
-from .pace import Protocol
+from .protocol import Protocol
 from .synthetic import SyntheticBuilder
-from .works import Work
+from .workloads import Work
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Bench:
 
     @classmethod
     def make(cls, work: Work, protocol: Protocol, device: torch.device, changes: Sequence[str]) -> Bench:
+        """Build policy and batches of a work."""
         builder = SyntheticBuilder.of(
             work,
             changes,
@@ -57,26 +58,26 @@ class Bench:
 
     @property
     def size(self) -> int:
-        """Samples in all batches together."""
+        """Number of samples in all batches."""
         return len(self.batches) * self.section.batch_size
 
     def held(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The batch that holds the first of these samples; whole batches are handed out, so that nothing is copied."""
+        """Return the batch that holds the first of these samples, whole, so that nothing is copied."""
         return self.batches[indices[0] // self.section.batch_size]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The batch of every step, in the order of this project's trainer."""
+        """Yield the batch of every step, in the order of this project's trainer."""
         sampler = ResumableSampler(self.size, batch_size=self.section.batch_size, seed=self.section.seed)
         for indices, keys in keyed_indices(sampler):
             yield {**self.held(indices), SAMPLE_KEY: keys.to(self.device)}
 
     def seed(self, step: int) -> None:
-        """Draw in a compared step what this project's trainer draws in it."""
+        """Seed torch for a compared step as this project's trainer does."""
         if step < self.protocol.loss_steps:
             torch.manual_seed(mix(self.section.seed, step, 0, 0))
 
     def adamw(self) -> torch.optim.AdamW:
-        """AdamW as torch makes it by default, with the groups of this project's trainer."""
+        """Build torch's AdamW with its defaults, and the groups of this project's trainer."""
         section = self.section.optimizer
         groups = parameter_groups(self.policy, section)
         for group in groups:
@@ -85,7 +86,7 @@ class Bench:
         return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=section.eps)
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
-        """The learning rate of this project's trainer, as a scheduler of torch."""
+        """Build a scheduler of torch with the learning rates of this project's trainer."""
         section = self.section
         return torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate(step, section.steps, 1.0, section.schedule)
