@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import Tensor
 
 from ..schemas.errors import SpecError
 from ..schemas.specs import FEATURES, Kind, Range, Spec, Specs
+from .base import Feature
 
 
 def features_of(inputs: Specs) -> dict[str, Spec]:
@@ -40,6 +41,30 @@ def select(entries: Iterable[str], inputs: Specs, kinds: Sequence[Kind], field: 
             )
         found[key] = inputs[key]
     return found
+
+
+def common_steps(states: Specs) -> int:
+    """Return the number of observation steps of states; raise SpecError if they differ."""
+    source, first = next(iter(states.items()))
+    for key, spec in states.items():
+        if spec.dims[1] != first.dims[1]:
+            raise SpecError(f"`{key}` is {spec} and `{source}` is {first}; their steps differ", source=key)
+    assert isinstance(first.dims[1], int)
+    return first.dims[1]
+
+
+def sequence_specs(count: int, width: int, why: str) -> dict[str, Spec]:
+    """Return the specs of `tokens` (B, N, D) and their concatenation, `pooled` (B, N * D)."""
+    return {
+        "pooled": Spec(Kind.POOLED, ("B", count * width), why),
+        "tokens": Spec(Kind.TOKENS, ("B", count, width), why),
+    }
+
+
+def sequence_features(tokens: Tensor, outputs: Collection[str]) -> dict[str, Feature]:
+    """Return `tokens` (B, N, D) and their concatenation, `pooled` (B, N * D), if named in `outputs`."""
+    made = {"pooled": Feature(tokens.flatten(1)), "tokens": Feature(tokens)}
+    return {name: made[name] for name in made if name in outputs}
 
 
 def action_spec(inputs: Specs) -> Spec:

@@ -5,13 +5,14 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from ...schemas.errors import SpecError
 from ...schemas.part import MOST_LAYERS, BackboneConfig, Count
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..embodiments import EMBODIMENT, required_embodiments
+from ..features import common_steps, sequence_features, sequence_specs
 from ..layers.basic import Activation, CategoryMlp, mlp
 
 
@@ -68,28 +69,18 @@ class MlpBackbone(Backbone):
         """Return the specs of the outputs; raise SpecError if the size of the state is not `in_dim`."""
         states = {key: spec for key, spec in cls.reads(config, inputs).items() if spec.kind is cls.kind}
         size = sum(spec.width for spec in states.values())
-        source, first = next(iter(states.items()))
         if config.in_dim is not None and config.in_dim != size:
             raise SpecError(
                 f"expects a state of {config.in_dim} values, but the data has {size}",
                 field="in_dim",
-                source=source,
+                source=next(iter(states)),
                 label=f"the data has {size}",
                 help=" + ".join(f"{spec.width} ({key})" for key, spec in states.items())
                 + "; leave `in_dim` out to use whatever the data has",
             )
-        for key, spec in states.items():
-            if spec.dims[1] != first.dims[1]:
-                raise SpecError(
-                    f"`{key}` is {spec} and `{source}` is {first}; their steps differ", source=key
-                )
-        steps = first.dims[1]
-        assert isinstance(steps, int)
+        steps = common_steps(states)
         why = f"{steps} step{'s' if steps > 1 else ''} of {', '.join(states)} x width {config.width}"
-        return {
-            "pooled": Spec(Kind.POOLED, ("B", steps * config.width), why),
-            "tokens": Spec(Kind.TOKENS, ("B", steps, config.width), why),
-        }
+        return sequence_specs(steps, config.width, why)
 
     @classmethod
     def example(cls) -> Config:
@@ -100,6 +91,4 @@ class MlpBackbone(Backbone):
         weight = next(self.parameters())
         state = torch.cat([observations[key] for key in self._states], dim=-1).to(weight.dtype)
         ids = [observations[EMBODIMENT]] if self.config.per_embodiment else []
-        tokens: Tensor = self.layers(state, *ids)
-        features = {"pooled": Feature(tokens.flatten(1)), "tokens": Feature(tokens)}
-        return {name: features[name] for name in features if name in outputs}
+        return sequence_features(self.layers(state, *ids), outputs)

@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 
-from ...schemas.errors import SpecError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
+from ..features import common_steps, sequence_features, sequence_specs
 
 
 class State(Backbone):
@@ -27,19 +27,9 @@ class State(Backbone):
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
         """Return the specs of `pooled` and `tokens`; raise SpecError if the states differ in steps."""
         states = cls.reads(config, inputs)
-        source, first = next(iter(states.items()))
-        for key, spec in states.items():
-            if spec.dims[1] != first.dims[1]:
-                raise SpecError(
-                    f"`{key}` is {spec} and `{source}` is {first}; their steps differ", source=key
-                )
-        steps, size = first.dims[1], sum(spec.width for spec in states.values())
-        assert isinstance(steps, int)
+        steps, size = common_steps(states), sum(spec.width for spec in states.values())
         why = f"{steps} step{'s' if steps > 1 else ''} of {', '.join(states)}"
-        return {
-            "pooled": Spec(Kind.POOLED, ("B", steps * size), why),
-            "tokens": Spec(Kind.TOKENS, ("B", steps, size), why),
-        }
+        return sequence_specs(steps, size, why)
 
     @classmethod
     def example(cls) -> Config:
@@ -47,6 +37,4 @@ class State(Backbone):
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """Return `pooled` (B, T * S) and `tokens` (B, T, S)."""
-        tokens = torch.cat([observations[key] for key in self.keys], dim=-1)
-        features = {"pooled": Feature(tokens.flatten(1)), "tokens": Feature(tokens)}
-        return {name: features[name] for name in features if name in outputs}
+        return sequence_features(torch.cat([observations[key] for key in self.keys], dim=-1), outputs)

@@ -45,7 +45,7 @@ def attention(
         (B, N, H, E).
 
     Raises:
-        ValueError: More than `QUERIES` queries, heads wider than `WIDTH`, or shapes or dtypes that do not fit.
+        ValueError: More than `QUERIES` queries, heads wider than `WIDTH`, or unfit shapes or dtypes.
     """
     if query.shape[1] > QUERIES or query.shape[-1] > WIDTH:
         raise ValueError(

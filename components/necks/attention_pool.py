@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ...schemas.part import Count, NeckConfig
-from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
-from ..features import select
+from ..features import select, sequence_features, sequence_specs
 from ..layers.basic import Attention
 from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import check_heads
@@ -48,10 +48,7 @@ class AttentionPool(Neck):
         ).width
         check_heads(width, config.heads, config.width is not None)
         why = f"{config.queries} queries x {width}"
-        return {
-            "pooled": Spec(Kind.POOLED, ("B", config.queries * width), why),
-            "tokens": Spec(Kind.TOKENS, ("B", config.queries, width), why),
-        }
+        return sequence_specs(config.queries, width, why)
 
     @classmethod
     def example(cls) -> Config:
@@ -63,5 +60,4 @@ class AttentionPool(Neck):
         tokens, mask = self.joined(features)
         queries = self.queries.expand(len(tokens), -1, -1)
         answers = self.attention(queries, self.norm(tokens), mask)
-        made = {"pooled": Feature(answers.flatten(1)), "tokens": Feature(answers)}
-        return {name: made[name] for name in made if name in outputs}
+        return sequence_features(answers, outputs)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ...schemas.part import Count, NeckConfig
-from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
-from ..features import select
+from ..features import select, sequence_features, sequence_specs
 from ..layers.sequences import ConcatTokens, concatenated_spec
 from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
@@ -50,10 +50,7 @@ class Perceiver(Neck):
         ).width
         check_heads(width, config.heads, config.width is not None)
         why = f"{config.latents} latents x {width}"
-        return {
-            "pooled": Spec(Kind.POOLED, ("B", config.latents * width), why),
-            "tokens": Spec(Kind.TOKENS, ("B", config.latents, width), why),
-        }
+        return sequence_specs(config.latents, width, why)
 
     @classmethod
     def example(cls) -> Config:
@@ -67,5 +64,4 @@ class Perceiver(Neck):
         for layer in self.layers:
             latents = layer(latents, None, context, mask)
         latents = self.norm_out(latents)
-        made = {"pooled": Feature(latents.flatten(1)), "tokens": Feature(latents)}
-        return {name: made[name] for name in made if name in outputs}
+        return sequence_features(latents, outputs)

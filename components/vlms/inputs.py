@@ -7,6 +7,7 @@ from typing import Any
 
 from ...schemas.errors import SpecError
 from ...schemas.specs import Kind, Spec, Specs
+from ..features import common_steps
 
 _COLLATOR = "set `collator: {type: language, tokenizer: <the same model>}` to turn `task` into token ids"
 
@@ -71,12 +72,8 @@ def inputs_of(config: Any, available: Specs) -> VlmInputs:
             help="list the inputs to read with `reads`",
         )
     states = {key: spec for key, spec in found.items() if spec.kind is Kind.STATE}
-    for key, spec in states.items():
-        first = next(iter(states))
-        if spec.dims[1] != states[first].dims[1]:
-            raise SpecError(
-                f"`{key}` is {spec} and `{first}` is {states[first]}; their steps differ", source=key
-            )
+    if states:
+        common_steps(states)
     cameras = {key: spec for key, spec in found.items() if spec.kind is Kind.IMAGE}
     prompt = found[texts[0]]
     return VlmInputs(cameras, texts[0], prompt.dims[1], prompt.vocab, states)

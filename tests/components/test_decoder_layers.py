@@ -37,7 +37,7 @@ def test_ada_rms_norm_starts_plain_and_shut() -> None:
 def test_ada_rms_norm_is_the_formula_behind_a_gated_branch(
     kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder, "fused", lambda values: kernel)
+    monkeypatch.setattr(decoder, "uses_kernel", lambda values: kernel)
     part = AdaRmsNorm(8, 5)
     torch.nn.init.normal_(part.modulation.weight)
     tokens, branch, condition, gate = (

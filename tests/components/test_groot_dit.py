@@ -187,7 +187,7 @@ def test_dropout_is_of_training_alone() -> None:
     [
         (("vlm.tokens",), {"heads": 3}, "width", "16 cannot be shared by 3 heads"),
         (("vlm.tokens",), {"width": 15, "heads": 5}, "width", "15 cannot be shared by 5 heads"),
-        (("proprio.pooled",), {}, None, r"nothing to attend to: proprio\.pooled stand"),
+        (("proprio.pooled",), {}, None, r"nothing to attend to: proprio\.pooled are"),
         (("vlm.tokens",), {"sequence": ["vlm"]}, "sequence", "nothing to attend to"),
         (("vlm.tokens",), {"sequence": ["proprio"]}, "sequence.0", "`proprio` is not among"),
         (("vlm.tokens", "text.tokens"), {}, "attend", r"vlm\.tokens has 10, text\.tokens has 8"),

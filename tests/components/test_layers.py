@@ -49,7 +49,7 @@ def test_biases_of_categories_do_not_decay() -> None:
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Attention is left to the kernel on a CPU too, where it runs as plain torch."""
-    monkeypatch.setattr(attention, "fused", lambda values: True)
+    monkeypatch.setattr(attention, "uses_kernel", lambda values: True)
     return str(request.param)
 
 
@@ -59,7 +59,7 @@ def test_attention_of_parts_turns_queries_and_keys(device: str, monkeypatch: pyt
     tokens = torch.randn(3, 5, 32, device=device).bfloat16()
     by = rotary_table(torch.arange(5, device=device).expand(3, 5), 16)
     ours = layer(tokens, tokens, by=by)
-    monkeypatch.setattr(attention, "fused", lambda values: False)
+    monkeypatch.setattr(attention, "uses_kernel", lambda values: False)
     assert torch.equal(ours, layer(tokens, tokens, by=by))
     assert not torch.equal(ours, layer(tokens, tokens))
 
@@ -78,7 +78,7 @@ def test_attention_of_parts_gathers_the_same(device: str, monkeypatch: pytest.Mo
         (queries, context, mask[1:2]),
     ):
         with monkeypatch.context() as plain:
-            plain.setattr(attention, "fused", lambda values: False)
+            plain.setattr(attention, "uses_kernel", lambda values: False)
             expected = layer(*given)
         torch.testing.assert_close(layer(*given), expected, rtol=2e-2, atol=2e-2)
         if len(given) > 2 and given[2] is not mask:  # what it is not made for

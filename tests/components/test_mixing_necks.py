@@ -260,7 +260,7 @@ def test_each_robot_has_prompts_of_its_own() -> None:
     assert torch.equal(found[:, :2], part.prompts[[2, 0]])
     found.square().sum().backward()
     assert [bool(row.any()) for row in part.prompts.grad] == [True, False, True]
-    with pytest.raises(SpecError, match="the data does not say") as caught:
+    with pytest.raises(SpecError, match="the data does not record it") as caught:
         make(SoftPrompt, reads=["b"], per_embodiment=True)
     assert caught.value.field == "per_embodiment"
 

@@ -81,7 +81,7 @@ def test_backbone_has_layers_of_its_own_for_each_robot() -> None:
     for row, robot in enumerate(robots):
         hidden = torch.relu(state[row] @ first.weight[robot] + first.bias[robot])
         torch.testing.assert_close(out[row], hidden @ last.weight[robot] + last.bias[robot])
-    with pytest.raises(SpecError, match="the data does not say") as caught:
+    with pytest.raises(SpecError, match="the data does not record it") as caught:
         MlpBackbone.reads(config, {"observation.state": inputs["observation.state"]})
     assert caught.value.field == "per_embodiment"
 

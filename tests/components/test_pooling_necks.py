@@ -89,7 +89,7 @@ def test_keypoints_of_mixed_channels_with_temperature_and_layer() -> None:
 
 def test_keypoints_need_a_map() -> None:
     config = SpatialSoftmax.Config(type="spatial_softmax", reads=["words"])
-    with pytest.raises(SpecError, match=r"`words\.tokens`.*not the places of feature maps") as caught:
+    with pytest.raises(SpecError, match=r"`words\.tokens`.*not places of feature maps") as caught:
         SpatialSoftmax.specs(config, {"words.tokens": Spec(Kind.TOKENS, ("B", 6, 10))}, {})
     assert caught.value.field == "reads.0"
     assert "`words`" in caught.value.help

@@ -112,7 +112,7 @@ def test_concat_needs_all_its_states() -> None:
         ({"keys": [OTHER]}, INPUTS, "to", "exists already"),
         ({"keys": [OTHER], "to": "action"}, INPUTS, "to", "exists already"),
         ({"keys": [OTHER], "to": "state"}, INPUTS, "to", "is not the name of an observation"),
-        ({"keys": [STATE, OTHER]}, normalized(OTHER), None, "only one is normalized"),
+        ({"keys": [STATE, OTHER]}, normalized(OTHER), None, "only one of"),
         ({"keys": [STATE, OTHER]}, {**INPUTS, OTHER: Spec(Kind.STATE, ("B", 1, 1))}, None, "steps differ"),
     ],
 )

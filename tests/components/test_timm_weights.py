@@ -127,7 +127,7 @@ def test_missing_files_and_packages_are_found_out_early(tmp_path: Path) -> None:
         facts("package://timm/../torch/__init__.py")
     with pytest.raises(WeightsError, match="does not exist"):
         facts(str(tmp_path / "nothing.pth"))
-    with pytest.raises(WeightsError, match="holds no weights"):
+    with pytest.raises(WeightsError, match="has no weights"):
         facts(str(tmp_path))
     assert find_weights("timm/resnet18.a1_in1k") is None
 

@@ -383,19 +383,19 @@ def test_embeddings_are_scaled_as_in_smolvla(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "options", "given", "field", "message"),
     [
-        ("paligemma", {}, inputs(64), "architecture", "sees images of 32 x 32, not 64 x 64"),
+        ("paligemma", {}, inputs(64), "architecture", "reads images of 32 x 32, not 64 x 64"),
         ("smolvlm", {}, inputs(40), "architecture", "sides are multiples of 16, not 40 x 40"),
         ("qwen2_5_vl", {}, inputs(36), "architecture", "sides are multiples of 8"),
         ("florence2", {}, inputs(36), "architecture", "sides are multiples of 8"),
-        ("florence2", {}, inputs(320), "architecture", "sees images of 160 x 160"),
+        ("florence2", {}, inputs(320), "architecture", "reads images of 160 x 160"),
         ("paligemma", {}, inputs(vocab=513), "architecture", "513 token ids, but .* has 512 embeddings"),
         ("paligemma", {}, inputs(length=500), "architecture", "532 tokens, 500 of them the prompt's"),
         ("paligemma", {"queries": 475}, inputs(), "architecture", "reads at most 512"),
         ("paligemma", {"depth": 3}, inputs(), "depth", "`depth` is 3, but there are 2 layers"),
         ("paligemma", {"layer": 3}, inputs(), "layer", "`layer` is 3, but there are 2 layers"),
         ("paligemma", {"depth": 1, "layer": 2}, inputs(), "layer", "`layer` is 2, but there are 1 layers"),
-        ("florence2", {"rope": 100.0}, inputs(), "rope", "an encoder, which has no use for `rope`"),
-        ("florence2", {"decoder": True}, inputs(), "decoder", "no use for `decoder`"),
+        ("florence2", {"rope": 100.0}, inputs(), "rope", "an encoder, which does not use `rope`"),
+        ("florence2", {"decoder": True}, inputs(), "decoder", "does not use `decoder`"),
     ],
 )
 def test_what_does_not_fit_is_said(family: str, options: Any, given: Any, field: str, message: str) -> None:

@@ -134,7 +134,7 @@ def test_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(
         signal_shares(policy.head.config.schedule, len(table)), table, rtol=1e-5, atol=1e-8
     )
-    monkeypatch.setattr(diffusion, "kept", lambda *_: table)
+    monkeypatch.setattr(diffusion, "signal_shares", lambda *_: table)
     draws = iter([golden.draws["sampling_noise"], *golden.draws.get("step_noise", ())])
     monkeypatch.setattr(torch, "randn", lambda *_, **__: next(draws))
     seen: list[tuple[Tensor, float]] = []

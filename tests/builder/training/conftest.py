@@ -12,5 +12,5 @@ from policysmith.components.kernels import attention
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Put operators in on a CPU too, where they run as plain torch."""
     for module in (passes, attention):
-        monkeypatch.setattr(module, "fused", lambda values: True)
+        monkeypatch.setattr(module, "uses_kernel", lambda values: True)
     return str(request.param)

@@ -117,7 +117,7 @@ def test_only_activations_between_linear_layers_are_replaced(kind: str, device: 
 def test_other_halves_have_them_and_parts_decide(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, b = (torch.randn(*shape, device=device).half() for shape in ((5, 8), (8, 8), (8,)))
     assert found(ACTIVATIONS["gelu"][1], x, w, b) == 1
-    monkeypatch.setattr(passes, "fused", lambda values: False)
+    monkeypatch.setattr(passes, "uses_kernel", lambda values: False)
     assert found(ACTIVATIONS["gelu"][1], x, w, b) == 0
 
 
