@@ -208,6 +208,15 @@ def check_claimable(run: Path, *, alone: bool = True) -> None:
 
     If this process trains `alone`, also raise CheckpointError if another one is training there.
     """
+    try:
+        run.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{str(run)!r} is not a usable path ({reason}); choose another `--output`"
+        ) from error
     there = next(path for path in (run.absolute(), *run.absolute().parents) if exists(path))
     dangling = next((path for path in (run.absolute(), *run.absolute().parents) if _is_dangling(path)), None)
     if dangling is not None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Debian packages as root or by a sudo that asks nothing; otherwise says the one line that would.
+# Installs Debian packages as root or with passwordless sudo; otherwise prints the command that would.
 # usage: apt.sh WHAT_IS_MISSING PACKAGE...
 set -euo pipefail
 missing=$1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Creates the virtual environment and installs the project with everything its demo and tests use. Installs Debian's
-# venv module where it is missing and that is allowed.
+# Creates the virtual environment and installs the project with everything that its demo and tests use. Installs the
+# venv module of Debian if it is missing and permissions allow.
 # usage: setup.sh PYTHON VENV
 set -euo pipefail
 python=$1 venv=$2

@@ -1,4 +1,4 @@
-"""Makes the tokenizer `policysmith/tiny`: byte-level BPE (Sennrich et al., 2016), so that it can write any text.
+"""Generator of the tokenizer `policysmith/tiny`: byte-level BPE (Sennrich et al., 2016), which encodes any text.
 
 python tools/tiny_tokenizer.py components/pretrained/tokenizers/policysmith--tiny
 """
@@ -45,7 +45,7 @@ PLACES = ("", " on the table", " into the box", " to the left", " to the right",
 
 
 def corpus() -> list[str]:
-    """Instructions as robots get them, and the numbers of a state written out."""
+    """Return instructions as robots receive them, some with the numbers of a state."""
     tasks = [f"{verb} the {thing}{place}" for verb in VERBS for thing in THINGS for place in PLACES]
     numbers = [" ".join(str((7 * i + 31 * j) % 256) for j in range(8)) for i in range(64)]
     return [*tasks, *(f"Task: {t}, State: {n};\nAction: " for t, n in zip(tasks, numbers, strict=False))]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .protocol import Protocol
     from .workloads import Work
 
-LATE = "the time was up"
+LATE = "out of time"
 NEEDS = {"trainer_liger": "liger_kernel", "ours_float8": "torchao"}
 """Packages that a trainer requires."""
 

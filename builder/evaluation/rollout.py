@@ -93,7 +93,7 @@ def roll_out(
         if film_every is not None and steps % film_every == 0:
             frames.append(_view(observation, environment))
         try:
-            seen = needs.seen(reordering.observation(observation))
+            seen = needs.select(reordering.observation(observation))
             action = reordering.command(policy.select_action(seen).float().numpy().astype(np.float32))
         except SpecError as error:
             raise SimulatorError(f"episode {index} (seed {seed}), step {steps}: {error}") from error

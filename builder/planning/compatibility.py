@@ -42,7 +42,7 @@ class Needs:
     signals: Signals = field(default_factory=Signals)
     """Names, order and rate of its training data."""
 
-    def seen(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+    def select(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of an observation that the policy reads, by its own names."""
         names = {f"{IMAGES}{own}": f"{IMAGES}{name}" for own, name in self.names.items()}
         read = {names.get(key, key): value for key, value in observation.items() if key in self.keys}

@@ -45,7 +45,7 @@ class SamplePipeline:
             transform.place = place
             self._transforms.append(transform)
             specs = part.specs(options, specs, facts)
-        self._transformed = specs
+        self.transformed = specs
         self.own, _, _ = parse_transform(config)
 
     @property
@@ -56,7 +56,7 @@ class SamplePipeline:
     @property
     def transformed_chunk_size(self) -> tuple[int, int]:
         """Steps and dimensions (H, A) of an action chunk after the transforms of the recipe."""
-        return chunk_size(self._transformed)
+        return chunk_size(self.transformed)
 
     def __call__(self, sample: Mapping[str, Any], key: int | None = None) -> dict[str, Any]:
         """Transform a sample with values (T, ...); draw by its `key` in training, nothing in evaluation."""

@@ -77,7 +77,7 @@ def _robots(document: Document, data: DataSection) -> list[Diagnostic]:
         )
     for key in ("cameras", "columns", "episodes"):
         if getattr(data, key) is not None:
-            message = f"`data.{key}` belongs to each source"
+            message = f"`data.{key}` must be set for each source"
             help = f"write `{key}` below {_names(data)}"
             found.append(
                 _finding(document, ("data", key), "E003 unknown-key", message, "of which source?", help)

@@ -41,13 +41,13 @@ def test_two_trainers_take_the_same_steps(tmp_path: Path) -> None:
 def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     done = run("train_step.py", "--tiny", "--budget=0", "--works", "act", f"--output={output}")
-    assert "act: not begun, the time was up" in done
+    assert "act: not begun, out of time" in done
     assert json.loads(output.read_text())["not_begun"] == ["act"]
 
 
 def test_a_run_that_is_stopped_keeps_losses_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    session_of, works = (importlib.import_module(f"step.{name}") for name in ("session", "works"))
+    comparison, workloads = (importlib.import_module(f"step.{n}") for n in ("comparison", "workloads"))
     protocol = importlib.import_module("step.protocol").Protocol(
         loss_steps=4, rounds=3, warmup=0, steps=10, log_every=2
     )
@@ -75,8 +75,8 @@ def test_a_run_that_is_stopped_keeps_losses_and_blocks(monkeypatch: pytest.Monke
         def stop(self) -> None:
             """Nothing runs."""
 
-    monkeypatch.setattr(session_of, "Variant", Trainer)
-    session = session_of.Session(
+    monkeypatch.setattr(comparison, "Variant", Trainer)
+    session = comparison.Session(
         protocol,
         ["trainer", "ours"],
         "cpu",
@@ -86,7 +86,7 @@ def test_a_run_that_is_stopped_keeps_losses_and_blocks(monkeypatch: pytest.Monke
         lambda message: None,
         {"gemm": {"tflops": 1.0}},
     )
-    [work] = works.choose(["gr00t_dit"], True)
+    [work] = workloads.choose(["gr00t_dit"], True)
     with pytest.raises(KeyboardInterrupt):
         session.measure(work, lambda row: kept.append(copy.deepcopy(row)))
     assert [len(row["variants"].get("ours", {}).get("blocks_ms", [])) for row in kept] == [0, 0, 0, 1]

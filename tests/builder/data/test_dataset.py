@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from policysmith.builder.data.dataset import LeRobotDataset, inspect
 from policysmith.builder.data.lerobot import table
 from policysmith.builder.data.lerobot.layout import read_layout
-from policysmith.builder.data.sampler import ResumableSampler
 from policysmith.schemas.errors import DatasetError
 
 from .synthetic import HEIGHT, TASKS, VERSIONS, WIDTH, Synthetic, edit_json, encode, read_code, write_dataset
@@ -143,15 +141,6 @@ def test_pickling_leaves_the_frames_in_the_cache(tmp_path: Path) -> None:
     after = pickle.loads(content)[3]
     assert before.keys() == after.keys()
     assert torch.equal(before["observation.images.top"], after["observation.images.top"])
-
-
-def test_spawned_workers_load_batches(tmp_path: Path) -> None:
-    dataset = LeRobotDataset(write_dataset(tmp_path / "set", "v3.0").root, cameras=["top"])
-    sampler = ResumableSampler(len(dataset), batch_size=4, seed=1)
-    loader = iter(DataLoader(dataset, batch_sampler=sampler, num_workers=1, multiprocessing_context="spawn"))
-    batch = next(loader)
-    assert batch["index"].tolist() == sampler.batch(0)
-    assert [read_code(images[0].numpy()) for images in batch["observation.images.top"]] == sampler.batch(0)
 
 
 def snapshot(root: Path) -> dict[str, tuple[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,27 @@ def test_the_stored_command_records_the_same_again(toy: Toy, tmp_path: Path) -> 
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
 
 
+def test_a_pool_of_workers_records_the_same(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_thread(workers: int, mp_context: Any, **options: Any) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, **options)  # stands in for spawned processes
+
+    toy.failing = {1}
+    record("toy/reach", 3, tmp_path / "alone", image_size=16, seed=2, noise=0.2)
+    toy.seeds.clear()
+    monkeypatch.setattr(recording, "ProcessPoolExecutor", one_thread)
+    record("toy/reach", 3, tmp_path / "shared", image_size=16, seed=2, noise=0.2, workers=2)
+    assert contents(tmp_path / "alone") == contents(tmp_path / "shared")
+
+
 @pytest.mark.sim
-def test_meta_world_recordings_are_equal_for_equal_seeds_and_any_number_of_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_meta_world_recordings_are_equal_for_equal_seeds_and_any_number_of_workers(
+    tmp_path: Path, workers: int
+) -> None:
     record("metaworld/reach-v3", 2, tmp_path / "alone", image_size=32, seed=2, noise=0.2)
-    record("metaworld/reach-v3", 2, tmp_path / "shared", image_size=32, seed=2, noise=0.2, workers=2)
+    record("metaworld/reach-v3", 2, tmp_path / "shared", image_size=32, seed=2, noise=0.2, workers=workers)
     alone, shared = (contents(tmp_path / name) for name in ("alone", "shared"))
     assert alone.keys() == shared.keys()
     assert [name for name, content in alone.items() if content != shared[name]] == []

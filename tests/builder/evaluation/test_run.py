@@ -50,7 +50,8 @@ def test_open_loop_alone_needs_no_simulator(run: Path) -> None:
     assert len(result.open_loop.episodes) == 1
     assert result.output == run / "evaluation"
     assert {path.name for path in result.output.iterdir()} == {"report.html", "result.json", "open_loop.png"}
-    assert PIL.Image.open(result.output / "open_loop.png").size[0] > 1000
+    with PIL.Image.open(result.output / "open_loop.png") as plot:
+        assert plot.size[0] > 1000
     assert told == ["open loop: 1 validation episodes"]
     held = json.loads((result.output / "result.json").read_text())
     assert held["closed_loop"] is None

@@ -128,7 +128,7 @@ def test_a_run_that_is_removed_meanwhile_loses_no_weights(
     saver.save(1)
     shutil.rmtree(saver.run)
     saver.save(2)
-    assert "was removed while the run went on" in caplog.text
+    assert "was removed during the run" in caplog.text
     assert manifest.verify(saver.run / "policy") is not None
 
 
