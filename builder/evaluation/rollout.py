@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError, SpecError
 from ...schemas.specs import IMAGES
-from ..planning.compatibility import Needs, Reordering, Scene
+from ..planning.checks.compatibility import Needs, Reordering, Scene
 from ..policy import BasePolicyModel
 from ..saved_policy import SavedPolicy
 from ..simulation.base import Environment, Image, Observation, make

@@ -11,8 +11,8 @@ import pytest
 
 from policysmith.schemas import kinds
 from policysmith.schemas.check import check, check_against
-from policysmith.schemas.document import Document, from_mapping, parse
 from policysmith.schemas.json_schema import SchemaTree, shipped_schema
+from policysmith.schemas.yaml.document import Document, from_mapping, parse
 
 GOOD = """
 recipe: 1

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.builder.policy.ensemble import Ensemble
+from policysmith.builder.policy.acting.ensemble import Ensemble
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.floats(-0.5, 0.5), st.integers(0, 2**31))

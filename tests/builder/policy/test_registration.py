@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
-from policysmith.builder.policy import registry
+from policysmith.builder.policy.registration import registry
 from policysmith.schemas.errors import RegistryError
 
 Refused = Callable[[Callable[[], Any]], Any]

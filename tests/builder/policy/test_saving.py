@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.builder.policy import saving
+from policysmith.builder.policy.storage import saving
 from policysmith.schemas.errors import CheckpointError, WeightsError
 
 CHANGES_FILES = (

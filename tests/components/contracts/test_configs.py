@@ -9,7 +9,7 @@ import textwrap
 from ruamel.yaml import YAML
 
 from policysmith.builder.recipe.json_schema import recipe_schema
-from policysmith.schemas.explanation import explain
+from policysmith.schemas.questions.explanation import explain
 
 from .built import PARTS, Built, assert_equal, every
 
