@@ -99,7 +99,7 @@ def test_cures(value: Any, types: Any, label: str) -> None:
 
 
 def test_a_name_is_suggested_whatever_its_case() -> None:
-    assert near("VIT", ["vit", "mlp"]) == "vit"
+    assert near("VIT", ["ViT", "mlp"]) == "ViT"
     assert near("v" * 300, ["v" * 299]) is None
     assert did_you_mean("mpl", ["vit", "mlp"]) == "did you mean `mlp`?"
     assert did_you_mean("xyz", ["vit", "mlp"], "no such part") == "no such part"
