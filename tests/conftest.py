@@ -1,4 +1,4 @@
-"""What all tests share: the bundled demonstrations, a frame cache of the test run's own, and a tiny recipe."""
+"""Fixtures of all tests: the bundled demonstrations, a frame cache of the test run's own, and a tiny recipe."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ WRITES_TO_THE_TERMINAL = {
 
 
 def names(path: Path) -> set[str]:
-    """Every dotted name and attribute chain in a file."""
+    """Return every dotted name and attribute chain in a file."""
     return {
         ast.unparse(n)
         for n in ast.walk(ast.parse(path.read_text()))

@@ -104,7 +104,7 @@ def refused() -> Callable[[Callable[[], Any]], tuple[Diagnostic, ...]]:
 
 @pytest.fixture
 def to_yaml(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
-    """`to_yaml(recipe)`: the recipe as a file, so that diagnostics have lines. (JSON is YAML.)"""
+    """`to_yaml(recipe)`: the recipe as a file, so that diagnostics have lines; JSON is YAML."""
 
     def write(recipe: dict[str, Any]) -> Path:
         path = tmp_path / "recipe.yaml"

@@ -24,7 +24,7 @@ Refused = Callable[[Callable[[], Any]], Any]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, make_tiny: Callable[[], dict[str, Any]]) -> Path:
-    """What a newcomer has: one Python file, pretrained weights, and a recipe."""
+    """The files of a newcomer: one Python file, pretrained weights, and a recipe."""
     home = tmp_path_factory.mktemp("guide")
     shutil.copy(GUIDE, home / "guide_policy.py")
     sizes = ViTConfig(

@@ -55,7 +55,7 @@ def complaints(model: type[BaseModel], value: Any) -> list[str]:
 
 
 def all_complaints(recipe: dict[str, Any]) -> list[str]:
-    """What pydantic says of a recipe and its parts, as types of errors, and what options say of each other."""
+    """Return the findings of pydantic about a recipe and its parts, as types of errors, and those of the rules."""
     found = complaints(Recipe, recipe)
     if not found and contradictions(from_mapping(recipe), Recipe.model_validate(recipe)):
         found.append("contradiction")

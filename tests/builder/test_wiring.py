@@ -1,4 +1,4 @@
-"""What does not fit is said at both of its places, all at once, before a weight exists."""
+"""Mismatches are reported at both places, all at once, before a weight exists."""
 
 from __future__ import annotations
 

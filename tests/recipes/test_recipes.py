@@ -32,7 +32,7 @@ def named(path: Path) -> str:
 
 
 def offline(path: Path) -> dict[str, Any]:
-    """Changes that leave out what comes from the hub: weights, and tokenizers, which parameters do not depend on."""
+    """Return changes that leave out weights and tokenizers of the hub, on which parameters do not depend."""
     content = YAML(typ="safe").load(path)
     changes: dict[str, Any] = {}
     if content.get("collator", {}).get("tokenizer", "").count("/") == 1:

@@ -23,7 +23,7 @@ class Hung(BaseException):
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raises Hung in a block that takes longer."""
+    """Raise Hung in a block that takes longer."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hung(f"more than {seconds} s")
@@ -38,7 +38,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of all values in a nested one, its own left out."""
+    """Return the paths of all values in a nested one, except its own."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield (*path, key)
@@ -46,7 +46,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(value: Any, random: Random) -> Any:
-    """A copy with one value replaced, removed, doubled, nested, swapped with another, or under another key."""
+    """Return a copy with one value replaced, removed, doubled, nested, swapped with another, or under another key."""
     made = copy.deepcopy(value)
     # A place is drawn level by level, so that the many numbers of statistics do not hide the rest.
     holder, key = made, random.choice(list(made))
@@ -78,7 +78,7 @@ def changed(value: Any, random: Random) -> Any:
 
 
 def bytes_changed(content: bytes, random: Random) -> bytes:
-    """A copy with some bits flipped, cut short, or with a piece of it overwritten, moved or filled."""
+    """Return a copy with some bits flipped, cut short, or with a piece overwritten, moved or filled."""
     made = bytearray(content)
     how, start = random.choice(("flip", "flip", "cut", "zero", "move", "noise")), random.randrange(len(made))
     end = min(len(made), start + random.choice((1, 8, 64, 1000)))

@@ -1,4 +1,4 @@
-"""What a composed policy does with batches and observations."""
+"""Behavior of a composed policy with batches and observations."""
 
 from __future__ import annotations
 

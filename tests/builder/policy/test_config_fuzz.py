@@ -50,7 +50,7 @@ def test_a_changed_config_loads_or_is_refused(first: int, count: int, saved: Pat
 
 
 def loaders(directory: Path) -> list[Callable[[Path], object]]:
-    """How a policy is loaded. `AutoModel` reads the config itself before it comes to us, and stumbles in its own way."""
+    """Load a policy. `AutoModel` reads the config itself before it comes to us, and stumbles in its own way."""
     found: list[Callable[[Path], object]] = [
         lambda directory: SavedPolicy.find(directory).load(),
         RecipePolicy.from_pretrained,

@@ -205,7 +205,7 @@ def test_declared_weights_are_saved_once_and_shared_again(
 
 
 def test_parts_keep_their_own_initial_weights(tiny: dict[str, Any]) -> None:
-    """transformers would draw them anew."""
+    """Transformers would draw them again."""
     tiny["policy"]["head"] = {
         "type": "flow_matching",
         "network": {"type": "dit", "width": 16, "depth": 1, "heads": 2},
