@@ -12,6 +12,7 @@ import pytest
 from policysmith.schemas import kinds
 from policysmith.schemas.check import check, check_against
 from policysmith.schemas.json_schema import SchemaTree, shipped_schema
+from policysmith.schemas.wording import did_you_mean, near
 from policysmith.schemas.yaml.document import Document, from_mapping, parse
 
 GOOD = """
@@ -95,6 +96,13 @@ def test_booleans(value: Any, label: str) -> None:
 def test_cures(value: Any, types: Any, label: str) -> None:
     (found,) = check_against(from_mapping({"x": value}), (), {"properties": {"x": {"type": types}}})
     assert found.label == label
+
+
+def test_a_name_is_suggested_whatever_its_case() -> None:
+    assert near("VIT", ["ViT", "mlp"]) == "ViT"
+    assert near("v" * 300, ["v" * 299]) is None
+    assert did_you_mean("mpl", ["vit", "mlp"]) == "did you mean `mlp`?"
+    assert did_you_mean("xyz", ["vit", "mlp"], "no such part") == "no such part"
 
 
 UNION = {

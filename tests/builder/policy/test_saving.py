@@ -181,7 +181,7 @@ def test_files_of_another_policy_are_left_and_named(
     policy.recipe_text = None
     policy.save_pretrained(tmp_path)
     assert (tmp_path / "recipe.yaml").read_text() == "mine"
-    assert f"{tmp_path / 'recipe.yaml'} is not of the policy" in caplog.text
+    assert f"{tmp_path / 'recipe.yaml'} belongs to another policy" in caplog.text
 
 
 def test_a_sharded_checkpoint_takes_the_place_of_a_single_file(policy: RecipePolicy, tmp_path: Path) -> None:
