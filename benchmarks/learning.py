@@ -222,7 +222,7 @@ def train(recipe: Path, changes: dict[str, Any], run: Path, sighted: bool, devic
     """Train the policy of a recipe, or its control, in a separate process; return the seconds."""
     from policysmith.builder import Builder
     from policysmith.builder.evaluation import blind
-    from policysmith.schemas.document import from_mapping
+    from policysmith.schemas.yaml.document import from_mapping
 
     builder = Builder.from_recipe(recipe).override(changes)
     if not sighted:

@@ -18,9 +18,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..schemas.document import Document, parse
 from ..schemas.errors import CheckpointError
 from ..schemas.paths import expanded
+from ..schemas.yaml.document import Document, parse
 from . import runs
 from .composed import Composed
 from .data.dataset import LeRobotDataset

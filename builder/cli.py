@@ -15,9 +15,9 @@ from rich.progress import Progress
 from transformers.utils import logging as transformers_logging
 
 from ..components.registry import REGISTRIES
-from ..schemas import explanation
-from ..schemas.commands import line_width, rendered
 from ..schemas.paths import expanded
+from ..schemas.questions import explanation
+from ..schemas.questions.commands import line_width, rendered
 from . import runs
 from .builder import Builder
 from .display import PlainConsole, PlainFormatter, TerminalProgress, show_robots, show_summary, shown
@@ -100,7 +100,7 @@ def render(args: Namespace) -> int:
 
 def listing(args: Namespace) -> int:
     """Run `policysmith list` for parts and policies that only this machine has."""
-    from .policy.registry import policies
+    from .policy.registration.registry import policies
     from .recipe.json_schema import recipe_schema
 
     root = recipe_schema()

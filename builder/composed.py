@@ -12,14 +12,14 @@ from ..schemas.errors import PolicysmithError, RecipeError
 from .data.time_steps import TimeSteps
 from .fine_tuning.initialization import Initialization
 from .fine_tuning.transfer import Transfer
+from .planning.checks.environment import environment_findings
 from .planning.dry_run import dry_run
-from .planning.environment import environment_findings
 from .planning.policy import PolicyPlan, config_content, plan_policy
 from .planning.sources import DataPlan, recipe_time_steps
 from .planning.summary import Checked
 from .policy import MODEL_TYPE, RecipePolicy
 from .policy.freezing import freeze
-from .policy.named_classes import named_classes
+from .policy.registration.named_classes import named_classes
 from .recipe.loaded import LoadedRecipe
 from .recipe.standalone import standalone
 

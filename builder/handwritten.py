@@ -23,16 +23,16 @@ from . import compat
 from .data.time_steps import TimeSteps
 from .fine_tuning.initialization import Initialization
 from .fine_tuning.transfer import Transfer
+from .planning.checks.environment import environment_findings
+from .planning.checks.trial import try_out
 from .planning.dry_run import undeclared_ties, unmatched_patterns
-from .planning.environment import environment_findings
 from .planning.policy import config_content, located_problem, transform_sites
 from .planning.sources import DataPlan
 from .planning.statistics import measure
 from .planning.summary import Checked
-from .planning.trial import try_out
 from .policy import BasePolicyModel
-from .policy.config_options import options
-from .policy.registry import DataCollatorRegistry, name_conflict, policies
+from .policy.registration.config_options import options
+from .policy.registration.registry import DataCollatorRegistry, name_conflict, policies
 from .policy.sample_pipeline import KEY, SamplePipeline, TransformedDataset, parse_transform
 from .recipe import rules
 from .recipe.loaded import LoadedRecipe

@@ -14,19 +14,20 @@ from typing import Any, cast
 import torch
 from transformers import AutoModel
 
-from ..schemas.document import from_mapping
 from ..schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError, TrainingError
 from ..schemas.paths import expanded
 from ..schemas.recipe import DataSection, EvaluationSection
 from ..schemas.specs import Spec
+from ..schemas.yaml.document import from_mapping
 from . import runs
 from .data.robots import Robot, Robots
-from .policy import BasePolicyModel, manifest
-from .policy.loading import FOREIGN, misread
+from .policy import BasePolicyModel
 from .policy.recipe_config import MODEL_TYPE
-from .policy.registry import policies
+from .policy.registration.registry import policies
 from .policy.sample_pipeline import KEY
-from .policy.saving import STATE, read_json
+from .policy.storage import manifest
+from .policy.storage.loading import FOREIGN, misread
+from .policy.storage.saving import STATE, read_json
 from .recipe.imports import run_imports
 from .training.state import load as load_state
 

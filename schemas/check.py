@@ -19,11 +19,11 @@ from jsonschema.validators import extend
 
 from . import wording
 from .diagnostics import MOST, Diagnostic, ErrorCode, in_order
-from .document import Document
 from .json_schema import SchemaTree, shipped_schema
 from .kinds import KINDS, unlisted_types
-from .nodes import KeyPath
 from .wording import did_you_mean, near, quoted, shortened, where
+from .yaml.document import Document
+from .yaml.nodes import KeyPath
 
 
 def check(

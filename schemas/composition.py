@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from .diagnostics import Diagnostic, Span, in_order
-from .document import Document, read
 from .errors import RecipeError
 from .json_schema import SchemaTree, shipped_schema
-from .nodes import MAX_BYTES, MAX_DEPTH, MAX_NODES, Entry, Key, KeyPath, Node, dotted
 from .paths import exists, expanded
 from .wording import near
-from .yaml_scalars import Scalar, resolve
+from .yaml.document import Document, read
+from .yaml.nodes import MAX_BYTES, MAX_DEPTH, MAX_NODES, Entry, Key, KeyPath, Node, dotted
+from .yaml.scalars import Scalar, resolve
 
 BASE, VARS = "base", "vars"
 PATH_KEYS = ("pretrained", "architecture", "tokenizer", "init", "from")
@@ -123,7 +123,7 @@ def _missing(name: Node, path: Path) -> Diagnostic:
     except OSError:
         known = []
     meant = near(path.name, known)
-    label = f"did you mean `{path.with_name(meant).name}`?" if meant else "no such file"
+    label = f"did you mean `{meant}`?" if meant else "no such file"
     help = "a base is relative to the recipe that names it"
     return Diagnostic(
         "E009 unreadable-file", f"there is no base recipe `{name.content}`", name.span, label, help=help

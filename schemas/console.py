@@ -27,7 +27,7 @@ from .interrupts import Signals
 from .terminal import forgiving_streams, printable
 
 if TYPE_CHECKING:
-    from .document import Document
+    from .yaml.document import Document
 
 OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, REFUSED = 0, 2, 3, 4, 5, 6
 INTERRUPTED, NO_READER = 130, 141
@@ -88,10 +88,10 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
 
 def _function(args: Namespace) -> Callable[[Namespace], int]:
     """Return the function of a verb. Without parts of its own, a recipe may need no torch."""
-    from .commands import needs_registry
+    from .questions.commands import needs_registry
 
     light = "light" in args and not needs_registry(args)
-    module = "policysmith.schemas.commands" if light else "policysmith.builder.cli"
+    module = "policysmith.schemas.questions.commands" if light else "policysmith.builder.cli"
     function: Callable[[Namespace], int] = getattr(importlib.import_module(module), args.function)
     return function
 
@@ -104,8 +104,8 @@ def _validated(args: Namespace) -> Document:
     """Return the recipe with its overrides, or raise RecipeError with all findings that need no torch."""
     from .check import check
     from .composition import composed, resolved
-    from .document import read
     from .overrides import apply
+    from .yaml.document import read
 
     document = apply(composed(read(Path(args.recipe))), args.override)
     found = check(resolved(document), allow_imports=args.allow_imports)

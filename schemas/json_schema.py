@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .nodes import Key, KeyPath
+from .yaml.nodes import Key, KeyPath
 
 Schema = Mapping[str, Any]
 SCHEMA_FILE = Path(__file__).with_name("recipe.v1.json")

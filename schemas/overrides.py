@@ -15,11 +15,11 @@ from dataclasses import replace
 from typing import Any
 
 from .diagnostics import Diagnostic, Source, Span
-from .document import Document
 from .errors import RecipeError
-from .nodes import Entry, Key, KeyPath, Node, dotted, plain_node
 from .wording import near, where
-from .yaml_parser import Parser
+from .yaml.document import Document
+from .yaml.nodes import Entry, Key, KeyPath, Node, dotted, plain_node
+from .yaml.parser import Parser
 
 _STEP = re.compile(
     r"""(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|\[(?P<index>\d+)\]|(?P<plain>[^.='"\s\[\]]+))(?P<after>\.|=|(?=\[)|$)"""

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .nodes import KeyPath, dotted
-from .yaml_scalars import resolve
+from .yaml.nodes import KeyPath, dotted
+from .yaml.scalars import resolve
 
 _RANGE = re.compile(r"(\d{0,9}):(\d{1,9})")
 

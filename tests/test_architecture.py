@@ -14,7 +14,7 @@ WRITES_TO_THE_TERMINAL = {
     "builder/cli.py",
     "builder/display.py",
     "schemas/arguments.py",
-    "schemas/commands.py",
+    "schemas/questions/commands.py",
     "schemas/console.py",
 }
 

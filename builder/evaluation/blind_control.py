@@ -16,9 +16,9 @@ from typing import Any
 
 from ...components.images.transform import ImageTransform
 from ...components.registry import BACKBONES, HEADS, NECKS, TRANSFORMS
-from ...schemas.document import from_mapping
 from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import IMAGES, Kind
+from ...schemas.yaml.document import from_mapping
 from .. import runs
 from ..builder import Builder
 from ..saved_policy import SavedPolicy

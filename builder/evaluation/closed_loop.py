@@ -21,7 +21,7 @@ from statistics import NormalDist
 from typing import Any, Self
 
 from ...schemas.errors import SimulatorError
-from ..planning.compatibility import Reordering, Scene, check_scene, needs_of
+from ..planning.checks.compatibility import Reordering, Scene, check_scene, needs_of
 from ..saved_policy import SavedPolicy, choose_device
 from ..simulation.base import environments, make
 from ..simulation.seeds import evaluation_seed

@@ -23,7 +23,7 @@ from ..data.dataset import LeRobotDataset, inspect
 from ..data.lerobot.files import read_json
 from ..data.mixture import RobotDataset
 from ..data.splits import split_episodes
-from ..planning.compatibility import check_dataset
+from ..planning.checks.compatibility import check_dataset
 from ..policy import BasePolicyModel
 from ..saved_policy import SavedPolicy, choose_device
 from .blind_control import BlindControl

@@ -18,8 +18,8 @@ from ...schemas.errors import DatasetError
 from ..data.dataset import LeRobotDataset
 from ..data.mixture import RobotDataset
 from ..policy import BasePolicyModel
-from ..policy.ranges import Ranges, finite
-from ..policy.robot_interface import BROKEN
+from ..policy.acting.ranges import Ranges, finite
+from ..policy.acting.robot_interface import BROKEN
 
 Array = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError, SpecError
 from ...schemas.specs import IMAGES
-from ..planning.compatibility import Needs, Reordering, Scene
+from ..planning.checks.compatibility import Needs, Reordering, Scene
 from ..policy import BasePolicyModel
 from ..saved_policy import SavedPolicy
 from ..simulation.base import Environment, Image, Observation, make
@@ -93,7 +93,7 @@ def roll_out(
         if film_every is not None and steps % film_every == 0:
             frames.append(_view(observation, environment))
         try:
-            seen = needs.seen(reordering.observation(observation))
+            seen = needs.select(reordering.observation(observation))
             action = reordering.command(policy.select_action(seen).float().numpy().astype(np.float32))
         except SpecError as error:
             raise SimulatorError(f"episode {index} (seed {seed}), step {steps}: {error}") from error

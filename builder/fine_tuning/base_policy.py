@@ -22,11 +22,12 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
-from ...schemas.nodes import KeyPath
 from ...schemas.paths import exists, expanded
+from ...schemas.yaml.nodes import KeyPath
 from ..data.signals import Signals, listed, order
 from ..planning.sources import DataPlan
-from ..policy import BasePolicyModel, RecipeConfig, RecipePolicy, saving
+from ..policy import BasePolicyModel, RecipeConfig, RecipePolicy
+from ..policy.storage import saving
 from ..recipe.loaded import LoadedRecipe
 from ..saved_policy import SavedPolicy
 from .transfer import Transfer, changed_options, copy_weights, match_weights

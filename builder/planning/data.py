@@ -9,11 +9,11 @@ from dataclasses import replace
 from ...components.images.specs import height_width
 from ...schemas.diagnostics import MOST, Diagnostic, in_order
 from ...schemas.errors import DatasetError, RecipeError, SpecError
-from ...schemas.nodes import Key, KeyPath
 from ...schemas.paths import expanded
 from ...schemas.recipe import DataSection, SourceSection
 from ...schemas.specs import IMAGES, Kind, Range, Spec
 from ...schemas.wording import did_you_mean
+from ...schemas.yaml.nodes import Key, KeyPath
 from ..data.dataset import task_texts
 from ..data.frames.probing import probe_cameras
 from ..data.lerobot.columns import column_faults, mapping_hint
@@ -26,7 +26,7 @@ from ..data.statistics import compute_statistics, unusable
 from ..data.time_steps import TimeSteps
 from ..recipe import rules
 from ..recipe.loaded import LoadedRecipe
-from .non_finite import without_unusable
+from .checks.non_finite import without_unusable
 from .sources import DataPlan, DataSource, common_specs
 
 _logger = logging.getLogger(__name__)

@@ -17,20 +17,20 @@ from ...components.kernels.eight_bit import moment_bytes
 from ...components.pretrained import lora
 from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.errors import PolicysmithError, RecipeError, SpecError
-from ...schemas.nodes import KeyPath
 from ...schemas.specs import Kind, Spec
+from ...schemas.yaml.nodes import KeyPath
 from ..policy import RecipeConfig, RecipePolicy
 from ..policy.freezing import freeze
-from ..policy.named_classes import recipe_name_conflict
 from ..policy.recipe_policy import ROBOTS, make_part
-from ..policy.tied_weights import undeclared
+from ..policy.registration.named_classes import recipe_name_conflict
+from ..policy.storage.tied_weights import undeclared
 from ..recipe.loaded import LoadedRecipe
 from ..wiring.parts import Site
 from ..wiring.solve import Wiring, remarks
+from .checks.unused import unused
 from .policy import PolicyPlan, config_content
 from .sources import DataPlan
 from .summary import Summary
-from .unused import unused
 
 _SIZES = {"B": 2, "L": 5}
 """Sizes that stand for symbols in specs."""

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ...components.embodiments import EMBODIMENT
-from ...schemas.nodes import KeyPath
 from ...schemas.recipe import DataSection
 from ...schemas.specs import IMAGES, Kind, Spec, Specs
+from ...schemas.yaml.nodes import KeyPath
 from ..data.dataset import LeRobotDataset
 from ..data.lerobot.columns import Columns
 from ..data.lerobot.info import DatasetInfo

@@ -6,7 +6,7 @@ Saved `policy_shim.py` files import `RecipeConfig` and `RecipePolicy` from here.
 from .base import BasePolicyModel
 from .recipe_config import MODEL_TYPE, RecipeConfig
 from .recipe_policy import RecipePolicy
-from .registry import DataCollatorRegistry, register_pair
+from .registration.registry import DataCollatorRegistry, register_pair
 
 register_pair(MODEL_TYPE, RecipeConfig, RecipePolicy)
 

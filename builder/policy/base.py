@@ -27,9 +27,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...components.layers.recomputation import recompute_all
 from ...schemas.errors import RegistryError, SpecError
-from . import keywords, loading, manifest, registry, saving, tied_weights
-from .config_options import pin_class_attributes
-from .robot_interface import RobotInterface
+from .acting.robot_interface import RobotInterface
+from .registration import keywords, registry
+from .registration.config_options import pin_class_attributes
+from .storage import loading, manifest, saving, tied_weights
 
 P = TypeVar("P", bound="type[BasePolicyModel]")
 _UPLOAD = (

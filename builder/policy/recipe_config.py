@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..data.time_steps import TimeSteps
-from . import loading
+from .storage import loading
 
 MODEL_TYPE = "policysmith_policy"
 CONTENT = ("recipe", "specs", "facts", "statistics", "robots", "signals", "provenance")

@@ -26,15 +26,15 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
 from ..wiring.parts import Parts, Site
 from ..wiring.solve import Wiring, observed_keys, wire, with_statistics
-from . import loading, saving
+from .acting.observations import Observed
+from .acting.ranges import finite
+from .acting.robot_interface import BROKEN
 from .base import BasePolicyModel
 from .cached_features import STORED, features_in
 from .dependencies import Dependencies
 from .freezing import freeze, keep_frozen_in_eval
-from .observations import Observed
-from .ranges import finite
 from .recipe_config import CONTENT, RecipeConfig
-from .robot_interface import BROKEN
+from .storage import loading, saving
 
 ROBOTS = (EMBODIMENT, ACTION_PADDING)
 """Keys of a batch that tell robots apart; necks and heads receive them beside their features."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 from ...schemas.diagnostics import Diagnostic
-from ...schemas.document import Document
 from ...schemas.paths import expanded
+from ...schemas.yaml.document import Document
 
 _PREFIX = "policysmith_imports"
 _loaded: dict[Path, ModuleType] = {}

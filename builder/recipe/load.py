@@ -19,10 +19,10 @@ from ...schemas import overrides as override
 from ...schemas.check import check
 from ...schemas.composition import composed, resolved
 from ...schemas.diagnostics import in_order
-from ...schemas.document import Document, from_mapping, read
 from ...schemas.errors import RecipeError
-from ...schemas.nodes import KeyPath
-from ..policy.registry import policies
+from ...schemas.yaml.document import Document, from_mapping, read
+from ...schemas.yaml.nodes import KeyPath
+from ..policy.registration.registry import policies
 from .imports import run_imports
 from .loaded import LoadedRecipe
 from .rules import contradictions

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...schemas.diagnostics import Diagnostic, ErrorCode
-from ...schemas.document import Document
 from ...schemas.errors import SpecError
-from ...schemas.nodes import KeyPath
 from ...schemas.part import PartConfig
 from ...schemas.recipe import Recipe
+from ...schemas.yaml.document import Document
+from ...schemas.yaml.nodes import KeyPath
 from .standalone import same_spelling
 from .validate import PartOf, located
 

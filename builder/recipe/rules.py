@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...schemas.diagnostics import Diagnostic, ErrorCode
-from ...schemas.document import Document
 from ...schemas.errors import SpecError
-from ...schemas.nodes import KeyPath
 from ...schemas.recipe import DataSection, EvaluationSection, Recipe, TrainingSection
 from ...schemas.wording import did_you_mean
+from ...schemas.yaml.document import Document
+from ...schemas.yaml.nodes import KeyPath
 from ..data.time_steps import TimeSteps
 from .loaded import LoadedRecipe
 from .validate import located

@@ -14,11 +14,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ...schemas.composition import PATH_KEYS
-from ...schemas.document import Document, parse
 from ...schemas.errors import RecipeError
 from ...schemas.json_schema import SCHEMA_FILE
-from ...schemas.nodes import KeyPath
 from ...schemas.paths import exists, expanded
+from ...schemas.yaml.document import Document, parse
+from ...schemas.yaml.nodes import KeyPath
 
 _HEADER = re.compile(r"^(#\s*yaml-language-server:\s*\$schema=)(\S+)", re.MULTILINE)
 

@@ -10,13 +10,13 @@ from pydantic import BaseModel, ValidationError
 from ...components.registry import REGISTRIES
 from ...schemas.check import check_against
 from ...schemas.diagnostics import Diagnostic, ErrorCode, Span
-from ...schemas.document import Document
 from ...schemas.errors import RegistryError, SpecError
 from ...schemas.json_schema import SchemaTree, shipped_schema
-from ...schemas.nodes import Key, KeyPath
 from ...schemas.part import PartConfig
 from ...schemas.recipe import Recipe
 from ...schemas.wording import where
+from ...schemas.yaml.document import Document
+from ...schemas.yaml.nodes import Key, KeyPath
 from .json_schema import model_schema
 
 PartOf = tuple[type[Any], PartConfig]

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from ...schemas.errors import CheckpointError
-from ..policy import BasePolicyModel, manifest, saving
-from ..policy.saving import STATE
+from ..policy import BasePolicyModel
+from ..policy.storage import manifest, saving
+from ..policy.storage.saving import STATE
 from ..runs import checkpoint_path, checkpoints, latest, point
 from . import state as states
 from .distributed.sharding import put, unsharded, whole

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...schemas.errors import CheckpointError
-from ..policy.saving import STATE
+from ..policy.storage.saving import STATE
 from ..runs import step_of
 from .optim.ema import WeightAverage
 

@@ -8,10 +8,10 @@ from typing import cast
 from ...components.base import ActionHead, Facts, Neck
 from ...components.features import find_feature
 from ...schemas.errors import PolicysmithError, SpecError
-from ...schemas.nodes import KeyPath
 from ...schemas.part import HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ...schemas.wording import did_you_mean, near
+from ...schemas.yaml.nodes import KeyPath
 from .parts import Parts, Problem, Site, as_spec_error, because
 
 

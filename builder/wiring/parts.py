@@ -11,10 +11,10 @@ from ...components.base import Part
 from ...components.registry import BACKBONES, COLLATORS, HEADS, NECKS, TRANSFORMS
 from ...schemas.diagnostics import ErrorCode
 from ...schemas.errors import PolicysmithError, RegistryError, SpecError
-from ...schemas.nodes import KeyPath, dotted
 from ...schemas.part import PartConfig
 from ...schemas.paths import expanded
 from ...schemas.specs import Spec
+from ...schemas.yaml.nodes import KeyPath, dotted
 
 LOCATIONS = ("pretrained", "architecture", "tokenizer")
 """Options of any part that name a model on the hub, or a path relative to the recipe."""

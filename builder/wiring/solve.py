@@ -15,9 +15,9 @@ from ...components.base import Backbone, Facts, Transform
 from ...components.vectors.specs import with_bounds
 from ...schemas.diagnostics import ErrorCode
 from ...schemas.errors import PolicysmithError, WeightsError
-from ...schemas.nodes import KeyPath, dotted
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
+from ...schemas.yaml.nodes import KeyPath, dotted
 from .features import check_names, head_inputs, origins, wire_necks
 from .parts import Parts, Problem, Site, WiringError, as_spec_error, because
 

@@ -14,7 +14,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps, select
 from ..layers.basic import joined_mask
-from ..layers.detr import (
+from ..layers.blocks.detr import (
     DetrActivation,
     DetrDecoder,
     DetrEncoder,

@@ -14,8 +14,8 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Chunks, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean, padded_steps
 from ..language.fast_tokens import FastTokens
-from ..layers.token_writer import TokenWriter
-from ..layers.transformer import check_heads
+from ..layers.blocks.token_writer import TokenWriter
+from ..layers.blocks.transformer import check_heads
 from ..shares import WHOLE, Shares
 
 

@@ -14,9 +14,9 @@ from ...schemas.part import Count, Depth, HeadConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Facts, Feature
 from ..features import action_spec, chunk_size, features_of, masked_mean
-from ..layers.gpt import Gpt
+from ..layers.blocks.gpt import Gpt
+from ..layers.blocks.transformer import check_heads
 from ..layers.residual_vq import ChunkVae, FrozenCopy
-from ..layers.transformer import check_heads
 from ..randomness.generator import categorical
 from ..shares import WHOLE, Shares
 

@@ -11,8 +11,8 @@ from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select, sequence_features, sequence_specs
 from ..layers.basic import Attention
+from ..layers.blocks.transformer import check_heads
 from ..layers.sequences import ConcatTokens, concatenated_spec
-from ..layers.transformer import check_heads
 
 
 class AttentionPool(Neck):

@@ -10,8 +10,8 @@ from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select, sequence_features, sequence_specs
+from ..layers.blocks.transformer import LayerOptions, TransformerLayer, check_heads
 from ..layers.sequences import ConcatTokens, concatenated_spec
-from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 
 class Perceiver(Neck):

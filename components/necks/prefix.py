@@ -10,9 +10,9 @@ from ...schemas.part import Count, Depth, NeckConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
+from ..layers.blocks.token_writer import WriterLayer, run_bidirectional
 from ..layers.rotary import BASE
 from ..layers.sequences import ConcatTokens, Positions, concatenated_spec, fixed_length, learned_positions
-from ..layers.token_writer import WriterLayer, run_bidirectional
 
 
 class Prefix(Neck):

@@ -9,8 +9,8 @@ from ...schemas.part import Count, NeckConfig
 from ...schemas.specs import Spec, Specs
 from ..base import Facts, Feature, Neck
 from ..features import select
+from ..layers.blocks.transformer import LayerOptions, TransformerLayer, check_heads
 from ..layers.sequences import ConcatTokens, Positions, concatenated_spec, fixed_length, learned_positions
-from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 
 class SelfAttention(Neck):

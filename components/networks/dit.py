@@ -15,7 +15,7 @@ from ..denoising.heads import time_scale
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import Attention, joined_mask, mlp, sinusoids, zero
-from ..layers.modulation import modulated
+from ..layers.blocks.modulation import modulated
 from ..layers.per_robot import robot_linear
 from ..layers.rotary import RotaryTable, rotary_table
 

@@ -13,7 +13,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import joined_mask, mlp, waves
-from ..layers.expert import ExpertLayer, expert_norm
+from ..layers.blocks.expert import ExpertLayer, expert_norm
 from ..layers.rotary import rotary_table
 
 

@@ -16,7 +16,7 @@ from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of, select
 from ..layers.basic import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
-from ..layers.modulation import modulated
+from ..layers.blocks.modulation import modulated
 from ..layers.per_robot import RobotMlp, apply_robot_linear, robot_linear
 
 _TIMES = 256

@@ -14,8 +14,8 @@ from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of
 from ..layers.basic import joined_mask, mlp, sinusoids
+from ..layers.blocks.transformer import LayerOptions, TransformerLayer, check_heads
 from ..layers.sequences import ConcatTokens, concatenated_spec
-from ..layers.transformer import LayerOptions, TransformerLayer, check_heads
 
 
 class DiffusionTransformer(Network):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .base import VlmFamily
-from .florence import Florence
-from .internvl import InternVl
-from .openvla import OpenVla
-from .paligemma import PaliGemma
-from .qwen import Qwen3Vl, Qwen25Vl
-from .smolvlm import SmolVlm
+from .families.florence import Florence
+from .families.internvl import InternVl
+from .families.openvla import OpenVla
+from .families.paligemma import PaliGemma
+from .families.qwen import Qwen3Vl, Qwen25Vl
+from .families.smolvlm import SmolVlm
 
 FAMILIES: dict[str, type[VlmFamily]] = {
     "florence2": Florence,

@@ -19,7 +19,7 @@ from policysmith.builder import Builder
 from policysmith.builder.evaluation import evaluate
 from policysmith.builder.evaluation.rollout import roll_out
 from policysmith.builder.interop.lerobot.convert import export_policy
-from policysmith.builder.planning.compatibility import needs_of
+from policysmith.builder.planning.checks.compatibility import needs_of
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas import console
 from policysmith.schemas.errors import SpecError, WeightsError

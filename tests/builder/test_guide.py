@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
 from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
-from policysmith.builder.policy import registry
+from policysmith.builder.policy.registration import registry
 from policysmith.schemas.errors import SpecError
 
 GUIDE = Path(__file__).with_name("guide_policy.py")

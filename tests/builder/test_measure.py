@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from policysmith.builder import Builder
-from policysmith.builder.planning.compatibility import needs_of
+from policysmith.builder.planning.checks.compatibility import needs_of
 from policysmith.builder.policy import BasePolicyModel
 from policysmith.builder.policy.sample_pipeline import KEY, SamplePipeline
 from policysmith.builder.saved_policy import SavedPolicy

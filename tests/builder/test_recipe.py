@@ -18,10 +18,10 @@ from policysmith.builder.recipe.loaded import LoadedRecipe
 from policysmith.components import registry
 from policysmith.components.base import ActionHead
 from policysmith.components.registry import REGISTRIES
-from policysmith.schemas.document import parse
 from policysmith.schemas.errors import RecipeError, SpecError
 from policysmith.schemas.part import HeadConfig
 from policysmith.schemas.recipe import CustomPolicySection, Recipe
+from policysmith.schemas.yaml.document import parse
 
 TEXT = """\
 recipe: 1

@@ -17,10 +17,10 @@ from policysmith.builder.recipe.rules import contradictions
 from policysmith.builder.recipe.validate import part_sites
 from policysmith.components.registry import REGISTRIES
 from policysmith.schemas.check import check, check_against
-from policysmith.schemas.document import from_mapping
 from policysmith.schemas.errors import RecipeError, RegistryError
 from policysmith.schemas.json_schema import SchemaTree, shipped_schema
 from policysmith.schemas.recipe import Recipe
+from policysmith.schemas.yaml.document import from_mapping
 
 GOOD: dict[str, Any] = {
     "recipe": 1,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from policysmith.builder.recipe.load import load_recipe
-from policysmith.schemas.document import parse
 from policysmith.schemas.errors import RecipeError
 from policysmith.schemas.terminal import printable
+from policysmith.schemas.yaml.document import parse
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "tiny").glob("*.yaml"))
 PIECES = (

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from policysmith.builder import Builder
 from policysmith.builder.recipe.standalone import same_spelling, standalone
 from policysmith.schemas import overrides
-from policysmith.schemas.document import parse
+from policysmith.schemas.yaml.document import parse
 
 RECIPE = """\
 # What this is, and what to expect.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from policysmith.builder import Builder
-from policysmith.builder.planning.unused import unused
+from policysmith.builder.planning.checks.unused import unused
 from policysmith.schemas import console
 
 CONVNEXT = {"type": "timm", "name": "test_convnext"}

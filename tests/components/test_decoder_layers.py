@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from policysmith.components.layers import decoder
 from policysmith.components.layers.basic import waves
-from policysmith.components.layers.decoder import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention
+from policysmith.components.layers.blocks import decoder
+from policysmith.components.layers.blocks.decoder import AdaRmsNorm, GatedMlp, RmsNorm, grouped_attention
 from policysmith.components.layers.rotary import apply_rotary, rotary_table
 
 

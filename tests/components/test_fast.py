@@ -16,8 +16,8 @@ from torch import Tensor
 
 from policysmith.components.heads.fast import Fast, _fill_padding
 from policysmith.components.language.fast_tokens import FastTokens, dct, inverse_dct
+from policysmith.components.layers.blocks.token_writer import TokenWriter
 from policysmith.components.layers.rotary import apply_rotary, rotary_table
-from policysmith.components.layers.token_writer import TokenWriter
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
 

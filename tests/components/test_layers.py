@@ -57,10 +57,10 @@ def test_attention_of_parts_turns_queries_and_keys(device: str, monkeypatch: pyt
     torch.manual_seed(0)
     layer = Attention(32, 2).to(device).bfloat16()
     tokens = torch.randn(3, 5, 32, device=device).bfloat16()
-    by = rotary_table(torch.arange(5, device=device).expand(3, 5), 16)
-    ours = layer(tokens, tokens, by=by)
+    rotary = rotary_table(torch.arange(5, device=device).expand(3, 5), 16)
+    ours = layer(tokens, tokens, rotary=rotary)
     monkeypatch.setattr(attention, "uses_kernel", lambda values: False)
-    assert torch.equal(ours, layer(tokens, tokens, by=by))
+    assert torch.equal(ours, layer(tokens, tokens, rotary=rotary))
     assert not torch.equal(ours, layer(tokens, tokens))
 
 

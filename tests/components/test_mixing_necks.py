@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from policysmith.components.base import Feature
 from policysmith.components.layers.basic import Attention
-from policysmith.components.layers.transformer import LayerOptions, TransformerLayer
+from policysmith.components.layers.blocks.transformer import LayerOptions, TransformerLayer
 from policysmith.components.necks.cross_attention import CrossAttention
 from policysmith.components.necks.film import Film
 from policysmith.components.necks.perceiver import Perceiver

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from policysmith.components.base import Feature
 from policysmith.components.heads.vqbet import Vqbet
-from policysmith.components.layers.gpt import Gpt
+from policysmith.components.layers.blocks.gpt import Gpt
 from policysmith.components.layers.residual_vq import ResidualVq
 from policysmith.components.randomness.generator import categorical
 from policysmith.schemas.errors import SpecError

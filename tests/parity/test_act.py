@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from policysmith.builder.interop.lerobot.policies import act
-from policysmith.builder.policy.ensemble import Ensemble
+from policysmith.builder.policy.acting.ensemble import Ensemble
 from policysmith.builder.policy.recipe_policy import RecipePolicy
-from policysmith.components.layers.detr import map_positions, step_positions
+from policysmith.components.layers.blocks.detr import map_positions, step_positions
 from policysmith.schemas.errors import WeightsError
 from policysmith.schemas.specs import Kind, Spec
 

@@ -11,9 +11,9 @@ import pytest
 
 from policysmith.schemas import kinds
 from policysmith.schemas.check import check, check_against
-from policysmith.schemas.document import Document, from_mapping, parse
 from policysmith.schemas.json_schema import SchemaTree, shipped_schema
 from policysmith.schemas.wording import did_you_mean, near
+from policysmith.schemas.yaml.document import Document, from_mapping, parse
 
 GOOD = """
 recipe: 1

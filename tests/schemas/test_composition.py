@@ -14,10 +14,10 @@ import pytest
 
 from policysmith.schemas import console
 from policysmith.schemas.composition import composed, places, resolved
-from policysmith.schemas.document import Document, from_mapping, read
 from policysmith.schemas.errors import RecipeError
-from policysmith.schemas.nodes import dotted
 from policysmith.schemas.overrides import apply, apply_mapping
+from policysmith.schemas.yaml.document import Document, from_mapping, read
+from policysmith.schemas.yaml.nodes import dotted
 
 ROOT = Path(__file__).parents[2]
 ACT = ROOT / "recipes" / "tiny" / "act.yaml"

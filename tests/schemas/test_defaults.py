@@ -9,12 +9,12 @@ import pytest
 
 from policysmith.builder.recipe.load import load_recipe
 from policysmith.schemas import console
-from policysmith.schemas.commands import rendered
 from policysmith.schemas.composition import composed, places, resolved
-from policysmith.schemas.defaults import with_defaults
-from policysmith.schemas.difference import differences, side
-from policysmith.schemas.document import parse, read
 from policysmith.schemas.errors import CheckpointError
+from policysmith.schemas.questions.commands import rendered
+from policysmith.schemas.questions.defaults import with_defaults
+from policysmith.schemas.questions.difference import differences, side
+from policysmith.schemas.yaml.document import parse, read
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ALL = [path for path in sorted(RECIPES.rglob("*.yaml")) if "datasets" not in path.parts]

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policysmith.schemas.diagnostics import Diagnostic
-from policysmith.schemas.document import Document, from_mapping, parse, read
 from policysmith.schemas.errors import RecipeError
-from policysmith.schemas.nodes import Key, dotted
-from policysmith.schemas.yaml_scalars import resolve
+from policysmith.schemas.yaml.document import Document, from_mapping, parse, read
+from policysmith.schemas.yaml.nodes import Key, dotted
+from policysmith.schemas.yaml.scalars import resolve
 
 TEXTS = st.text(st.characters(max_codepoint=0x2FF, exclude_categories=["C"]), max_size=8)
 SCALARS = (

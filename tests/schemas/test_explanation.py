@@ -11,8 +11,8 @@ import pytest
 from policysmith.builder import Builder
 from policysmith.components.registry import REGISTRIES
 from policysmith.schemas import console
-from policysmith.schemas.codes import CODES, PAGES
 from policysmith.schemas.errors import RecipeError
+from policysmith.schemas.questions.codes import CODES, PAGES
 
 ACT = Path(__file__).parents[2] / "recipes" / "tiny" / "act.yaml"
 

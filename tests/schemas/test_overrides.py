@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policysmith.schemas.document import parse
 from policysmith.schemas.errors import RecipeError
 from policysmith.schemas.overrides import apply, apply_mapping
+from policysmith.schemas.yaml.document import parse
 
 RECIPE = parse(
     """

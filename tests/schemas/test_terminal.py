@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from policysmith.builder.display import PlainConsole
-from policysmith.schemas import console, yaml_parser
+from policysmith.schemas import console
 from policysmith.schemas.check import check as judge
-from policysmith.schemas.document import parse, read
 from policysmith.schemas.errors import RecipeError
-from policysmith.schemas.nodes import MAX_BYTES
 from policysmith.schemas.terminal import printable
+from policysmith.schemas.yaml import parser
+from policysmith.schemas.yaml.document import parse, read
+from policysmith.schemas.yaml.nodes import MAX_BYTES
 
 RECIPE = """recipe: 1
 name: small
@@ -94,7 +95,7 @@ def test_what_is_huge_is_refused_in_few_words(
 def test_text_and_values_are_bounded_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="larger than 1 MB"):
         parse(RECIPE + "#" * MAX_BYTES)
-    monkeypatch.setattr(yaml_parser, "MAX_NODES", 1_000)
+    monkeypatch.setattr(parser, "MAX_NODES", 1_000)
     parse("a: [" + "1," * 997 + "]")
     with pytest.raises(RecipeError, match="more than 1,000 keys and values"):
         parse("a: [" + "1," * 1_001 + "]")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ....schemas.errors import CheckpointError
 from ...data.statistics import Statistics
-from ...policy.saving import read_json
+from ...policy.storage.saving import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from policysmith.builder.policy.registry import policies
+from policysmith.builder.policy.registration.registry import policies
 from policysmith.builder.policy.sample_pipeline import KEY
 from policysmith.builder.recipe.imports import run_imports
-from policysmith.schemas.document import from_mapping
+from policysmith.schemas.yaml.document import from_mapping
 
 SCRIPTED = Path(__file__).with_name("scripted.py")
 ROOT = str(Path(__file__).parents[3])

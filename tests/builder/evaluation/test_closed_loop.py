@@ -11,7 +11,7 @@ import pytest
 from policysmith.builder.evaluation import evaluate_closed_loop
 from policysmith.builder.evaluation.rollout import Episode
 from policysmith.builder.evaluation.video import HOLD
-from policysmith.builder.planning.compatibility import Needs, Scene, check_scene, needs_of
+from policysmith.builder.planning.checks.compatibility import Needs, Scene, check_scene, needs_of
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.builder.simulation.seeds import evaluation_seed
 from policysmith.schemas.errors import CheckpointError, SimulatorError, SpecError

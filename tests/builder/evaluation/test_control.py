@@ -14,7 +14,7 @@ import pytest
 from policysmith.builder import Builder
 from policysmith.builder.evaluation import blind, evaluate
 from policysmith.builder.evaluation.blind_control import BlindControl
-from policysmith.builder.planning.compatibility import needs_of
+from policysmith.builder.planning.checks.compatibility import needs_of
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.components.registry import BACKBONES
 from policysmith.schemas.errors import CheckpointError, RecipeError, SpecError

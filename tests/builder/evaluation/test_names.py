@@ -18,7 +18,13 @@ import torch
 from policysmith.builder import Builder
 from policysmith.builder.data.signals import Signals, order
 from policysmith.builder.evaluation.rollout import roll_out
-from policysmith.builder.planning.compatibility import Needs, Reordering, Scene, check_dataset, check_scene
+from policysmith.builder.planning.checks.compatibility import (
+    Needs,
+    Reordering,
+    Scene,
+    check_dataset,
+    check_scene,
+)
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.builder.simulation.base import describe, environments, make
 from policysmith.schemas.errors import SpecError

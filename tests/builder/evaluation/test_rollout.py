@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from policysmith.builder.evaluation.rollout import Rollout, roll_out
-from policysmith.builder.planning.compatibility import Needs
+from policysmith.builder.planning.checks.compatibility import Needs
 from policysmith.schemas.errors import SimulatorError
 
 from .reach import ReachEnvironment

@@ -19,7 +19,7 @@ from policysmith.builder.evaluation import ClosedLoopResult, EvaluationResult, e
 from policysmith.builder.evaluation.report.report import write_report
 from policysmith.builder.evaluation.rollout import Episode
 from policysmith.builder.evaluation.video import save_strip, save_video
-from policysmith.builder.planning.compatibility import check_dataset
+from policysmith.builder.planning.checks.compatibility import check_dataset
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas.errors import CheckpointError, SpecError
 

@@ -135,7 +135,7 @@ def test_bf16_stays_bf16(recipe: dict[str, Any], to_yaml: Any, tmp_path: Path, b
             "policy.backbones.proprio.gradient_checkpointing",
             True,
             "true",
-            "cannot compute its layers again",
+            "does not support recomputation of its layers",
         ),
     ],
 )

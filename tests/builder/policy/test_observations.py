@@ -48,7 +48,7 @@ def test_what_differs_from_training_names_key_and_cure(
 ) -> None:
     policy = Builder.from_recipe(tiny).build()
     (key,) = change
-    with pytest.raises(SpecError, match=rf"`{key}` .*must be .*{expected}, it is {given}") as caught:
+    with pytest.raises(SpecError, match=rf"`{key}` .*must be .*{expected}, but it is {given}") as caught:
         policy.select_action(observation | change)
     assert all(cure in caught.value.help for cure in cures)
     assert len(caught.value.help.split(", ")) >= len(cures)

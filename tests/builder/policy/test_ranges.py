@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel
 
 from policysmith.builder import BasePolicyModel, Builder
-from policysmith.builder.policy.ranges import Ranges
+from policysmith.builder.policy.acting.ranges import Ranges
 from policysmith.schemas.errors import SpecError, WeightsError
 
 STATE = "observation.state"

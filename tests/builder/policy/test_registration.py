@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from policysmith.builder import BasePolicyModel, Builder, DataCollatorRegistry
-from policysmith.builder.policy import registry
+from policysmith.builder.policy.registration import registry
 from policysmith.schemas.errors import RegistryError
 
 Refused = Callable[[Callable[[], Any]], Any]
@@ -96,15 +97,14 @@ def test_a_name_that_somebody_else_took_is_noticed(tiny: dict[str, Any], refused
         model_type = "tiny"
 
     Builder.from_recipe(tiny).build()
+    checked = Builder.from_recipe(tiny).check()
     AutoConfig.register("tiny", Stranger)  # transformers replaces the former in silence
     (finding,) = refused(Builder.from_recipe(tiny).check)
     assert "Stranger" in finding.message
-    checked = Builder.from_recipe(tiny)
-    checked.__dict__["summary"] = None  # the name may be taken between check and build
     with pytest.raises(RegistryError, match="Stranger"):
         checked.build()
     assert AutoConfig.for_model("tiny").__class__ is Stranger
-    registry.CONFIG_MAPPING._extra_content.pop("tiny")
+    CONFIG_MAPPING._extra_content.pop("tiny")
 
 
 class _Config(PretrainedConfig):
@@ -156,4 +156,4 @@ def test_two_policies_or_collators_of_one_name_are_an_error_naming_both(
     assert DataCollatorRegistry.get("lonely") is one
     with pytest.raises(RegistryError, match=r"registered: lonely"):
         DataCollatorRegistry.get("nobody")
-    registry.CONFIG_MAPPING._extra_content.pop("lonely", None)
+    CONFIG_MAPPING._extra_content.pop("lonely", None)

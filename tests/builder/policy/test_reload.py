@@ -14,8 +14,8 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder, RecipePolicy
 from policysmith.components.registry import BACKBONES, COLLATORS, HEADS
-from policysmith.schemas.document import Document, from_mapping
 from policysmith.schemas.specs import Kind
+from policysmith.schemas.yaml.document import Document, from_mapping
 
 # timm models with buffers that no checkpoint holds: relative positions, rotary embeddings.
 TRAPS = {"swin_tiny_patch4_window7_224": 56, "eva02_tiny_patch14_224": 28, "vit_small_patch16_dinov3": 32}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.builder.policy import saving
+from policysmith.builder.policy.storage import saving
 from policysmith.schemas.errors import CheckpointError, WeightsError
 
 CHANGES_FILES = (
@@ -181,7 +181,7 @@ def test_files_of_another_policy_are_left_and_named(
     policy.recipe_text = None
     policy.save_pretrained(tmp_path)
     assert (tmp_path / "recipe.yaml").read_text() == "mine"
-    assert f"{tmp_path / 'recipe.yaml'} is not of the policy" in caplog.text
+    assert f"{tmp_path / 'recipe.yaml'} belongs to another policy" in caplog.text
 
 
 def test_a_sharded_checkpoint_takes_the_place_of_a_single_file(policy: RecipePolicy, tmp_path: Path) -> None:

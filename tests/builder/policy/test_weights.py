@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, T5Config, T5EncoderModel, ViTConfig, ViTModel
 
 from policysmith.builder import Builder, RecipePolicy
-from policysmith.builder.policy import tied_weights
+from policysmith.builder.policy.storage import tied_weights
 from policysmith.components.backbones.mlp import MlpBackbone
 
 Batches = Callable[..., dict[str, Any]]

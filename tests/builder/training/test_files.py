@@ -19,7 +19,7 @@ from transformers import AutoModel
 
 from policysmith.builder import Builder, runs
 from policysmith.builder.export import export
-from policysmith.builder.policy import manifest
+from policysmith.builder.policy.storage import manifest
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas.errors import CheckpointError
 

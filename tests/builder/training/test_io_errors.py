@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from policysmith.builder import Builder, runs
-from policysmith.builder.policy import manifest
+from policysmith.builder.policy.storage import manifest
 from policysmith.builder.training import checkpoint
 from policysmith.builder.training.checkpoint import Identity
 from policysmith.builder.training.monitoring.logs import FileLog

@@ -16,6 +16,7 @@ from torch._dynamo import lookup_backend
 from torch.profiler import ProfilerActivity, profile
 from transformers import ViTConfig, ViTModel
 
+from policysmith.builder import compat
 from policysmith.builder.training.speed.compilation import compile_layers
 from policysmith.builder.training.speed.fx import passes
 from policysmith.components.layers.recomputation import recompute
@@ -327,7 +328,7 @@ def test_layers_of_a_policy_are_compiled_with_them(device: str, monkeypatch: pyt
 
     rewrite = passes.rewrite
     monkeypatch.setattr(passes, "rewrite", counted)
-    monkeypatch.setattr(passes, "lookup_backend", lambda name: lookup_backend("aot_eager"))
+    monkeypatch.setattr(compat, "compile_with_inductor", lookup_backend("aot_eager"))
     model = nn.Sequential(*(vit_layer() for _ in range(2))).to(device)
     tokens = torch.randn(2, TOKENS, WIDTH, device=device).requires_grad_()
     with ExitStack() as undo, torch.autocast(device, torch.bfloat16):

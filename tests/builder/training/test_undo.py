@@ -1,14 +1,23 @@
-"""Modules are the same after a run, or after a pass that must leave no trace."""
+"""Modules, libraries and processes are the same after a run, or after a pass that must leave no trace."""
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 from contextlib import ExitStack
 from functools import partial
 
+import pytest
 import torch
+import torch._dynamo
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from policysmith.builder.data.sampler import ResumableSampler
+from policysmith.builder.training.batches import loaded_batches
 from policysmith.builder.training.module_patches import BufferSnapshot, restore_later
+from policysmith.builder.training.monitoring.quiet import quiet_libraries
+from policysmith.builder.training.speed.compilation import compile_layers
 
 
 class Counting(nn.Module):
@@ -47,3 +56,38 @@ def test_attributes_are_what_they_were() -> None:
         layer._compiled_call_impl = print
     assert layer.forward is own
     assert "_compiled_call_impl" not in vars(layer)
+
+
+def test_messages_of_libraries_are_dropped_for_a_while_only(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("torch.utils._sympy.interp")
+    with quiet_libraries():
+        logger.warning("failed while executing %s(%s)", "pow_by_natural", [])
+        logger.warning("something else")
+    logger.warning("failed while executing %s(%s)", "pow_by_natural", [])
+    assert caplog.messages == ["something else", "failed while executing pow_by_natural([])"]
+
+
+def test_limits_of_dynamo_are_what_they_were() -> None:
+    before = torch._dynamo.config.recompile_limit
+    with ExitStack() as undo:
+        compile_layers(nn.Sequential(nn.Linear(2, 2)), undo, trained=True)
+        assert torch._dynamo.config.recompile_limit > before
+    assert torch._dynamo.config.recompile_limit == before
+
+
+def test_loader_processes_end_with_their_batches() -> None:
+    order = ResumableSampler(8, batch_size=2, seed=0)
+    batches = loaded_batches(
+        TensorDataset(torch.arange(8)),
+        order,
+        lambda samples: {"x": torch.stack([sample[0] for sample in samples])},
+        accumulate=1,
+        keyed=False,
+        workers=1,
+        device=torch.device("cpu"),
+    )
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    batches.close()
+    worker.join(20)
+    assert not worker.is_alive()

@@ -1,0 +1,107 @@
+"""Layers of decoder-only language models: RMS norms, grouped attention, gated feed-forward."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.dispatch import uses_kernel
+from ...kernels.modulated_norm import modulated_norm
+from ..basic import zero
+
+DecoderFamily = Literal["gemma", "llama"]
+
+
+def rms_normalize(tokens: Tensor, eps: float) -> Tensor:
+    """Divide tokens (..., D) by their root mean square, in float32 (Zhang & Sennrich, 2019)."""
+    tokens = tokens.float()
+    return tokens * torch.rsqrt(tokens.pow(2).mean(-1, keepdim=True) + eps)
+
+
+def gated(branch: Tensor, gate: Tensor | None) -> Tensor:
+    """Multiply a branch (B, N, D) by its gate (B, D), if any."""
+    return branch if gate is None else gate[:, None] * branch
+
+
+class RmsNorm(nn.Module):
+    """RMS norm with a learned scale, stored as the difference from 1 in Gemma and directly in Llama."""
+
+    def __init__(self, width: int, family: DecoderFamily) -> None:
+        super().__init__()
+        self.offset, self.eps = (1.0, 1e-6) if family == "gemma" else (0.0, 1e-5)
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - self.offset))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        condition: Tensor | None = None,
+        branch: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, None]:
+        """Return tokens plus branch (B, N, D), its norm, and no gate."""
+        tokens = tokens if branch is None else tokens + gated(branch, gate)
+        normal = rms_normalize(tokens, self.eps) * (self.offset + self.weight.float())
+        return tokens, normal.to(tokens.dtype), None
+
+
+class AdaRmsNorm(nn.Module):
+    """RMS norm with scale and shift from a condition, which also yields the gate of the next branch (pi0.5).
+
+    y = x / rms(x) * (1 + scale) + shift, with [scale, shift, gate] = linear(condition), which starts at zero.
+    """
+
+    def __init__(self, width: int, condition_width: int) -> None:
+        super().__init__()
+        self.modulation = zero(nn.Linear(condition_width, 3 * width))
+
+    def forward(
+        self, tokens: Tensor, condition: Tensor, branch: Tensor | None = None, gate: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens + gate * branch (B, N, D), its norm, and the gate (B, D) of the next branch.
+
+        Args:
+            tokens: (B, N, D).
+            condition: (B, C).
+            branch: (B, N, D), to add to the tokens, if any.
+            gate: (B, D), from the preceding norm.
+        """
+        scale, shift, following = self.modulation(condition).chunk(3, dim=-1)
+        if uses_kernel(tokens):
+            tokens, normal = modulated_norm(tokens, branch, gate, shift, scale, norm="rms", eps=1e-6)
+            return tokens, normal, following
+        tokens = tokens if branch is None else tokens + gated(branch, gate)
+        normal = rms_normalize(tokens, 1e-6) * (1.0 + scale[:, None].float()) + shift[:, None].float()
+        return tokens, normal.to(tokens.dtype), following
+
+
+class GatedMlp(nn.Module):
+    """down(act(gate(x)) * up(x)): GeGLU in Gemma, SwiGLU in Llama (Shazeer, 2020)."""
+
+    def __init__(self, width: int, hidden: int, family: DecoderFamily) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+        self.activation: nn.Module = nn.GELU(approximate="tanh") if family == "gemma" else nn.SiLU()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to (B, N, D)."""
+        out: Tensor = self.down(self.activation(self.gate(tokens)) * self.up(tokens))
+        return out
+
+
+def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply attention of heads that share keys and values in G groups (GQA, Ainslie et al., 2023).
+
+    Maps query (B, h, N, E), key and value (B, G, M, E) to (B, N, h * E). The heads of a group become queries
+    of one head, so keys are not copied and kernels need no support for groups: mask broadcasts to
+    (B, 1, h / G * N, M).
+    """
+    groups, count = key.shape[1], query.shape[2]
+    folded = query.unflatten(1, (groups, -1)).flatten(2, 3)  # (B, G, h / G * N, E)
+    mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
+    heads: Tensor = mixed.unflatten(2, (-1, count)).flatten(1, 2)  # (B, h, N, E)
+    return heads.transpose(1, 2).flatten(2)

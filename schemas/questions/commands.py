@@ -1,0 +1,118 @@
+"""Verbs of `policysmith` that need no torch. Each returns an exit code and writes to stdout."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..composition import places, resolved
+from ..json_schema import SchemaTree, shipped_schema
+from ..kinds import KINDS, unlisted_types
+from ..terminal import printable
+from ..yaml.document import Document
+from ..yaml.nodes import KeyPath
+from . import explanation
+from .defaults import with_defaults
+from .difference import DEFAULT, differences, side
+
+SAME, DIFFERENT = 0, 1
+
+
+def diff(args: Namespace) -> int:
+    """Run `policysmith diff`, which exits with 1 if the sides differ."""
+    found = differences(side(Path(args.left)), side(Path(args.right)))
+    if args.format == "json":
+        sys.stdout.write(json.dumps([difference.to_json() for difference in found], indent=1) + "\n")
+    else:
+        sys.stdout.writelines(f"{printable(str(difference))}\n" for difference in found)
+    return DIFFERENT if found else SAME
+
+
+def render(args: Namespace) -> int:
+    """Run `policysmith render`."""
+    document = resolved(args.document)
+    sys.stdout.write(rendered(with_defaults(document.value), document if args.origins else None))
+    return 0
+
+
+def explain(args: Namespace) -> int:
+    """Run `policysmith explain`."""
+    sys.stdout.write(explanation.explain(args.topic, shipped_schema(), line_width()))
+    return 0
+
+
+def listing(args: Namespace) -> int:
+    """Run `policysmith list`."""
+    kinds = KINDS if args.kind is None else [args.kind]
+    sys.stdout.writelines(explanation.listing(kind, shipped_schema(), line_width()) for kind in kinds)
+    return 0
+
+
+def needs_registry(args: Namespace) -> bool:
+    """Return whether a verb concerns parts that the shipped schema does not list: new files, plugins, policies."""
+    if "kind" in args:
+        kinds = list(KINDS) if args.kind is None else [args.kind]
+    elif "topic" in args:
+        kinds = [args.topic.partition(".")[0]]
+    else:
+        return "document" in args and bool(args.document.value.get("imports"))
+    tree = SchemaTree(shipped_schema())
+    return any(
+        kind == "policies" or not set(unlisted_types(kind)) <= set(tree.types(kind))
+        for kind in kinds
+        if kind in KINDS or "kind" in args
+    )
+
+
+def line_width() -> int:
+    """Return the characters of a line of the terminal, at most 100."""
+    return min(shutil.get_terminal_size().columns, 100)
+
+
+def rendered(recipe: Mapping[str, Any], document: Document | None = None) -> str:
+    """Return a recipe as YAML; with its document, comments name the place that sets each value."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+    origins = {path: str(span) for path, span in places(document)} if document is not None else None
+
+    def note(path: KeyPath) -> str:
+        assert origins is not None
+        return next((place for where, place in origins.items() if where[: len(path)] == path), DEFAULT)
+
+    def node(value: Any, path: KeyPath) -> Any:
+        if isinstance(value, Mapping) and value:
+            mapping = CommentedMap()
+            for key, item in value.items():
+                mapping[key] = node(item, (*path, key))
+                if origins is not None and _inline(item):
+                    mapping.yaml_add_eol_comment(printable(note((*path, key))), key, column=0)
+            return mapping
+        if isinstance(value, list):
+            sequence = CommentedSeq([node(item, (*path, index)) for index, item in enumerate(value)])
+            if _inline(value):
+                sequence.fa.set_flow_style()
+            return sequence
+        return value
+
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    stream = io.StringIO()
+    yaml.dump(node(recipe, ()), stream)
+    return stream.getvalue()
+
+
+def _inline(value: Any) -> bool:
+    """Return whether a value takes a single line."""
+    if isinstance(value, list):
+        return not any(isinstance(item, Mapping | list) and item for item in value)
+    return not isinstance(value, Mapping) or not value
