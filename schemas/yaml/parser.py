@@ -120,7 +120,7 @@ class Parser:
             node = self._mapping(event, start, depth)
         else:
             node = self._sequence(event, start, depth)
-        if node.depth > MAX_DEPTH:
+        if node.size > MAX_NODES or node.depth > MAX_DEPTH:
             message = f"aliases expand to more than {MAX_NODES:,} values or {MAX_DEPTH} levels"
             self._fail("E008 refused-yaml", message, node.span, "expands to too much")
         if event.anchor is not None:
