@@ -157,7 +157,7 @@ def test_a_policy_that_lerobot_cannot_hold_is_refused() -> None:
             {"reads": ["vision.tokens", "proprio.tokens"]},
             "LeRobot's ACT reads proprio.pooled, vision.tokens",
         ),
-        ("head", {"posterior_reads": []}, "gives nothing; in LeRobot it is the state"),
+        ("head", {"posterior_reads": []}, "is empty; in LeRobot it is the state"),
         ("backbones", {"other": {"type": "vit", "reads": None}}, "no backbone like `other`"),
         ("necks", {"pool": {}}, "no necks"),
     ]

@@ -151,7 +151,7 @@ def test_other_weights_and_options_are_refused(converted: Converted, golden: Gol
         to_policysmith(weights, {**config, "type": "pi05"}, str(tmp_path))
     with pytest.raises(WeightsError, match=r"`min_period: 0\.1` cannot be converted"):
         to_policysmith(weights, {**config, "min_period": 0.1}, str(tmp_path))
-    with pytest.raises(WeightsError, match=r"noise levels go up to 0\.9"):
+    with pytest.raises(WeightsError, match=r"noise levels reach 0\.9"):
         to_policysmith(weights, {**config, "time_sampling_scale": 0.899}, str(tmp_path))
 
 
@@ -163,7 +163,7 @@ def test_other_weights_and_options_are_refused(converted: Converted, golden: Gol
         ("head.padded_dims", "zero", "`padded_dims: zero` cannot be converted"),
         ("head.network.joint_every", 2, "`joint_every: 2` cannot be converted"),
         ("head.network.width", 48, "not 48"),
-        ("head.levels", {"type": "uniform"}, "by `beta`, not by `uniform`"),
+        ("head.levels", {"type": "uniform"}, "from `beta`, not from `uniform`"),
         ("backbones.vlm.queries", 3, "`queries: 3` cannot be converted"),
         ("backbones.proprio.type", "mlp", r"this policy has `vlm` \(vlm\) and `proprio` \(mlp\)"),
         ("necks", {"pool": {"type": "concat"}}, "no necks"),

@@ -77,9 +77,10 @@ class FileLog:
             self._run.mkdir(parents=True, exist_ok=True)
             (self._run / runs.DESCRIPTION).write_text(json.dumps(self._description, indent=2) + "\n")
             (self._run / runs.RECIPE).write_text(self._recipe_text)
-            self._lines = (self._run / runs.LOG).open("a", buffering=1)
             self._open.enter_context(_short_thread_errors())
+            self._lines = self._open.enter_context((self._run / runs.LOG).open("a", buffering=1))
             self._board = SummaryWriter(str(self._run / runs.TENSORBOARD))
+            self._open.callback(self._board.close)
 
     def advance(self, step: int) -> None:
         """Write nothing."""
@@ -97,13 +98,10 @@ class FileLog:
 
     def close(self) -> None:
         """Close the files."""
-        if self._lines is not None and self._board is not None:
-            try:
-                self._lines.close()
-                self._board.close()
-            except OSError as error:  # the run is over, and may have ended for the same reason
-                _logger.warning("the log in %s is incomplete (%s)", self._run, error.strerror or error)
-        self._open.close()
+        try:
+            self._open.close()
+        except OSError as error:  # the run is over, and may have ended for the same reason
+            _logger.warning("the log in %s is incomplete (%s)", self._run, error.strerror or error)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ EIGHT = FP32.model_copy(update={"states": "8bit"})
 
 
 def nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "random_words", lambda *_: None)
+    monkeypatch.setattr(kernel, "rounding_words", lambda *_: None)
 
 
 def network() -> nn.Sequential:

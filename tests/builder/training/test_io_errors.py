@@ -102,7 +102,7 @@ def test_a_disk_that_is_full_when_bytes_are_written(saver: Saver, monkeypatch: p
 
 
 def test_an_output_that_is_no_path_is_told(tiny: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="choose another `output`"):
+    with pytest.raises(CheckpointError, match="choose another `--output`"):
         Builder.from_recipe(tiny).claim("a\0b")
 
 
