@@ -13,7 +13,7 @@ demo: $(STAMP) graphics
 	$(BIN)/policysmith evaluate $(RUN)
 
 test: lint graphics
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/kernels  # the Triton programs, on a CPU
 
 lint: $(STAMP)
