@@ -14,7 +14,7 @@ demo: $(STAMP) graphics
 
 test: lint graphics
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/kernels  # the Triton programs, on a CPU
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 -W default tests/kernels  # the Triton programs, on a CPU
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
