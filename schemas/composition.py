@@ -224,6 +224,9 @@ def _any_removed(node: Node) -> bool:
 
 
 def _nullable(schema: Mapping[str, object]) -> bool:
+    """Return whether null is a value of an option; True for options that the shipped schema does not know."""
+    if not schema:
+        return True
     kinds = schema.get("type", [])
     branches = schema.get("anyOf", [])
     return "null" in (kinds if isinstance(kinds, list) else [kinds]) or any(

@@ -7,6 +7,7 @@ well and `oneOf` badly.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,12 @@ def recipe_schema() -> dict[str, Any]:
         definitions[kind] = _choice(list(types), lambda name, kind=kind: {"$ref": f"#/$defs/{kind}.{name}"})
         for name, part in types.items():
             example = part.example().model_dump(mode="json", exclude_unset=True)
-            definitions[f"{kind}.{name}"] = model_schema(part.Config) | {"examples": [example]}
+            _, _, details = (inspect.getdoc(part) or "").partition("\n\n")
+            definitions[f"{kind}.{name}"] = {
+                **model_schema(part.Config),
+                "examples": [example],
+                **({"x-about": details} if details else {}),
+            }
     needed = {"required": root.pop("required")}
     root |= {"if": {"required": ["base"]}, "then": {}, "else": needed}
     sorted_root: dict[str, Any] = _sorted({**root, "$defs": definitions})

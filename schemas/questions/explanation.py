@@ -185,10 +185,14 @@ def _summary(schema: Schema) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    return "\n".join(
-        "\n".join(textwrap.wrap(line, width, break_long_words=False)) if not line.startswith(" ") else line
-        for line in text.splitlines()
-    )
+    """Return the text with its paragraphs filled; tables, lists and indented lines stay."""
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        lines = paragraph.splitlines()
+        if not any(line.startswith((" ", "|", "-")) for line in lines):
+            lines = textwrap.wrap(" ".join(lines), width, break_long_words=False)
+        paragraphs.append("\n".join(lines))
+    return "\n\n".join(paragraphs)
 
 
 def _yaml(value: Mapping[str, Any]) -> str:

@@ -87,6 +87,17 @@ def test_a_null_removes_what_the_schema_does_not_let_be_null(files: Callable[...
     assert resolved(document).value["policy"] == {"necks": {}}
 
 
+def test_a_null_is_kept_where_the_schema_does_not_know_the_option(files: Callable[..., Path]) -> None:
+    path = files(
+        mine="imports: [own.py]\npolicy: {head: {type: own_head, width: 8}, freeze: []}\nmeta: {note: x}\n"
+        "training: {clip_norm: 1.0, steps: 2}\n"
+    )
+    found = value(path, "policy.head.width=null", "meta.note=null", "training.clip_norm=null")
+    assert found["policy"]["head"] == {"type": "own_head", "width": None}
+    assert found["meta"] == {"note": None}
+    assert found["training"] == {"clip_norm": None, "steps": 2}
+
+
 def test_an_override_removes_entries_and_items(files: Callable[..., Path]) -> None:
     path = files(mine="a: {b: {c: 1, d: 2}}\ntransforms: [{type: x}, {type: y}]\n")
     assert value(path, "~a.b.c", "~transforms.0") == {"a": {"b": {"d": 2}}, "transforms": [{"type": "y"}]}

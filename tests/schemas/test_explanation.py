@@ -31,6 +31,7 @@ ACT = Path(__file__).parents[2] / "recipes" / "tiny" / "act.yaml"
         ("training.optimizer.groups[0].lr_scale", ["Factor on the learning rate"]),
         ("backbones.vit", ["Vision Transformer", "patch_size: integer >= 1", "example:"]),
         ("heads.mlp.loss", ["type: l1 | l2 | huber", 'default: "l1"']),
+        ("heads.flow_matching", ["x_s = s eps + (1 - s) a", "as in GR00T"]),
         ("heads", ["  flow_matching  Flow matching"]),
         ("E005", ["E005 wrong-type", "steps: many"]),
         ("unknown-key", ["E003 unknown-key"]),
