@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from transformers import AutoModel
 
@@ -95,6 +96,23 @@ def test_the_first_step_is_as_long_as_the_schedule_says(
         assert moved == pytest.approx(rate, rel=0.05), part
 
 
+@pytest.mark.parametrize("states", ["fp32", "8bit"])
+def test_gradients_far_below_the_optimizers_epsilon_hardly_move_a_weight(
+    states: str, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Clip gradients to a norm far below `eps`, without which AdamW would not feel their size."""
+    tiny["training"] |= {"steps": 2, "optimizer": {"lr": 0.1, "weight_decay": 0.0, "states": states}}
+    tiny["training"]["schedule"] = {"type": "constant"}
+    moved = []
+    for clip_norm in (1e-12, None):
+        builder = Builder.from_recipe(tiny).override({"training.clip_norm": clip_norm})
+        before = builder.build().state_dict()
+        run = builder.train(output=tmp_path / str(clip_norm), device="cpu").checkpoint
+        after = AutoModel.from_pretrained(run).state_dict()
+        moved.append(max(float((after[name] - before[name]).abs().max()) for name in after))
+    assert moved[0] < 1e-3 * moved[1]
+
+
 def test_the_saved_policy_holds_the_averaged_weights(tiny: dict[str, Any], tmp_path: Path) -> None:
     result = (
         Builder.from_recipe(tiny).override({"training.ema": 0.5}).train(output=tmp_path / "run", device="cpu")
@@ -118,7 +136,8 @@ def test_a_run_leaves_what_it_promises(tiny: dict[str, Any], tmp_path: Path) -> 
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert all({"grad_norm", "samples_per_second", "data_wait", "lr"} <= line.keys() for line in steps)
-    assert list((run / "tensorboard").iterdir())
+    points = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("loss")
+    assert [point.value for point in points] == pytest.approx([line["loss"] for line in steps])
     assert json.loads((run / "run.json").read_text())["versions"]["torch"]
 
 
