@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -203,6 +204,31 @@ def evaluate(args: Namespace) -> int:
     )
     for line in result.lines:
         console.print(line)
+    return 0
+
+
+def bench(args: Namespace) -> int:
+    """Run `policysmith bench`."""
+    from .inference.bench import bench as measure
+    from .saved_policy import SavedPolicy, choose_device
+
+    _set_up_logging()
+    device = choose_device(args.device)
+    saved = SavedPolicy.find(args.checkpoint, verify=args.verify)
+    saved.run_imports(allowed=args.allow_imports)
+    report = measure(
+        saved.load(device),
+        device,
+        args.precision,
+        batch=args.batch,
+        repeats=args.repeats,
+        compile=args.compile,
+    )
+    if args.format == "json":
+        sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
+        return 0
+    for line in report.lines:
+        console.print(line, markup=False)
     return 0
 
 

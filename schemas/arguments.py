@@ -156,6 +156,8 @@ def policysmith() -> ArgumentParser:
     _verify(evaluate)
     _device(evaluate)
 
+    _bench(verbs)
+
     import_lerobot = _verb(
         verbs,
         "import-lerobot",
@@ -224,6 +226,36 @@ def policysmith() -> ArgumentParser:
     )
     info.add_argument("path", help="directory of a LeRobot dataset")
     return parser
+
+
+def _bench(verbs: Any) -> None:
+    """Add the verb `bench`."""
+    bench = _verb(
+        verbs,
+        "bench",
+        "bench",
+        "measure how long a trained policy takes for a chunk, eager and in the engine, and where the time goes",
+        "policysmith bench runs/act",
+        "policysmith bench runs/act --device cuda --precision float32 --batch 4",
+    )
+    _checkpoint(bench)
+    bench.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="precision of the engine (default: auto, bfloat16 on a GPU and float32 elsewhere)",
+    )
+    bench.add_argument("--batch", type=_positive, default=1, help="observations at a time (default: 1)")
+    bench.add_argument("--repeats", type=_positive, default=100, help="chunks to time (default: 100)")
+    bench.add_argument(
+        "--compile", action="store_true", help="also compile layers, which takes up to minutes at the start"
+    )
+    bench.add_argument(
+        "--format", choices=("text", "json"), default="text", help="format of the report (default: text)"
+    )
+    _imports(bench)
+    _verify(bench)
+    _device(bench)
 
 
 class _Version(Action):

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ..capture import CaptureError, capturable
 from ..policy.recipe_policy import RecipePolicy
+from .compilation import compile_layers, pack
 from .example import example_samples
 from .graphs import Captured, Graphs, Inputs
 from .precision import Precision, copy_for
@@ -45,6 +46,7 @@ class Runner:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         *,
+        compile: bool = False,
         kinds: int = _KINDS,
     ) -> None:
         """Copy a policy to a device, by default its own, as far as it must be moved or cast.
@@ -54,6 +56,7 @@ class Runner:
             device: Device to run on.
             precision: Precision of the weights: bfloat16 on a GPU and float32 elsewhere, or one of the two. A
                 hand-written policy keeps its weights, and computes under autocast with `bfloat16`.
+            compile: Compile the layers that parts repeat, which takes up to minutes at the first chunk.
             kinds: Number of kinds of inputs, such as batch sizes, that keep a CUDA graph.
 
         Raises:
@@ -74,6 +77,10 @@ class Runner:
         self.policy = copy_for(policy, place, dtype)
         """The copy that runs."""
         self.policy.predict = self.predict  # type: ignore[method-assign]  # for its `select_action`
+        if precision == "bfloat16" and place.type == "cuda":
+            pack(self.policy)
+        if compile:
+            compile_layers(self.policy)
         self._lock = threading.RLock()
         self._kinds = kinds
         if isinstance(self.policy, RecipePolicy):
@@ -165,10 +172,10 @@ class Runner:
         self._graphs = self._new_graphs()
 
     def _new_graphs(self) -> Graphs[State]:
-        pool = torch.cuda.graph_pool_handle() if self._captured_stages else None
-
         def capture(inputs: Inputs) -> Captured[State]:
-            return Captured(self._capturable_part, inputs, self.device, pool)
+            if not len(self._graphs):  # a pool ends with the last graph in it
+                self._pool = torch.cuda.graph_pool_handle()
+            return Captured(self._capturable_part, inputs, self.device, self._pool)
 
         return Graphs(capture, self._kinds)
 
