@@ -16,6 +16,9 @@ from ..layers.basic import joined_mask, mlp, waves
 from ..layers.blocks.expert import ExpertLayer, expert_norm
 from ..layers.rotary import rotary_table
 
+_ALIGNED = 8
+"""Keys come in multiples of so many, without which a GPU multiplies by slower instructions."""
+
 
 class Expert(Network):
     """Transformer that attends to a language model, layer by layer: the mixture of transformers of pi0.
@@ -136,8 +139,18 @@ class Expert(Network):
             context["tokens"] = torch.cat([tokens for tokens, _ in parts], dim=1)
             if (mask := joined_mask(*parts)) is not None:
                 context["tokens_mask"] = mask
-        # training may repeat the context for several times, each with padding of its own
-        return context if torch.is_grad_enabled() else {**context, **self._arrange(context)}
+        if torch.is_grad_enabled():  # training may repeat the context, each time with padding of its own
+            return context
+        if "mask" in context:
+            context = self._aligned(context)
+        return {**context, **self._arrange(context)}
+
+    def _aligned(self, context: Context) -> Context:
+        """Return the context with hidden keys, so that the number of all keys suits the units for products."""
+        known = context["tokens"].shape[1] if "tokens" in context else 0
+        more = -(context["mask"].shape[1] + known + self._horizon) % _ALIGNED
+        held, mask = context["key_values"], context["mask"]
+        return {**context, "key_values": F.pad(held, (0, 0, 0, more)), "mask": F.pad(mask, (0, more))}
 
     def _arrange(self, context: Context, is_pad: Tensor | None = None) -> Context:
         """Return what the sequence of tokens determines, for all layers and times.
