@@ -1,4 +1,4 @@
-"""The command line: `build-and-train` and `policysmith`.
+"""The command line: `policysmith`, and `build-and-train`, an alias of `policysmith train`.
 
 This composition root validates a recipe before torch is imported, so that a mistake is reported in a fraction
 of a second. Only then does it import `policysmith.builder.cli`, by name, which preserves the import direction
@@ -59,8 +59,8 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
     args = Namespace()
     try:
         if not argv:
-            parser.print_help(sys.stderr)
-            return USAGE
+            parser.print_help()
+            return OK
         args = parser.parse_args(argv)
         with Signals():
             if "recipe" in args:
@@ -91,8 +91,10 @@ def _function(args: Namespace) -> Callable[[Namespace], int]:
     from .questions.commands import needs_registry
 
     light = "light" in args and not needs_registry(args)
-    module = "policysmith.schemas.questions.commands" if light else "policysmith.builder.cli"
-    function: Callable[[Namespace], int] = getattr(importlib.import_module(module), args.function)
+    module = "schemas.questions.commands" if light else getattr(args, "module", "builder.cli")
+    function: Callable[[Namespace], int] = getattr(
+        importlib.import_module(f"policysmith.{module}"), args.function
+    )
     return function
 
 
