@@ -1,4 +1,4 @@
-"""Command-line flags. `function` of the parsed arguments names a function of `policysmith.builder.cli`."""
+"""Command-line flags. `function` of the parsed arguments names a function of `policysmith.builder.cli`, or of `module`."""
 
 from __future__ import annotations
 
@@ -223,7 +223,56 @@ def policysmith() -> ArgumentParser:
         "policysmith data info recipes/datasets/drawer_open",
     )
     info.add_argument("path", help="directory of a LeRobot dataset")
+    _serve(verbs)
     return parser
+
+
+def _serve(verbs: Any) -> None:
+    """Add the verb `serve`."""
+    serve = _verb(
+        verbs,
+        "serve",
+        "serve",
+        "serve a trained policy to robots, by openpi's websocket protocol",
+        "policysmith serve runs/vit_mlp",
+        "policysmith serve runs/act --map observation.images.front=images/cam_high --map task=prompt",
+        "policysmith serve runs/act --host 0.0.0.0 --map robot.yaml",
+    )
+    serve.set_defaults(module="policysmith.builder.serving.command")
+    _checkpoint(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=_port, default=8000, help="port, 0 for any free one (default: 8000)")
+    serve.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="KEY=KEY",
+        help="key of the policy and the robot's name for it, or a YAML file of such pairs; repeatable",
+    )
+    serve.add_argument(
+        "--token", help="token that robots must send (default: that of POLICYSMITH_TOKEN, if set)"
+    )
+    serve.add_argument("--max-clients", type=_positive, default=16, help="most robots at once (default: 16)")
+    serve.add_argument(
+        "--max-message",
+        type=_positive,
+        default=32,
+        metavar="MIB",
+        help="largest message in MiB (default: 32)",
+    )
+    serve.add_argument(
+        "--max-batch", type=_positive, default=8, help="most observations predicted at once (default: 8)"
+    )
+    serve.add_argument(
+        "--batch-wait",
+        type=_spread,
+        default=2.0,
+        metavar="MS",
+        help="longest wait of an observation for others, in milliseconds (default: 2)",
+    )
+    _imports(serve)
+    _verify(serve)
+    _device(serve)
 
 
 class _Version(Action):
@@ -304,6 +353,12 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def _port(text: str) -> int:
+    if (number := _count(text)) > 65535:
+        raise ArgumentTypeError(f"{text!r} is more than 65535")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -132,10 +132,18 @@ class Session:
         With `clamp`, it is clamped to the range of the training episodes, dimension by dimension.
         """
         action = self._episode.actions.popleft()
-        if not clamp:
-            return action
+        return self.clamped(action) if clamp else action
+
+    def act_all(self) -> Tensor:
+        """Return all actions (N, A) that remain of the running chunk, as if they had been run."""
+        actions = torch.stack(list(self._episode.actions))
+        self._episode.actions.clear()
+        return actions
+
+    def clamped(self, actions: Tensor) -> Tensor:
+        """Return actions (..., A) clamped to the range of the training episodes, dimension by dimension."""
         assert self._episode.observed is not None
-        return self.policy.ranges_of(self._episode.observed).clamp("action", action)
+        return self.policy.ranges_of(self._episode.observed).clamp("action", actions)
 
 
 __all__ = ["ChunkSource", "Episode", "Session"]
