@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from . import arguments
 from .diagnostics import MOST, Diagnostic
-from .errors import Interrupted, PolicysmithError, RecipeError, SimulatorError, TrainingError
+from .errors import Interrupted, PolicysmithError, RecipeError, ServerError, SimulatorError, TrainingError
 from .interrupts import Signals
 from .terminal import forgiving_streams, printable
 
@@ -73,7 +73,11 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
         return INVALID_RECIPE
     except PolicysmithError as error:
         _say(str(error))
-        return TRAINING_FAILED if isinstance(error, (TrainingError, SimulatorError)) else BUILD_FAILED
+        return (
+            TRAINING_FAILED
+            if isinstance(error, (TrainingError, SimulatorError, ServerError))
+            else BUILD_FAILED
+        )
     except OSError as error:
         _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         return REFUSED

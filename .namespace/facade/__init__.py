@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .builder.data.writing.record import record
     from .builder.evaluation import evaluate
     from .builder.saved_policy import load
+    from .builder.serving.client import RemotePolicy, connect
     from .schemas.errors import (
         CheckpointError,
         DatasetError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         PolicysmithError,
         RecipeError,
         RegistryError,
+        ServerError,
         SimulatorError,
         SpecError,
         TrainingError,
@@ -44,11 +46,14 @@ __all__ = [
     "PolicysmithError",
     "RecipeError",
     "RegistryError",
+    "RemotePolicy",
+    "ServerError",
     "SimulatorError",
     "SpecError",
     "TrainingError",
     "WeightsError",
     "__version__",
+    "connect",
     "evaluate",
     "load",
     "record",
@@ -58,6 +63,8 @@ _HOMES = {
     "BasePolicyModel": "builder",
     "Builder": "builder",
     "DataCollatorRegistry": "builder",
+    "RemotePolicy": "builder.serving.client",
+    "connect": "builder.serving.client",
     "evaluate": "builder.evaluation",
     "load": "builder.saved_policy",
     "record": "builder.data.writing.record",

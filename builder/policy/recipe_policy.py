@@ -211,12 +211,12 @@ class RecipePolicy(BasePolicyModel):
                 if isinstance(value, Tensor) and value.is_floating_point():
                     finite(key, value, _SENSOR)
                     if not self.robots:
-                        self._ranges_of({}).check(key, value, _SENSOR)
+                        self.ranges_of({}).check(key, value, _SENSOR)
             transformed = self.transform(observed)
             actions = self._actions(self.features(transformed), transformed, generator)
             finite("action", actions, BROKEN)
             for robot, own in self.robots.split(batch, actions):
-                self._ranges_of({EMBODIMENT: robot}).check("action", own, BROKEN)
+                self.ranges_of({EMBODIMENT: robot}).check("action", own, BROKEN)
             return actions
         finally:
             self.train(was_training)

@@ -194,6 +194,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Return a TCP port. Raise ArgumentTypeError for other text."""
+    if (number := count(text)) > 65535:
+        raise ArgumentTypeError(f"{text!r} is more than 65535")
+    return number
+
+
 def positive(text: str) -> int:
     """Return a whole number of at least 1. Raise ArgumentTypeError for other text."""
     if (number := count(text)) < 1:
