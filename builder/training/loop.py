@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from ...schemas.errors import Interrupted, TrainingError
 from ...schemas.interrupts import Signals
 from .. import runs
+from ..capture import capturable
 from . import checkpoint
 from .batches import Batches, loaded_batches, stored_batches
 from .checkpoint import Identity
@@ -44,7 +45,6 @@ from .optim.ema import WeightAverage
 from .optim.schedule import learning_rate
 from .randomness import mix
 from .requests import Requests, stopped_message
-from .speed.cuda_graph import capturable
 from .speed.speedups import Speedups, place
 from .speed.step_graph import StepGraph
 from .update import Batch, Update
