@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING
 
 from . import arguments
 from .diagnostics import MOST, Diagnostic
-from .errors import Interrupted, PolicysmithError, RecipeError, ServerError, SimulatorError, TrainingError
+from .errors import (
+    Interrupted,
+    PolicysmithError,
+    RecipeError,
+    RobotError,
+    ServerError,
+    SimulatorError,
+    TrainingError,
+)
 from .interrupts import Signals
 from .terminal import forgiving_streams, printable
 
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 
 OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, REFUSED = 0, 2, 3, 4, 5, 6
 INTERRUPTED, NO_READER = 130, 141
+RUNNING = (TrainingError, SimulatorError, RobotError, ServerError)
+"""Errors while something runs, not while it is built."""
 
 
 def build_and_train(argv: Sequence[str] | None = None) -> int:
