@@ -1,4 +1,4 @@
-"""The command line: `build-and-train` and `policysmith`.
+"""The command line: `policysmith`, and `build-and-train`, an alias of `policysmith train`.
 
 This composition root validates a recipe before torch is imported, so that a mistake is reported in a fraction
 of a second. Only then does it import `policysmith.builder.cli`, by name, which preserves the import direction
@@ -69,8 +69,8 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
     args = Namespace()
     try:
         if not argv:
-            parser.print_help(sys.stderr)
-            return USAGE
+            parser.print_help()
+            return OK
         args = parser.parse_args(argv)
         with Signals():
             if "recipe" in args:
@@ -83,11 +83,7 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
         return INVALID_RECIPE
     except PolicysmithError as error:
         _say(str(error))
-        return (
-            TRAINING_FAILED
-            if isinstance(error, (TrainingError, SimulatorError, ServerError))
-            else BUILD_FAILED
-        )
+        return TRAINING_FAILED if isinstance(error, RUNNING) else BUILD_FAILED
     except OSError as error:
         _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         return REFUSED
@@ -105,9 +101,10 @@ def _function(args: Namespace) -> Callable[[Namespace], int]:
     from .questions.commands import needs_registry
 
     light = "light" in args and not needs_registry(args)
-    own = getattr(args, "module", "policysmith.builder.cli")
-    module = "policysmith.schemas.questions.commands" if light else own
-    function: Callable[[Namespace], int] = getattr(importlib.import_module(module), args.function)
+    module = "schemas.questions.commands" if light else getattr(args, "module", "builder.cli")
+    function: Callable[[Namespace], int] = getattr(
+        importlib.import_module(f"policysmith.{module}"), args.function
+    )
     return function
 
 

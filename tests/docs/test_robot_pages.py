@@ -81,7 +81,9 @@ def test_the_adapter_of_the_so101_speaks_to_lerobots_arm(monkeypatch: pytest.Mon
     assert robot.observe()["observation.images.front"].shape == (3, 480, 640)
     drive(robot, Home(), max_steps=2)
     robot.close()
-    assert [list(action.values()) for action in sent[:2]] == [[-100.0, -100.0, -95.0, -100.0, -160.0, 0.0]] * 2
+    assert [list(action.values()) for action in sent[:2]] == [
+        [-100.0, -100.0, -95.0, -100.0, -160.0, 0.0]
+    ] * 2
     assert list(sent[2].values()) == [90.0] * 6  # where it was seen last
     assert sent[3] == {}
 
