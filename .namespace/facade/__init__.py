@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .builder import BasePolicyModel, Builder, DataCollatorRegistry
     from .builder.data.writing.record import record
     from .builder.evaluation import evaluate
+    from .builder.robots.base import Robot
     from .builder.saved_policy import load
     from .builder.serving.client import RemotePolicy, connect
     from .schemas.errors import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         PolicysmithError,
         RecipeError,
         RegistryError,
+        RobotError,
         ServerError,
         SimulatorError,
         SpecError,
@@ -47,6 +49,8 @@ __all__ = [
     "RecipeError",
     "RegistryError",
     "RemotePolicy",
+    "Robot",
+    "RobotError",
     "ServerError",
     "SimulatorError",
     "SpecError",
@@ -64,6 +68,7 @@ _HOMES = {
     "Builder": "builder",
     "DataCollatorRegistry": "builder",
     "RemotePolicy": "builder.serving.client",
+    "Robot": "builder.robots.base",
     "connect": "builder.serving.client",
     "evaluate": "builder.evaluation",
     "load": "builder.saved_policy",

@@ -13,22 +13,26 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        options = {"registry": self._registry}
-        self.answers = Counter("policysmith_answers", "Messages, by answer", ["answer"], **options)
+        self.answers = Counter(
+            "policysmith_answers", "Messages, by answer", ["answer"], registry=self._registry
+        )
         """Messages of clients: `chunk`, `observed`, `reset`, `refused` or `failed`."""
         self.refusals = Counter(
-            "policysmith_refused_connections", "Connections refused", ["reason"], **options
+            "policysmith_refused_connections", "Connections refused", ["reason"], registry=self._registry
         )
         """Connections refused: `token`, `clients` or `starting`."""
-        self.clients = Gauge("policysmith_clients", "Open connections", **options)
+        self.clients = Gauge("policysmith_clients", "Open connections", registry=self._registry)
         self.request_seconds = Histogram(
-            "policysmith_request_seconds", "From a message to its chunk", buckets=SECONDS, **options
+            "policysmith_request_seconds",
+            "From a message to its chunk",
+            buckets=SECONDS,
+            registry=self._registry,
         )
         self.inference_seconds = Histogram(
-            "policysmith_inference_seconds", "Prediction of a batch", buckets=SECONDS, **options
+            "policysmith_inference_seconds", "Prediction of a batch", buckets=SECONDS, registry=self._registry
         )
         self.batch_size = Histogram(
-            "policysmith_batch_size", "Observations in a batch", buckets=SIZES, **options
+            "policysmith_batch_size", "Observations in a batch", buckets=SIZES, registry=self._registry
         )
 
     def text(self) -> str:

@@ -106,6 +106,7 @@ class PolicyServer:
             "observation_steps": policy.observation_steps(),
             "robots": list(robots),
             "signals": {name or "": signal_.to_json() for name, signal_ in signals.items()},
+            "action_dim": {name or "": _width(policy, name) for name in signals},
             "horizon": chunk_size(specs)[0] - policy.present,
             "execute": policy.execute,
             "ensemble": policy.ensemble,
@@ -277,6 +278,13 @@ class PolicyServer:
         self.metrics.request_seconds.observe(time.perf_counter() - start)
         timing = {"infer_ms": 1e3 * (predicted - asked), "total_ms": 1e3 * (time.perf_counter() - start)}
         return {"actions": actions.float().numpy(), "server_timing": timing}
+
+
+def _width(policy: BasePolicyModel, robot: str | None) -> int:
+    """Return the number of action dimensions of a policy, or of one of its robots."""
+    if robot is not None:
+        return policy.robots.find(robot).action_dim
+    return Spec.from_json(policy.content["specs"]["action"]).width
 
 
 def _on_signals(loop: asyncio.AbstractEventLoop, stopped: asyncio.Future[int]) -> dict[int, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .parser import Parser, add_checkpoint, add_device, add_imports, add_verify, port, positive, spread
+from .parser import Parser, add_checkpoint, add_device, add_imports, add_verify, count, port, positive, spread
 
 GROUP = "policies"
 
@@ -10,6 +10,7 @@ GROUP = "policies"
 def add(parser: Parser) -> None:
     """Add the verbs that bring a trained policy to robots."""
     _add_serve(parser)
+    _add_rollout(parser)
 
 
 def _add_serve(parser: Parser) -> None:
@@ -57,3 +58,53 @@ def _add_serve(parser: Parser) -> None:
     add_imports(serve)
     add_verify(serve)
     add_device(serve)
+
+
+def _add_rollout(parser: Parser) -> None:
+    rollout = parser.add_verb(
+        GROUP,
+        "rollout",
+        "rollout",
+        "drive a robot with a trained policy, and record what happens",
+        "policysmith rollout runs/vit_mlp --robot metaworld/drawer-open-v3",
+        "policysmith rollout --server ws://127.0.0.1:8000 --robot my_arm.py:Arm --record recorded --episodes 10",
+    )
+    rollout.set_defaults(module="builder.robots.command")
+    rollout.add_argument(
+        "checkpoint",
+        nargs="?",
+        metavar="CHECKPOINT_OR_RUN",
+        help="a checkpoint, or a run for its last checkpoint; or name a server",
+    )
+    rollout.add_argument("--server", metavar="URL", help="drive it with the policy of `policysmith serve`")
+    rollout.add_argument("--token", help="token of the server (default: that of POLICYSMITH_TOKEN, if set)")
+    rollout.add_argument(
+        "--patience",
+        type=spread,
+        default=5.0,
+        metavar="S",
+        help="seconds to connect again after a loss of the server (default: 5)",
+    )
+    rollout.add_argument(
+        "--robot", required=True, help="an environment, such as metaworld/drawer-open-v3, or FILE.py:CLASS"
+    )
+    rollout.add_argument("--embodiment", help="name of this robot, for a policy for several")
+    rollout.add_argument("--episodes", type=positive, default=1, help="number of episodes (default: 1)")
+    rollout.add_argument(
+        "--seed", type=count, default=10_000, help="seed of the first episode (default: 10000)"
+    )
+    rollout.add_argument("--max-steps", type=positive, help="step limit (default: that of the robot)")
+    rollout.add_argument("--clamp", action="store_true", help="clamp actions to the range of training")
+    rollout.add_argument(
+        "--watchdog",
+        type=spread,
+        default=0.5,
+        metavar="S",
+        help="stop the robot after so many seconds without an action (default: 0.5)",
+    )
+    rollout.add_argument(
+        "--record", metavar="DIR", help="new directory for a LeRobot dataset of the episodes"
+    )
+    add_imports(rollout)
+    add_verify(rollout)
+    add_device(rollout)
