@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -27,7 +26,7 @@ console = PlainConsole()
 is_main_process = os.environ.get("RANK", "0") == "0"
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     """Log warnings and the project's own lines to stderr, and hide those of libraries."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(PlainFormatter("%(message)s"))
@@ -38,7 +37,7 @@ def _set_up_logging() -> None:
 
 
 def _builder(args: Namespace) -> Builder:
-    _set_up_logging()
+    set_up_logging()
     return Builder.from_recipe(args.document, allow_imports=args.allow_imports)
 
 
@@ -137,7 +136,7 @@ def data_record(args: Namespace) -> int:
     """Run `policysmith data record`."""
     from .data.writing.record import record
 
-    _set_up_logging()
+    set_up_logging()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("recording", total=args.episodes)
         summary = record(
@@ -187,7 +186,7 @@ def evaluate(args: Namespace) -> int:
     """Run `policysmith evaluate`."""
     from .evaluation.evaluate import evaluate as run_evaluation
 
-    _set_up_logging()
+    set_up_logging()
     result = run_evaluation(
         Path(args.checkpoint),
         env=args.env,
@@ -207,36 +206,11 @@ def evaluate(args: Namespace) -> int:
     return 0
 
 
-def bench(args: Namespace) -> int:
-    """Run `policysmith bench`."""
-    from .inference.bench import bench as measure
-    from .saved_policy import SavedPolicy, choose_device
-
-    _set_up_logging()
-    device = choose_device(args.device)
-    saved = SavedPolicy.find(args.checkpoint, verify=args.verify)
-    saved.run_imports(allowed=args.allow_imports)
-    report = measure(
-        saved.load(device),
-        device,
-        args.precision,
-        batch=args.batch,
-        repeats=args.repeats,
-        compile=args.compile,
-    )
-    if args.format == "json":
-        sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
-        return 0
-    for line in report.lines:
-        console.print(line, markup=False)
-    return 0
-
-
 def import_lerobot(args: Namespace) -> int:
     """Run `policysmith import-lerobot`."""
     from .interop.lerobot.convert import import_policy
 
-    _set_up_logging()
+    set_up_logging()
     policy = import_policy(args.directory, data=args.data, output=args.output)
     console.print(
         f"{sum(p.numel() for p in policy.parameters()):,} parameters of {args.directory}", markup=False
@@ -249,7 +223,7 @@ def export_lerobot(args: Namespace) -> int:
     """Run `policysmith export-lerobot`."""
     from .interop.lerobot.convert import export_policy
 
-    _set_up_logging()
+    set_up_logging()
     config = export_policy(args.checkpoint, output=args.output)
     console.print(f"LeRobot {config['type']}  {shown(Path(args.output))}")
     return 0
@@ -259,7 +233,7 @@ def export(args: Namespace) -> int:
     """Run `policysmith export`."""
     from .export import export as write
 
-    _set_up_logging()
+    set_up_logging()
     write(
         args.checkpoint,
         args.output,

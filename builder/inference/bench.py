@@ -102,12 +102,11 @@ def bench(
     runner = Runner(policy, place, precision, compile=compile)
     inner = runner.policy
     if eager and inner.dtype != policy.dtype:
-        predict = type(inner).predict
         rows.append(
             _measured(
                 f"eager, {runner.precision}",
                 inner,
-                lambda given, generator: predict(inner, given, generator),
+                inner.predict,
                 samples,
                 repeats,
                 before,

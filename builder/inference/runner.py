@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...schemas.errors import SpecError
 from ..capture import CaptureError, capturable
+from ..policy.acting.session import Session
 from ..policy.recipe_policy import RecipePolicy
 from .compilation import compile_layers, pack
 from .example import example_samples
@@ -76,7 +77,7 @@ class Runner:
         dtype = (torch.bfloat16 if precision == "bfloat16" else torch.float32) if composed else None
         self.policy = copy_for(policy, place, dtype)
         """The copy that runs."""
-        self.policy.predict = self.predict  # type: ignore[method-assign]  # for its `select_action`
+        self._session = Session(self.policy, self)
         if precision == "bfloat16" and place.type == "cuda":
             pack(self.policy)
         if compile:
@@ -108,7 +109,7 @@ class Runner:
         with self._lock:
             if not isinstance(policy, RecipePolicy):
                 with torch.autocast(policy.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                    return type(policy).predict(policy, samples, generator).float().cpu()
+                    return policy.predict(samples, generator).float().cpu()
             batch = policy.collator(samples)
             observed = policy.observations_in(batch)
             policy.check_observations(observed)
@@ -125,11 +126,11 @@ class Runner:
     ) -> Tensor:
         """Return the next action (A,), as the policy's own `select_action` does."""
         with self._lock:
-            return self.policy.select_action(observation, generator, clamp=clamp)
+            return self._session.select_action(observation, generator, clamp=clamp)
 
     def reset(self) -> None:
         """Forget the running chunk and the observation history: a new episode begins."""
-        self.policy.reset()
+        self._session.reset()
 
     def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
         """Run on made-up observations, so that the first real ones of these batch sizes wait for nothing."""

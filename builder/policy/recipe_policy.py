@@ -237,13 +237,13 @@ class RecipePolicy(BasePolicyModel):
             if isinstance(value, Tensor) and value.is_floating_point():
                 finite(key, value, _SENSOR)
                 if not self.robots:
-                    self._ranges_of({}).check(key, value, _SENSOR)
+                    self.ranges_of({}).check(key, value, _SENSOR)
 
     def check_actions(self, observed: Batch, actions: Tensor) -> None:
         """Raise SpecError for actions (B, H, A) that are not finite, or absurd beside those of training."""
         finite("action", actions, BROKEN)
         for robot, own in self.robots.split(observed, actions):
-            self._ranges_of({EMBODIMENT: robot}).check("action", own, BROKEN)
+            self.ranges_of({EMBODIMENT: robot}).check("action", own, BROKEN)
 
     def predict(
         self, samples: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None

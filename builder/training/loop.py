@@ -302,11 +302,7 @@ class _Run:
         return section.cuda_graph != "off" and whole and capturable(self.accelerator.device)
 
     def _count_operations(self, update: Update, batch: Batch) -> int:
-        """Return the operations of a step of this process, counted in a pass that trains nothing.
-
-        Layers are neither compiled nor in float8: eagerly, float8 also computes gradients of inputs that need
-        none.
-        """
+        """Return the operations of a step of this process, counted in an eager pass that trains nothing."""
         torch.manual_seed(self._seed(0))
         with self.speedups.plain_layers():
             total = count_operations(
