@@ -75,8 +75,9 @@ class Runner:
         self.precision: Precision = precision
         """`float32` or `bfloat16`."""
         dtype = (torch.bfloat16 if precision == "bfloat16" else torch.float32) if composed else None
-        self.policy = copy_for(policy, place, dtype)
-        """The copy that runs."""
+        keeps = not composed and place == policy.device  # code of its own may remember things
+        self.policy = policy if keeps else copy_for(policy, place, dtype)
+        """The policy that runs: a copy, or a hand-written one itself if it need not move."""
         self._session = Session(self.policy, self)
         if precision == "bfloat16" and place.type == "cuda":
             pack(self.policy)
