@@ -116,7 +116,7 @@ def _policy(args: Namespace) -> Iterator[tuple[Actor, Needs]]:
     if args.server is None:
         saved = SavedPolicy.find(args.checkpoint, verify=args.verify)
         saved.run_imports(allowed=args.allow_imports)
-        yield saved.load(choose_device(args.device)), needs_of(saved, args.embodiment)
+        yield saved.load().runner(choose_device(args.device)), needs_of(saved, args.embodiment)
         return
     token = args.token or os.environ.get("POLICYSMITH_TOKEN")
     with RemotePolicy(args.server, token=token, patience=args.patience) as remote:

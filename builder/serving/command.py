@@ -35,7 +35,8 @@ def serve(args: Namespace) -> int:
     saved = SavedPolicy.find(args.checkpoint, verify=args.verify)
     saved.run_imports(allowed=args.allow_imports)
     device = choose_device(args.device)
-    server = PolicyServer(saved.load(device), limits, names=names)
+    runner = saved.load().runner(device)
+    server = PolicyServer(runner.policy, limits, names=names, source=runner)
     if limits.token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
         log.warning(
             "everyone who reaches %s can drive this policy; set a token in %s, and encrypt with a proxy",

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from .parser import Parser, add_checkpoint, add_device, add_imports, add_verify, count, port, positive, spread
+from .parser import (
+    Parser,
+    add_checkpoint,
+    add_device,
+    add_format,
+    add_imports,
+    add_verify,
+    count,
+    port,
+    positive,
+    spread,
+)
 
 GROUP = "policies"
 
@@ -11,6 +22,7 @@ def add(parser: Parser) -> None:
     """Add the verbs that bring a trained policy to robots."""
     _add_serve(parser)
     _add_rollout(parser)
+    _add_bench(parser)
 
 
 def _add_serve(parser: Parser) -> None:
@@ -108,3 +120,31 @@ def _add_rollout(parser: Parser) -> None:
     add_imports(rollout)
     add_verify(rollout)
     add_device(rollout)
+
+
+def _add_bench(parser: Parser) -> None:
+    bench = parser.add_verb(
+        GROUP,
+        "bench",
+        "bench",
+        "measure how long a trained policy takes for a chunk of actions, and where the time goes",
+        "policysmith bench runs/act",
+        "policysmith bench runs/act --device cuda --precision float32 --batch 4",
+    )
+    bench.set_defaults(module="builder.inference.command")
+    add_checkpoint(bench)
+    bench.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="precision of the engine (default: auto, bfloat16 on a GPU and float32 elsewhere)",
+    )
+    bench.add_argument("--batch", type=positive, default=1, help="observations at a time (default: 1)")
+    bench.add_argument("--repeats", type=positive, default=100, help="chunks to time (default: 100)")
+    bench.add_argument(
+        "--compile", action="store_true", help="compile layers too, which takes up to minutes at the start"
+    )
+    add_format(bench, "json")
+    add_imports(bench)
+    add_verify(bench)
+    add_device(bench)

@@ -271,3 +271,14 @@ def test_what_may_change_on_resume_is_what_the_page_says() -> None:
         for key in re.findall(r"`(.*?)`", row)
     ]
     assert sorted(keys) == sorted(CHANGEABLE)
+
+
+def test_the_engine_runs_and_is_measured(clone: Path, run: Run) -> None:
+    page = ROOT / "docs" / "inference.md"
+    run("build-and-train", "recipes/tiny/vit_mlp.yaml", "--output=runs/vit_mlp", "-o", "training.steps=1")
+    (code,), (measure,) = (blocks(page, language) for language in ("python", "bash"))
+    (clone / "engine.py").write_text(code + "print(runner.precision)\n")
+    assert run("python", "engine.py").endswith("float32\n")
+    told = run(*shlex.split(measure))
+    for row in ("eager, as saved", "engine, float32", "backbones.vision", "head", "inverse"):
+        assert row in told
