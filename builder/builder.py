@@ -117,7 +117,7 @@ class Builder:
         Raises:
             RecipeError: The recipe is wrong; it carries every problem.
         """
-        self._kind.check(self._init)
+        self._kind.check(self.initialization)
         return self
 
     @property
@@ -128,12 +128,12 @@ class Builder:
     @property
     def initialization_report(self) -> tuple[str, ...]:
         """Lines on the weights that a policy takes of the one that it starts from."""
-        return tuple(self._kind.check(self._init).report)
+        return tuple(self._kind.check(self.initialization).report)
 
     @property
     def warnings(self) -> tuple[Diagnostic, ...]:
         """Doubts that do not stop a run, without those that `silence` of the recipe names."""
-        init, checked = self._init, self._kind.check(self._init)
+        init, checked = self.initialization, self._kind.check(self.initialization)
         found = [*checked.warnings, *init.doubts(), *run_doubts(self.recipe, init.data, checked.summary)]
         silenced = self.recipe.sections.silence
         return tuple(in_order([each for each in found if each.code.split(" ")[0] not in silenced]))
@@ -141,27 +141,27 @@ class Builder:
     @property
     def epochs(self) -> float:
         """How often one process sees each training frame."""
-        return epochs_of(self.recipe, self._init.data)
+        return epochs_of(self.recipe, self.initialization.data)
 
     @property
     def plan(self) -> PolicyPlan | None:
         """The wired policy; None for a hand-written one. Raises RecipeError like `check`."""
-        return self._kind.plan_for(self._init) if isinstance(self._kind, Composed) else None
+        return self._kind.plan_for(self.initialization) if isinstance(self._kind, Composed) else None
 
     @property
     def operations(self) -> int | None:
         """Floating-point operations of a sample, forward and backward; None for a hand-written policy."""
-        return None if self.plan is None else count_on_meta(self.recipe, self._init.data, self.plan)
+        return None if self.plan is None else count_on_meta(self.recipe, self.initialization.data, self.plan)
 
     @property
     def summary(self) -> Summary | None:
         """Sizes of a composed policy; None for a hand-written one. Raises RecipeError like `check`."""
-        return self._kind.check(self._init).summary
+        return self._kind.check(self.initialization).summary
 
     @property
     def sources(self) -> tuple[DataSource, ...]:
         """The datasets in use; for several robots, in the order of their names."""
-        return self._init.data.sources
+        return self.initialization.data.sources
 
     def build(self, device: str = "cpu") -> BasePolicyModel:
         """Return the policy with its initial weights, pretrained ones included, in evaluation mode.
@@ -173,7 +173,7 @@ class Builder:
             TrainingError: The device is not available.
         """
         require_device(device)
-        return self._kind.build(self._init, device)
+        return self._kind.build(self.initialization, device)
 
     def train(
         self,
@@ -248,20 +248,20 @@ class Builder:
         if not resume:
             refuse_existing(directory, accelerator)
         with accelerator.main_process_first():
-            samples = self._init.data.open("training")
-            held_out = self._init.data.open("validation")
+            samples = self.initialization.data.open("training")
+            held_out = self.initialization.data.open("validation")
         assert samples is not None
         policy = self.build()
         _record_data(policy, samples)
         job = Job(
             policy=policy,
-            dataset=self._kind.dataset(samples, self._init),
+            dataset=self._kind.dataset(samples, self.initialization),
             collate=self.collate(policy),
             section=section,
             directory=directory,
             recipe=self.recipe.resolved(),
             fingerprint=samples.fingerprint,
-            validation=None if held_out is None else self._kind.dataset(held_out, self._init),
+            validation=None if held_out is None else self._kind.dataset(held_out, self.initialization),
             keyed=self._kind.keyed,
             profile=profile,
             verify=verify,
@@ -282,11 +282,11 @@ class Builder:
 
         Videos are decoded once and cached.
         """
-        data = self._init.data
+        data = self.initialization.data
         training, validation = data.open("training"), data.open("validation")
         assert training is not None
-        return self._kind.dataset(training, self._init), (
-            None if validation is None else self._kind.dataset(validation, self._init)
+        return self._kind.dataset(training, self.initialization), (
+            None if validation is None else self._kind.dataset(validation, self.initialization)
         )
 
     def collate(self, policy: BasePolicyModel) -> batches.Collate:
@@ -306,7 +306,7 @@ class Builder:
         return (Composed if self.recipe.sections.policy.type == "composed" else Handwritten)(self.recipe)
 
     @cached_property
-    def _init(self) -> Initialization:
+    def initialization(self) -> Initialization:
         """The data, and the weights that a new policy begins with."""
         data = plan_data(self.recipe, self._kind.time_steps())
         if self.checkpoint is not None:
@@ -319,7 +319,7 @@ class Builder:
         return {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.origin.resolve()),
-            "data": self._init.data.paths,
+            "data": self.initialization.data.paths,
             **policy_provenance(self.recipe),
         }
 

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING
 
 from . import arguments
 from .diagnostics import MOST, Diagnostic
-from .errors import Interrupted, PolicysmithError, RecipeError, SimulatorError, TrainingError
+from .errors import (
+    Interrupted,
+    PolicysmithError,
+    RecipeError,
+    RobotError,
+    ServerError,
+    SimulatorError,
+    TrainingError,
+)
 from .interrupts import Signals
 from .paths import expanded
 from .terminal import forgiving_streams, printable
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 
 OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, REFUSED = 0, 2, 3, 4, 5, 6
 INTERRUPTED, NO_READER = 130, 141
+RUNNING = (TrainingError, SimulatorError, RobotError, ServerError)
+"""Errors while something runs, not while it is built."""
 
 
 def build_and_train(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +88,7 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
         return INVALID_RECIPE
     except PolicysmithError as error:
         _say(str(error))
-        return TRAINING_FAILED if isinstance(error, (TrainingError, SimulatorError)) else BUILD_FAILED
+        return TRAINING_FAILED if isinstance(error, RUNNING) else BUILD_FAILED
     except OSError as error:
         _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         return REFUSED

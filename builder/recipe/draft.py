@@ -125,9 +125,7 @@ class Draft:
         yaml.dump(_styled(self.recipe(file)), stream)
         body = formatted(stream.getvalue())
         for pattern, comment in self._comments():
-            body = re.sub(
-                pattern, lambda line, text=comment: f"{line[0]}  # {text}", body, count=1, flags=re.MULTILINE
-            )
+            body = re.sub(f"({pattern})", rf"\1  # {comment}", body, count=1, flags=re.MULTILINE)
         return "\n".join([*self._header(file), body])
 
     def _data(self, section: Mapping[str, Any], file: Path) -> dict[str, Any]:

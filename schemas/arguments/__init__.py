@@ -1,11 +1,11 @@
 """Command-line flags, one module a group of verbs.
 
-`function` of the parsed arguments names a function of `policysmith.builder.cli`, or of `module` if that is set.
+`function` of the parsed arguments names a function of `builder.cli`, or of the `module` that is set beside it.
 """
 
 from __future__ import annotations
 
-from . import data, machine, policies, recipes, training
+from . import data, deployment, machine, policies, recipes, training
 from .parser import Parser, program
 
 _START = """\
@@ -31,7 +31,7 @@ def build_and_train() -> Parser:
 def policysmith() -> Parser:
     """Return the parser of `policysmith`."""
     parser = program("policysmith", _START)
-    for group in (recipes, training, policies, data, machine):
+    for group in (recipes, training, policies, deployment, data, machine):
         group.add(parser)
     return parser
 

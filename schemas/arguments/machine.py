@@ -9,6 +9,14 @@ GROUP = "this machine"
 
 def add(parser: Parser) -> None:
     """Add the verbs about this machine."""
+    parser.add_verb(
+        GROUP,
+        "doctor",
+        "doctor",
+        "show versions, GPU, graphics, disk and caches",
+        "policysmith doctor",
+        module="builder.commands.machine",
+    )
     completion = parser.add_verb(
         GROUP,
         "completion",

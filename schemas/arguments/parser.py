@@ -28,7 +28,8 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.arguments: list[Action] = []
-        super().__init__(*args, formatter_class=RawDescriptionHelpFormatter, **options)
+        options.setdefault("formatter_class", RawDescriptionHelpFormatter)
+        super().__init__(*args, **options)
         self.groups: dict[str, dict[str, Parser]] = {}
         self._actions_of_verbs: Any = None
         self._given: Sequence[str] = ()
@@ -198,6 +199,13 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def port(text: str) -> int:
+    """Return a TCP port. Raise ArgumentTypeError for other text."""
+    if (number := count(text)) > 65535:
+        raise ArgumentTypeError(f"{text!r} is more than 65535")
+    return number
 
 
 def positive(text: str) -> int:

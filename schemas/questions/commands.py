@@ -76,6 +76,18 @@ def fmt(args: Namespace) -> int:
     return DIFFERENT if changed and args.check else SAME
 
 
+def list_runs(args: Namespace) -> int:
+    """Run `policysmith runs`."""
+    from .runs import find_runs, table
+
+    rows = table(find_runs([expanded(path) for path in args.paths]))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(printable("  ".join(cells).rstrip()) + "\n")
+    return 0
+
+
 def completion(args: Namespace) -> int:
     """Run `policysmith completion`."""
     from ..completion import SCRIPTS
