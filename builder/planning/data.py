@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -28,8 +27,6 @@ from ..recipe import rules
 from ..recipe.loaded import LoadedRecipe
 from .checks.non_finite import without_unusable
 from .sources import DataPlan, DataSource, common_specs
-
-_logger = logging.getLogger(__name__)
 
 
 def plan_data(loaded: LoadedRecipe, time_steps: TimeSteps) -> DataPlan:
@@ -104,9 +101,6 @@ class _Reader:
         size, weight = None, 1.0
         if isinstance(given, SourceSection):
             size, weight = None if given.resize is None else height_width(given.resize), given.weight
-        for key, text in info.unread.items():
-            if key.startswith(IMAGES):
-                _logger.warning("%s: `%s` is %s, images stored as numbers, and is ignored", path, key, text)
         specs = _specs(info, cameras, self.time_steps, given.path)
         chosen = self._chosen(info)
         return DataSource(

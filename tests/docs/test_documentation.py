@@ -214,6 +214,16 @@ def test_recipes_compose_as_the_page_says(
         assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
 
 
+def test_the_commands_of_the_page_about_commands_work(clone: Path, run: Run, command: Any) -> None:
+    page = ROOT / "docs" / "commands.md"
+    for line in "".join(blocks(page, "bash")).splitlines():
+        done = command(shlex.split(line), clone)
+        assert done.returncode == 0 or "doctor" in line, done.stdout + done.stderr
+    (recipe,) = blocks(page, "yaml")
+    (clone / "trial.yaml").write_text(recipe)
+    assert "warning" not in command(["policysmith", "check", "trial.yaml"], clone).stderr
+
+
 def test_a_composition_of_ones_own_trains(clone: Path, run: Run) -> None:
     (recipe,) = blocks(POLICIES, "yaml")
     (clone / "my_mix.yaml").write_text(recipe)
