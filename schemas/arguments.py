@@ -195,34 +195,8 @@ def policysmith() -> ArgumentParser:
     _imports(export)
     _verify(export)
 
-    data = verbs.add_parser("data", help="record or describe demonstrations", description="Demonstrations.")
-    data_verbs = data.add_subparsers(metavar="VERB", required=True)
-    record = _verb(
-        data_verbs,
-        "record",
-        "data_record",
-        "record demonstrations of a scripted expert in simulation",
-        "policysmith data record --env metaworld/drawer-open-v3 --episodes 50 --output drawer_open",
-    )
-    record.add_argument("--env", required=True, help="environment, such as metaworld/drawer-open-v3")
-    record.add_argument("--episodes", type=_positive, default=50, help="demonstrations (default: 50)")
-    record.add_argument("--output", metavar="DIR", required=True, help="directory of the new dataset")
-    record.add_argument(
-        "--image-size", type=_positive, default=96, help="side of the images in pixels (default: 96)"
-    )
-    record.add_argument("--seed", type=_count, default=0, help="seed of the first episode (default: 0)")
-    record.add_argument(
-        "--noise", type=_spread, default=0.0, help="standard deviation of noise on the actions (default: 0)"
-    )
-    record.add_argument("--workers", type=_positive, default=1, help="simulator processes (default: 1)")
-    info = _verb(
-        data_verbs,
-        "info",
-        "data_info",
-        "describe a dataset",
-        "policysmith data info recipes/datasets/drawer_open",
-    )
-    info.add_argument("path", help="directory of a LeRobot dataset")
+    _data_verbs(verbs)
+    _cache_verbs(verbs)
     return parser
 
 
@@ -260,6 +234,100 @@ def _verb(verbs: Any, name: str, function: str, about: str, *examples: str) -> A
 
 def _examples(lines: tuple[str, ...]) -> str | None:
     return "\n  ".join([f"example{'s' * (len(lines) > 1)}:", *lines]) if lines else None
+
+
+def _data_verbs(verbs: Any) -> None:
+    """Add `policysmith data` and its verbs."""
+    data = verbs.add_parser("data", help="record or describe demonstrations", description="Demonstrations.")
+    data_verbs = data.add_subparsers(metavar="VERB", required=True)
+    record = _verb(
+        data_verbs,
+        "record",
+        "data_record",
+        "record demonstrations of a scripted expert in simulation",
+        "policysmith data record --env metaworld/drawer-open-v3 --episodes 50 --output drawer_open",
+    )
+    record.add_argument("--env", required=True, help="environment, such as metaworld/drawer-open-v3")
+    record.add_argument("--episodes", type=_positive, default=50, help="demonstrations (default: 50)")
+    record.add_argument("--output", metavar="DIR", required=True, help="directory of the new dataset")
+    record.add_argument(
+        "--image-size", type=_positive, default=96, help="side of the images in pixels (default: 96)"
+    )
+    record.add_argument("--seed", type=_count, default=0, help="seed of the first episode (default: 0)")
+    record.add_argument(
+        "--noise", type=_spread, default=0.0, help="standard deviation of noise on the actions (default: 0)"
+    )
+    record.add_argument("--workers", type=_positive, default=1, help="simulator processes (default: 1)")
+    info = _verb(
+        data_verbs,
+        "info",
+        "data_info",
+        "describe a dataset",
+        "policysmith data info recipes/datasets/drawer_open",
+    )
+    info.add_argument("path", help="directory of a LeRobot dataset")
+    convert = _verb(
+        data_verbs,
+        "convert",
+        "data_convert",
+        "convert HDF5 of robomimic or ACT, or zarr of Diffusion Policy, into a LeRobot dataset",
+        "policysmith data convert demo.hdf5 --output datasets/lift --fps 20 --task 'Lift the cube'",
+    )
+    convert.add_argument("source", metavar="SOURCE", help=".hdf5 file, directory of them, or .zarr")
+    convert.add_argument("--output", metavar="DIR", required=True, help="directory of the new dataset")
+    convert.add_argument("--fps", type=_positive, required=True, help="frames per second of the recording")
+    convert.add_argument("--task", required=True, help="instruction of all episodes")
+    stats = _verb(
+        data_verbs,
+        "stats",
+        "data_stats",
+        "print the range and the spread of every dimension, without decoding videos",
+        "policysmith data stats recipes/datasets/drawer_open --plot stats.png",
+    )
+    stats.add_argument("path", help="directory of a LeRobot dataset")
+    stats.add_argument("--plot", metavar="FILE", help="write histograms to this image, PDF or SVG")
+    check = _verb(
+        data_verbs,
+        "check",
+        "data_check",
+        "find faults in a dataset, and what trains badly; exits with 4 for errors, 1 for warnings",
+        "policysmith data check recipes/datasets/drawer_open",
+    )
+    check.add_argument("path", help="directory of a LeRobot dataset")
+    check.add_argument(
+        "--every-frame", action="store_true", help="decode all frames, not three of each video"
+    )
+
+
+def _cache_verbs(verbs: Any) -> None:
+    """Add `policysmith cache` and its verbs."""
+    cache = verbs.add_parser("cache", help="list or clear decoded frames", description="Decoded frames.")
+    cache_verbs = cache.add_subparsers(metavar="VERB", required=True)
+    _verb(
+        cache_verbs,
+        "list",
+        "cache_list",
+        "list decoded files, the least recently used first",
+        "policysmith cache list",
+    )
+    _verb(
+        cache_verbs,
+        "size",
+        "cache_size",
+        "show how much the cache holds and may hold",
+        "policysmith cache size",
+    )
+    clear = _verb(
+        cache_verbs,
+        "clear",
+        "cache_clear",
+        "remove decoded files that no process uses",
+        "policysmith cache clear",
+        "policysmith cache clear --keep 50GB",
+    )
+    clear.add_argument(
+        "--keep", metavar="SIZE", help="size that may stay, the most recently used (default: nothing)"
+    )
 
 
 def _recipe(parser: ArgumentParser) -> None:
