@@ -20,7 +20,6 @@ COLOURS = {
     "trainer_liger": ("#b9a5d3", "transformers.Trainer, use_liger_kernel"),
     "lerobot_like": ("#b4bcc6", "a loop like LeRobot's"),
     "ours": ("#e8833a", "policysmith"),
-    "ours_float8": ("#f2bd93", "policysmith, float8"),
 }
 INK = "#1b2027"
 BAR, GAP = 0.26, 0.42

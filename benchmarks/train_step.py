@@ -11,7 +11,6 @@ operations, except in ours, which may use kernels of this project:
     trainer_liger     the first with use_liger_kernel=True, if Liger is installed and replaces any module
     lerobot_like      accelerate, eager, loss and gradient norm read in every step, average tensor by tensor
     ours              policysmith.builder.training.loop.train with its defaults
-    ours_float8       the same with `training.float8: tensorwise`, if torchao is installed and a layer is wide enough
 
 Each has its own process, and one at a time computes. First come the compared steps, from the same seeds: their losses must
 agree up to rounding, and up to the noise of compiled dropout. Then blocks of timed steps alternate, A B C D, A B C D; the
@@ -36,7 +35,7 @@ from step.comparison import Session
 from step.results import table
 from step.workloads import WORKS, choose
 
-VARIANTS = ("trainer", "trainer_compile", "trainer_liger", "lerobot_like", "ours", "ours_float8")
+VARIANTS = ("trainer", "trainer_compile", "trainer_liger", "lerobot_like", "ours")
 TINY = {"loss_steps": 6, "rounds": 2, "warmup": 1, "steps": 2, "log_every": 2}
 
 

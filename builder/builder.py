@@ -114,17 +114,17 @@ class Builder:
         Raises:
             RecipeError: The recipe is wrong; it carries every problem.
         """
-        self._kind.check(self._init)
+        self._kind.check(self.initialization)
         return self
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines to print before a run: what the base policy provides, and doubts that do not stop it."""
-        checked, training = self._kind.check(self._init), self.recipe.sections.training
+        checked, training = self._kind.check(self.initialization), self.recipe.sections.training
         short = short_run_warning(training)
         warnings = [
             *checked.warnings,
-            *self._init.data.warnings,
+            *self.initialization.data.warnings,
             *([short] if short else []),
             *ignored_options(training),
         ]
@@ -133,12 +133,12 @@ class Builder:
     @property
     def summary(self) -> Summary | None:
         """Sizes of a composed policy; None for a hand-written one. Raises RecipeError like `check`."""
-        return self._kind.check(self._init).summary
+        return self._kind.check(self.initialization).summary
 
     @property
     def sources(self) -> tuple[DataSource, ...]:
         """The datasets in use; for several robots, in the order of their names."""
-        return self._init.data.sources
+        return self.initialization.data.sources
 
     def build(self, device: str = "cpu") -> BasePolicyModel:
         """Return the policy with its initial weights, pretrained ones included, in evaluation mode.
@@ -150,7 +150,7 @@ class Builder:
             TrainingError: The device is not available.
         """
         require_device(device)
-        return self._kind.build(self._init, device)
+        return self._kind.build(self.initialization, device)
 
     def train(
         self,
@@ -225,20 +225,20 @@ class Builder:
         if not resume:
             refuse_existing(directory, accelerator)
         with accelerator.main_process_first():
-            samples = self._init.data.open("training")
-            held_out = self._init.data.open("validation")
+            samples = self.initialization.data.open("training")
+            held_out = self.initialization.data.open("validation")
         assert samples is not None
         policy = self.build()
         _record_data(policy, samples)
         job = Job(
             policy=policy,
-            dataset=self._kind.dataset(samples, self._init),
+            dataset=self._kind.dataset(samples, self.initialization),
             collate=self.collate(policy),
             section=section,
             directory=directory,
             recipe=self.recipe.resolved(),
             fingerprint=samples.fingerprint,
-            validation=None if held_out is None else self._kind.dataset(held_out, self._init),
+            validation=None if held_out is None else self._kind.dataset(held_out, self.initialization),
             keyed=self._kind.keyed,
             profile=profile,
             verify=verify,
@@ -259,11 +259,11 @@ class Builder:
 
         Videos are decoded once and cached.
         """
-        data = self._init.data
+        data = self.initialization.data
         training, validation = data.open("training"), data.open("validation")
         assert training is not None
-        return self._kind.dataset(training, self._init), (
-            None if validation is None else self._kind.dataset(validation, self._init)
+        return self._kind.dataset(training, self.initialization), (
+            None if validation is None else self._kind.dataset(validation, self.initialization)
         )
 
     def collate(self, policy: BasePolicyModel) -> batches.Collate:
@@ -283,7 +283,7 @@ class Builder:
         return (Composed if self.recipe.sections.policy.type == "composed" else Handwritten)(self.recipe)
 
     @cached_property
-    def _init(self) -> Initialization:
+    def initialization(self) -> Initialization:
         """The data, and the weights that a new policy begins with."""
         data = plan_data(self.recipe, self._kind.time_steps())
         if self.checkpoint is not None:
@@ -296,7 +296,7 @@ class Builder:
         return {
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.origin.resolve()),
-            "data": self._init.data.paths,
+            "data": self.initialization.data.paths,
             **policy_provenance(self.recipe),
         }
 

@@ -20,22 +20,13 @@ from ..schemas.questions import explanation
 from ..schemas.questions.commands import line_width, rendered
 from . import runs
 from .builder import Builder
-from .data_commands import (  # noqa: F401  (found by name)
-    cache_clear,
-    cache_list,
-    cache_size,
-    data_check,
-    data_convert,
-    data_info,
-    data_stats,
-)
 from .display import PlainConsole, PlainFormatter, TerminalProgress, show_robots, show_summary, shown
 
 console = PlainConsole()
 is_main_process = os.environ.get("RANK", "0") == "0"
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     """Log warnings and the project's own lines to stderr, and hide those of libraries."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(PlainFormatter("%(message)s"))
@@ -46,7 +37,7 @@ def _set_up_logging() -> None:
 
 
 def _builder(args: Namespace) -> Builder:
-    _set_up_logging()
+    set_up_logging()
     return Builder.from_recipe(args.document, allow_imports=args.allow_imports)
 
 
@@ -145,7 +136,7 @@ def data_record(args: Namespace) -> int:
     """Run `policysmith data record`."""
     from .data.writing.record import record
 
-    _set_up_logging()
+    set_up_logging()
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("recording", total=args.episodes)
         summary = record(
@@ -166,7 +157,7 @@ def evaluate(args: Namespace) -> int:
     """Run `policysmith evaluate`."""
     from .evaluation.evaluate import evaluate as run_evaluation
 
-    _set_up_logging()
+    set_up_logging()
     result = run_evaluation(
         Path(args.checkpoint),
         env=args.env,
@@ -190,7 +181,7 @@ def import_lerobot(args: Namespace) -> int:
     """Run `policysmith import-lerobot`."""
     from .interop.lerobot.convert import import_policy
 
-    _set_up_logging()
+    set_up_logging()
     policy = import_policy(args.directory, data=args.data, output=args.output)
     console.print(
         f"{sum(p.numel() for p in policy.parameters()):,} parameters of {args.directory}", markup=False
@@ -203,7 +194,7 @@ def export_lerobot(args: Namespace) -> int:
     """Run `policysmith export-lerobot`."""
     from .interop.lerobot.convert import export_policy
 
-    _set_up_logging()
+    set_up_logging()
     config = export_policy(args.checkpoint, output=args.output)
     console.print(f"LeRobot {config['type']}  {shown(Path(args.output))}")
     return 0
@@ -213,7 +204,7 @@ def export(args: Namespace) -> int:
     """Run `policysmith export`."""
     from .export import export as write
 
-    _set_up_logging()
+    set_up_logging()
     write(
         args.checkpoint,
         args.output,

@@ -107,6 +107,9 @@ class Part(ABC):
 class Learner(nn.Module, Part):
     """A part with weights: a backbone, a neck, a head or a network."""
 
+    float32: ClassVar[tuple[str, ...]] = ()
+    """Children and weights that stay in float32 when a policy runs in bfloat16; the part casts their inputs."""
+
     def repeated_blocks(self) -> list[nn.Module]:
         """Return the layers that the part repeats; training compiles them one by one, each as one graph."""
         return repeated_layers(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ def enable_gradient_checkpointing(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
+@cache
 def cache_argument() -> str:
     """Return the argument of transformers' layers for keys and values, renamed between 5.4 and 5.24."""
     from transformers import GemmaModel

@@ -1,4 +1,4 @@
-"""The command line: `build-and-train` and `policysmith`.
+"""The command line: `policysmith`, and `build-and-train`, an alias of `policysmith train`.
 
 This composition root validates a recipe before torch is imported, so that a mistake is reported in a fraction
 of a second. Only then does it import `policysmith.builder.cli`, by name, which preserves the import direction
@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING
 
 from . import arguments
 from .diagnostics import MOST, Diagnostic
-from .errors import Interrupted, PolicysmithError, RecipeError, SimulatorError, TrainingError
+from .errors import (
+    Interrupted,
+    PolicysmithError,
+    RecipeError,
+    RobotError,
+    ServerError,
+    SimulatorError,
+    TrainingError,
+)
 from .interrupts import Signals
 from .terminal import forgiving_streams, printable
 
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 
 OK, USAGE, INVALID_RECIPE, BUILD_FAILED, TRAINING_FAILED, REFUSED = 0, 2, 3, 4, 5, 6
 INTERRUPTED, NO_READER = 130, 141
+RUNNING = (TrainingError, SimulatorError, RobotError, ServerError)
+"""Errors while something runs, not while it is built."""
 
 
 def build_and_train(argv: Sequence[str] | None = None) -> int:
@@ -59,8 +69,8 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
     args = Namespace()
     try:
         if not argv:
-            parser.print_help(sys.stderr)
-            return USAGE
+            parser.print_help()
+            return OK
         args = parser.parse_args(argv)
         with Signals():
             if "recipe" in args:
@@ -73,7 +83,7 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
         return INVALID_RECIPE
     except PolicysmithError as error:
         _say(str(error))
-        return TRAINING_FAILED if isinstance(error, (TrainingError, SimulatorError)) else BUILD_FAILED
+        return TRAINING_FAILED if isinstance(error, RUNNING) else BUILD_FAILED
     except OSError as error:
         _say(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
         return REFUSED
@@ -91,8 +101,10 @@ def _function(args: Namespace) -> Callable[[Namespace], int]:
     from .questions.commands import needs_registry
 
     light = "light" in args and not needs_registry(args)
-    module = "policysmith.schemas.questions.commands" if light else "policysmith.builder.cli"
-    function: Callable[[Namespace], int] = getattr(importlib.import_module(module), args.function)
+    module = "schemas.questions.commands" if light else getattr(args, "module", "builder.cli")
+    function: Callable[[Namespace], int] = getattr(
+        importlib.import_module(f"policysmith.{module}"), args.function
+    )
     return function
 
 

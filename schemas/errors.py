@@ -8,7 +8,9 @@
     ├── WeightsError (ValueError)      pretrained or saved weights do not fit their model
     ├── CheckpointError (ValueError)   a checkpoint is incomplete, damaged or belongs to another run
     ├── TrainingError (RuntimeError)   training cannot continue: a NaN loss, an empty split
-    └── SimulatorError (RuntimeError)  the simulator or its graphics library is missing or failed
+    ├── SimulatorError (RuntimeError)  the simulator or its graphics library is missing or failed
+    ├── RobotError (RuntimeError)      a robot cannot be driven by a policy
+    └── ServerError (RuntimeError)     a policy server cannot be reached, or refused or lost its client
 
     Interrupted (KeyboardInterrupt)    a signal stopped the program; not caught by `except Exception`
 
@@ -89,6 +91,14 @@ class TrainingError(PolicysmithError, RuntimeError):
 
 class SimulatorError(PolicysmithError, RuntimeError):
     """Raised when the simulator or its graphics library is missing or fails."""
+
+
+class RobotError(PolicysmithError, RuntimeError):
+    """Raised when a robot cannot be driven: its policy is too slow, or an observation or action is broken."""
+
+
+class ServerError(PolicysmithError, RuntimeError):
+    """Raised when a policy server cannot be reached, or refuses or loses its client."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -193,8 +193,6 @@ class TrainingSection(Section):
     """Seed of initial weights, data order, augmentation and noise."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 on GPUs that support it and fp32 elsewhere."""
-    float8: Literal["off", "tensorwise", "rowwise"] = "off"
-    """Large matrix products of trained layers in float8, scaled per tensor (fastest) or per row; needs `policysmith[float8]`."""
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
     """AdamW settings."""
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)

@@ -13,7 +13,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 WRITES_TO_THE_TERMINAL = {
     "builder/cli.py",
     "builder/display.py",
-    "schemas/arguments.py",
+    "schemas/arguments/parser.py",
     "schemas/questions/commands.py",
     "schemas/console.py",
 }

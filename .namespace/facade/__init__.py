@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .builder import BasePolicyModel, Builder, DataCollatorRegistry
     from .builder.data.writing.record import record
     from .builder.evaluation import evaluate
+    from .builder.robots.base import Robot
     from .builder.saved_policy import load
+    from .builder.serving.client import RemotePolicy, connect
     from .schemas.errors import (
         CheckpointError,
         DatasetError,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
         PolicysmithError,
         RecipeError,
         RegistryError,
+        RobotError,
+        ServerError,
         SimulatorError,
         SpecError,
         TrainingError,
@@ -44,11 +48,16 @@ __all__ = [
     "PolicysmithError",
     "RecipeError",
     "RegistryError",
+    "RemotePolicy",
+    "Robot",
+    "RobotError",
+    "ServerError",
     "SimulatorError",
     "SpecError",
     "TrainingError",
     "WeightsError",
     "__version__",
+    "connect",
     "evaluate",
     "load",
     "record",
@@ -58,6 +67,9 @@ _HOMES = {
     "BasePolicyModel": "builder",
     "Builder": "builder",
     "DataCollatorRegistry": "builder",
+    "RemotePolicy": "builder.serving.client",
+    "Robot": "builder.robots.base",
+    "connect": "builder.serving.client",
     "evaluate": "builder.evaluation",
     "load": "builder.saved_policy",
     "record": "builder.data.writing.record",

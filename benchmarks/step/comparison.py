@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .workloads import Work
 
 LATE = "out of time"
-NEEDS = {"trainer_liger": "liger_kernel", "ours_float8": "torchao"}
+NEEDS = {"trainer_liger": "liger_kernel"}
 """Packages that a trainer requires."""
 
 

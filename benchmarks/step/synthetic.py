@@ -46,10 +46,11 @@ class SyntheticBuilder(Builder):
     def of(cls, work: Work, changes: Iterable[str] = (), **more: Any) -> SyntheticBuilder:
         """Build for a work; `changes` are overrides as on a command line, `more` options of the training section."""
         training = {f"training.{name}": value for name, value in more.items()}
-        return cls(RECIPES / work.recipe, (work.changes, training, list(changes)), inputs=work.inputs)
+        away: dict[str, Any] = {"evaluation": None}  # no simulator has the work's cameras and widths
+        return cls(RECIPES / work.recipe, (away, work.changes, training, list(changes)), inputs=work.inputs)
 
     @cached_property
-    def _init(self) -> Initialization:
+    def initialization(self) -> Initialization:
         assert self.inputs is not None
         time_steps = self._kind.time_steps()
         steps, why = len(time_steps.observations), "synthetic"
@@ -75,7 +76,7 @@ class SyntheticBuilder(Builder):
     def _sample(self, generator: torch.Generator) -> dict[str, Any]:
         """Draw noise for images and states, and a smooth movement for actions; one chunk in ten ends with its episode."""
         sample: dict[str, Any] = {"task": _TASK}
-        for key, spec in self._init.data.specs.items():
+        for key, spec in self.initialization.data.specs.items():
             if spec.kind is Kind.IMAGE:
                 sample[key] = torch.randint(256, _dims(spec), dtype=torch.uint8, generator=generator)
             elif spec.kind is Kind.STATE:

@@ -166,18 +166,13 @@ class TensorwiseAverage:
             average.sub_(taken * (average - weight))
 
 
-def ours(bench: Bench, pace: Pace, *, float8: bool = False) -> None:
-    """Train with this project's trainer, with its defaults, or with large products in float8 too."""
+def ours(bench: Bench, pace: Pace) -> None:
+    """Train with this project's trainer, with its defaults."""
     from policysmith.builder.training import loop
     from policysmith.builder.training.distributed.accelerator import make_accelerator
     from policysmith.builder.training.job import Job
-    from policysmith.builder.training.speed.float8 import wide_layers
 
     section = bench.section
-    if float8:
-        if not wide_layers(bench.policy, "tensorwise"):
-            raise LeftOut("no layer that trains is wide enough for float8: it is `ours` again")
-        section = section.model_copy(update={"float8": "tensorwise"})
     with tempfile.TemporaryDirectory() as folder:
         os.environ["POLICYSMITH_CACHE"] = folder  # without tables of an earlier run
         job = Job(
@@ -245,6 +240,5 @@ VARIANTS: dict[str, Callable[[Bench, Pace], None]] = {
     "trainer_liger": partial(trainer, liger=True),
     "lerobot_like": lerobot_like,
     "ours": ours,
-    "ours_float8": partial(ours, float8=True),
 }
 """By name, in the order in which their blocks alternate; `trainer` is what the others are compared with."""

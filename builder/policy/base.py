@@ -18,7 +18,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from ruamel.yaml import YAML
@@ -31,6 +31,9 @@ from .acting.robot_interface import RobotInterface
 from .registration import keywords, registry
 from .registration.config_options import pin_class_attributes
 from .storage import loading, manifest, saving, tied_weights
+
+if TYPE_CHECKING:
+    from ..inference.runner import Precision, Runner
 
 P = TypeVar("P", bound="type[BasePolicyModel]")
 _UPLOAD = (
@@ -122,6 +125,20 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
     def fused_transforms(self, batch: Mapping[str, Any]) -> list[list[str]]:
         """Return the chains of transforms, by type, that run as one kernel on batches like this one."""
         return []
+
+    def runner(self, device: str | torch.device | None = None, precision: Precision = "auto") -> Runner:
+        """Return the engine that runs the policy on a robot, on a copy of it.
+
+        Args:
+            device: Device to run on, by default that of the policy.
+            precision: `float32` or `bfloat16`; `auto` is bfloat16 on a GPU, float32 elsewhere.
+
+        Raises:
+            SpecError: The precision is unknown.
+        """
+        from ..inference.runner import Runner  # which imports this module
+
+        return Runner(self, device, precision)
 
     def eval(self) -> Self:
         """Set evaluation mode and return the policy itself."""

@@ -129,6 +129,17 @@ class RecipePolicy(BasePolicyModel):
         return self._collator
 
     @property
+    def text_backbones(self) -> dict[str, list[str]]:
+        """Names of the backbones that read nothing but texts, each with the keys of what it reads."""
+        texts = (Kind.TEXT, Kind.TOKEN_IDS)
+        read = {name: specs for name, specs in self._wiring.reads.items() if name in self.backbones}
+        return {
+            name: list(specs)
+            for name, specs in read.items()
+            if specs and all(spec.kind in texts for spec in specs.values())
+        }
+
+    @property
     def frozen_backbones(self) -> list[str]:
         return [
             name
@@ -203,23 +214,36 @@ class RecipePolicy(BasePolicyModel):
         Raises:
             SpecError: Observations or actions are not finite, or absurd beside those of training.
         """
-        was_training = self.training
-        self.eval()
+        if was_training := self.training:
+            self.eval()
         try:
-            observed = {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
-            for key, value in observed.items():
-                if isinstance(value, Tensor) and value.is_floating_point():
-                    finite(key, value, _SENSOR)
-                    if not self.robots:
-                        self._ranges_of({}).check(key, value, _SENSOR)
+            observed = self.observations_in(batch)
+            self.check_observations(observed)
             transformed = self.transform(observed)
             actions = self._actions(self.features(transformed), transformed, generator)
-            finite("action", actions, BROKEN)
-            for robot, own in self.robots.split(batch, actions):
-                self._ranges_of({EMBODIMENT: robot}).check("action", own, BROKEN)
+            self.check_actions(observed, actions)
             return actions
         finally:
-            self.train(was_training)
+            if was_training:
+                self.train()
+
+    def observations_in(self, batch: Batch) -> dict[str, Any]:
+        """Return the entries of a batch that exist when a robot acts."""
+        return {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
+
+    def check_observations(self, observed: Batch) -> None:
+        """Raise SpecError for observations that are not finite, or absurd beside those of training."""
+        for key, value in observed.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                finite(key, value, _SENSOR)
+                if not self.robots:
+                    self.ranges_of({}).check(key, value, _SENSOR)
+
+    def check_actions(self, observed: Batch, actions: Tensor) -> None:
+        """Raise SpecError for actions (B, H, A) that are not finite, or absurd beside those of training."""
+        finite("action", actions, BROKEN)
+        for robot, own in self.robots.split(observed, actions):
+            self.ranges_of({EMBODIMENT: robot}).check("action", own, BROKEN)
 
     def predict(
         self, samples: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None
@@ -253,21 +277,32 @@ class RecipePolicy(BasePolicyModel):
         features: dict[str, Feature] = {}
         for _, made in self.walk(batch):
             features |= made
-        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
-        return {**{key: features[key] for key in self._wiring.features}, **robots}
+        return self.read_by_head(features, batch)
+
+    def read_by_head(self, features: Mapping[str, Feature], batch: Batch) -> dict[str, Feature]:
+        """Return those of the features that the head reads, and the batch's entries on robots."""
+        return {**{key: features[key] for key in self._wiring.features}, **self.robot_features(batch)}
+
+    def robot_features(self, batch: Batch) -> dict[str, Feature]:
+        """Return the entries of a batch that tell robots apart, as necks and heads read them."""
+        return {key: Feature(batch[key]) for key in ROBOTS if key in batch}
 
     def walk(self, batch: Batch) -> Iterator[tuple[str, dict[str, Feature]]]:
         """Run backbones and necks in order; yield the name of each and its features by `<name>.<output>`."""
-        features = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+        features = self.robot_features(batch)
         for name in self.backbones:
             features |= (made := self.encode(name, batch))
             yield name, made
-        for name, neck in self.necks.items():
-            read = {key: features[key] for key in (*self._wiring.necks[name], *ROBOTS) if key in features}
-            outputs = self._wiring.outputs[name]
-            published = cast(Neck, neck)(read, outputs)
-            features |= (made := {f"{name}.{output}": published[output] for output in outputs})
+        for name in self.necks:
+            features |= (made := self.mix(name, features))
             yield name, made
+
+    def mix(self, name: str, features: Mapping[str, Feature]) -> dict[str, Feature]:
+        """Return the features that a neck makes of others, by `<neck>.<output>`."""
+        read = {key: features[key] for key in (*self._wiring.necks[name], *ROBOTS) if key in features}
+        outputs = self._wiring.outputs[name]
+        published = cast(Neck, self.necks[name])(read, outputs)
+        return {f"{name}.{output}": published[output] for output in outputs}
 
     def encode(self, name: str, batch: Batch) -> dict[str, Feature]:
         """Return the features of a backbone that other parts read, by `<backbone>.<output>`.
@@ -290,7 +325,11 @@ class RecipePolicy(BasePolicyModel):
     def _actions(
         self, features: Mapping[str, Feature], batch: Batch, generator: torch.Generator | None
     ) -> Tensor:
-        current: dict[str, Any] = {**batch, "action": self.head.sample(features, generator).float()}
+        return self.restore(self.head.sample(features, generator), batch)
+
+    def restore(self, actions: Tensor, batch: Batch) -> Tensor:
+        """Return sampled actions (B, H, A) in the robot's units, float32."""
+        current: dict[str, Any] = {**batch, "action": actions.float()}
         with torch.autocast(self.device.type, enabled=False):
             for transform in reversed(self.transforms):
                 current = cast(Transform, transform).inverse(current)

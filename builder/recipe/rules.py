@@ -18,7 +18,6 @@ from .validate import located
 def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
     """Return a finding for every contradiction among the sections of a recipe."""
     return [
-        *_precision(document, recipe.training),
         *_robots(document, recipe.data),
         *_evaluated_robot(document, recipe.data, recipe.evaluation),
     ]
@@ -35,28 +34,6 @@ def _finding(
 ) -> Diagnostic:
     also = [] if related is None else [(related, "conflicts with this")]
     return located(document, path, SpecError(message, label=label, help=help), code=code, related=also)
-
-
-def _precision(document: Document, training: TrainingSection) -> list[Diagnostic]:
-    if training.float8 == "off":
-        return []
-    place = ("training", "float8")
-    return [
-        _finding(
-            document,
-            place,
-            "E007 invalid-value",
-            f"`training.float8` {why}, and `training.{key}` is {value}",
-            "conflicts",
-            f"remove `training.{key}`, or set `training.float8: off`",
-            ("training", key),
-        )
-        for key, value, why in (
-            ("precision", "fp32", "rounds what is computed in bf16"),
-            ("compile", "off", "is slower than bf16 if layers are not compiled"),
-        )
-        if getattr(training, key) == value
-    ]
 
 
 def _robots(document: Document, data: DataSection) -> list[Diagnostic]:

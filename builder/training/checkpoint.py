@@ -164,7 +164,7 @@ CHANGEABLE = (
     "training.compile",
     "training.cuda_graph",
     "training.sharding",
-    "training.float8",
+    "training.float8",  # an option of 0.1
     "training.optimizer.states",
 )
 """Keys of the recipe that a resumed run may change; the data is compared by content."""

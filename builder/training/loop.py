@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from ...schemas.errors import Interrupted, TrainingError
 from ...schemas.interrupts import Signals
 from .. import runs
+from ..capture import capturable
 from . import checkpoint
 from .batches import Batches, loaded_batches, stored_batches
 from .checkpoint import Identity
@@ -44,7 +45,6 @@ from .optim.ema import WeightAverage
 from .optim.schedule import learning_rate
 from .randomness import mix
 from .requests import Requests, stopped_message
-from .speed.cuda_graph import capturable
 from .speed.speedups import Speedups, place
 from .speed.step_graph import StepGraph
 from .update import Batch, Update
@@ -302,11 +302,7 @@ class _Run:
         return section.cuda_graph != "off" and whole and capturable(self.accelerator.device)
 
     def _count_operations(self, update: Update, batch: Batch) -> int:
-        """Return the operations of a step of this process, counted in a pass that trains nothing.
-
-        Layers are neither compiled nor in float8: eagerly, float8 also computes gradients of inputs that need
-        none.
-        """
+        """Return the operations of a step of this process, counted in an eager pass that trains nothing."""
         torch.manual_seed(self._seed(0))
         with self.speedups.plain_layers():
             total = count_operations(

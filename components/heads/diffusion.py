@@ -16,6 +16,7 @@ from ..denoising.heads import build_network, default_network, network_specs, zer
 from ..denoising.noise_schedules import Cosine, NoiseSchedule, signal_shares
 from ..features import chunk_size, largest_action, masked_mean, padded_steps, require_bound
 from ..part_options import nested
+from ..randomness.generator import normal
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 
@@ -125,12 +126,7 @@ class Diffusion(ActionHead):
         context = self.network.encode(features)
         first = next(iter(context.values()))
         shape, device = (len(first), self._horizon, self._action_dim), first.device
-
-        def normal() -> Tensor:
-            source = device if generator is None else generator.device
-            return torch.randn(shape, generator=generator, device=source).to(device)
-
-        chunk = normal()
+        chunk = normal(shape, device, generator)
         most = 1 if chunk.is_meta else None  # all steps are the same there
         for step, left, left_before in itertools.islice(self._steps(), most):
             action, noise = self._split(chunk, step, left, context, features)
@@ -143,7 +139,8 @@ class Diffusion(ActionHead):
                 + ratio**0.5 * (1.0 - left_before) / (1.0 - left) * chunk
             )
             if step > 0:
-                chunk = chunk + ((1.0 - left_before) / (1.0 - left) * (1.0 - ratio)) ** 0.5 * normal()
+                spread = ((1.0 - left_before) / (1.0 - left) * (1.0 - ratio)) ** 0.5
+                chunk = chunk + spread * normal(shape, device, generator)
         return chunk
 
     def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:

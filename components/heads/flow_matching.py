@@ -14,6 +14,7 @@ from ..denoising.heads import build_network, default_network, network_specs, zer
 from ..denoising.noise_levels import BetaLevels, NoiseLevels
 from ..features import chunk_size, masked_mean, padded_steps
 from ..part_options import nested
+from ..randomness.generator import normal
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 
@@ -100,9 +101,7 @@ class FlowMatching(ActionHead):
         """Integrate noise, drawn by the generator, to an action chunk (B, H, A)."""
         context = self.network.encode(features)
         first = next(iter(context.values()))
-        device = first.device if generator is None else generator.device
-        shape = (len(first), self._horizon, self._action_dim)
-        chunk = torch.randn(shape, generator=generator, device=device).to(first.device)
+        chunk = normal((len(first), self._horizon, self._action_dim), first.device, generator)
         steps = self.config.steps
         for step in range(1 if chunk.is_meta else steps):  # all steps are the same there
             level, size = 1.0 - step / steps, -1.0 / steps

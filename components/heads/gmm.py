@@ -128,7 +128,7 @@ class Gmm(ActionHead):
             spread = torch.full_like(actions, self.config.evaluation_std)
         else:
             spread = deviations.gather(1, chosen)[:, 0]
-        return actions + spread * normal(actions, generator)
+        return actions + spread * normal(tuple(actions.shape), actions.device, generator)
 
     def _padded(self, is_pad: Tensor) -> Tensor:
         """Return a mask of mixtures (B, H or 1) that consist of padding."""

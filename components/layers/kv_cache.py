@@ -7,11 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..compat import cache_argument
-
-CACHE = cache_argument()
-"""Name of the argument of transformers' layers for the keys and values of earlier tokens."""
-
 
 class KeyValues:
     """Replacement of the cache of one layer of transformers: prepends its past, and keeps the result."""

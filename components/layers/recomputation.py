@@ -15,12 +15,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ...schemas.errors import SpecError
 from ..compat import (
     ATTENTION_OPERATORS,
+    cache_argument,
     enable_gradient_checkpointing,
     ignore_recomputation_warning,
     is_batch_norm,
 )
 from ..kernels import attention
-from .kv_cache import CACHE, KeyValues
+from .kv_cache import KeyValues
 
 _FIELD = "gradient_checkpointing"
 _ATTENTION = ATTENTION_OPERATORS | {attention.OPERATOR}
@@ -106,6 +107,8 @@ class Recomputed:
     """
 
     _enabled = True
+    _cache: str
+    """Name of the layer's argument for keys and values."""
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -122,14 +125,14 @@ class Recomputed:
         trains = self.training or any(isinstance(x, Tensor) and x.requires_grad for x in inputs)  # type: ignore[attr-defined]
         if not (self._enabled and trains and torch.is_grad_enabled()):
             return plain(*inputs, **options)
-        given = options.pop(CACHE, None)
+        given = options.pop(self._cache, None)
         cache = given if isinstance(given, KeyValues) else None  # transformers also drops its own here
 
         def run(*inputs: Tensor) -> tuple[Any, Tensor | None]:
             if cache is None:
                 return plain(*inputs, **options), None
             fresh = KeyValues(cache.past)
-            return plain(*inputs, **{CACHE: fresh}, **options), fresh.held
+            return plain(*inputs, **{self._cache: fresh}, **options), fresh.held
 
         kept = partial(create_selective_checkpoint_contexts, _policy)
         compiling: dict[str, Any] = {"context_fn": kept} if torch.compiler.is_compiling() else {}
@@ -141,7 +144,7 @@ class Recomputed:
 
 @lru_cache
 def _recomputed(kind: type[Any]) -> type[Any]:
-    own = {"__module__": kind.__module__}
+    own = {"__module__": kind.__module__, "_cache": cache_argument()}
     return kind if issubclass(kind, Recomputed) else type(kind.__name__, (Recomputed, kind), own)
 
 

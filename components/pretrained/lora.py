@@ -7,13 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ...schemas.errors import SpecError, WeightsError
 from ...schemas.part import LoraSection
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -24,6 +26,8 @@ def adapt(backbone: nn.Module, options: LoraSection) -> None:
     Raises:
         SpecError: A pattern matches no layer, or there is no layer to adapt.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # takes a second, and few backbones have adapters
+
     chosen = _matching(adaptable(backbone), options)
     config = LoraConfig(
         r=options.rank,
@@ -107,6 +111,10 @@ def merge(backbone: nn.Module) -> None:
 
 def _adapted_layers(backbone: nn.Module) -> list[tuple[nn.Module, str, LoraLayer]]:
     """Return every layer with an adapter, with its parent module and its name there."""
+    if not any(name.rpartition(".")[2].startswith("lora_") for name, _ in backbone.named_modules()):
+        return []
+    from peft.tuners.lora import LoraLayer
+
     return [
         (parent, name, child)
         for parent in backbone.modules()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base import Feature
-from ..layers.kv_cache import CACHE, KeyValues
+from ..compat import cache_argument
+from ..layers.kv_cache import KeyValues
 from ..layers.recomputation import take_over
 from ..layers.rotary import RotaryEmbedding
 from .base import VlmFamily
@@ -43,7 +44,7 @@ def run_layers(
         if getattr(layer, "gradient_checkpointing", False):
             take_over(layer)  # transformers would drop keys and values
         cache = KeyValues(None if past is None else past[:, index])
-        options = {} if rotary is None else {"position_embeddings": rotary, CACHE: cache}
+        options = {} if rotary is None else {"position_embeddings": rotary, cache_argument(): cache}
         hidden = layer(hidden, attention_mask=visible, **options)
         if index < len(deep):
             hidden = hidden + deep[index]

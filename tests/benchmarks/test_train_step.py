@@ -38,6 +38,15 @@ def test_two_trainers_take_the_same_steps(tmp_path: Path) -> None:
     assert picture.stat().st_size > 0
 
 
+def test_works_of_full_size_pass_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    synthetic, workloads = (importlib.import_module(f"step.{n}") for n in ("synthetic", "workloads"))
+    works = workloads.choose([], False)
+    assert {work.recipe for work in works} > {"pi0.yaml", "gr00t_n1_5.yaml"}
+    for work in {work.recipe: work for work in works}.values():
+        synthetic.SyntheticBuilder.of(work).check()
+
+
 def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     done = run("train_step.py", "--tiny", "--budget=0", "--works", "act", f"--output={output}")

@@ -42,6 +42,12 @@ def test_a_run_in_use_is_refused_when_it_is_claimed(builder: Builder, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_directory_with_a_run_is_refused(builder: Builder, tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="already holds a run; continue it with `--resume`"):
+        builder.train(output=tmp_path / "run")
+
+
 def test_a_directory_in_the_place_of_the_policy_link_is_refused(builder: Builder, tmp_path: Path) -> None:
     (tmp_path / "run" / "policy").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="policy is not a link"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
@@ -199,7 +200,7 @@ def test_linear_layers_are_adapted_by_default_and_others_by_name() -> None:
     assert caught.value.field == "lora"
     assert "`model.conv1.0`" in caught.value.help
     part = adapted(resnet, rank=2, targets=["model.layer1.*.conv1", "*.conv2"])
-    names = {name for name, module in part.named_modules() if isinstance(module, lora.LoraLayer)}
+    names = {name for name, module in part.named_modules() if isinstance(module, LoraLayer)}
     assert {name.rpartition(".")[2] for name in names} == {"conv1", "conv2"}
     assert {name for name in names if name.endswith("conv1")} == {
         name for name in names if name.startswith("model.layer1.") and name.endswith("conv1")

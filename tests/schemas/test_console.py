@@ -90,6 +90,30 @@ def test_train(called: list[tuple[str, Namespace]], recipe: str) -> None:
     }
 
 
+def test_train_is_a_verb_too(called: list[tuple[str, Namespace]], recipe: str) -> None:
+    words = [recipe, "-o", "training.steps=1", "--profile", "--device", "cpu"]
+    assert policysmith(["train", *words]) == build_and_train(words) == 0
+    (_, one), (_, other) = ((name, vars(args) | {"document": None}) for name, args in called)
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (["trian", "r.yaml"], "did you mean `train`?"),
+        (["r.yaml"], "did you mean `policysmith check r.yaml` or `policysmith train r.yaml`?"),
+        (["data", "recrod"], "did you mean `record`?"),
+        (["check", "r.yaml", "training.steps=5"], "written `-o training.steps=5`"),
+        (["check", "r.yaml", "--transforms[0].size=5"], "written `-o transforms[0].size=5`"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_has_a_cure(words: list[str], cure: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        policysmith(words)
+    assert cure in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "function", "values"),
     [
@@ -161,15 +185,15 @@ def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_no_arguments_show_where_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
-    assert policysmith([]) == build_and_train([]) == console.USAGE
-    written = capsys.readouterr().err
+    assert policysmith([]) == build_and_train([]) == console.OK
+    written = capsys.readouterr().out
     assert "start here:" in written
     assert "policysmith check recipes/vit_mlp.yaml" in written
     assert "usage: build-and-train" in written
 
 
 @pytest.mark.parametrize(
-    "words", [["check"], ["evaluate"], ["import-lerobot"], ["data", "record"], ["schema"]]
+    "words", [["check"], ["train"], ["evaluate"], ["import-lerobot"], ["data", "record"], ["schema"]]
 )
 def test_help_has_an_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

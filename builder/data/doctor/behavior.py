@@ -15,6 +15,8 @@ from .findings import Finding, Severity, listed
 Array = npt.NDArray[np.float64]
 _IDLE_SECONDS, _JUMP, _FAR, _CLIPPED, _LAG_SECONDS = 0.5, 0.5, 50.0, 0.2, 0.3
 _POINTS = 16
+_SAME = 1e-8
+"""Mean squared difference, relative to the range of each dimension, of two recordings of one episode."""
 _ALIKE = 0.7
 """Correlation of action and state above which the action is a position."""
 _MOST_EPISODES = 4000
@@ -188,23 +190,32 @@ def _follows(actions: Array, states: Array) -> bool:
 
 
 def _duplicates(motion: Motion) -> Iterator[Finding]:
-    if not 1 < len(motion.table.episodes) <= _MOST_EPISODES:
+    episodes = list(motion.episodes())
+    if not 1 < len(episodes) <= _MOST_EPISODES:
         return
-    paths = []
-    for _, rows in motion.episodes():
-        at = np.linspace(rows.start, rows.stop - 1, _POINTS).round().astype(int)
-        paths.append((motion.actions[at] / motion.range).ravel())
-    stacked, lengths = np.stack(paths), np.asarray(motion.table.lengths)
-    squares = (stacked**2).sum(1)
-    distance = (squares[:, None] + squares[None] - 2.0 * stacked @ stacked.T) / stacked.shape[1]
-    alike = (distance < 1e-6) & (np.abs(lengths[:, None] - lengths[None]) <= 2)
-    pairs = np.argwhere(np.triu(alike, 1))
-    if len(pairs):
-        one, other = (motion.table.episodes[place] for place in pairs[0])
-        twice = sorted({motion.table.episodes[place] for _, place in pairs})
+    paths = motion.actions if motion.states is None else np.hstack([motion.actions, motion.states])
+    spread = np.ptp(paths, axis=0)
+    paths = (paths - paths.mean(0)) / np.where(spread > 0.0, spread, 1.0)
+    few = np.stack(
+        [
+            paths[np.linspace(rows.start, rows.stop - 1, _POINTS).round().astype(int)].ravel()
+            for _, rows in episodes
+        ]
+    )
+    squares, lengths = (few**2).sum(1), np.asarray(motion.table.lengths)
+    distance = (squares[:, None] + squares[None] - 2.0 * few @ few.T) / few.shape[1]
+    near = (distance < _SAME) & (np.abs(lengths[:, None] - lengths[None]) <= 2)
+    alike = []
+    for one, other in np.argwhere(np.triu(near, 1)).tolist():
+        steps = min(lengths[one], lengths[other])
+        first, second = (paths[episodes[place][1]][:steps] for place in (one, other))
+        if float(np.square(first - second).mean()) < _SAME:
+            alike.append((episodes[one][0], episodes[other][0]))
+    if alike:
+        twice = sorted({other for _, other in alike})
         yield _doubt(
             "duplicate",
-            f"episode {other} repeats the actions of episode {one}, and {len(twice)} episodes repeat another in all; leave "
+            f"episode {alike[0][1]} repeats episode {alike[0][0]}, and {len(twice)} repeat another in all; leave "
             "them out, since they count twice, and in training and validation",
             twice,
         )

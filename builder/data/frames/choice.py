@@ -58,7 +58,7 @@ class FrameChoice:
         forms: list[tuple[FrameForm, Mapping[str, Shrink]]] = [("raw", {})]
         if self.shrinks:
             forms.append(("resized", self.shrinks))
-        reasons = []
+        reasons: list[str] = []
         for form, shrinks in forms:
             total, missing = _sizes(root, sources, shrinks)
             if total <= memory and missing <= space:

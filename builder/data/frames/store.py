@@ -113,6 +113,7 @@ def open_cameras(
     listed = [(name, source) for name, found in sources.items() for source in found.values()]
     choice = choice or FrameChoice()
     form = choice.decide(listed)
+    opened: Sequence[ReadableFrames]
     if form == "stream":
         opened, lease = _streamed([source for _, source in listed])
     else:
@@ -138,7 +139,7 @@ def _streamed(sources: Sequence[FrameSource]) -> tuple[list[ReadableFrames], Lea
         indexes = pool.map(
             lambda source: video_index(source, root) if source.storage is Storage.VIDEO else None, sources
         )
-        streams = [
+        streams: list[ReadableFrames] = [
             StreamedImages(packed[source.path, source.column], source)
             if index is None
             else StreamedVideo(source.path, index, source.height, source.width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -18,9 +17,9 @@ from ...data.robots import Robots
 from ..registration import keywords
 from ..registration.registry import Collate, DataCollatorRegistry
 from ..sample_pipeline import KEY, SamplePipeline, parse_transform
-from .ensemble import Ensemble
-from .observations import History, Observed
+from .observations import Observed
 from .ranges import Ranges, finite
+from .session import Episode, Session
 
 if TYPE_CHECKING:
     _Base = PreTrainedModel
@@ -35,9 +34,7 @@ class RobotInterface(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._queue: deque[Tensor] = deque()
-        self._ensemble = Ensemble()
-        self._history = History()
+        self._episode = Episode()
         self._ranges: dict[str | None, Ranges] = {}
         self._pipeline: SamplePipeline | None = None
 
@@ -117,11 +114,8 @@ class RobotInterface(_Base):
 
     def reset(self) -> None:
         """Forget the running chunk and the observation history: a new episode begins."""
-        self._queue.clear()
-        self._ensemble.clear()
-        self._history.clear()
+        self._episode.clear()
 
-    @torch.no_grad()
     def select_action(
         self,
         observation: Mapping[str, Any],
@@ -147,24 +141,7 @@ class RobotInterface(_Base):
             SpecError: The observation is unlike those of training, or it or the action holds values that are
                 not finite or absurd beside those of training.
         """
-        if not isinstance(clamp, bool):
-            raise TypeError(f"clamp must be True or False, not {clamp!r}")
-        if self.training:
-            raise RuntimeError("the policy is in training mode; call `policy.eval()` before `select_action`")
-        steps = self.observation_steps()
-        admitted = self._admit(observation)
-        self._history.add(admitted, steps)
-        action = self._next_action(steps, generator)
-        return self._ranges_of(admitted).clamp("action", action) if clamp else action
-
-    def _next_action(self, steps: list[int], generator: torch.Generator | None) -> Tensor:
-        """Return the next action (A,) of the running chunk, or of a new one."""
-        if not self._queue:
-            chunk = self._chunk(self._history.window(steps), generator)[self.present :]
-            if self.ensemble is not None:
-                return self._ensemble.add(chunk, self.ensemble)
-            self._queue.extend(chunk[: self.execute])
-        return self._queue.popleft()
+        return Session(self, episode=self._episode).select_action(observation, generator, clamp=clamp)
 
     def chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
         """Return the action chunk (H, A) in the robot's units for an observation with history, (T, ...).
@@ -172,30 +149,40 @@ class RobotInterface(_Base):
         Raises:
             SpecError: The observation is unlike those of training.
         """
-        return self._chunk(self._admit(observation, windowed=True), generator)
+        admitted = self.admit(observation, windowed=True)
+        return self.to_chunk(self.predict([self.to_sample(admitted)], generator)[0], admitted)
 
-    def _admit(self, observation: Mapping[str, Any], *, windowed: bool = False) -> dict[str, Any]:
-        """Return the values that the policy reads. Raise SpecError if they are unlike those of training."""
+    def admit(self, observation: Mapping[str, Any], *, windowed: bool = False) -> dict[str, Any]:
+        """Return the values of an observation that the policy reads, as tensors.
+
+        Values are those of one time step, or `windowed`, (T, ...).
+
+        Raises:
+            SpecError: The observation is unlike those of training.
+        """
         admitted = self.observed.admit(observation, windowed=windowed)
-        ranges = self._ranges_of(admitted)
+        ranges = self.ranges_of(admitted)
         for key, value in admitted.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 ranges.check(key, value, "check the sensor and its units, which must be those of the dataset")
         return admitted
 
-    def _chunk(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
-        """Return the chunk (H, A) for an admitted observation, as wide as the robot's own actions."""
-        if not self.robots:
-            chunk = self._predict_one(observation, generator)
-        else:
-            robot = self.robots.find(observation[EMBODIMENT])
-            chunk = self._predict_one(robot.to_common(observation), generator)[:, : robot.action_dim]
-        finite("action", chunk, BROKEN)
-        self._ranges_of(observation).check("action", chunk, BROKEN)
-        return chunk
+    def to_sample(self, admitted: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sample for `predict` of an admitted observation (T, ...)."""
+        return self.robots.find(admitted[EMBODIMENT]).to_common(admitted) if self.robots else dict(admitted)
 
-    def _predict_one(self, observation: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
-        return self.predict([observation], generator)[0].cpu()
+    def to_chunk(self, prediction: Tensor, admitted: Mapping[str, Any]) -> Tensor:
+        """Return a predicted chunk (H, A) on the CPU, as wide as the actions of the robot in an observation.
+
+        Raises:
+            SpecError: An action is not finite, or far outside the range of training.
+        """
+        chunk = prediction.cpu()
+        if self.robots:
+            chunk = chunk[:, : self.robots.find(admitted[EMBODIMENT]).action_dim]
+        finite("action", chunk, BROKEN)
+        self.ranges_of(admitted).check("action", chunk, BROKEN)
+        return chunk
 
     def predict(
         self, samples: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None
@@ -249,7 +236,7 @@ class RobotInterface(_Base):
     def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
-    def _ranges_of(self, observation: Mapping[str, Any]) -> Ranges:
+    def ranges_of(self, observation: Mapping[str, Any]) -> Ranges:
         """Return the ranges of training, of the robot in an observation."""
         robot = observation.get(EMBODIMENT) if self.robots else None
         if robot not in self._ranges:

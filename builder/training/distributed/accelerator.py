@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator
@@ -46,20 +45,6 @@ def require_device(name: str) -> None:
         raise TrainingError(f"`{name}` does not exist; the last CUDA device is `cuda:{count - 1}`")
 
 
-def require_float8(how: str, *, on_gpu: bool) -> None:
-    """Raise TrainingError if this machine cannot compute in float8."""
-    asked, otherwise = f"`training.float8: {how}`", "set `training.float8: off`"
-    if find_spec("torchao") is None:
-        raise TrainingError(f"{asked} needs torchao: `pip install policysmith[float8]`, or {otherwise}")
-    if not on_gpu:
-        raise TrainingError(f"{asked} needs a GPU, and this run is on a CPU; {otherwise}")
-    if torch.cuda.get_device_capability() < (8, 9):
-        name = torch.cuda.get_device_name()
-        raise TrainingError(
-            f"{asked} needs a GPU of compute capability 8.9 or more, and this {name} has less; {otherwise}"
-        )
-
-
 def make_accelerator(section: TrainingSection, device: str | None) -> Accelerator:
     """Build an accelerator with the section's precision, on `cpu`, `cuda`, or None for the best available.
 
@@ -74,8 +59,6 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
     )
     if section.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise TrainingError("this GPU has no bf16 arithmetic; set `training.precision: fp32`")
-    if section.float8 != "off":
-        require_float8(section.float8, on_gpu=on_gpu)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         # otherwise accelerate keeps device and precision of the process's first run
         AcceleratorState._reset_state(reset_partial_state=True)

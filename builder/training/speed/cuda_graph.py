@@ -11,16 +11,8 @@ import torch
 from torch import Tensor
 
 from ... import compat
+from ...capture import CaptureError, capturing
 from ..update import Batch, Update
-
-
-def capturable(device: torch.device) -> bool:
-    """Return whether work on a device can be captured."""
-    return device.type == "cuda"
-
-
-class CaptureError(Exception):
-    """Raised when a step cannot be captured."""
 
 
 class CapturedUpdate:
@@ -42,11 +34,11 @@ class CapturedUpdate:
         torch.manual_seed(seed)
         pool = torch.cuda.graph_pool_handle()
         try:
-            with _capturing(self._first, pool):
+            with capturing(self._first, pool):
                 self.output = update.own_gradients(self._batch)
             self.gradients = update.optimizer.gradients()  # at addresses that stay
             update.optimizer.step_without_effect()
-            with _capturing(self._second, pool):
+            with capturing(self._second, pool):
                 self._norm = update.step()
         except RuntimeError as error:
             compat.recover_from_failed_capture(pool)
@@ -94,24 +86,6 @@ def _equal(value: Any, other: Any) -> bool:
         return bool(value == other)
     except (ValueError, RuntimeError):  # arrays compare element by element
         return False
-
-
-@contextmanager
-def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
-    """Capture what runs while the context is active, and compile nothing."""
-    here = torch.cuda.current_stream()
-    with (
-        compat.masks_as_outside_capture(),
-        torch.compiler.set_stance("eager_on_recompile"),
-        # threads that load data go on calling the driver meanwhile
-        torch.cuda.graph(
-            graph,
-            pool=pool,
-            stream=None if here == torch.cuda.default_stream() else here,
-            capture_error_mode="thread_local",
-        ),
-    ):
-        yield
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from ..distributed.sharding import mesh_of, shard, unsharded
 from ..module_patches import BufferSnapshot, restore_later
 from .bf16_weights import BF16Copies, cast_modules
 from .compilation import channels_last, compile_layers, eager, layers_of, patch_products
-from .float8 import float8_layers, without_float8
 
 
 def place(
@@ -36,7 +35,7 @@ def place(
 
 
 class Speedups:
-    """Float8 products, compiled layers and bfloat16 copies of a policy in training, until `undo` closes."""
+    """Compiled layers and bfloat16 copies of a policy in training, until `undo` closes."""
 
     def __init__(
         self,
@@ -50,7 +49,6 @@ class Speedups:
     ) -> None:
         """Change the layers as far as wanted; frozen ones may be `frozen_idle`, because their features are stored."""
         self._policy, self._accelerator = policy, accelerator
-        self._float8 = float8_layers(policy, section.float8, undo, note)
         self._compiled: list[nn.Module] = []
         self._copies: BF16Copies | None = None
         self._undo = undo
@@ -81,15 +79,13 @@ class Speedups:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Compute uncompiled, with float32 weights and without float8, while the context is active."""
+        """Compute uncompiled and with float32 weights while the context is active."""
         with self.plain_layers(), self.own_weights():
             yield
 
-    @contextmanager
-    def plain_layers(self) -> Iterator[None]:
-        """Run layers as they are written, neither compiled nor in float8, while the context is active."""
-        with eager(self._compiled), without_float8(self._float8):
-            yield
+    def plain_layers(self) -> AbstractContextManager[None]:
+        """Run layers as they are written, uncompiled, while the context is active."""
+        return eager(self._compiled)
 
     def _in_all_processes(self, cast: set[nn.Module]) -> set[nn.Module]:
         """Return the modules that every process found, each on its own batch."""

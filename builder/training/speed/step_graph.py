@@ -29,9 +29,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...capture import CaptureError
 from ..distributed.collectives import Peers
 from ..update import Batch, Output, Update
-from .cuda_graph import CapturedUpdate, CaptureError, error_on_sync
+from .cuda_graph import CapturedUpdate, error_on_sync
 
 Result = tuple[Output, Tensor]
 """Losses of an update and the norm of its gradients, valid until the next update."""

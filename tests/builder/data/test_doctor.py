@@ -141,7 +141,7 @@ DOUBTS = {
     huge: ("huge value", r"`observation.state` has the value 1e\+06 in dimension 1 of frame 7 of episode 3"),
     lag: ("lag", r"the state follows the action after 7 frames, 0.70 s"),
     early: ("lag", r"the state moves 2 frames, 0.20 s, before the action"),
-    repeated: ("duplicate", r"episode 4 repeats the actions of episode 0"),
+    repeated: ("duplicate", r"episode 4 repeats episode 0, and 1 repeat another"),
     frozen: ("frozen camera", r"camera `top` shows the same image throughout in episode 2"),
     dark: ("dark camera", r"camera `top` is black in 8 episodes"),
     swapped: ("swapped cameras", r"`top` and `wrist` seem swapped in episode 6"),

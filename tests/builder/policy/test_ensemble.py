@@ -34,7 +34,7 @@ def test_a_policy_averages_until_it_is_reset(
     policy = builder.build()
     assert isinstance(policy, RecipePolicy)
     chunks = iter(torch.arange(5.0)[:, None, None].expand(-1, 4, 4) ** 2)
-    monkeypatch.setattr(policy, "_predict_one", lambda observation, generator: next(chunks))
+    monkeypatch.setattr(policy, "predict", lambda samples, generator: next(chunks)[None])
     acted = [policy.select_action(observation)[0].item() for _ in range(3)]
     weights = [1.0, math.exp(-0.3), math.exp(-0.6)]
     assert acted[0] == 0.0

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from policysmith.builder.capture import CaptureError
 from policysmith.builder.training.distributed.collectives import Peers
 from policysmith.builder.training.speed import step_graph
-from policysmith.builder.training.speed.cuda_graph import CaptureError
 from policysmith.builder.training.speed.step_graph import Settings
 from policysmith.schemas.errors import TrainingError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,11 @@ def test_the_saved_policy_holds_the_averaged_weights(tiny: dict[str, Any], tmp_p
 
 
 def test_a_run_leaves_what_it_promises(tiny: dict[str, Any], tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    run, threads = tmp_path / "run", {*threading.enumerate()}
     Builder.from_recipe(tiny).override({"training.save_every": 1, "training.keep": 2}).train(
         output=run, device="cpu"
     )
+    assert not {*threading.enumerate()} - threads, "a thread outlives the run"
     assert [path.name for path in checkpoint.checkpoints(run)] == ["step-00000003", "step-00000004"]
     assert (run / "policy").resolve().name == "step-00000004"
     policy = AutoModel.from_pretrained(run / "policy")

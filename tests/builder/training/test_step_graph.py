@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from policysmith.builder.capture import CaptureError
 from policysmith.builder.training.speed import step_graph
-from policysmith.builder.training.speed.cuda_graph import CaptureError, fits
+from policysmith.builder.training.speed.cuda_graph import fits
 from policysmith.builder.training.speed.step_graph import Settings, differs
 
 from .replays import Pair

@@ -11,7 +11,7 @@ from .... import compat
 
 
 def is_linear(node: Any) -> bool:
-    """Return whether a node is a plain linear layer, without adapter, float8 or quantized weights."""
+    """Return whether a node is a plain linear layer, without adapter or quantized weights."""
     if not isinstance(node, fx.Node) or node.target is not F.linear:
         return False
     return not compat.is_wrapper_tensor(example(argument(node, 1, "weight")))

@@ -1,7 +1,7 @@
 """A backend of torch.compile that replaces sequences of operators in layers by fused operators.
 
 It reads the graph that torch.compile traces, before gradients: there a layer of transformers, of timm and of
-a custom part look the same, and a linear layer that does more (float8, an adapter) no longer looks like one.
+a custom part look the same, and a linear layer that does more (an adapter) no longer looks like one.
 """
 
 from __future__ import annotations

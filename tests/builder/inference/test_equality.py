@@ -1,0 +1,87 @@
+"""The engine returns the actions of the policy, for every recipe, on a CPU and on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from policysmith.builder import Builder, RecipePolicy
+from policysmith.builder.inference.example import example_samples
+from policysmith.builder.inference.runner import Runner
+
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "recipes" / "tiny").glob("*.yaml"))
+CLOSE = 1e-4
+"""Largest difference in float32, in units of the actions' deviation in the data."""
+DEVIATION, COSINE = 0.02, 0.9995
+"""Largest root mean square of differences in bfloat16, in the same units, and least cosine."""
+
+
+def build(recipe: Path) -> RecipePolicy:
+    """A policy away from its initial weights, under which some heads would do nothing."""
+    torch.manual_seed(0)
+    policy = Builder.from_recipe(recipe).build().eval()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape)
+    assert isinstance(policy, RecipePolicy)
+    return policy
+
+
+def predict(source: Any, samples: list[dict[str, Any]], seed: int = 3) -> Tensor:
+    chunk: Tensor = source.predict(samples, torch.Generator().manual_seed(seed))
+    return chunk.float().cpu()
+
+
+def differences(policy: RecipePolicy, found: Tensor, expected: Tensor) -> tuple[Tensor, float]:
+    """Differences in units of the actions' deviation, and the cosine, over dimensions that vary in the data."""
+    deviation = torch.tensor(policy.content["statistics"]["action"]["std"])
+    varies = deviation > 1e-6
+    assert found.shape == expected.shape
+    found, expected, deviation = found[..., varies], expected[..., varies], deviation[varies]
+    cosine = torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0)
+    return (found - expected) / deviation, float(cosine)
+
+
+def assert_close(policy: RecipePolicy, runner: Runner, found: Tensor, expected: Tensor) -> None:
+    off, cosine = differences(policy, found, expected)
+    if runner.precision == "float32":
+        assert off.abs().max() <= CLOSE
+    else:
+        assert off.square().mean().sqrt() <= DEVIATION
+        assert cosine >= COSINE
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_cpu_computes_what_the_policy_computes(recipe: Path) -> None:
+    policy = build(recipe)
+    samples = example_samples(policy, 2)
+    expected = predict(policy, samples)
+    for precision in ("float32", "bfloat16"):
+        runner = policy.runner(precision=precision)
+        assert_close(policy, runner, predict(runner, samples), expected)
+    assert policy.dtype is torch.float32, "the policy itself was cast"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_gpu_replays_what_the_policy_computes(
+    recipe: Path, precision: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    policy = build(recipe)
+    runner = policy.runner("cuda", precision)
+    device = torch.Generator("cuda")
+    eager = build(recipe).to("cuda")
+    for seed, size in enumerate([1, 1, 2, 1, 2]):
+        samples = example_samples(policy, size, seed)
+        found = runner.predict(samples, device.manual_seed(seed))
+        assert_close(policy, runner, found, eager.predict(samples, device.manual_seed(seed)).cpu())
+        on_host = predict(runner, samples, seed)
+        assert_close(policy, runner, on_host, predict(policy, samples, seed))
+    said = [record.message for record in caplog.records if "CUDA graph" in record.message]
+    assert len(said) == (recipe.stem == "pi0_fast"), said
