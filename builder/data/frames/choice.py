@@ -60,7 +60,7 @@ class FrameChoice:
             forms.append(("resized", self.shrinks))
         reasons: list[str] = []
         for form, shrinks in forms:
-            total, missing = _sizes(root, sources, shrinks)
+            total, missing = _sizes(root, sources, shrinks, space)
             if total <= memory and missing <= space:
                 _tell(form, total, reasons)
                 return form
@@ -80,16 +80,15 @@ def _tell(form: FrameForm, total: int | None, reasons: Sequence[str]) -> None:
 
 
 def _sizes(
-    root: Path, sources: Sequence[tuple[str, FrameSource]], shrinks: Mapping[str, Shrink]
+    root: Path, sources: Sequence[tuple[str, FrameSource]], shrinks: Mapping[str, Shrink], space: float
 ) -> tuple[int, int]:
-    """Return the bytes of all frames in a form, and of those that are not in the cache."""
-    total = missing = 0
-    for camera, source in sources:
-        form = Decoded(shrinks.get(camera))
-        size = form.bytes(source)
-        total += size
-        missing += 0 if (root / entry_key(source, form, root)).exists() else size
-    return total, missing
+    """Return the bytes of all frames in a form, and of those that are not in the cache, unless all fit."""
+    forms = [(source, Decoded(shrinks.get(camera))) for camera, source in sources]
+    total = sum(form.bytes(source) for source, form in forms)
+    if total <= space:
+        return total, total
+    held = [(root / entry_key(source, form, root)).exists() for source, form in forms]
+    return total, sum(form.bytes(s) for (s, form), there in zip(forms, held, strict=True) if not there)
 
 
 def memory_size() -> int:

@@ -126,11 +126,15 @@ def room(root: Path, *, reclaim: bool) -> float:
 
 def make_room(root: Path, needed: float) -> list[Entry]:
     """Remove least recently used entries that no process uses until `needed` bytes fit; return the removed."""
-    removed = []
-    unused = (entry for entry in entries(root) if not entry.leased)
-    while room(root, reclaim=False) < needed and (entry := next(unused, None)) is not None:
-        remove(entry)
-        removed.append(entry)
+    removed: list[Entry] = []
+    short = needed - room(root, reclaim=False)
+    for entry in entries(root):
+        if short <= 0:
+            break
+        if not entry.leased:
+            remove(entry)
+            removed.append(entry)
+            short -= entry.bytes
     return removed
 
 

@@ -117,7 +117,11 @@ class _Decoders:
             if decoder is not None:
                 self._idle.remove(decoder)
         decoder = decoder or _VideoDecoder(video.path, video.index)
-        yield decoder
+        try:
+            yield decoder
+        except BaseException:
+            decoder.close()
+            raise
         with self._lock:
             self._idle.append(decoder)
             spare = [self._idle.pop(0) for _ in range(len(self._idle) - _OPEN_DECODERS)]

@@ -44,12 +44,11 @@ class Hub:
                 path = unquote(urlsplit(self.path).path)
                 file = hub.root / path.partition(f"/resolve/{COMMIT}/")[2]
                 headers = {"X-Repo-Commit": COMMIT}
-                if path.startswith(f"/api/datasets/{NAME}/revision/") and path.rpartition("/")[2] in (
-                    COMMIT,
-                    "main",
-                    "v1",
-                ):
+                api = f"/api/datasets/{NAME}"
+                if path in [f"{api}/revision/{name}" for name in (COMMIT, "main", "v1")]:
                     content = json.dumps(hub.about()).encode()
+                elif path == f"{api}/tree/{COMMIT}":
+                    content = json.dumps(hub.tree()).encode()
                 elif path.startswith(f"/datasets/{NAME}/resolve/{COMMIT}/") and file.is_file():
                     content = file.read_bytes()
                     headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
@@ -70,8 +69,20 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def tree(self) -> list[dict[str, Any]]:
+        files = sorted(path for path in self.root.rglob("*") if path.is_file())
+        return [
+            {
+                "type": "file",
+                "path": str(path.relative_to(self.root)),
+                "size": path.stat().st_size,
+                "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+            }
+            for path in files
+        ]
+
     def about(self) -> dict[str, Any]:
-        files = sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
+        files = [entry["path"] for entry in self.tree()]
         return {
             "id": NAME,
             "sha": COMMIT,
