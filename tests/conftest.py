@@ -49,14 +49,20 @@ def fork_server() -> Iterator[subprocess.Popen[str]]:
 def command(
     fork_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`command(argv, folder, **environment)`: run a command as in a new process, with one thread."""
+    """`command(argv, folder, **environment)`: run a command as in a new process, with one thread.
 
-    def run(argv: Sequence[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    With `processes`, it is one training run of so many.
+    """
+
+    def run(
+        argv: Sequence[str | Path], folder: Path, *, processes: int = 1, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         written = tmp_path_factory.mktemp("command")
         request = {
             "argv": [str(word) for word in argv],
             "folder": str(folder),
             "environment": {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            "processes": processes,
             "stdout": str(written / "out"),
             "stderr": str(written / "err"),
         }
