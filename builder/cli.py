@@ -157,35 +157,6 @@ def data_record(args: Namespace) -> int:
     return 0
 
 
-def data_info(args: Namespace) -> int:
-    """Run `policysmith data info`."""
-    from .data.lerobot.columns import mapping_hint
-    from .data.lerobot.features import ACTION, STATE
-    from .data.lerobot.info import inspect as describe
-
-    info = describe(args.path)
-    lengths = info.episode_lengths
-    console.print(f"LeRobot {info.codebase_version}, {info.fps:g} frames per second")
-    console.print(
-        f"{len(info.episodes)} episodes of {min(lengths)} to {max(lengths)} frames, {sum(lengths):,} in all"
-    )
-    lines = [
-        f"camera {name}: {height} x {width} (height x width)"
-        for name, (height, width) in info.cameras.items()
-    ]
-    lines += [f"camera {name}: {reason}, cannot be read" for name, reason in info.unreadable.items()]
-    lines.append(f"state: {', '.join(info.state_names) or 'none'}")
-    lines.append(f"action: {', '.join(info.action_names) or 'none'}")
-    lines += [f"column {key}: {text}" for key, text in info.columns.items() if key not in (ACTION, STATE)]
-    lines += [f"column {key}: {text}, read only through `data.columns`" for key, text in info.unread.items()]
-    for line in [*lines, *(f"task: {task}" for task in info.tasks)]:
-        console.print(line)
-    for key in (ACTION, STATE):
-        if key not in info.columns:
-            console.print(f"`{key}` is missing: {mapping_hint(key, info.unread)} in `data`")
-    return 0
-
-
 def evaluate(args: Namespace) -> int:
     """Run `policysmith evaluate`."""
     from .evaluation.evaluate import evaluate as run_evaluation

@@ -39,6 +39,7 @@ Silenced = Annotated[str, AfterValidator(_warning), Field(json_schema_extra={"en
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Pixels = Annotated[int, Field(ge=1)]
 Columns = dict[str, Annotated[str, Field(min_length=1)] | Annotated[Names, Field(min_length=1)] | None]
+Condition = bool | int | float | str | None
 Size = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 
 
@@ -46,7 +47,7 @@ class SourceSection(Section):
     """Demonstrations of one robot among several."""
 
     path: str = Field(min_length=1)
-    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0); relative to the recipe's own directory."""
+    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0), relative to the recipe's own; or one on the hub, `hf://organization/set@revision`."""
     weight: float = Field(default=1.0, gt=0.0)
     """Sampling weight, relative to the other sources."""
     cameras: Annotated[Names, Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)] | None = (
@@ -59,6 +60,10 @@ class SourceSection(Section):
     """Size of images in pixels after loading: one number for a square, or `[height, width]`."""
     episodes: Numbers | None = Field(default=None, min_length=1)
     """Episodes to use; by default all."""
+    where: dict[str, Condition | list[Condition]] | None = None
+    """Conditions on episodes: `{success: true, length: [20, 400], task: "open *"}`; a list has texts to choose from, or least and most."""
+    trim: Literal["idle_start"] | None = None
+    """`idle_start` leaves out the frames at the start of episodes in which the action does not change."""
 
 
 class DataSection(Section):
@@ -69,7 +74,7 @@ class DataSection(Section):
     )
 
     path: str | None = Field(default=None, min_length=1)
-    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0); relative to the recipe's own directory."""
+    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0), relative to the recipe's own; or one on the hub, `hf://organization/set@revision`."""
     sources: dict[str, SourceSection] | None = Field(default=None, min_length=1)
     """Datasets of several robots, by names of your choice for the robots."""
     horizon: int = Field(default=16, ge=1)
@@ -84,6 +89,14 @@ class DataSection(Section):
     """Mapping from feature names to dataset columns: `{action: actions, observation.state: [arm, gripper]}` renames and concatenates, null drops."""
     episodes: Numbers | None = Field(default=None, min_length=1)
     """Episodes to use; by default all."""
+    where: dict[str, Condition | list[Condition]] | None = None
+    """Conditions on episodes: `{success: true, length: [20, 400], task: "open *"}`; a list has texts to choose from, or least and most."""
+    trim: Literal["idle_start"] | None = None
+    """`idle_start` leaves out the frames at the start of episodes in which the action does not change."""
+    frames: Literal["auto", "raw", "resized", "stream"] = "auto"
+    """`raw` decodes videos once, `resized` also shrinks them to what the policy sees, `stream` decodes while training; `auto` takes the first that fits into half of the memory and the cache."""
+    on_bad_episode: Literal["error", "skip"] = "error"
+    """`skip` leaves out episodes with damaged or missing files, and says so; `error` stops."""
     validation: Fraction = 0.0
     """Fraction of the episodes of every source that is held out for validation."""
     split_seed: int = 0
