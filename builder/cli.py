@@ -15,6 +15,7 @@ from rich.progress import Progress
 from transformers.utils import logging as transformers_logging
 
 from ..components.registry import REGISTRIES
+from ..schemas.console import report
 from ..schemas.paths import expanded
 from ..schemas.questions import explanation
 from ..schemas.questions.commands import line_width, rendered
@@ -79,14 +80,17 @@ def train(args: Namespace) -> int:
 def check(args: Namespace) -> int:
     """Run `policysmith check`."""
     builder = _builder(args).check()
-    if args.format == "json":
-        sys.stdout.write("[]\n")
+    if args.format != "text":
+        report(builder.warnings, args.format)
         return 0
     show_robots(console, builder.sources)
     if builder.summary is not None:
         show_summary(console, builder.summary)
-    for line in builder.notes:
+    for line in builder.initialization_report:
         console.print(line)
+    sections = builder.recipe.sections.training
+    console.print(f"{sections.steps:,} steps see each training frame {builder.epochs:,.2g} times")
+    report(builder.warnings)
     console.print(f"{args.recipe} is valid")
     return 0
 
@@ -150,35 +154,6 @@ def data_record(args: Namespace) -> int:
             progress=lambda kept, _: bar.update(task, completed=kept),
         )
     console.print(str(summary))
-    return 0
-
-
-def data_info(args: Namespace) -> int:
-    """Run `policysmith data info`."""
-    from .data.lerobot.columns import mapping_hint
-    from .data.lerobot.features import ACTION, STATE
-    from .data.lerobot.info import inspect as describe
-
-    info = describe(args.path)
-    lengths = info.episode_lengths
-    console.print(f"LeRobot {info.codebase_version}, {info.fps:g} frames per second")
-    console.print(
-        f"{len(info.episodes)} episodes of {min(lengths)} to {max(lengths)} frames, {sum(lengths):,} in all"
-    )
-    lines = [
-        f"camera {name}: {height} x {width} (height x width)"
-        for name, (height, width) in info.cameras.items()
-    ]
-    lines += [f"camera {name}: {reason}, cannot be read" for name, reason in info.unreadable.items()]
-    lines.append(f"state: {', '.join(info.state_names) or 'none'}")
-    lines.append(f"action: {', '.join(info.action_names) or 'none'}")
-    lines += [f"column {key}: {text}" for key, text in info.columns.items() if key not in (ACTION, STATE)]
-    lines += [f"column {key}: {text}, read only through `data.columns`" for key, text in info.unread.items()]
-    for line in [*lines, *(f"task: {task}" for task in info.tasks)]:
-        console.print(line)
-    for key in (ACTION, STATE):
-        if key not in info.columns:
-            console.print(f"`{key}` is missing: {mapping_hint(key, info.unread)} in `data`")
     return 0
 
 

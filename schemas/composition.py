@@ -189,7 +189,7 @@ def _with_paths(node: Node, path: KeyPath, change: Callable[[KeyPath, str], str]
 
 def _may_be_path(path: KeyPath, value: str) -> bool:
     if path[:1] == ("data",):
-        return path[-1] == "path"
+        return path[-1] == "path" and not value.startswith("hf://")
     if path[:1] == ("imports",):
         return value.endswith(".py")
     return path[:1] in (("policy",), ("transforms",), ("collator",)) and path[-1] in PATH_KEYS

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from .diagnostics import WarningCode
 from .part import Section
 
 
@@ -13,6 +14,16 @@ def _distinct(items: list[Any]) -> list[Any]:
     if len(set(items)) != len(items):
         raise ValueError("must not contain duplicates")
     return items
+
+
+WARNINGS = tuple(code.split(" ")[0] for code in get_args(WarningCode))
+"""Codes of warnings, such as `W001`."""
+
+
+def _warning(code: str) -> str:
+    if code not in WARNINGS:
+        raise ValueError(f"must be one of {', '.join(WARNINGS)}")
+    return code
 
 
 RawPart = dict[str, Any]
@@ -24,9 +35,11 @@ RawCollator = Annotated[RawPart, Field(json_schema_extra={"x-part": "collators"}
 Names = Annotated[list[str], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
 Numbers = Annotated[list[int], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+Silenced = Annotated[str, AfterValidator(_warning), Field(json_schema_extra={"enum": list(WARNINGS)})]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Pixels = Annotated[int, Field(ge=1)]
 Columns = dict[str, Annotated[str, Field(min_length=1)] | Annotated[Names, Field(min_length=1)] | None]
+Condition = bool | int | float | str | None
 Size = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 
 
@@ -34,7 +47,7 @@ class SourceSection(Section):
     """Demonstrations of one robot among several."""
 
     path: str = Field(min_length=1)
-    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0); relative to the recipe's own directory."""
+    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0), relative to the recipe's own; or one on the hub, `hf://organization/set@revision`."""
     weight: float = Field(default=1.0, gt=0.0)
     """Sampling weight, relative to the other sources."""
     cameras: Annotated[Names, Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)] | None = (
@@ -47,6 +60,10 @@ class SourceSection(Section):
     """Size of images in pixels after loading: one number for a square, or `[height, width]`."""
     episodes: Numbers | None = Field(default=None, min_length=1)
     """Episodes to use; by default all."""
+    where: dict[str, Condition | list[Condition]] | None = None
+    """Conditions on episodes: `{success: true, length: [20, 400], task: "open *"}`; a list has texts to choose from, or least and most."""
+    trim: Literal["idle_start"] | None = None
+    """`idle_start` leaves out the frames at the start of episodes in which the action does not change."""
 
 
 class DataSection(Section):
@@ -57,7 +74,7 @@ class DataSection(Section):
     )
 
     path: str | None = Field(default=None, min_length=1)
-    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0); relative to the recipe's own directory."""
+    """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0), relative to the recipe's own; or one on the hub, `hf://organization/set@revision`."""
     sources: dict[str, SourceSection] | None = Field(default=None, min_length=1)
     """Datasets of several robots, by names of your choice for the robots."""
     horizon: int = Field(default=16, ge=1)
@@ -72,6 +89,14 @@ class DataSection(Section):
     """Mapping from feature names to dataset columns: `{action: actions, observation.state: [arm, gripper]}` renames and concatenates, null drops."""
     episodes: Numbers | None = Field(default=None, min_length=1)
     """Episodes to use; by default all."""
+    where: dict[str, Condition | list[Condition]] | None = None
+    """Conditions on episodes: `{success: true, length: [20, 400], task: "open *"}`; a list has texts to choose from, or least and most."""
+    trim: Literal["idle_start"] | None = None
+    """`idle_start` leaves out the frames at the start of episodes in which the action does not change."""
+    frames: Literal["auto", "raw", "resized", "stream"] = "auto"
+    """`raw` decodes videos once, `resized` also shrinks them to what the policy sees, `stream` decodes while training; `auto` takes the first that fits into half of the memory and the cache."""
+    on_bad_episode: Literal["error", "skip"] = "error"
+    """`skip` leaves out episodes with damaged or missing files, and says so; `error` stops."""
     validation: Fraction = 0.0
     """Fraction of the episodes of every source that is held out for validation."""
     split_seed: int = 0
@@ -97,20 +122,20 @@ class ComposedPolicySection(Section):
 
     type: Literal["composed"] = "composed"
     """`composed`, or the name of a registered custom policy."""
+    init: Init = None
+    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; ignored when a run is resumed."""
+    execute: int | None = Field(default=None, ge=1)
+    """Actions executed from each chunk before the next prediction; by default the whole chunk."""
+    ensemble: float | None = Field(default=None, allow_inf_nan=False)
+    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i) with i = 0 the oldest; 0.01 in ACT."""
+    freeze: list[str] = Field(default_factory=list)
+    """Glob patterns of frozen parameters, such as `backbones.vision.*`."""
     backbones: dict[Name, RawBackbone] = Field(min_length=1)
     """Encoders of the observations, by names of your choice."""
     necks: dict[Name, RawNeck] = Field(default_factory=dict)
     """Parts between backbones and head, by names of your choice."""
     head: RawHead
     """The action head."""
-    init: Init = None
-    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; ignored when a run is resumed."""
-    freeze: list[str] = Field(default_factory=list)
-    """Glob patterns of frozen parameters, such as `backbones.vision.*`."""
-    execute: int | None = Field(default=None, ge=1)
-    """Actions executed from each chunk before the next prediction; by default the whole chunk."""
-    ensemble: float | None = Field(default=None, allow_inf_nan=False)
-    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i) with i = 0 the oldest; 0.01 in ACT."""
 
 
 class CustomPolicySection(Section):
@@ -253,16 +278,20 @@ class Recipe(Section):
     """Recipes to start from, relative to this one; mappings merge, later ones win, null removes."""
     vars: dict[str, Any] = Field(default_factory=dict, exclude=True)
     """Values for `${vars.name}` anywhere in the recipe; `${env:NAME:-default}` reads an environment variable."""
+    silence: Annotated[list[Silenced], AfterValidator(_distinct)] = Field(
+        default_factory=list, json_schema_extra={"uniqueItems": True}
+    )
+    """Codes of warnings to keep quiet, such as `W005`; `policysmith explain W005` describes one."""
     imports: Names = Field(default_factory=list)
     """Python files (relative to the recipe) or modules that register your own parts; needs `--allow-imports`."""
     data: DataSection
     """Demonstrations."""
+    collator: RawCollator = Field(default_factory=lambda: {"type": "default"})
+    """Collator, which turns samples into a batch."""
     policy: PolicySection
     """Network."""
     transforms: list[RawTransform] = Field(default_factory=list)
     """Transforms of a batch, in order; inverted for predicted actions."""
-    collator: RawCollator = Field(default_factory=lambda: {"type": "default"})
-    """Collator, which turns samples into a batch."""
     training: TrainingSection
     """Training settings."""
     evaluation: EvaluationSection | None = None

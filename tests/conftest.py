@@ -41,7 +41,10 @@ def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def fork_server() -> Iterator[subprocess.Popen[str]]:
     """A process with policysmith imported, which forks to run commands."""
     command = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # read when torch is imported
+    with subprocess.Popen(
+        command, env=one_thread, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
         yield server
 
 
@@ -49,14 +52,20 @@ def fork_server() -> Iterator[subprocess.Popen[str]]:
 def command(
     fork_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`command(argv, folder, **environment)`: run a command as in a new process, with one thread."""
+    """`command(argv, folder, **environment)`: run a command as in a new process, with one thread.
 
-    def run(argv: Sequence[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    With `processes`, it is one training run of so many.
+    """
+
+    def run(
+        argv: Sequence[str | Path], folder: Path, *, processes: int = 1, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         written = tmp_path_factory.mktemp("command")
         request = {
             "argv": [str(word) for word in argv],
             "folder": str(folder),
             "environment": {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            "processes": processes,
             "stdout": str(written / "out"),
             "stderr": str(written / "err"),
         }

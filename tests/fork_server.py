@@ -1,7 +1,7 @@
 """Run commands in forks of one process that has imported policysmith, so that each starts at once.
 
-A line of JSON on stdin is a request: `{"argv", "folder", "environment", "stdout", "stderr"}`; a line on stdout is its
-exit code. `argv` is `policysmith ...`, `build-and-train ...`, `python FILE ...` or `python -c CODE ...`.
+A line of JSON on stdin is a request: `{"argv", "folder", "environment", "processes", "stdout", "stderr"}`; a line on
+stdout is its exit code. Several processes are one training run on one machine, as under `torchrun`. `argv` is `policysmith ...`, `build-and-train ...`, `python FILE ...` or `python -c CODE ...`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import contextlib
 import json
 import os
 import runpy
+import signal
+import socket
 import sys
 import threading
 import traceback
@@ -29,19 +31,39 @@ def serve() -> None:
         for name in registry.names():
             registry.get(name)
     for line in sys.stdin:
-        request = json.loads(line)
+        sys.stdout.write(json.dumps(_forked(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+def _forked(request: dict[str, Any]) -> int:
+    """Run a request in processes of its own; return the exit code of the first that fails, or 0."""
+    running, world, first = set(), request["processes"], 0
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for rank in range(world):
         process = os.fork()
         if process == 0:
+            if world > 1:
+                names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+                names |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+                request["environment"] |= {name: str(value) for name, value in names.items()}
             os._exit(_run(request))
-        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        sys.stdout.write(json.dumps(code) + "\n")
-        sys.stdout.flush()
+        running.add(process)
+    while running:
+        process, status = os.wait()
+        running.discard(process)
+        if (code := os.waitstatus_to_exitcode(status)) and not first:
+            first = code
+            for other in running:
+                os.kill(other, signal.SIGTERM)
+    return first
 
 
 def _run(request: dict[str, Any]) -> int:
     """Return the exit code of a request, run in this process."""
     for number, path in enumerate((os.devnull, request["stdout"], request["stderr"])):
-        opened = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        opened = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, number)
     os.chdir(request["folder"])
     os.environ.clear()

@@ -5,7 +5,8 @@
 
 Each frame of the chosen episodes is one sample. Windows never cross the border of an episode: indices outside
 are clamped to its first or last frame, and `action_is_pad` marks the clamped action steps. Opening a dataset
-decodes its videos once into a cache, and never writes into the directory of the dataset.
+decodes its videos once into a cache, or indexes them if they are to be decoded later, and never writes into
+the directory of the dataset.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from .lerobot.features import ACTION, Storage
 from .lerobot.info import DatasetInfo, inspect
 from .lerobot.layout import read_layout
 from .lerobot.table import read_table
+from .selection import without_idle_starts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+    from .frames.choice import FrameChoice
     from .lerobot.columns import Columns
     from .lerobot.layout import Feature, Layout
     from .lerobot.table import EpisodeTable
@@ -60,6 +63,8 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         episodes: Sequence[int] | None = None,
         vectors: Collection[str] | None = None,
         columns: Columns | None = None,
+        frames: FrameChoice | None = None,
+        trim: bool = False,
     ) -> None:
         """Open the dataset in the directory `path`.
 
@@ -71,11 +76,14 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
             episodes: Episodes to read, in ascending order; None for all.
             vectors: Numeric `observation.*` to read; None for all.
             columns: Mapping of columns, see `map_columns`.
+            frames: How frames are kept; by default as `auto` chooses.
+            trim: Leave out the frames at the start of episodes in which the action does not change.
 
         Raises:
             DatasetError: The dataset is missing or damaged, or lacks the requested content.
         """
         layout = read_layout(path, columns)
+        layout = without_idle_starts(layout) if trim else layout
         if not len(observation_indices) or not len(action_indices):
             raise DatasetError("a sample needs at least one observation index and one action index")
         chosen = layout.choose_episodes(episodes)
@@ -93,7 +101,7 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         self.episode_lengths: tuple[int, ...] = self.table.lengths
         self.features: Mapping[str, Feature] = layout.features
         self._stores = {
-            f"{IMAGES}{name}": store for name, store in open_cameras(layout, shown, chosen).items()
+            f"{IMAGES}{name}": store for name, store in open_cameras(layout, shown, chosen, frames).items()
         }
         self._vectors = {key: values for key, values in self.table.columns.items() if key != ACTION}
         self._actions = self.table.columns[ACTION]
@@ -171,6 +179,8 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         used: dict[str, Any] = {"files": content, "episodes": self.episodes, "cameras": sorted(self.cameras)}
         if self._columns:
             used["columns"] = self._columns
+        if trimmed := {episode.index: episode.skipped for episode in chosen if episode.skipped}:
+            used["trimmed"] = trimmed
         return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,11 @@ from ...schemas.errors import CheckpointError, DatasetError, SpecError
 from ...schemas.paths import exists, expanded
 from ...schemas.specs import Kind
 from ..data.dataset import LeRobotDataset, inspect
+from ..data.doctor.reading import readable
 from ..data.lerobot.files import read_json
+from ..data.lerobot.layout import read_layout
 from ..data.mixture import RobotDataset
+from ..data.selection import matching
 from ..data.splits import split_episodes
 from ..planning.checks.compatibility import check_dataset
 from ..policy import BasePolicyModel
@@ -231,12 +234,10 @@ def _open_loop(
         if required and isinstance(error, SpecError):
             raise
         return None, [f"No open-loop error: {str(error).rstrip('.')}."]
-    held, known = section.get("episodes") or info.episodes, set(info.episodes)
-    training, validation = split_episodes(
-        [episode for episode in held if episode in known],
-        validation_fraction=section["validation"],
-        seed=section["split_seed"],
-    )
+    try:
+        training, validation = _splits(section, path, info.episodes)
+    except DatasetError as error:
+        return None, [f"No open-loop error: {str(error).rstrip('.')}."]
     split, chosen = ("validation", validation) if validation else ("training", training)
     some = _spaced(chosen, OPEN_LOOP_EPISODES)
     tell(f"open loop: {len(some)} {split} episodes")
@@ -245,6 +246,7 @@ def _open_loop(
     own = saved.specs if robot is None else robot.own
     windows: dict[str, Any] = {
         "columns": section.get("columns"),
+        "trim": section.get("trim") is not None,
         "vectors": [key for key, spec in own.items() if spec.kind is Kind.STATE],
         "cameras": list(renamed.values()) or cameras,
         "observation_indices": policy.observation_steps(),
@@ -263,6 +265,23 @@ def _open_loop(
         statistics=saved.content["statistics"] if robot is None else saved.content["statistics"][robot.name],
     )
     return result, notes
+
+
+def _splits(
+    section: Mapping[str, Any], path: Path, known: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the training and the validation episodes of a recipe's data section."""
+    layout = read_layout(path, section.get("columns"))
+    held = [episode for episode in section.get("episodes") or known if episode in set(known)]
+    if where := section.get("where"):
+        held = list(matching(layout, where, held))
+    parts = split_episodes(held, validation_fraction=section["validation"], seed=section["split_seed"])
+    if section.get("on_bad_episode") != "skip":
+        return parts
+    cameras = section.get("cameras") or tuple(layout.cameras)
+    good, _ = readable(layout, held, tuple(cameras.values()) if isinstance(cameras, dict) else cameras)
+    training, validation = (tuple(episode for episode in part if episode in set(good)) for part in parts)
+    return training, validation
 
 
 def _spaced(episodes: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,11 +14,15 @@ from ...schemas.specs import IMAGES, Kind, Range, Spec
 from ...schemas.wording import did_you_mean
 from ...schemas.yaml.nodes import Key, KeyPath
 from ..data.dataset import task_texts
+from ..data.doctor.findings import listed as listed_episodes
+from ..data.doctor.reading import readable
 from ..data.frames.probing import probe_cameras
+from ..data.hub import HubDataset
 from ..data.lerobot.columns import column_faults, mapping_hint
 from ..data.lerobot.features import ACTION, RGB_ONLY
 from ..data.lerobot.info import DatasetInfo, summarize
 from ..data.lerobot.layout import read_layout
+from ..data.selection import matching, without_idle_starts
 from ..data.signals import Signals, listed, order
 from ..data.splits import split_episodes
 from ..data.statistics import compute_statistics, unusable
@@ -27,9 +30,8 @@ from ..data.time_steps import TimeSteps
 from ..recipe import rules
 from ..recipe.loaded import LoadedRecipe
 from .checks.non_finite import without_unusable
+from .frames import with_frames
 from .sources import DataPlan, DataSource, common_specs
-
-_logger = logging.getLogger(__name__)
 
 
 def plan_data(loaded: LoadedRecipe, time_steps: TimeSteps) -> DataPlan:
@@ -49,7 +51,7 @@ def plan_data(loaded: LoadedRecipe, time_steps: TimeSteps) -> DataPlan:
         found += _disagreements(loaded, sources)
     if found:
         raise RecipeError(in_order(found))
-    sources = [_split(loaded, source) for source in sources]
+    sources = [_split(loaded, source) for source in with_frames(loaded, sources)]
     samples = sum(source.frames(source.training) for source in sources)
     training = sum(len(source.training) for source in sources)
     if found := rules.batch_size(loaded, samples, training, sum(len(s.info.episodes) for s in sources)):
@@ -77,16 +79,20 @@ class _Reader:
         """Return the dataset as the recipe uses it, not yet split, or None if it cannot be read."""
         given = self.given
         assert given.path is not None
-        path = self.loaded.directory / expanded(given.path)
         try:
+            hub = HubDataset.parse(given.path)
+            path = hub.download_metadata() if hub else self.loaded.directory / expanded(given.path)
             raw = read_layout(path)
-            for fault in column_faults(raw.features, given.columns or {}):
+            for fault in column_faults(raw.features, given.columns or {}, raw.modality.features):
                 self.found.append(
                     self.loaded.diagnostic((*self.place, "columns"), fault, code="E023 bad-dataset")
                 )
             if self.found:
                 return None
             layout = read_layout(path, given.columns) if given.columns else raw
+            if hub and (given.trim or given.where):
+                hub.download(layout, (), [episode.index for episode in layout.episodes])
+            layout = without_idle_starts(layout) if given.trim else layout
             info = summarize(layout)
         except DatasetError as error:
             self._report((*self.place, "path"), str(error))
@@ -104,11 +110,18 @@ class _Reader:
         size, weight = None, 1.0
         if isinstance(given, SourceSection):
             size, weight = None if given.resize is None else height_width(given.resize), given.weight
-        for key, text in info.unread.items():
-            if key.startswith(IMAGES):
-                _logger.warning("%s: `%s` is %s, images stored as numbers, and is ignored", path, key, text)
         specs = _specs(info, cameras, self.time_steps, given.path)
         chosen = self._chosen(info)
+        if given.where and chosen:
+            try:
+                chosen = matching(layout, given.where, chosen)
+            except DatasetError as error:
+                self._report((*self.place, "where"), str(error))
+        if hub and not self.found:
+            try:
+                hub.download(layout, cameras.values(), chosen)
+            except DatasetError as error:
+                self._report((*self.place, "path"), str(error))
         return DataSource(
             self.name,
             self.place,
@@ -121,6 +134,7 @@ class _Reader:
             chosen,
             columns=given.columns,
             layout=layout,
+            trim=given.trim is not None,
         )
 
     def _cameras(self, info: DatasetInfo) -> dict[str, str]:
@@ -194,6 +208,12 @@ def _split(loaded: LoadedRecipe, source: DataSource) -> DataSource:
         training, validation = split_episodes(
             source.episodes, validation_fraction=section.validation, seed=section.split_seed
         )
+        if section.on_bad_episode == "skip":
+            good = _good_episodes(source)
+            training, validation = (
+                tuple(episode for episode in part if episode in good) for part in (training, validation)
+            )
+            source = replace(source, episodes=(*training, *validation))
         layout, table = source.table(source.episodes)
         instructions = task_texts(layout, table)
         bad = unusable(table)
@@ -212,6 +232,20 @@ def _split(loaded: LoadedRecipe, source: DataSource) -> DataSource:
         instructions=instructions,
         unusable=bad,
     )
+
+
+def _good_episodes(source: DataSource) -> frozenset[int]:
+    """Return the episodes that can be read, and log the others. Raise DatasetError if none of them can."""
+    assert source.layout is not None
+    good, faults = readable(source.layout, source.episodes, tuple(source.cameras.values()), source.vectors)
+    for fault in faults[:MOST]:
+        _logger.warning("left out %s of %s: %s", listed_episodes(fault.episodes), source.path, fault.text)
+    if not good:
+        raise DatasetError(f"no episode of {source.path} can be read; `policysmith data check` tells why")
+    if faults:
+        left = len(source.episodes) - len(good)
+        _logger.warning("%d of %d episodes are left out", left, len(source.episodes))
+    return frozenset(good)
 
 
 def _disagreements(loaded: LoadedRecipe, sources: Sequence[DataSource]) -> list[Diagnostic]:

@@ -16,12 +16,14 @@ from ...schemas.recipe import DataSection
 from ...schemas.specs import IMAGES, Kind, Spec, Specs
 from ...schemas.yaml.nodes import KeyPath
 from ..data.dataset import LeRobotDataset
+from ..data.frames.choice import FrameChoice
 from ..data.lerobot.columns import Columns
 from ..data.lerobot.info import DatasetInfo
 from ..data.lerobot.layout import Layout, read_layout
 from ..data.lerobot.table import EpisodeTable, read_table
 from ..data.mixture import Mixture, RobotDataset
 from ..data.robots import Robots
+from ..data.selection import without_idle_starts
 from ..data.signals import Signals
 from ..data.time_steps import TimeSteps
 from ..data.windows import windows as numeric_windows
@@ -58,6 +60,10 @@ class DataSource:
     """Distinct instructions of the episodes in use."""
     unusable: Mapping[str, str] = field(default_factory=dict)
     """Columns that cannot be read because they hold NaN and the like, with the place of it."""
+    frame_choice: FrameChoice = field(default_factory=FrameChoice)
+    """How its frames are kept."""
+    trim: bool = False
+    """Whether idle frames at the start of episodes are left out."""
 
     @property
     def vectors(self) -> tuple[str, ...]:
@@ -69,7 +75,10 @@ class DataSource:
 
         Raise DatasetError if they are damaged.
         """
-        layout = self.layout or read_layout(self.path, self.columns)
+        layout = self.layout
+        if layout is None:
+            layout = read_layout(self.path, self.columns)
+            layout = without_idle_starts(layout) if self.trim else layout
         return layout, read_table(layout, layout.choose_episodes(episodes), self.vectors)
 
     def without(self, keys: Collection[str]) -> DataSource:
@@ -82,7 +91,7 @@ class DataSource:
         )
 
     def open(self, time_steps: TimeSteps, episodes: Sequence[int]) -> LeRobotDataset:
-        """Open the samples of some episodes. Videos are decoded once and cached."""
+        """Open the samples of some episodes."""
         return LeRobotDataset(
             self.path,
             cameras=tuple(self.cameras.values()),
@@ -91,6 +100,8 @@ class DataSource:
             episodes=episodes,
             vectors=self.vectors,
             columns=self.columns,
+            frames=self.frame_choice,
+            trim=self.trim,
         )
 
     def image_size(self, camera: str) -> tuple[int, int]:
@@ -111,6 +122,8 @@ class DataPlan:
     sources: tuple[DataSource, ...]
     specs: dict[str, Spec]
     """Specs of the samples that the policy is trained on."""
+    dropped: tuple[tuple[KeyPath, str], ...] = ()
+    """Columns that nothing reads because they cannot be learned from: place of the dataset, and reason."""
 
     @cached_property
     def robots(self) -> Robots:
@@ -129,17 +142,6 @@ class DataPlan:
         """Names and rate of the data, as `config.json` holds them; for several robots, by name."""
         held = {source.name: Signals.of(source.info).to_json() for source in self.sources}
         return held[None] if None in held else {str(name): value for name, value in held.items()}
-
-    @property
-    def warnings(self) -> list[str]:
-        """Doubts about the combination of several datasets."""
-        first, *others = self.sources
-        return [
-            f"`{first.name}` has {first.info.fps:g} frames per second and `{other.name}` {other.info.fps:g}: the same "
-            "chunk of actions lasts differently"
-            for other in others
-            if Signals.of(first.info).other_rate(Signals.of(other.info))
-        ]
 
     @property
     def paths(self) -> str | dict[str, str]:
@@ -175,13 +177,10 @@ class DataPlan:
         """Return the plan without some observations."""
         sources = tuple(source.without(keys) for source in self.sources)
         specs = {key: spec for key, spec in self.specs.items() if key not in keys}
-        return DataPlan(self.time_steps, sources, specs)
+        return replace(self, sources=sources, specs=specs)
 
     def open(self, split: Literal["training", "validation"]) -> LeRobotDataset | Mixture | None:
-        """Open the samples of a split, or return None if it has no episodes.
-
-        Videos are decoded once and cached.
-        """
+        """Open the samples of a split, or return None if it has no episodes."""
         datasets = [
             (source, source.open(self.time_steps, episodes))
             for source in self.sources

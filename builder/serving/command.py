@@ -35,7 +35,7 @@ def serve(args: Namespace) -> int:
     saved = SavedPolicy.find(args.checkpoint, verify=args.verify)
     saved.run_imports(allowed=args.allow_imports)
     device = choose_device(args.device)
-    runner = saved.load().runner(device)
+    runner = saved.load().runner(device, precision=args.precision)
     server = PolicyServer(runner.policy, limits, names=names, source=runner)
     if limits.token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
         log.warning(
@@ -45,7 +45,7 @@ def serve(args: Namespace) -> int:
         )
 
     def ready(address: str) -> None:
-        console.print(f"policy  {shown(saved.directory)} on {device}", markup=False)
+        console.print(f"policy  {shown(saved.directory)} on {device}, {runner.precision}", markup=False)
         for key, expected in server.metadata["observation"].items():
             shape = "str" if expected["shape"] is None else f"{expected['dtype']} {tuple(expected['shape'])}"
             called = "" if expected["key"] == key else f" as `{expected['key']}`"

@@ -163,9 +163,8 @@ class PolicyServer:
 
     async def _warm_up(self) -> None:
         """Predict batches of every size that will occur."""
-        [sample] = example_samples(self.policy, 1)
         for size in range(1, self.limits.batch + 1):
-            await asyncio.to_thread(self._source.predict, [sample] * size)
+            await self._batcher.warm_up(example_samples(self.policy, size))
 
     async def _drain(self, server: Server) -> None:
         """Accept no more robots, answer what they have sent, and disconnect them."""

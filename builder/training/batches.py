@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from threading import Event, Lock
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from .randomness import sample_keys
 Collate = Callable[[Sequence[Any]], Any]
 Order = ResumableSampler | MixtureSampler
 Batches = Generator[dict[str, Any], None, None]
+_AHEAD = 2
+"""Batches that each worker prepares before they are needed."""
 
 
 def loaded_batches(
@@ -33,8 +37,12 @@ def loaded_batches(
     """Yield batches that a loader makes of samples, with their keys.
 
     Every `accumulate` batches in a row are of one step. A `keyed` dataset is indexed by `(index, key)` and
-    uses the keys itself, so its batches do not hold them.
+    uses the keys itself, so its batches do not hold them. Its transforms are Python, so its workers are
+    processes. Others are threads: reading and decoding leave the interpreter to them, and nothing is copied
+    between processes.
     """
+    if workers and not keyed:
+        return on_device(_in_threads(dataset, order, collate, accumulate, workers, device), device)
     sampler = _KeyedSampler(order, accumulate, keyed)
     loader = DataLoader(
         dataset,
@@ -48,6 +56,44 @@ def loaded_batches(
     return on_device(
         loader if keyed else (_with_keys(sampler.keys.popleft(), batch, device) for batch in loader), device
     )
+
+
+def _in_threads(
+    dataset: Dataset[Any],
+    order: Order,
+    collate: Collate,
+    accumulate: int,
+    workers: int,
+    device: torch.device,
+) -> Iterator[dict[str, Any]]:
+    """Yield the batches of an order, each made by one of several threads, with their keys."""
+    leaving = Event()
+    one_at_a_time = Lock()  # collators, and the tokenizers in them, are not made for several threads
+
+    def load(indices: Sequence[int], keys: Tensor) -> dict[str, Any]:
+        samples = []
+        for index in indices:
+            if leaving.is_set():
+                raise CancelledError
+            samples.append(dataset[index])
+        with one_at_a_time:
+            batch = collate(samples)
+        if device.type == "cuda":
+            batch = {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()}
+        return _with_keys(keys, batch, device)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    pending: deque[Future[dict[str, Any]]] = deque()
+    try:
+        for indices, keys in keyed_indices(order, accumulate):
+            pending.append(pool.submit(load, indices, keys))
+            if len(pending) > _AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        leaving.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _outlive_signals(worker: int) -> None:

@@ -19,6 +19,8 @@ class PadSquare(ImageTransform):
     Must precede `normalize_image`. `resize_with_pad` does the same and resizes.
     """
 
+    idempotent = True
+
     class Config(ImageTransformConfig):
         type: Literal["pad_square"]
         fill: float = Field(default=0.0, ge=0.0, le=1.0)

@@ -20,6 +20,7 @@ class Resize(ImageTransform):
     """
 
     stage = FusedStage.RESIZE
+    idempotent = True
 
     class Config(ImageTransformConfig):
         type: Literal["resize"]

@@ -21,6 +21,8 @@ class ResizeWithPad(ImageTransform):
     antialiasing.
     """
 
+    idempotent = True
+
     class Config(ImageTransformConfig):
         type: Literal["resize_with_pad"]
         size: ImageSize

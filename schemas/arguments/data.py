@@ -1,19 +1,25 @@
-"""Flags of the verbs about demonstrations."""
+"""Flags of the verbs about demonstrations and their decoded frames."""
 
 from __future__ import annotations
 
 from .parser import Parser, count, positive, spread
 
 GROUP = "data"
+_MODULE = "builder.data_commands"
 
 
 def add(parser: Parser) -> None:
-    """Add `data` and its verbs."""
+    """Add `data` and `cache`, and their verbs."""
+    _add_data(parser)
+    _add_cache(parser)
+
+
+def _add_data(parser: Parser) -> None:
     data = parser.add_verb(
         GROUP,
         "data",
         "",
-        "record or describe demonstrations",
+        "record, describe, check or convert demonstrations",
     )
     record = data.add_verb(
         GROUP,
@@ -39,5 +45,72 @@ def add(parser: Parser) -> None:
         "data_info",
         "describe a dataset",
         "policysmith data info recipes/datasets/drawer_open",
+        module=_MODULE,
     )
     info.add_argument("path", help="directory of a LeRobot dataset")
+    stats = data.add_verb(
+        GROUP,
+        "stats",
+        "data_stats",
+        "print the range and the spread of every dimension, without decoding videos",
+        "policysmith data stats recipes/datasets/drawer_open --plot stats.png",
+        module=_MODULE,
+    )
+    stats.add_argument("path", help="directory of a LeRobot dataset")
+    stats.add_argument("--plot", metavar="FILE", help="write histograms to this image, PDF or SVG")
+    check = data.add_verb(
+        GROUP,
+        "check",
+        "data_check",
+        "find faults in a dataset, and what trains badly; exits with 4 for errors, 1 for warnings",
+        "policysmith data check recipes/datasets/drawer_open",
+        module=_MODULE,
+    )
+    check.add_argument("path", help="directory of a LeRobot dataset")
+    check.add_argument(
+        "--every-frame", action="store_true", help="decode all frames, not three of each video"
+    )
+    convert = data.add_verb(
+        GROUP,
+        "convert",
+        "data_convert",
+        "convert HDF5 of robomimic or ACT, or zarr of Diffusion Policy, into a LeRobot dataset",
+        "policysmith data convert demo.hdf5 --output datasets/lift --fps 20 --task 'Lift the cube'",
+        module=_MODULE,
+    )
+    convert.add_argument("source", metavar="SOURCE", help=".hdf5 file, directory of them, or .zarr")
+    convert.add_argument("--output", metavar="DIR", required=True, help="directory of the new dataset")
+    convert.add_argument("--fps", type=positive, required=True, help="frames per second of the recording")
+    convert.add_argument("--task", required=True, help="instruction of all episodes")
+
+
+def _add_cache(parser: Parser) -> None:
+    cache = parser.add_verb(GROUP, "cache", "", "list or clear decoded frames")
+    cache.add_verb(
+        GROUP,
+        "list",
+        "cache_list",
+        "list decoded files, the least recently used first",
+        "policysmith cache list",
+        module=_MODULE,
+    )
+    cache.add_verb(
+        GROUP,
+        "size",
+        "cache_size",
+        "show how much the cache holds and may hold",
+        "policysmith cache size",
+        module=_MODULE,
+    )
+    clear = cache.add_verb(
+        GROUP,
+        "clear",
+        "cache_clear",
+        "remove decoded files that no process uses",
+        "policysmith cache clear",
+        "policysmith cache clear --keep 50GB",
+        module=_MODULE,
+    )
+    clear.add_argument(
+        "--keep", metavar="SIZE", help="size that may stay, the most recently used (default: nothing)"
+    )

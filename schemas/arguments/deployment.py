@@ -67,6 +67,12 @@ def _add_serve(parser: Parser) -> None:
         metavar="MS",
         help="longest wait of an observation for others, in milliseconds (default: 2)",
     )
+    serve.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="precision of the weights (default: bfloat16 on a GPU, float32 elsewhere)",
+    )
     add_imports(serve)
     add_verify(serve)
     add_device(serve)
@@ -116,6 +122,24 @@ def _add_rollout(parser: Parser) -> None:
     )
     rollout.add_argument(
         "--record", metavar="DIR", help="new directory for a LeRobot dataset of the episodes"
+    )
+    rollout.add_argument(
+        "--think-ahead",
+        choices=("plain", "guided"),
+        help="predict the next chunk while the current one runs; `guided` continues it (real-time chunking)",
+    )
+    rollout.add_argument(
+        "--late",
+        choices=("hold", "wait"),
+        default="hold",
+        help="without an action in time, repeat the last one or wait (default: hold)",
+    )
+    rollout.add_argument(
+        "--simulated-delay",
+        type=count,
+        default=0,
+        metavar="STEPS",
+        help="control steps that thinking ahead takes in a simulator, whose time stands still (default: 0)",
     )
     add_imports(rollout)
     add_verify(rollout)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from policysmith.components.registry import REGISTRIES
 from policysmith.schemas import arguments, console
+from policysmith.schemas.recipe import DataSection
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., str]
@@ -214,6 +216,16 @@ def test_recipes_compose_as_the_page_says(
         assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
 
 
+def test_the_commands_of_the_page_about_commands_work(clone: Path, run: Run, command: Any) -> None:
+    page = ROOT / "docs" / "commands.md"
+    for line in "".join(blocks(page, "bash")).splitlines():
+        done = command(shlex.split(line), clone)
+        assert done.returncode == 0 or "doctor" in line, done.stdout + done.stderr
+    (recipe,) = blocks(page, "yaml")
+    (clone / "trial.yaml").write_text(recipe)
+    assert "warning" not in command(["policysmith", "check", "trial.yaml"], clone).stderr
+
+
 def test_a_composition_of_ones_own_trains(clone: Path, run: Run) -> None:
     (recipe,) = blocks(POLICIES, "yaml")
     (clone / "my_mix.yaml").write_text(recipe)
@@ -282,3 +294,19 @@ def test_the_engine_runs_and_is_measured(clone: Path, run: Run) -> None:
     told = run(*shlex.split(measure))
     for row in ("eager, as saved", "engine, float32", "backbones.vision", "head", "inverse"):
         assert row in told
+
+
+def test_the_commands_of_the_data_page_run(clone: Path, command: Any) -> None:
+    describe, cache = blocks(ROOT / "docs" / "data.md", "bash")
+    for line in (describe + cache).splitlines():
+        done = command(shlex.split(line), clone)
+        doubts = "data check" in line  # the bundled demonstrations have some
+        assert (done.returncode, done.stderr) == (int(doubts), ""), done.stdout
+        assert done.stdout
+    assert (clone / "stats.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_sections_of_the_data_page_are_valid(number: int) -> None:
+    section = YAML(typ="safe").load(blocks(ROOT / "docs" / "data.md", "yaml")[number])["data"]
+    assert DataSection.model_validate(section).path

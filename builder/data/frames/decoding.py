@@ -59,6 +59,18 @@ class FrameSource:
             return f"pyav-{av.__version__} rgb24"
         return f"pillow-{PIL.__version__} rgb {self.column}"
 
+    @property
+    def most_frames(self) -> int:
+        """Number of frames after which reading stops."""
+        return 2 * self.frames + _ENDLESS
+
+    def endless(self, count: int) -> DatasetError:
+        """Return the error for a file that has more frames than that."""
+        return DatasetError(
+            f"{self.path} has more than {count:,} frames, but the metadata expects {self.frames:,}; "
+            "the file belongs to another version, so download or convert the dataset again"
+        )
+
 
 def decode(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
     """Yield each frame, uint8 RGB (H, W, 3), with its time in seconds since the first frame.
@@ -96,7 +108,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         ) from error
 
 
-def _check_format(path: Path, form: av.VideoFormat) -> None:
+def check_format(path: Path, form: av.VideoFormat) -> None:
     """Raise DatasetError for gray frames of more than 8 bits, which contain depth or another measurement."""
     bits = max(component.bits for component in form.components)
     if len(form.components) < 3 and bits > 8:
@@ -118,18 +130,16 @@ def _decode_video(source: FrameSource) -> Iterator[tuple[npt.NDArray[np.uint8], 
     path, count, first = source.path, 0, 0.0
     try:
         with open_video(path) as (container, stream):
+            check_size(source, stream.codec_context.height, stream.codec_context.width, "the video")
             for frame in container.decode(stream):
                 if not count:
-                    _check_format(path, frame.format)
+                    check_format(path, frame.format)
                 check_size(source, frame.height, frame.width)
                 seconds = float(count) if frame.time is None else float(frame.time)
                 first = first if count else seconds
                 count += 1
-                if count > 2 * source.frames + _ENDLESS:
-                    raise DatasetError(
-                        f"{path} has more than {count:,} frames, but the metadata expects {source.frames:,}; "
-                        "the file belongs to another version, so download or convert the dataset again"
-                    )
+                if count > source.most_frames:
+                    raise source.endless(count)
                 yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8), seconds - first
     except DatasetError as error:
         if count and isinstance(error.__cause__, av.FFmpegError):

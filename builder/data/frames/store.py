@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +22,26 @@ import numpy as np
 
 from ....schemas.errors import DatasetError
 from ..lerobot.features import Storage
-from .cache import cache_frames
+from .cache import cache_frames, writable_root
+from .choice import FrameChoice
 from .decoding import FrameSource
+from .index import video_index
+from .stored import Decoded, FrameFile, Packed
+from .streaming import StreamedImages, StreamedVideo
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy.typing as npt
 
     from ..lerobot.features import Camera
     from ..lerobot.layout import EpisodeInfo, Layout
-    from .cache import FrameFile, FrameReader
+    from .room import Lease
 
 
 _logger = logging.getLogger(__name__)
+ReadableFrames = FrameFile | StreamedVideo | StreamedImages
 _SURPLUS = 5
 """Number of frames allowed after the last row."""
 _OFFSET, _DRIFT = 0.25, 0.1
@@ -41,33 +49,41 @@ _OFFSET, _DRIFT = 0.25, 0.1
 
 
 class FrameStore:
-    """Map from rows of an episode table to decoded frames; can be pickled, opens files on first use."""
+    """Map from rows of an episode table to frames; can be pickled, and read by several threads."""
 
     def __init__(
-        self, files: Sequence[FrameFile], *, file_of: npt.NDArray[np.int64], frame_of: npt.NDArray[np.int64]
+        self,
+        files: Sequence[ReadableFrames],
+        *,
+        file_of: npt.NDArray[np.int64],
+        frame_of: npt.NDArray[np.int64],
+        lease: Lease | None = None,
     ) -> None:
         """Map each row to a position in `files` (`file_of`, (N,)) and a frame of that file (`frame_of`, (N,))."""
         self._files, self._file_of, self._frame_of = tuple(files), file_of, frame_of
-        self._readers: list[FrameReader | None] = [None] * len(self._files)
+        self._lease = lease
         self.height, self.width = self._files[0].height, self._files[0].width
+        weakref.finalize(self, _close, self._files)
 
     def read(self, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Copy the frames of `rows` (T,) into a new uint8 array (T, 3, H, W).
 
         Raises:
-            DatasetError: The cache was removed or truncated since the dataset was opened.
+            DatasetError: A video is damaged, or the cache was removed or truncated since the dataset was
+                opened.
         """
         out = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
         for position, row in enumerate(rows):
-            number = self._file_of[row]
-            reader = self._readers[number]
-            if reader is None:
-                reader = self._readers[number] = self._files[number].open()
-            reader.read_into(int(self._frame_of[row]), out[position])
+            self._files[self._file_of[row]].read_into(int(self._frame_of[row]), out[position])
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": [None] * len(self._files)}
+        return {**self.__dict__, "_lease": None}
+
+
+def _close(files: Sequence[ReadableFrames]) -> None:
+    for file in files:
+        file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +96,56 @@ class _Span:
 
 
 def open_cameras(
-    layout: Layout, cameras: Sequence[Camera], episodes: Sequence[EpisodeInfo]
+    layout: Layout,
+    cameras: Sequence[Camera],
+    episodes: Sequence[EpisodeInfo],
+    choice: FrameChoice | None = None,
 ) -> dict[str, FrameStore]:
-    """Decode the frames of `cameras` in `episodes`, unless cached, and return a store per camera.
+    """Open the frames of `cameras` in `episodes` in the chosen form, and return a store per camera.
 
     Raises:
         DatasetError: A video is missing or damaged, its frames do not match the rows of the episodes, or the
             cache lacks space.
     """
-    sources: dict[tuple[str, Path], FrameSource] = {}
+    if not cameras:
+        return {}
+    sources = {camera.name: frame_sources(layout, camera, episodes) for camera in cameras}
+    listed = [(name, source) for name, found in sources.items() for source in found.values()]
+    choice = choice or FrameChoice()
+    form = choice.decide(listed)
+    opened: Sequence[ReadableFrames]
+    if form == "stream":
+        opened, lease = _streamed([source for _, source in listed])
+    else:
+        shrinks = choice.shrinks if form == "resized" else {}
+        forms = [Decoded(shrinks.get(name)) for name, _ in listed]
+        opened, lease = cache_frames([source for _, source in listed], forms)
+    files: dict[str, dict[Path, ReadableFrames]] = {camera.name: {} for camera in cameras}
+    for (name, source), file in zip(listed, opened, strict=True):
+        files[name][source.path] = file
+    stores = {camera.name: _align(layout, camera, episodes, files[camera.name], lease) for camera in cameras}
     for camera in cameras:
-        found = frame_sources(layout, camera, episodes)
-        sources |= {(camera.name, path): source for path, source in found.items()}
-    files = dict(zip(sources, cache_frames(list(sources.values())) if sources else (), strict=True))
-    stores = {
-        camera.name: _align(
-            layout, camera, episodes, {path: files[name, path] for name, path in files if name == camera.name}
-        )
-        for camera in cameras
-    }
-    for camera in cameras:
-        _check_surplus(camera, {p: (files[n, p], sources[n, p]) for n, p in files if n == camera.name})
+        _check_surplus(camera, files[camera.name], sources[camera.name])
     return stores
+
+
+def _streamed(sources: Sequence[FrameSource]) -> tuple[list[ReadableFrames], Lease]:
+    """Index the videos, and pack the images of parquet files."""
+    root = writable_root()
+    images = [source for source in sources if source.storage is Storage.IMAGE]
+    files, lease = cache_frames(images, [Packed()] * len(images))
+    packed = {(source.path, source.column): file for source, file in zip(images, files, strict=True)}
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        indexes = pool.map(
+            lambda source: video_index(source, root) if source.storage is Storage.VIDEO else None, sources
+        )
+        streams: list[ReadableFrames] = [
+            StreamedImages(packed[source.path, source.column], source)
+            if index is None
+            else StreamedVideo(source.path, index, source.height, source.width)
+            for source, index in zip(sources, indexes, strict=True)
+        ]
+    return streams, lease
 
 
 def frame_sources(layout: Layout, camera: Camera, episodes: Sequence[EpisodeInfo]) -> dict[Path, FrameSource]:
@@ -116,13 +160,18 @@ def frame_sources(layout: Layout, camera: Camera, episodes: Sequence[EpisodeInfo
     }
 
 
-def _check_surplus(camera: Camera, files: Mapping[Path, tuple[FrameFile, FrameSource]]) -> None:
-    spare = {path: file.frames - source.frames for path, (file, source) in files.items()}
-    for path, count in spare.items():
-        if count > _SURPLUS:
-            file, source = files[path]
-            raise _frame_count(path, file.frames, source.frames)
-    spare = {path: count for path, count in spare.items() if count > 0}
+def check_surplus(path: Path, found: int, expected: int) -> None:
+    """Raise DatasetError for a file with more frames than some recorders leave at the end."""
+    if found - expected > _SURPLUS:
+        raise _frame_count(path, found, expected)
+
+
+def _check_surplus(
+    camera: Camera, files: Mapping[Path, ReadableFrames], sources: Mapping[Path, FrameSource]
+) -> None:
+    for path, file in files.items():
+        check_surplus(path, file.frames, sources[path].frames)
+    spare = {path: more for path, file in files.items() if (more := file.frames - sources[path].frames) > 0}
     if spare:
         path, count = next(iter(spare.items()))
         _logger.warning(
@@ -147,7 +196,11 @@ def _frame_count(path: Path, found: int, expected: int) -> DatasetError:
 
 
 def _align(
-    layout: Layout, camera: Camera, episodes: Sequence[EpisodeInfo], files: Mapping[Path, FrameFile]
+    layout: Layout,
+    camera: Camera,
+    episodes: Sequence[EpisodeInfo],
+    files: Mapping[Path, ReadableFrames],
+    lease: Lease,
 ) -> FrameStore:
     number = {path: position for position, path in enumerate(files)}
     filmed = camera.storage is Storage.VIDEO
@@ -155,14 +208,31 @@ def _align(
     file_of, frame_of = [], []
     for episode in episodes:
         span = _span(camera, episode)
-        first = _first_frame(times[span.path], span, episode, layout.fps) if filmed else span.first_row
-        if (end := first + episode.length) > files[span.path].frames:
+        if filmed:
+            first = align_episode(camera, episode, times[span.path], layout.fps)
+        elif (end := (first := span.first_row) + episode.length) > files[span.path].frames:
             raise _frame_count(span.path, files[span.path].frames, end)
         file_of.append(np.full(episode.length, number[span.path], dtype=np.int64))
         frame_of.append(np.arange(first, first + episode.length, dtype=np.int64))
     return FrameStore(
-        list(files.values()), file_of=np.concatenate(file_of), frame_of=np.concatenate(frame_of)
+        list(files.values()),
+        file_of=np.concatenate(file_of),
+        frame_of=np.concatenate(frame_of),
+        lease=lease,
     )
+
+
+def align_episode(camera: Camera, episode: EpisodeInfo, times: npt.NDArray[np.float64], fps: float) -> int:
+    """Return the first frame of an episode in a video whose frames are shown at `times`, in seconds.
+
+    Raises:
+        DatasetError: The times do not match those of the rows, or the video ends too early.
+    """
+    span = _span(camera, episode)
+    first = _first_frame(times, span, episode, fps)
+    if (end := first + episode.length) > len(times):
+        raise _frame_count(span.path, len(times), end)
+    return first
 
 
 def _span(camera: Camera, episode: EpisodeInfo) -> _Span:

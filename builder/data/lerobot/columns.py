@@ -3,48 +3,62 @@
     map_columns(features, {"action": ["action.arm", "action.gripper"], "observation.effort": None},
     path=info_path)
 
-Columns on the right are no longer available under their own names. Joined columns are concatenated in the
+`observation.state[0:7]` names the first seven dimensions of a column. Columns on the right are no longer available under their own names. Joined columns are concatenated in the
 order of the list; a column of several dimensions is flattened row by row.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ....schemas.errors import DatasetError, SpecError
 from ....schemas.specs import IMAGES
 from ....schemas.wording import did_you_mean, near
 from .features import ACTION, OBSERVATION, STATE, Feature, flat_names
+from .modality import sliced_feature
 
 Columns = Mapping[str, str | Sequence[str] | None]
+NO_SLICES: Mapping[str, Feature] = MappingProxyType({})
+_SLICE = re.compile(r"(.+)\[(\d{1,6})?:(\d{1,6})?\]")
 BOOKKEEPING = frozenset(("timestamp", "frame_index", "episode_index", "index", "task_index"))
 _SYNONYMS = {ACTION: ("actions", "action"), STATE: ("state", "states", "observation.states", "proprio")}
 
 
 def map_columns(
-    features: Mapping[str, Feature], columns: Columns | None, *, path: Path
+    features: Mapping[str, Feature],
+    columns: Columns | None,
+    *,
+    path: Path,
+    slices: Mapping[str, Feature] = NO_SLICES,
 ) -> dict[str, Feature]:
     """Return the features of a dataset, whose info.json is `path`, under the names in `columns`.
+
+    `slices` are parts of columns that have names of their own.
 
     Raises:
         DatasetError: With the first of `column_faults`.
     """
     if not columns:
         return dict(features)
-    for fault in column_faults(features, columns):
+    for fault in column_faults(features, columns, slices):
         raise DatasetError(f"{path}: {fault}")
-    used = {name for source in columns.values() for name in _listed(source)}
+    found = {name: _find(name, features, slices, path) for s in columns.values() for name in _listed(s)}
+    used = {feature.column.key for feature in found.values() if feature is not None}
     mapped = {key: feature for key, feature in features.items() if key not in used and key not in columns}
     for key, source in columns.items():
         if source is not None:
-            mapped[key] = _concatenated(key, [features[name] for name in _listed(source)])
+            mapped[key] = _concatenated(key, [f for name in _listed(source) if (f := found[name])])
     return mapped
 
 
-def column_faults(features: Mapping[str, Feature], columns: Columns) -> Iterator[SpecError]:
+def column_faults(
+    features: Mapping[str, Feature], columns: Columns, slices: Mapping[str, Feature] = NO_SLICES
+) -> Iterator[SpecError]:
     """Yield the faults of `columns`; the `field` of each is a key, or a key and a position in its list."""
     for key, source in columns.items():
         if source is None:
@@ -62,13 +76,18 @@ def column_faults(features: Mapping[str, Feature], columns: Columns) -> Iterator
         names = _listed(source)
         for position, name in enumerate(names):
             field = key if isinstance(source, str) else f"{key}.{position}"
-            if name not in features:
-                yield _unknown(name, features, field)
+            try:
+                feature = _find(name, features, slices)
+            except DatasetError as error:
+                yield SpecError(str(error), field=field, label="no such dimensions")
+                continue
+            if feature is None:
+                yield _unknown(name, {**features, **slices}, field)
             elif names.index(name) < position:
                 yield SpecError(f"`{key}` names the column `{name}` twice", field=field, label="duplicate")
-            elif reason := _unfit(key, features[name], len(names)):
+            elif reason := _unfit(key, feature, len(names)):
                 yield SpecError(
-                    f"column `{name}` is {describe(features[name])}, {reason}",
+                    f"column `{name}` is {describe(feature)}, {reason}",
                     field=field,
                     label="does not fit",
                 )
@@ -86,7 +105,7 @@ def unread_columns(features: Mapping[str, Feature]) -> dict[str, str]:
 def describe(feature: Feature) -> str:
     """Return `float32 [7]`, or `float32 [8] from `a` and `b`` for a mapped feature."""
     text = f"{feature.dtype} [{', '.join(map(str, feature.shape))}]"
-    origins = [f"`{part.key}`" for part in feature.parts]
+    origins = [f"`{part.origin}`" for part in feature.parts]
     return f"{text} from {' and '.join(origins)}" if origins else text
 
 
@@ -100,6 +119,27 @@ def mapping_hint(key: str, unread: Mapping[str, str]) -> str:
     if meant is None and split:
         return f"join its parts in the order of the robot, `columns: {{{key}: [{', '.join(split)}]}}`"
     return f"map one or more columns, `columns: {{{key}: {meant or '<column>'}}}`"
+
+
+def _find(
+    name: str,
+    features: Mapping[str, Feature],
+    slices: Mapping[str, Feature],
+    path: Path = Path("meta/info.json"),
+) -> Feature | None:
+    """Return a column, a named slice, or the slice `column[start:end]`; None if there is none.
+
+    Raises:
+        DatasetError: The column has no such dimensions.
+    """
+    if name in features or name in slices:
+        return features.get(name) or slices[name]
+    match = _SLICE.fullmatch(name)
+    if match is None or match[1] not in features:
+        return None
+    column = features[match[1]]
+    start, end = int(match[2] or 0), int(match[3]) if match[3] else column.size
+    return sliced_feature(column, start, end, path, name)
 
 
 def _listed(source: str | Sequence[str] | None) -> list[str]:
@@ -128,7 +168,7 @@ def _unfit(key: str, feature: Feature, count: int) -> str:
 
 def _concatenated(key: str, parts: Sequence[Feature]) -> Feature:
     if len(parts) == 1:
-        return replace(parts[0], key=key, parts=tuple(parts))
+        return replace(parts[0], key=key, parts=tuple(parts), start=0, whole=None)
     sizes = [math.prod(part.shape) for part in parts]
     names = tuple(
         name

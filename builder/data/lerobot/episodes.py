@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from ....schemas.errors import DatasetError
 from .features import Storage
-from .files import open_parquet, read_json_lines, read_rows
+from .files import open_parquet, read_json_lines, read_rows, reading
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .features import Camera
 
@@ -48,6 +52,7 @@ class EpisodeInfo:
     Attributes:
         start: Index of its first frame in the whole dataset.
         videos: Span of each camera stored as video, by camera name.
+        skipped: Number of frames at its start that are left out.
     """
 
     index: int
@@ -57,6 +62,22 @@ class EpisodeInfo:
     data_file: Path
     first_row: int
     videos: Mapping[str, VideoSpan]
+    skipped: int = 0
+
+    def without_start(self, frames: int, fps: float) -> EpisodeInfo:
+        """Return the episode without its first frames."""
+        later = {
+            name: VideoSpan(span.path, span.from_timestamp + frames / fps)
+            for name, span in self.videos.items()
+        }
+        return replace(
+            self,
+            length=self.length - frames,
+            start=self.start + frames,
+            first_row=self.first_row + frames,
+            videos=later,
+            skipped=self.skipped + frames,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +112,9 @@ def read_tables_v2(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
     episodes, start = [], 0
     for row in rows:
         index = row["episode_index"]
-        fields = {"episode_index": index, "episode_chunk": index // chunk_size}
-        videos = {
-            camera.name: VideoSpan(video_path.fill(video_key=camera.key, **fields), 0.0) for camera in filmed
-        }
-        data_file = data_path.fill(**fields)
+        chunk = index // chunk_size
+        videos = {camera.name: VideoSpan(video_path.fill(chunk, index, camera.key), 0.0) for camera in filmed}
+        data_file = data_path.fill(chunk, index)
         tasks = _tasks_of(row, episodes_path)
         episodes.append(EpisodeInfo(index, row["length"], tasks, start, data_file, 0, videos))
         start += row["length"]
@@ -119,28 +138,25 @@ def read_tables_v3(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
     filmed = {name: camera for name, camera in cameras.items() if camera.storage is Storage.VIDEO}
     columns = ["episode_index", "length", "dataset_from_index", *(f"data/{place}" for place in _V3_FIELDS)]
     for camera in filmed.values():
-        columns += [f"videos/{camera.key}/{field}" for field in (*_V3_FIELDS, "from_timestamp")]
-    rows: list[dict[str, Any]] = []
-    for path in paths:
-        optional = ["tasks"] if "tasks" in open_parquet(path).schema_arrow.names else []
-        rows += (_row(entry, path) for entry in read_rows(path, columns=[*columns, *optional]))
+        columns += _video_columns(camera)
+    rows = list(chain.from_iterable(_rows_v3(path, columns) for path in paths))
     rows.sort(key=lambda row: row["episode_index"])
 
     data_path = _Template(root, info.get("data_path") or V3_DATA, _V3_FIELDS)
     video_path = _Template(root, info.get("video_path") or V3_VIDEO, (*_V3_FIELDS, "video_key"))
-    files = [data_path.fill(**{place: row[f"data/{place}"] for place in _V3_FIELDS}) for row in rows]
+    files = [data_path.fill(row["data/chunk_index"], row["data/file_index"]) for row in rows]
     file_start: dict[Path, int] = {}
     for row, data_file in zip(rows, files, strict=True):
-        file_start[data_file] = min(
-            file_start.get(data_file, row["dataset_from_index"]), row["dataset_from_index"]
-        )
+        first = row["dataset_from_index"]
+        if first < file_start.setdefault(data_file, first):
+            file_start[data_file] = first
+    keys = [(name, camera.key, *_video_columns(camera)) for name, camera in filmed.items()]
     episodes, start = [], 0
     for row, data_file in zip(rows, files, strict=True):
-        videos = {}
-        for camera in filmed.values():
-            where = {place: row[f"videos/{camera.key}/{place}"] for place in _V3_FIELDS}
-            video = video_path.fill(video_key=camera.key, **where)
-            videos[camera.name] = VideoSpan(video, float(row[f"videos/{camera.key}/from_timestamp"]))
+        videos = {
+            name: VideoSpan(video_path.fill(row[chunk], row[file], key), float(row[begin]))
+            for name, key, chunk, file, begin in keys
+        }
         first_row = row["dataset_from_index"] - file_start[data_file]
         tasks = _tasks_of(row, paths[0])
         episodes.append(
@@ -149,6 +165,43 @@ def read_tables_v3(root: Path, info: Mapping[str, Any], cameras: Mapping[str, Ca
         start += row["length"]
     tasks_path = root / "meta/tasks.parquet"
     return Tables(tuple(episodes), _read_tasks_v3(tasks_path), (*paths, tasks_path))
+
+
+def _video_columns(camera: Camera) -> list[str]:
+    return [f"videos/{camera.key}/{field}" for field in (*_V3_FIELDS, "from_timestamp")]
+
+
+def _rows_v3(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the checked rows of one file of the episode table.
+
+    Clean columns are checked as a whole. The rows of any others are checked one by one, which names the fault.
+    """
+    present = open_parquet(path).schema_arrow.names
+    wanted = [*columns, *(name for name in ("tasks",) if name in present)]
+    with open_parquet(path, columns=columns) as file, reading(path):
+        table = file.read(columns=wanted)
+        clean = all(_is_clean(name, table[name]) for name in columns)
+        values = [
+            table[name].to_numpy().tolist() if clean and name in columns else table[name].to_pylist()
+            for name in wanted
+        ]
+    rows = [dict(zip(wanted, row, strict=True)) for row in zip(*values, strict=True)]
+    return rows if clean and None not in values[-1] else [_row(row, path) for row in rows]
+
+
+def _is_clean(name: str, column: Any) -> bool:
+    """Return whether all values of a column have the type and the range that `_row` asks for."""
+    if column.null_count or not len(column):
+        return False
+    if name.endswith("/from_timestamp"):
+        if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+            return False
+        return bool((np.abs(column.to_numpy()) <= _MOST).all())
+    if not pa.types.is_integer(column.type):
+        return False
+    values = column.to_numpy()
+    low = 1 if name == "length" else 0
+    return bool(values.min() >= low and values.max() <= _MOST)
 
 
 def _read_tasks_v3(path: Path) -> dict[int, str]:
@@ -239,15 +292,15 @@ class _Template:
         fault = _template_fault(template, fields)
         if fault:
             raise DatasetError(f"{info_path}: the path template `{_short(template)[1:-1]}` {fault}")
-        self._template = template
-        self._filled: dict[str, Path] = {}
+        self._template, self._fields = template, fields
+        self._filled: dict[tuple[int | str, ...], Path] = {}
 
-    def fill(self, **fields: int | str) -> Path:
-        """Return the path of a file in the dataset."""
-        relative = self._template.format(**fields)
-        if relative not in self._filled:
-            self._filled[relative] = Path(f"{self._root}/{relative}")
-        return self._filled[relative]
+    def fill(self, *values: int | str) -> Path:
+        """Return the path of a file in the dataset, with a value for each field."""
+        if values not in self._filled:
+            fields = dict(zip(self._fields, values, strict=True))
+            self._filled[values] = Path(f"{self._root}/{self._template.format(**fields)}")
+        return self._filled[values]
 
 
 def _template_fault(template: str, fields: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ACTION = "action"
 STATE = "observation.state"
+TASK_INDEX = "task_index"
 OBSERVATION = "observation."
 RGB_ONLY = "only 8-bit RGB cameras are supported"
 _NUMERIC = ("float", "int", "uint", "bool")
@@ -40,6 +41,8 @@ class Feature:
         shape: Shape of the value of a single frame.
         names: One name per dimension, if known.
         parts: Columns of the dataset that the feature is mapped from; empty if it is a column itself.
+        start: First value of the column that it is a slice of.
+        whole: Column that it is a slice of.
     """
 
     key: str
@@ -48,6 +51,18 @@ class Feature:
     names: tuple[str, ...] | None
     parts: tuple[Feature, ...] = ()
     is_depth: bool = False
+    start: int = 0
+    whole: Feature | None = None
+
+    @property
+    def column(self) -> Feature:
+        """Column of the dataset that holds its values, and maybe others."""
+        return self.whole or self
+
+    @property
+    def origin(self) -> str:
+        """Name of the column, or of the slice of it: `action[0:7]`."""
+        return self.key if self.whole is None else f"{self.key}[{self.start}:{self.start + self.size}]"
 
     @property
     def sources(self) -> tuple[Feature, ...]:

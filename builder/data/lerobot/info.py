@@ -49,6 +49,8 @@ class DatasetInfo:
     unread: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of dimensions, by numeric key, if the dataset has one for each."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Description of the parts of states and actions that meta/modality.json names."""
 
 
 def inspect(path: str | Path, columns: Columns | None = None) -> DatasetInfo:
@@ -63,6 +65,7 @@ def inspect(path: str | Path, columns: Columns | None = None) -> DatasetInfo:
 def summarize(layout: Layout) -> DatasetInfo:
     """Summarize a dataset from its layout."""
     numeric = {key: feature for key, feature in layout.features.items() if feature.is_policy_input_or_target}
+    rotations = layout.modality.rotations
     sizes = {key: feature.size for key, feature in numeric.items()}
     return DatasetInfo(
         cameras={
@@ -77,13 +80,17 @@ def summarize(layout: Layout) -> DatasetInfo:
         state_names=_names(numeric.get(STATE), "state"),
         action_names=_names(numeric.get(ACTION), "action"),
         episodes=tuple(episode.index for episode in layout.episodes),
-        episode_lengths=tuple(episode.length for episode in layout.episodes),
+        episode_lengths=tuple(e.length - layout.skipped.get(e.index, 0) for e in layout.episodes),
         fps=layout.fps,
         tasks=tuple(text for _, text in sorted(layout.tasks.items())),
         codebase_version=layout.codebase_version,
         columns={key: describe(feature) for key, feature in numeric.items()},
         unread=unread_columns(layout.features),
         names={key: names for key, feature in numeric.items() if (names := flat_names(feature))},
+        parts={
+            name: f"`{part.origin}`" + (f", {rotations[name]}" if name in rotations else "")
+            for name, part in layout.modality.features.items()
+        },
     )
 
 

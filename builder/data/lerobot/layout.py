@@ -9,9 +9,11 @@ episodes that are used.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +22,12 @@ from ....schemas.paths import expanded
 from ....schemas.wording import did_you_mean
 from .columns import map_columns
 from .episodes import EpisodeInfo, VideoSpan, read_tables_v2, read_tables_v3
-from .features import RGB_ONLY, Camera, Feature, Storage, parse_cameras, parse_features
+from .features import RGB_ONLY, TASK_INDEX, Camera, Feature, Storage, parse_cameras, parse_features
 from .files import read_json
+from .modality import Modality, read_modality
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .columns import Columns
 
@@ -43,6 +46,9 @@ class Layout:
         episodes: Episodes in ascending order of their index.
         tasks: Texts by `task_index`.
         metadata_files: Files that the metadata was read from.
+        modality: Named slices of columns.
+        task_column: Column with the `task_index` of each frame.
+        skipped: Number of frames to leave out at the start of episodes, by their index.
     """
 
     root: Path
@@ -53,6 +59,9 @@ class Layout:
     episodes: tuple[EpisodeInfo, ...]
     tasks: Mapping[int, str]
     metadata_files: tuple[Path, ...]
+    modality: Modality = field(default_factory=Modality)
+    task_column: str = TASK_INDEX
+    skipped: Mapping[int, int] = field(default_factory=dict)
 
     def choose_cameras(self, names: Sequence[str] | None) -> tuple[Camera, ...]:
         """Return the cameras called `names`, in that order; all for None.
@@ -77,13 +86,13 @@ class Layout:
         return tuple(self.cameras[name] for name in names)
 
     def choose_episodes(self, indices: Sequence[int] | None) -> tuple[EpisodeInfo, ...]:
-        """Return the episodes with these indices, in ascending order; all for None.
+        """Return the episodes with these indices, in ascending order and without skipped frames; all for None.
 
         Raises:
             DatasetError: An index is unknown or given twice, or none is given.
         """
         if indices is None:
-            return self.episodes
+            return tuple(map(self._trimmed, self.episodes)) if self.skipped else self.episodes
         if not len(indices):
             raise DatasetError(f"no episode of {self.root} is chosen; choose at least one")
         chosen = sorted(int(index) for index in indices)
@@ -96,7 +105,11 @@ class Layout:
                 f"{self.root} has no episode {', '.join(map(str, unknown[:5]))}; choose among its {len(known)} episodes, "
                 f"{self.episodes[0].index} to {self.episodes[-1].index}"
             )
-        return tuple(known[index] for index in chosen)
+        return tuple(self._trimmed(known[index]) for index in chosen)
+
+    def _trimmed(self, episode: EpisodeInfo) -> EpisodeInfo:
+        frames = self.skipped.get(episode.index, 0)
+        return episode.without_start(frames, self.fps) if frames else episode
 
 
 def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
@@ -131,12 +144,40 @@ def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
         raise DatasetError(
             f"{info_path} has the fps {str(fps)[:40]}; use a number above 0 and at most {_MOST_FPS:,}"
         )
-    features = map_columns(parse_features(info, path=info_path), columns, path=info_path)
+    raw = parse_features(info, path=info_path)
+    modality = read_modality(root, raw)
+    mapping = {**modality.defaults(raw), **(columns or {})}
+    features = map_columns(raw, mapping, path=info_path, slices=modality.features)
     cameras = parse_cameras(features, path=info_path)
-    tables = _READERS[version](root, info, cameras)
+    with _no_garbage_collection():
+        tables = _READERS[version](root, info, cameras)
     _check_totals(root, tables.episodes, info)
     files = (info_path, *tables.files)
-    return Layout(root, version, float(fps), features, cameras, tables.episodes, tables.tasks, files)
+    task_column = TASK_INDEX if TASK_INDEX in raw else next(iter(modality.instructions), TASK_INDEX)
+    return Layout(
+        root,
+        version,
+        float(fps),
+        features,
+        cameras,
+        tables.episodes,
+        tables.tasks,
+        files,
+        modality,
+        task_column,
+    )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Pause the garbage collector, which would search all of memory several times per thousand episodes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _check_totals(root: Path, episodes: Sequence[EpisodeInfo], info: Mapping[str, object]) -> None:
@@ -147,9 +188,9 @@ def _check_totals(root: Path, episodes: Sequence[EpisodeInfo], info: Mapping[str
     if count > 1:
         raise DatasetError(f"the episode tables in {root / 'meta'} contain episode {twice} twice; remove one")
     found = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
-    for field, count in found.items():
-        if info.get(field, count) != count:
+    for name, count in found.items():
+        if info.get(name, count) != count:
             raise DatasetError(
-                f"{info_path} has {field} = {str(info[field])[:40]}, but the episode table adds up to {count}; the metadata "
+                f"{info_path} has {name} = {str(info[name])[:40]}, but the episode table adds up to {count}; the metadata "
                 "belongs to another version of the dataset, so download or convert it again"
             )

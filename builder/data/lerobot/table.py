@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from ....schemas.errors import DatasetError
 from .columns import mapping_hint, unread_columns
-from .features import ACTION, Feature
+from .features import ACTION, TASK_INDEX, Feature
 from .files import open_parquet, reading
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .layout import EpisodeInfo, Layout
 
-_BOOKKEEPING = ("episode_index", "frame_index", "task_index")
+_BOOKKEEPING = ("episode_index", "frame_index", TASK_INDEX)
 _TIME = "timestamp"
 _TIME_FEATURE = Feature(_TIME, "float32", (1,), None)
 _TOLERANCE = 0.1
@@ -47,6 +47,7 @@ class EpisodeTable:
         episodes: Index of each episode, in the order of the rows.
         lengths: Number of frames of each episode.
         first_rows: First row of each episode.
+        skipped: Number of frames that are left out at the start of each episode.
     """
 
     columns: Mapping[str, npt.NDArray[np.float32]]
@@ -54,6 +55,7 @@ class EpisodeTable:
     episodes: tuple[int, ...]
     lengths: tuple[int, ...]
     first_rows: tuple[int, ...]
+    skipped: tuple[int, ...]
 
     @property
     def rows(self) -> int:
@@ -63,7 +65,7 @@ class EpisodeTable:
     def locate(self, row: int) -> tuple[int, int]:
         """Return the episode index of a row, and the frame within the episode."""
         position = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        return self.episodes[position], row - self.first_rows[position]
+        return self.episodes[position], row - self.first_rows[position] + self.skipped[position]
 
 
 def read_table(
@@ -89,13 +91,14 @@ def read_table(
             f"{', '.join(f'`{key}`' for key in layout.features)}; if one of them holds the actions, "
             f"{mapping_hint(ACTION, unread_columns(layout.features))}"
         )
+    skipped = np.asarray([episode.skipped for episode in episodes])
     rows_in_file: dict[Path, int] = {}
     for episode in layout.episodes:
         rows_in_file[episode.data_file] = rows_in_file.get(episode.data_file, 0) + episode.length
     for episode in episodes:
         if episode.first_row + episode.length > rows_in_file[episode.data_file]:
             raise _misplaced(episode)
-    columns = _read_columns(episodes, features, rows_in_file)
+    columns = _read_columns(episodes, features, rows_in_file, layout.task_column)
     lengths = tuple(episode.length for episode in episodes)
     if len(columns.get(_TIME, ())) not in (0, sum(lengths)):
         raise DatasetError(
@@ -107,6 +110,7 @@ def read_table(
         episodes=tuple(episode.index for episode in episodes),
         lengths=lengths,
         first_rows=tuple(np.cumsum((0, *lengths[:-1])).tolist()),
+        skipped=tuple(skipped.tolist()),
     )
     _check_rows(table, episodes, columns["episode_index"], columns["frame_index"])
     if _TIME in columns:
@@ -115,7 +119,10 @@ def read_table(
 
 
 def _read_columns(
-    episodes: Sequence[EpisodeInfo], features: Sequence[Feature], rows_in_file: Mapping[Path, int]
+    episodes: Sequence[EpisodeInfo],
+    features: Sequence[Feature],
+    rows_in_file: Mapping[Path, int],
+    task_column: str,
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the columns of all episodes, one after the other."""
     positions: dict[Path, list[int]] = {}
@@ -125,7 +132,7 @@ def _read_columns(
     with ThreadPoolExecutor(_THREADS) as pool:
         for paths in _groups(positions, rows_in_file):
             tables = pool.map(
-                lambda some: [_read_file(path, features, rows_in_file[path]) for path in some],
+                lambda some: [_read_file(path, features, rows_in_file[path], task_column) for path in some],
                 [paths[start : start + _FILES_AT_ONCE] for start in range(0, len(paths), _FILES_AT_ONCE)],
             )
             read = dict(zip(paths, chain.from_iterable(tables), strict=True))
@@ -135,8 +142,9 @@ def _read_columns(
                         episode = episodes[position]
                         start = first_row + episode.first_row
                         for key, values in arrays.items():
-                            column = pieces.setdefault(key, [None] * len(episodes))
-                            column[position] = values[start : start + episode.length]
+                            if key not in pieces:
+                                pieces[key] = [None] * len(episodes)
+                            pieces[key][position] = values[start : start + episode.length]
     return {
         key: np.concatenate([piece for piece in parts if piece is not None]) for key, parts in pieces.items()
     }
@@ -171,9 +179,10 @@ def _converted(
         yield {path: 0}, _arrays(table, features, path)
 
 
-def _read_file(path: Path, features: Sequence[Feature], expected_rows: int) -> pa.Table:
-    sources = (part.key for feature in features for part in feature.sources)
-    wanted = [*_BOOKKEEPING, *dict.fromkeys(sources)]
+def _read_file(path: Path, features: Sequence[Feature], expected_rows: int, task_column: str) -> pa.Table:
+    sources = (part.column.key for feature in features for part in feature.sources)
+    counters = [task_column if name == TASK_INDEX else name for name in _BOOKKEEPING]
+    wanted = [*counters, *dict.fromkeys(sources)]
     with open_parquet(path, columns=wanted) as file, reading(path):
         if file.metadata.num_rows != expected_rows:
             raise DatasetError(
@@ -181,7 +190,10 @@ def _read_file(path: Path, features: Sequence[Feature], expected_rows: int) -> p
                 f"{expected_rows}; the file or the metadata is out of date, so download or convert the dataset again"
             )
         timed = [_TIME] if _TIME in file.schema_arrow.names and _TIME not in wanted else []
-        return file.read(columns=[*wanted, *timed], use_threads=False)
+        table = file.read(columns=[*wanted, *timed], use_threads=False)
+        return table.rename_columns(
+            [TASK_INDEX if name == task_column else name for name in table.column_names]
+        )
 
 
 def _arrays(table: pa.Table, features: Sequence[Feature], path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -196,11 +208,18 @@ def _arrays(table: pa.Table, features: Sequence[Feature], path: Path) -> dict[st
         if _TIME in table.column_names:
             arrays[_TIME] = _to_float32(table[_TIME], _TIME_FEATURE, path)[:, 0].astype(np.float64)
         sources = dict.fromkeys(part for feature in features for part in feature.sources)
-        read = {part: _to_float32(table[part.key], part, path) for part in sources}
+        wholes = dict.fromkeys(part.column for part in sources)
+        read = {whole: _to_float32(table[whole.key], whole, path) for whole in wholes}
     for feature in features:
-        parts = [read[part] for part in feature.sources]
+        parts = [_slice(read[part.column], part) for part in feature.sources]
         arrays[feature.key] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     return arrays
+
+
+def _slice(values: npt.NDArray[np.float32], part: Feature) -> npt.NDArray[np.float32]:
+    if part.whole is None:
+        return values
+    return np.ascontiguousarray(values[:, part.start : part.start + part.size])
 
 
 def _to_float32(column: Any, feature: Feature, path: Path) -> npt.NDArray[np.float32]:
@@ -249,7 +268,8 @@ def _shape_error(path: Path, feature: Feature, found: str) -> DatasetError:
 
 def _frames(table: EpisodeTable) -> npt.NDArray[np.int64]:
     """Return the frame number of each row within its episode (N,)."""
-    frames: npt.NDArray[np.int64] = np.arange(table.rows) - np.repeat(table.first_rows, table.lengths)
+    starts = np.asarray(table.first_rows) - np.asarray(table.skipped)
+    frames: npt.NDArray[np.int64] = np.arange(table.rows) - np.repeat(starts, table.lengths)
     return frames
 
 

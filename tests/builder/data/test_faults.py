@@ -260,9 +260,7 @@ def test_a_cached_video_is_checked_against_changed_metadata(tmp_path: Path) -> N
         root / "meta/info.json",
         lambda info: info["features"]["observation.images.top"].update(shape=[64, 32, 3]),
     )
-    with pytest.raises(
-        DatasetError, match=r"has frames of 32 x 64 pixels .*, but meta/info.json specifies 64 x 32"
-    ):
+    with pytest.raises(DatasetError, match=r"has 32 x 64 pixels .*, but meta/info.json specifies 64 x 32"):
         LeRobotDataset(root)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from policysmith.builder import Builder, RecipePolicy
+from policysmith.builder.composed import Composed
 from policysmith.builder.data.dataset import LeRobotDataset
 from policysmith.builder.training.failures import explained
 from policysmith.schemas.errors import DatasetError, TrainingError
@@ -76,6 +77,7 @@ def test_memory_that_ends_in_a_later_step_keeps_the_checkpoint_before(
 def test_a_loader_process_that_is_killed_is_said(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Samples that transforms of a hand-written policy change are loaded by processes."""
     main, read = os.getpid(), LeRobotDataset.__getitem__
 
     def killed(self: LeRobotDataset, index: Any) -> Any:
@@ -86,13 +88,15 @@ def test_a_loader_process_that_is_killed_is_said(
     tiny["training"]["workers"] = 1
     builder = Builder.from_recipe(tiny)
     builder.check()
+    monkeypatch.setattr(Composed, "keyed", True)
     monkeypatch.setattr(LeRobotDataset, "__getitem__", killed)
     with pytest.raises(TrainingError, match=r"a loader process was killed .*`training.workers`, which is 1"):
         builder.train(output=tmp_path, device="cpu")
 
 
-def test_an_error_of_a_loader_process_is_told_without_its_traceback(
-    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
+def test_an_error_of_a_loader_is_told_without_its_traceback(
+    processes: bool, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damaged(self: LeRobotDataset, index: Any) -> Any:
         raise DatasetError("episode 3 is damaged")
@@ -100,6 +104,7 @@ def test_an_error_of_a_loader_process_is_told_without_its_traceback(
     tiny["training"]["workers"] = 1
     builder = Builder.from_recipe(tiny)
     builder.check()
+    monkeypatch.setattr(Composed, "keyed", processes)
     monkeypatch.setattr(LeRobotDataset, "__getitem__", damaged)
     with pytest.raises(DatasetError, match=r"^episode 3 is damaged$"):
         builder.train(output=tmp_path, device="cpu")

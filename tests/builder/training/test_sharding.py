@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def changes_alike(recipe: dict[str, Any], one: Path, other: Path) -> bool:
 
 
 def test_two_processes_learn_what_one_does_and_go_on_from_their_checkpoint(
-    recipe: dict[str, Any], tmp_path: Path
+    recipe: dict[str, Any], tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     recipe["data"]["validation"] = 0.25
     alone = Builder.from_recipe(recipe).override({"training.batch_size": 8})
@@ -110,11 +111,13 @@ def test_two_processes_learn_what_one_does_and_go_on_from_their_checkpoint(
         torch.load(last / "training.pt", weights_only=True)["optimizer"]["state"],
     )
     shutil.rmtree(last)
-    trained(recipe, tmp_path, "two", "--resume")
+    again = ("--output", tmp_path / "two", "--device", "cpu", "--resume")
+    done = command(["build-and-train", tmp_path / "tiny.yaml", *again], tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr
     for name, value in weights(last).items():
         assert torch.equal(value, expected[name]), name
-    again = torch.load(last / "training.pt", weights_only=True)["optimizer"]["state"]
-    for key, state in again.items():
+    resumed = torch.load(last / "training.pt", weights_only=True)["optimizer"]["state"]
+    for key, state in resumed.items():
         for name, value in state.items():
             assert torch.equal(value, moments[key][name])
 

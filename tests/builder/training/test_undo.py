@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import threading
+import time
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
-from torch import nn
-from torch.utils.data import TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from policysmith.builder.data.sampler import ResumableSampler
 from policysmith.builder.training.batches import loaded_batches
@@ -75,19 +78,31 @@ def test_limits_of_dynamo_are_what_they_were() -> None:
     assert torch._dynamo.config.recompile_limit == before
 
 
-def test_loader_processes_end_with_their_batches() -> None:
-    order = ResumableSampler(8, batch_size=2, seed=0)
+class Slow(Dataset[Tensor]):
+    """Samples that take a fiftieth of a second, by number or by number and key."""
+
+    def __getitem__(self, index: int | tuple[int, int]) -> Tensor:
+        time.sleep(0.02)
+        return torch.tensor(index)
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["threads", "processes"])
+def test_loaders_end_with_their_batches(keyed: bool) -> None:
     batches = loaded_batches(
-        TensorDataset(torch.arange(8)),
-        order,
-        lambda samples: {"x": torch.stack([sample[0] for sample in samples])},
+        Slow(),
+        ResumableSampler(800, batch_size=200, seed=0),
+        lambda samples: {"x": torch.stack(samples)},
         accumulate=1,
-        keyed=False,
+        keyed=keyed,
         workers=1,
         device=torch.device("cpu"),
     )
     next(batches)
-    (worker,) = multiprocessing.active_children()
+    workers: list[Any] = [t for t in threading.enumerate() if t.name.startswith("loader")]
+    workers += multiprocessing.active_children()
+    assert len(workers) == 1
+    start = time.monotonic()
     batches.close()
-    worker.join(20)
-    assert not worker.is_alive()
+    workers[0].join(20)
+    assert not workers[0].is_alive()
+    assert keyed or time.monotonic() - start < 1.0  # a batch takes four seconds

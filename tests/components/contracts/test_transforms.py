@@ -62,6 +62,19 @@ def test_transform_is_deterministic_in_eval_and_seeded_in_train(built: Built) ->
 
 
 @of(TRANSFORMS)
+def test_frames_may_be_stored_after_a_transform_that_says_so(built: Built) -> None:
+    """An idempotent transform changes each frame by itself, and its result no more."""
+    part, batch = built.make(), built.world.batch()
+    for key, value in batch.items() if getattr(built.cls, "idempotent", False) else ():
+        if key.startswith("observation.images."):
+            images = (value * 255).to(torch.uint8) if value.is_floating_point() else value
+            once = part.train().apply_to(images, None)
+            alone = part.apply_to(images[1:2, :1], None)
+            assert torch.equal(part.apply_to(once, None), once)
+            assert torch.equal(alone, once[1:2, :1])
+
+
+@of(TRANSFORMS)
 def test_transform_treats_all_steps_of_a_camera_alike(built: Built) -> None:
     part, batch = built.make().train(), built.world.batch()
     for key, value in batch.items():
