@@ -127,3 +127,19 @@ def masks_as_outside_capture() -> Iterator[None]:
         yield
     finally:
         import_utils.is_cuda_stream_capturing = known
+
+
+@contextmanager
+def meta_nonzero() -> Iterator[None]:
+    """Let boolean masks on the meta device select everything (`torch.fx.experimental._config`).
+
+    Vision towers of transformers select patches by mask; without this, torch refuses.
+    """
+    from torch.fx.experimental import _config
+
+    known = _config.meta_nonzero_assume_all_nonzero
+    _config.meta_nonzero_assume_all_nonzero = True
+    try:
+        yield
+    finally:
+        _config.meta_nonzero_assume_all_nonzero = known

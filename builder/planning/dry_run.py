@@ -19,6 +19,7 @@ from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.errors import PolicysmithError, RecipeError, SpecError
 from ...schemas.specs import Kind, Spec
 from ...schemas.yaml.nodes import KeyPath
+from .. import compat
 from ..policy import RecipeConfig, RecipePolicy
 from ..policy.freezing import freeze
 from ..policy.recipe_policy import ROBOTS, make_part
@@ -229,24 +230,25 @@ def run_once(
     policy.train()
     site = parts.head
     try:
-        for index, (site, transform) in enumerate(zip(parts.transforms, policy.transforms, strict=True)):
-            batch = transform(batch)
-            shapes = {key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)}
-            _compare(site, wiring.into(index + 1), shapes)
-        robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
-        features = dict(robots)
-        walk = policy.walk(batch)
-        for site in (*parts.backbones.values(), *(parts.necks[name] for name in wiring.necks)):
-            _, made = next(walk)
-            _check_features(site, wiring, made)
-            features |= made
-        site = parts.head
-        ordered = {**{key: features[key] for key in wiring.features}, **robots}
-        losses = policy.head.loss(ordered, batch["action"], padding_mask(batch))
-        if "loss" not in losses or any(value.ndim for value in losses.values()):
-            raise SpecError('returns no scalar "loss"', label=_DEFECT)
-        if sample:
-            _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})
+        with compat.meta_nonzero():
+            for index, (site, transform) in enumerate(zip(parts.transforms, policy.transforms, strict=True)):
+                batch = transform(batch)
+                shapes = {key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)}
+                _compare(site, wiring.into(index + 1), shapes)
+            robots = {key: Feature(batch[key]) for key in ROBOTS if key in batch}
+            features = dict(robots)
+            walk = policy.walk(batch)
+            for site in (*parts.backbones.values(), *(parts.necks[name] for name in wiring.necks)):
+                _, made = next(walk)
+                _check_features(site, wiring, made)
+                features |= made
+            site = parts.head
+            ordered = {**{key: features[key] for key in wiring.features}, **robots}
+            losses = policy.head.loss(ordered, batch["action"], padding_mask(batch))
+            if "loss" not in losses or any(value.ndim for value in losses.values()):
+                raise SpecError('returns no scalar "loss"', label=_DEFECT)
+            if sample:
+                _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})
     except Exception as error:
         problem = "fails on inputs of the published shapes"
         raise RecipeError([_defect(loaded, site.path, site, problem, error)]) from error
