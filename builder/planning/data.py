@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -32,6 +33,8 @@ from ..recipe.loaded import LoadedRecipe
 from .checks.non_finite import without_unusable
 from .frames import with_frames
 from .sources import DataPlan, DataSource, common_specs
+
+_logger = logging.getLogger(__name__)
 
 
 def plan_data(loaded: LoadedRecipe, time_steps: TimeSteps) -> DataPlan:
