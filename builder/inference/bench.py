@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ def bench(
         eager: False to measure the engine alone.
     """
     place = torch.device(device)
-    policy = policy.to(place).eval()
+    policy = cast(Any, policy).to(place).eval()
     samples = example_samples(policy, batch)
     rows = []
     if eager:

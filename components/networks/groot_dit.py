@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +141,7 @@ class GrootDit(Network):
             for index, block in enumerate(self.blocks):
                 if index % 2 == 0:
                     seen = context[f"seen{index // 2 % len(self._groups)}"]
-                    context[f"key_value{index}"] = block.attention.key_value(seen)
+                    context[f"key_value{index}"] = cast(Any, block).attention.key_value(seen)
         robot = context.get("robot")
         parts = [
             (self.states[name](tokens_of(key), robot), features[key].mask)

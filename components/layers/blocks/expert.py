@@ -83,7 +83,8 @@ class ExpertLayer(nn.Module):
         if self.all is None:
             return self.query(normal), self.key(normal), self.value(normal)
         sizes = [layer.out_features for layer in (self.query, self.key, self.value)]
-        return F.linear(normal, self.all).split(sizes, dim=-1)
+        projected: Sequence[Tensor] = F.linear(normal, self.all).split(sizes, dim=-1)
+        return projected
 
     def _split(self, values: Tensor) -> Tensor:
         heads: Tensor = values.unflatten(-1, (-1, self.size))
