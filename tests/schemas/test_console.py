@@ -46,9 +46,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Namespace]]:
         return lambda args: calls.append((name, args)) or 0
 
     monkeypatch.setitem(sys.modules, "policysmith.builder", SimpleNamespace(__path__=[]))
-    monkeypatch.setitem(
-        sys.modules, "policysmith.builder.cli", SimpleNamespace(**{name: record(name) for name in CALLS})
-    )
+    for module in ("cli", "data_commands"):
+        replaced = SimpleNamespace(**{name: record(name) for name in CALLS})
+        monkeypatch.setitem(sys.modules, f"policysmith.builder.{module}", replaced)
     return calls
 
 

@@ -95,7 +95,7 @@ def test_the_example_of_a_code_has_the_error(code: str, tmp_path: Path) -> None:
     assert code in {diagnostic.code for diagnostic in caught.value.diagnostics}
 
 
-OF_OTHER_DATA = {"W007 base-differs", "W008 frame-rates", "W009 dropped-column"}
+OF_OTHER_DATA = {"W007 base-differs", "W008 frame-rates", "W009 dropped-column", "W010 poor-statistics"}
 """Warnings tested beside the datasets and policies that have them."""
 
 
