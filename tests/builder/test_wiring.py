@@ -310,6 +310,19 @@ def test_a_backbone_that_breaks_its_word_is_at_fault(
         assert "published pooled (B, 8) for `proprio.pooled` but returns (2, 9)" in finding.message
 
 
+def test_a_backbone_may_select_by_a_mask(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vision towers of transformers do with patches, although torch has no masks on the meta device."""
+    plain = MlpBackbone.forward
+
+    def forward(self: Any, observations: Any, outputs: Any) -> Any:
+        found = plain(self, observations, outputs)
+        values = found["pooled"].values
+        return {"pooled": Feature(values[torch.ones(len(values), dtype=torch.bool, device=values.device)])}
+
+    monkeypatch.setattr(MlpBackbone, "forward", forward)
+    Builder.from_recipe(tiny).check()
+
+
 @pytest.mark.parametrize("method", ["sample", "loss"])
 def test_a_head_that_breaks_its_word_is_at_fault(
     method: str, wrong: Wrong, monkeypatch: pytest.MonkeyPatch
