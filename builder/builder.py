@@ -18,6 +18,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from ..schemas.diagnostics import Diagnostic, in_order
 from ..schemas.errors import CheckpointError
 from ..schemas.paths import expanded
 from ..schemas.yaml.document import Document, parse
@@ -28,22 +29,24 @@ from .data.mixture import Mixture
 from .fine_tuning.base_policy import BasePolicy
 from .fine_tuning.initialization import Initialization
 from .handwritten import Handwritten
+from .planning.checks.doubts import epochs_of, run_doubts
 from .planning.data import plan_data
-from .planning.sources import DataSource
+from .planning.dry_run import BATCH, construct, run_once
+from .planning.policy import PolicyPlan
+from .planning.sources import DataPlan, DataSource
 from .planning.summary import Summary
 from .policy import BasePolicyModel
 from .provenance import policy_provenance
 from .recipe.load import load_recipe, open_document
 from .recipe.loaded import LoadedRecipe
-from .recipe.rules import ignored_options
 from .recipe.standalone import standalone
 from .saved_policy import SavedPolicy
 from .training import batches, loop
 from .training.distributed.accelerator import make_accelerator, require_device
 from .training.distributed.agreement import refuse_existing
 from .training.job import Job, Result
+from .training.monitoring.flops import ModelFlops
 from .training.monitoring.logs import FileLog, Reporter
-from .training.optim.schedule import short_run_warning
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -119,16 +122,36 @@ class Builder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines to print before a run: what the base policy provides, and doubts that do not stop it."""
-        checked, training = self._kind.check(self.initialization), self.recipe.sections.training
-        short = short_run_warning(training)
-        warnings = [
-            *checked.warnings,
-            *self.initialization.data.warnings,
-            *([short] if short else []),
-            *ignored_options(training),
-        ]
-        return (*checked.report, *(f"warning: {text}" for text in warnings))
+        """Lines to print before a run: what the base policy provides, and warnings."""
+        return (*self.initialization_report, *(warning.line for warning in self.warnings))
+
+    @property
+    def initialization_report(self) -> tuple[str, ...]:
+        """Lines on the weights that a policy takes of the one that it starts from."""
+        return tuple(self._kind.check(self.initialization).report)
+
+    @property
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        """Doubts that do not stop a run, without those that `silence` of the recipe names."""
+        init, checked = self.initialization, self._kind.check(self.initialization)
+        found = [*checked.warnings, *init.doubts(), *run_doubts(self.recipe, init.data, checked.summary)]
+        silenced = self.recipe.sections.silence
+        return tuple(in_order([each for each in found if each.code.split(" ")[0] not in silenced]))
+
+    @property
+    def epochs(self) -> float:
+        """How often one process sees each training frame."""
+        return epochs_of(self.recipe, self.initialization.data)
+
+    @property
+    def plan(self) -> PolicyPlan | None:
+        """The wired policy; None for a hand-written one. Raises RecipeError like `check`."""
+        return self._kind.plan_for(self.initialization) if isinstance(self._kind, Composed) else None
+
+    @property
+    def operations(self) -> int | None:
+        """Floating-point operations of a sample, forward and backward; None for a hand-written policy."""
+        return None if self.plan is None else count_on_meta(self.recipe, self.initialization.data, self.plan)
 
     @property
     def summary(self) -> Summary | None:
@@ -299,6 +322,15 @@ class Builder:
             "data": self.initialization.data.paths,
             **policy_provenance(self.recipe),
         }
+
+
+def count_on_meta(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> int:
+    """Return the operations of a sample, forward and backward, counted without any data."""
+    policy = construct(loaded, data, plan)
+    policy.directory = loaded.directory
+    with ModelFlops() as count:
+        run_once(loaded, policy, plan, sample=False).backward()
+    return int(count.get_total_flops()) // BATCH
 
 
 def _record_data(policy: BasePolicyModel, samples: LeRobotDataset | Mixture) -> None:

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from transformers.utils import logging as transformers_logging
 
 from ..components.registry import REGISTRIES
+from ..schemas.console import report
 from ..schemas.paths import expanded
 from ..schemas.questions import explanation
 from ..schemas.questions.commands import line_width, rendered
@@ -79,14 +80,17 @@ def train(args: Namespace) -> int:
 def check(args: Namespace) -> int:
     """Run `policysmith check`."""
     builder = _builder(args).check()
-    if args.format == "json":
-        sys.stdout.write("[]\n")
+    if args.format != "text":
+        report(builder.warnings, args.format)
         return 0
     show_robots(console, builder.sources)
     if builder.summary is not None:
         show_summary(console, builder.summary)
-    for line in builder.notes:
+    for line in builder.initialization_report:
         console.print(line)
+    sections = builder.recipe.sections.training
+    console.print(f"{sections.steps:,} steps see each training frame {builder.epochs:,.2g} times")
+    report(builder.warnings)
     console.print(f"{args.recipe} is valid")
     return 0
 

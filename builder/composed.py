@@ -42,7 +42,7 @@ class Composed:
     def check(self, init: Initialization) -> Checked:
         """Wire the policy and run it on the meta device. Raise RecipeError with every problem."""
         if self._checked is None:
-            plan, transfers = self._plan_for(init), list[Transfer | None]()
+            plan, transfers = self.plan_for(init), list[Transfer | None]()
 
             def filled(policy: RecipePolicy) -> Collection[str]:
                 transfers.append(init.transfer(policy))
@@ -59,7 +59,7 @@ class Composed:
         """Return the checked policy with its initial weights, in evaluation mode."""
         summary = self.check(init).summary
         assert summary is not None
-        policy = assemble(self._loaded, init.data, self._plan_for(init), device, filled=init.filled_backbones)
+        policy = assemble(self._loaded, init.data, self.plan_for(init), device, filled=init.filled_backbones)
         init.fill(policy, weights=device != "meta")
         freeze(policy, list(summary.unused))
         return policy
@@ -68,7 +68,8 @@ class Composed:
         """Return the samples that its collator reads: those of the data itself."""
         return samples
 
-    def _plan_for(self, init: Initialization) -> PolicyPlan:
+    def plan_for(self, init: Initialization) -> PolicyPlan:
+        """Return the wired policy. Raise RecipeError if parts do not fit."""
         if self._plan is None:
             self._plan = plan_policy(self._loaded, init.data, init.facts())
         return self._plan

@@ -127,7 +127,7 @@ class Handwritten:
         policy.eval()
         return policy, init.fill(policy, weights=device != "meta")
 
-    def _attach(self, config: PretrainedConfig, data: DataPlan) -> list[str]:
+    def _attach(self, config: PretrainedConfig, data: DataPlan) -> list[Diagnostic]:
         """Add recipe and data to a config.
 
         Return the remarks of the recipe's transforms, or raise RecipeError.
@@ -194,7 +194,9 @@ def configure(loaded: LoadedRecipe) -> PretrainedConfig:
         raise _failed(loaded, f"{config_class.__name__} refuses these options", error) from error
 
 
-def _wire_transforms(loaded: LoadedRecipe, data: DataPlan) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _wire_transforms(
+    loaded: LoadedRecipe, data: DataPlan
+) -> tuple[dict[str, dict[str, Any]], list[Diagnostic]]:
     """Return facts and remarks of the recipe's transforms. Raise RecipeError if they do not fit."""
     transforms = transform_sites(loaded)
     try:
@@ -206,7 +208,8 @@ def _wire_transforms(loaded: LoadedRecipe, data: DataPlan) -> tuple[dict[str, di
         raise RecipeError(
             in_order([located_problem(loaded, problem) for problem in error.problems])
         ) from error
-    return facts, remarks(transforms, [stage.specs for stage in stages[:-1]], known)
+    found = remarks(transforms, [stage.specs for stage in stages[:-1]], known)
+    return facts, [loaded.diagnostic(place, text, code="W010 poor-statistics") for place, text in found]
 
 
 def _failed(loaded: LoadedRecipe, problem: str, error: Exception) -> RecipeError:

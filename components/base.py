@@ -36,6 +36,7 @@ from ..schemas.part import BackboneConfig, HeadConfig, NeckConfig, NetworkConfig
 from ..schemas.specs import Kind, Spec, Specs
 from .contract import check_contract
 from .randomness.per_sample import Draws
+from .real_time import Prefix
 from .shares import WHOLE, Shares
 
 Batch = Mapping[str, Any]
@@ -253,6 +254,18 @@ class ActionHead(Learner):
     @abstractmethod
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """Return an action chunk (B, H, A)."""
+
+    def inpaint(
+        self,
+        features: Mapping[str, Feature],
+        prefix: Prefix,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return an action chunk (B, H, A) that continues a running one; raise SpecError if the head cannot."""
+        raise SpecError(
+            f"`{self.config.type}` predicts each chunk anew and cannot continue a running one",
+            help="act without real-time chunking, or train a `flow_matching` head",
+        )
 
 
 class Network(Learner):

@@ -18,12 +18,14 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from . import wording
-from .diagnostics import MOST, Diagnostic, ErrorCode, in_order
+from .diagnostics import MOST, Diagnostic, ErrorCode, Source, in_order
+from .errors import RecipeError
 from .json_schema import SchemaTree, shipped_schema
 from .kinds import KINDS, unlisted_types
-from .wording import did_you_mean, near, quoted, shortened, where
+from .wording import near, quoted, shortened, where
 from .yaml.document import Document
 from .yaml.nodes import KeyPath
+from .yaml.parser import Parser
 
 
 def check(
@@ -100,7 +102,8 @@ class _Checker:
             and near(kind, ["composed"], 0.75)
         ):
             message = f"unknown policy `{kind}`"
-            yield self._at("E006 unknown-type", message, ("policy", "type"), "did you mean `composed`?")
+            place = ("policy", "type")
+            yield self._at("E006 unknown-type", message, place, "did you mean `composed`?", edit="composed")
 
     def refused_imports(self) -> Iterator[Diagnostic]:
         """Yield each entry of `imports`."""
@@ -150,7 +153,10 @@ class _Checker:
         notes = (f"{name} accepts: {', '.join(keys)}",) if keys else ()
         help = f"run `policysmith explain {part}`" if part else ""
         message = f"{where(path)} has no key `{shortened(key)}`"
-        found = self._at("E003 unknown-key", message, (*path, key), label, key=True, notes=notes, help=help)
+        edit = meant if meant not in self._mapping(path) else None
+        found = self._at(
+            "E003 unknown-key", message, (*path, key), label, key=True, notes=notes, help=help, edit=edit
+        )
         chosen = self.document.span((*path, "type"))
         if part and chosen.source is not found.span.source:
             return replace(found, related=((chosen, f"`{part.partition('.')[2]}` is chosen here"),))
@@ -166,9 +172,23 @@ class _Checker:
     def _wrong_type(self, path: KeyPath, value: object, types: Any) -> Diagnostic:
         text = "" if isinstance(value, (dict, list)) else self.document.span(path).text
         message = f"{where(path)} must be {wording.expected(types)}, found {wording.found(value)}"
-        return self._at(
-            "E005 wrong-type", message, path, wording.correction(value, types, text), notes=self._about(path)
-        )
+        label, edit = wording.correction(value, types, text)
+        if edit is not None and not self._accepts(path, edit):
+            label, edit = f"expected {wording.expected(types)}", None
+        return self._at("E005 wrong-type", message, path, label, notes=self._about(path), edit=edit)
+
+    def _accepts(self, path: KeyPath, text: str) -> bool:
+        """Return whether the schema accepts the value that `text` stands for at a path."""
+        try:
+            node = Parser(Source("<edit>", text)).value()
+        except RecipeError:
+            return False
+        schema = {**self._schema(path), "$defs": self.tree.root.get("$defs", {})}
+        return node is not None and bool(_Validator(schema).is_valid(node.plain()))
+
+    def _mapping(self, path: KeyPath) -> Collection[str]:
+        value = _value(self.document, path)
+        return value if isinstance(value, dict) else ()
 
     def _not_among(self, path: KeyPath, value: object, choices: list[Any]) -> Iterator[Diagnostic]:
         kinds = [
@@ -181,21 +201,26 @@ class _Checker:
             f"`{choice}`" if isinstance(choice, str) else quoted(choice) for choice in choices
         )
         names = [choice for choice in choices if isinstance(choice, str)]
-        label = did_you_mean(str(value), names, f"expected {words}")
+        meant = near(str(value), names)
+        label = f"expected {words}" if meant is None else f"did you mean `{meant}`?"
         message = f"{where(path)} must be {words}, found {wording.found(value)}"
-        yield self._at("E007 invalid-value", message, path, label, notes=self._about(path))
+        edit = meant if isinstance(value, str) else None
+        yield self._at("E007 invalid-value", message, path, label, notes=self._about(path), edit=edit)
 
     def _unknown_type(self, path: KeyPath, name: str, kind: str) -> Iterator[Diagnostic]:
         known = self._types(kind)
         if name in known or self.imports:
             return
         noun = KINDS[kind]
-        label = did_you_mean(name, known, f"no such {noun}")
+        meant = near(name, known)
+        label = f"no such {noun}" if meant is None else f"did you mean `{meant}`?"
         other = next((KINDS[other] for other in self.tree.kinds() if name in self.tree.types(other)), None)
         name = shortened(name)
-        label = f"`{name}` is a {other}" if other else label
+        if other:
+            label, meant = f"`{name}` is a {other}", None
         notes = (f"{kind}: {', '.join(known)}",)
-        yield self._at("E006 unknown-type", f"unknown {noun} `{name}`", path, label, notes=notes)
+        message = f"unknown {noun} `{name}`"
+        yield self._at("E006 unknown-type", message, path, label, notes=notes, edit=meant)
 
     def _no_alternative(self, path: KeyPath, value: object, error: Any) -> Iterator[Diagnostic]:
         if all(inner.validator == "required" for inner in error.context):
@@ -250,8 +275,10 @@ class _Checker:
         key: bool = False,
         notes: tuple[str, ...] = (),
         help: str = "",
+        edit: str | None = None,
     ) -> Diagnostic:
         span = self.document.span(path, "key" if key else "value")
         origin = None if key else self.document.origin(path)
         related = ((origin, "the value is set here"),) if origin is not None else ()
-        return Diagnostic(code, message, span, label, related, notes=notes, help=help)
+        edit = edit if span.line and span.line == span.end_line and origin is None else None
+        return Diagnostic(code, message, span, label, related, notes=notes, help=help, edit=edit)

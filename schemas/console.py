@@ -12,7 +12,6 @@ by SIGHUP, Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -32,6 +31,7 @@ from .errors import (
     TrainingError,
 )
 from .interrupts import Signals
+from .paths import expanded
 from .terminal import forgiving_streams, printable
 
 if TYPE_CHECKING:
@@ -68,6 +68,11 @@ def _run(parser: ArgumentParser, argv: Sequence[str] | None) -> int:
 def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
     args = Namespace()
     try:
+        if argv[:1] == ["--complete"]:
+            from .completion import candidates
+
+            sys.stdout.writelines(f"{word}\n" for word in candidates(argv[1:]))
+            return OK
         if not argv:
             parser.print_help()
             return OK
@@ -79,7 +84,7 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except RecipeError as error:
-        report(error.diagnostics, as_json=getattr(args, "format", "text") == "json")
+        report(error.diagnostics, getattr(args, "format", "text"))
         return INVALID_RECIPE
     except PolicysmithError as error:
         _say(str(error))
@@ -119,23 +124,43 @@ def _validated(args: Namespace) -> Document:
     from .overrides import apply
     from .yaml.document import read
 
-    document = apply(composed(read(Path(args.recipe))), args.override)
+    own = read(Path(args.recipe))
+    document = apply(composed(own), args.override)
     found = check(resolved(document), allow_imports=args.allow_imports)
+    if found and getattr(args, "fix", False) and _fixed(own, Path(args.recipe), found):
+        return _validated(args)
     if found:
         raise RecipeError(found)
     return document
 
 
-def report(diagnostics: Sequence[Diagnostic], *, as_json: bool = False) -> None:
-    """Write findings as JSON to stdout or as text to stderr, in color on terminals unless NO_COLOR is set."""
-    if as_json:
-        sys.stdout.write(json.dumps([diagnostic.to_json() for diagnostic in diagnostics], indent=1) + "\n")
+def _fixed(document: Document, path: Path, found: Sequence[Diagnostic]) -> bool:
+    """Write the cures to the recipe, tell each, and return whether there are any."""
+    from .fixes import write_cures
+
+    if path == Path("-"):
+        return False
+    applied = write_cures(document, expanded(path), found)
+    for each in applied:
+        sys.stderr.write(f"fixed {printable(f'{each.span}: {each.span.text} -> {each.edit}')}\n")
+    return bool(applied)
+
+
+def report(diagnostics: Sequence[Diagnostic], form: str = "text") -> None:
+    """Write findings to stdout for programs, or as text to stderr, in color on terminals unless NO_COLOR is set.
+
+    `form` is `text` or one of `reports.FORMATS`.
+    """
+    if form != "text":
+        from . import reports
+
+        sys.stdout.write(getattr(reports, f"as_{form}")(diagnostics))
         return
     color = _color()
     for diagnostic in diagnostics[:MOST]:
         sys.stderr.write(diagnostic.render(color=color) + "\n\n")
-    count = sum(not diagnostic.code.startswith("E009") for diagnostic in diagnostics)
-    if count or not diagnostics:
+    count = sum(found.severity == "error" and found.code[:4] != "E009" for found in diagnostics)
+    if count:
         more = " or more" if count >= MOST else ""
         _say(f"the recipe has {count}{more} mistake{'s' * (count != 1)}")
 

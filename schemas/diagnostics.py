@@ -41,13 +41,29 @@ ErrorCode = Literal[
     "E024 bad-weights",
     "E025 unknown-embodiment",
 ]
+WarningCode = Literal[
+    "W001 not-normalized",
+    "W002 frozen-random-weights",
+    "W003 warmup-unfinished",
+    "W004 no-effect",
+    "W005 epochs",
+    "W006 out-of-memory",
+    "W007 base-differs",
+    "W008 frame-rates",
+    "W009 dropped-column",
+    "W010 poor-statistics",
+    "W011 long-window",
+    "W012 large-validation",
+]
+"""Doubts that do not stop a run; `silence` of a recipe names those to keep quiet."""
+Code = ErrorCode | WarningCode
 
 MOST = 100
 """Number of findings after which a stage of checking stops."""
 
 _SHOWN, _BEFORE = 160, 60  # columns of an excerpt, and those kept before a place far to the right
 _LONGEST = 1_000  # characters of a message, label, note or help
-_RED, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
+_RED, _YELLOW, _BLUE, _BOLD, _RESET = "\x1b[1;31m", "\x1b[1;33m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
 _TAB = "    "
 
 
@@ -112,15 +128,28 @@ class Diagnostic:
         related: Further places, each with a label.
         notes: Background, such as the options that exist.
         help: The cure.
+        edit: Text that cures it in place of the span, where one answer is right.
     """
 
-    code: ErrorCode
+    code: Code
     message: str
     span: Span
     label: str = ""
     related: tuple[tuple[Span, str], ...] = ()
     notes: tuple[str, ...] = ()
     help: str = ""
+    edit: str | None = None
+
+    @property
+    def severity(self) -> Literal["error", "warning"]:
+        """`error` if the recipe cannot be trained, `warning` for a doubt."""
+        return "error" if self.code.startswith("E") else "warning"
+
+    @property
+    def line(self) -> str:
+        """The finding in one line, with its place and its cure."""
+        cure = f"; {self.help}" if self.help else ""
+        return _safe(f"{self.severity}[{self.code}]: {self.message}{cure} ({self.span})")
 
     @property
     def position(self) -> tuple[int, int, int]:
@@ -130,8 +159,8 @@ class Diagnostic:
     def render(self, color: bool = False) -> str:
         """Return the finding as lines of text, without a final newline."""
         spans = [self.span, *(span for span, _ in self.related)]
-        paint = _Paint(color, margin=len(str(max(span.line for span in spans))))
-        lines = [paint.red(f"error[{self.code}]") + paint.bold(f": {_safe(self.message)}")]
+        paint = _Paint(color, len(str(max(span.line for span in spans))), self.severity)
+        lines = [paint.strong(f"{self.severity}[{self.code}]") + paint.bold(f": {_safe(self.message)}")]
         lines += paint.place("-->", self.span, "^", self.label)
         for span, label in self.related:
             lines += paint.place(":::", span, "-", label)
@@ -144,6 +173,7 @@ class Diagnostic:
         """Return the finding as plain values, for `--format json`."""
         code, name = self.code.split(" ")
         return {
+            "severity": self.severity,
             "code": code,
             "name": name,
             "message": self.message,
@@ -152,6 +182,7 @@ class Diagnostic:
             "related": [{"span": span.to_json(), "label": label} for span, label in self.related],
             "notes": list(self.notes),
             "help": self.help,
+            "edit": self.edit,
         }
 
 
@@ -164,9 +195,11 @@ def in_order(diagnostics: Sequence[Diagnostic]) -> list[Diagnostic]:
 class _Paint:
     color: bool
     margin: int
+    severity: Literal["error", "warning"] = "error"
 
-    def red(self, text: str) -> str:
-        return f"{_RED}{text}{_RESET}" if self.color else text
+    def strong(self, text: str) -> str:
+        color = _RED if self.severity == "error" else _YELLOW
+        return f"{color}{text}{_RESET}" if self.color else text
 
     def blue(self, text: str) -> str:
         return f"{_BLUE}{text}{_RESET}" if self.color else text
@@ -196,7 +229,7 @@ class _Paint:
         offset = _width(excerpt[:begin])
         carets = mark * max(1, _width(excerpt[begin:end]))
         underline = f"{carets} {label}".rstrip()
-        painted = self.red(underline) if mark == "^" else self.blue(underline)
+        painted = self.strong(underline) if mark == "^" else self.blue(underline)
         number = self.blue(f"{span.line:>{self.margin}} |")
         return [
             *lines,

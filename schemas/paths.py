@@ -14,3 +14,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def exists(path: Path) -> bool:
     """Return whether the path exists; False for an impossible name, such as a very long one."""
     return os.path.exists(path)  # noqa: PTH110  (`Path.exists` raises for such a name)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace the content of a file at once, its permissions kept; through a link, that of its target."""
+    path = path.resolve()
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(text, encoding="utf-8")
+    new.chmod(path.stat().st_mode)
+    new.replace(path)

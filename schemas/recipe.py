@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from .diagnostics import WarningCode
 from .part import Section
 
 
@@ -13,6 +14,16 @@ def _distinct(items: list[Any]) -> list[Any]:
     if len(set(items)) != len(items):
         raise ValueError("must not contain duplicates")
     return items
+
+
+WARNINGS = tuple(code.split(" ")[0] for code in get_args(WarningCode))
+"""Codes of warnings, such as `W001`."""
+
+
+def _warning(code: str) -> str:
+    if code not in WARNINGS:
+        raise ValueError(f"must be one of {', '.join(WARNINGS)}")
+    return code
 
 
 RawPart = dict[str, Any]
@@ -24,6 +35,7 @@ RawCollator = Annotated[RawPart, Field(json_schema_extra={"x-part": "collators"}
 Names = Annotated[list[str], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
 Numbers = Annotated[list[int], AfterValidator(_distinct), Field(json_schema_extra={"uniqueItems": True})]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+Silenced = Annotated[str, AfterValidator(_warning), Field(json_schema_extra={"enum": list(WARNINGS)})]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Pixels = Annotated[int, Field(ge=1)]
 Columns = dict[str, Annotated[str, Field(min_length=1)] | Annotated[Names, Field(min_length=1)] | None]
@@ -110,20 +122,20 @@ class ComposedPolicySection(Section):
 
     type: Literal["composed"] = "composed"
     """`composed`, or the name of a registered custom policy."""
+    init: Init = None
+    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; ignored when a run is resumed."""
+    execute: int | None = Field(default=None, ge=1)
+    """Actions executed from each chunk before the next prediction; by default the whole chunk."""
+    ensemble: float | None = Field(default=None, allow_inf_nan=False)
+    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i) with i = 0 the oldest; 0.01 in ACT."""
+    freeze: list[str] = Field(default_factory=list)
+    """Glob patterns of frozen parameters, such as `backbones.vision.*`."""
     backbones: dict[Name, RawBackbone] = Field(min_length=1)
     """Encoders of the observations, by names of your choice."""
     necks: dict[Name, RawNeck] = Field(default_factory=dict)
     """Parts between backbones and head, by names of your choice."""
     head: RawHead
     """The action head."""
-    init: Init = None
-    """Trained policy to start from: a directory, a policy on the hub, or `{from: ..., statistics: keep}`; ignored when a run is resumed."""
-    freeze: list[str] = Field(default_factory=list)
-    """Glob patterns of frozen parameters, such as `backbones.vision.*`."""
-    execute: int | None = Field(default=None, ge=1)
-    """Actions executed from each chunk before the next prediction; by default the whole chunk."""
-    ensemble: float | None = Field(default=None, allow_inf_nan=False)
-    """Temporal ensembling: average all predictions of an action, weighted by exp(-ensemble * i) with i = 0 the oldest; 0.01 in ACT."""
 
 
 class CustomPolicySection(Section):
@@ -266,16 +278,20 @@ class Recipe(Section):
     """Recipes to start from, relative to this one; mappings merge, later ones win, null removes."""
     vars: dict[str, Any] = Field(default_factory=dict, exclude=True)
     """Values for `${vars.name}` anywhere in the recipe; `${env:NAME:-default}` reads an environment variable."""
+    silence: Annotated[list[Silenced], AfterValidator(_distinct)] = Field(
+        default_factory=list, json_schema_extra={"uniqueItems": True}
+    )
+    """Codes of warnings to keep quiet, such as `W005`; `policysmith explain W005` describes one."""
     imports: Names = Field(default_factory=list)
     """Python files (relative to the recipe) or modules that register your own parts; needs `--allow-imports`."""
     data: DataSection
     """Demonstrations."""
+    collator: RawCollator = Field(default_factory=lambda: {"type": "default"})
+    """Collator, which turns samples into a batch."""
     policy: PolicySection
     """Network."""
     transforms: list[RawTransform] = Field(default_factory=list)
     """Transforms of a batch, in order; inverted for predicted actions."""
-    collator: RawCollator = Field(default_factory=lambda: {"type": "default"})
-    """Collator, which turns samples into a batch."""
     training: TrainingSection
     """Training settings."""
     evaluation: EvaluationSection | None = None

@@ -67,25 +67,31 @@ def either(words: Iterable[str], *, conjunction: str = "or") -> str:
     return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
-def correction(value: object, types: str | Sequence[str], text: str) -> str:
-    """Return a label that tells how to correct a value of the wrong type, whose source text is `text`."""
+def correction(value: object, types: str | Sequence[str], text: str) -> tuple[str, str | None]:
+    """Return a label that tells how to correct a value of the wrong type, and the text to write, if one is right.
+
+    `text` is the source text of the value.
+    """
     allowed = {types} if isinstance(types, str) else set(types)
-    if value is None:
-        return f"expected {expected(types)}"
-    if "array" in allowed and not isinstance(value, dict):
-        if isinstance(value, str) and (bounds := _RANGE.fullmatch(value)):
-            return f"write the numbers as a list: {_numbers(int(bounds[1] or 0), int(bounds[2]))}"
-        return f"write [{shortened(text) or quoted(value)}]"
-    if isinstance(value, str) and "integer" in allowed and (bounds := _RANGE.fullmatch(value)):
-        return f"write the numbers as a list: {_numbers(int(bounds[1] or 0), int(bounds[2]))}"
+    unknown = f"expected {expected(types)}"
+    short = not isinstance(value, str) or len(value) <= _LONGEST_NAME
+    bounds = _RANGE.fullmatch(value) if isinstance(value, str) and short else None
+    if value is None or isinstance(value, dict):
+        return unknown, None
+    if bounds and {"array", "integer"} & allowed:
+        numbers = _numbers(int(bounds[1] or 0), int(bounds[2]))
+        return f"write the numbers as a list: {numbers}", None if "..." in numbers else numbers
+    if "array" in allowed:
+        wrapped = f"[{shortened(text) or quoted(value)}]"
+        return f"write {wrapped}", wrapped if short else None
     if isinstance(value, str):
-        short = len(value) <= _LONGEST_NAME
-        return (_correct_string(value, allowed, text) if short else "") or f"expected {expected(types)}"
+        return (_correct_string(value, allowed, text) if short else None) or (unknown, None)
     if "string" in allowed and isinstance(value, (bool, int, float)):
-        return f'add quotes: "{shortened(text) or quoted(value)}"'
+        quotes = f'"{shortened(text) or quoted(value)}"'
+        return f"add quotes: {quotes}", quotes
     if "integer" in allowed and isinstance(value, float) and value.is_integer():
-        return f"write {int(value)}"
-    return f"expected {expected(types)}"
+        return f"write {int(value)}", str(int(value))
+    return unknown, None
 
 
 def _numbers(first: int, end: int) -> str:
@@ -96,19 +102,21 @@ def _numbers(first: int, end: int) -> str:
     return f"[{', '.join(numbers)}]"
 
 
-def _correct_string(value: str, allowed: set[str], text: str) -> str:
+def _correct_string(value: str, allowed: set[str], text: str) -> tuple[str, str] | None:
     if "boolean" in allowed:
         word = value.lower()
         if word in ("yes", "on", "true", "y", "no", "off", "false", "n"):
-            return f"write {'true' if word in ('yes', 'on', 'true', 'y') else 'false'}"
+            truth = "true" if word in ("yes", "on", "true", "y") else "false"
+            return f"write {truth}", truth
     try:
         number = resolve(value.replace("_", ""))
     except ValueError:
-        return ""
+        return None
     wanted = {"number"} if isinstance(number, float) else {"integer", "number"}
     if type(number) not in (int, float) or not wanted & allowed:
-        return ""
-    return f"remove the quotes: {value}" if "_" not in value and text != value else f"write {number}"
+        return None
+    plain = "_" not in value and text != value
+    return (f"remove the quotes: {value}", value) if plain else (f"write {number}", str(number))
 
 
 _LONGEST_NAME = 200  # a longer string is not a misspelled name

@@ -41,7 +41,10 @@ def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def fork_server() -> Iterator[subprocess.Popen[str]]:
     """A process with policysmith imported, which forks to run commands."""
     command = [sys.executable, str(Path(__file__).with_name("fork_server.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # read when torch is imported
+    with subprocess.Popen(
+        command, env=one_thread, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
         yield server
 
 

@@ -12,6 +12,9 @@ PACKAGES = ("builder", "components", "schemas")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 WRITES_TO_THE_TERMINAL = {
     "builder/cli.py",
+    "builder/commands/machine.py",
+    "builder/commands/recipes.py",
+    "builder/commands/runs.py",
     "builder/display.py",
     "schemas/arguments/parser.py",
     "schemas/questions/commands.py",

@@ -113,7 +113,7 @@ def evaluate_open_loop(
     size = dataset.robot.action_dim if isinstance(dataset, RobotDataset) else size
     mean = statistics["action"]["mean"] if statistics and "action" in statistics else None
     sums = _Sums(horizon, size, mean)
-    now = policy.present
+    now, runner = policy.present, policy.runner()
     chunks: list[Array] = []
     done: list[Array] = []
     first_length = dataset.episode_lengths[0]
@@ -127,7 +127,7 @@ def evaluate_open_loop(
             for key in (key for key in samples[0] if isinstance(samples[0][key], Tensor) and key != "action"):
                 observed = torch.stack([sample[key] for sample in samples])
                 ranges.check(key, observed, "the dataset may be damaged")
-            predicted = policy.predict(samples).float().cpu()
+            predicted = runner.predict(samples)
             finite(
                 "action",
                 predicted,

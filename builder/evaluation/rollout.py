@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SimulatorError, SpecError
 from ...schemas.specs import IMAGES
+from ..inference.runner import Runner
 from ..planning.checks.compatibility import Needs, Reordering, Scene
 from ..policy import BasePolicyModel
 from ..saved_policy import SavedPolicy
@@ -52,8 +53,8 @@ class Job:
     device: str
     allow_imports: bool
 
-    def open(self) -> tuple[BasePolicyModel, Environment]:
-        """Load the policy onto its device and open the environment."""
+    def open(self) -> tuple[Runner, Environment]:
+        """Load the policy into an engine on its device, and open the environment."""
         transformers_logging.disable_progress_bar()
         try:
             self.saved.run_imports(allowed=self.allow_imports)
@@ -64,11 +65,11 @@ class Job:
             environment = make(self.env, image_size=size or 96, render=size is not None)
         else:
             environment = self.env(size or 96, size is not None)
-        return self.saved.load(self.device), environment
+        return self.saved.load().runner(self.device), environment
 
 
 def roll_out(
-    policy: BasePolicyModel,
+    policy: BasePolicyModel | Runner,
     environment: Environment,
     *,
     index: int,
@@ -112,7 +113,7 @@ def _view(observation: Observation, environment: Environment) -> Image:
 
 
 _job: Job | None = None
-_opened: tuple[BasePolicyModel, Environment] | None = None
+_opened: tuple[Runner, Environment] | None = None
 
 
 def begin(job: Job) -> None:
@@ -134,7 +135,7 @@ def run_episode(index: int, seed: int, film_every: int | None) -> Rollout:
     return roll_out(policy, environment, index=index, seed=seed, needs=_job.needs, film_every=film_every)
 
 
-def _open() -> tuple[BasePolicyModel, Environment]:
+def _open() -> tuple[Runner, Environment]:
     global _opened
     if _opened is None:
         assert _job is not None

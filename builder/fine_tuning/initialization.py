@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...schemas.diagnostics import Diagnostic
 from ..planning.sources import DataPlan
 from ..policy import BasePolicyModel, RecipePolicy
 from ..recipe.loaded import LoadedRecipe
@@ -71,14 +72,20 @@ class Initialization:
         return set(policy.backbones) - untrained
 
     def report(self, transfer: Transfer | None) -> list[str]:
-        """Return lines for a person: what is taken and kept, and how the two policies differ."""
+        """Return lines for a person: what is taken and kept."""
         if self.base is None or transfer is None:
             return []
         lines = [f"starts from {self.base.given}: {transfer.summary}", *transfer.lines]
         lines += [f"  statistics kept: {', '.join(self.kept.kept)}"] if self.kept.kept else []
         lines += [f"  statistics of the data: {', '.join(self.kept.computed)}"] if self.kept.computed else []
-        doubts = (*self.kept.doubts, *self.base.differences(self.loaded, self.data))
-        return [*lines, *(f"warning: {text}" for text in doubts)]
+        return lines
+
+    def doubts(self) -> list[Diagnostic]:
+        """Return warnings about differences between a new policy and the one that it starts from."""
+        if self.base is None or self.resumed:
+            return []
+        found = (*self.kept.doubts, *self.base.differences(self.loaded, self.data))
+        return [self.loaded.diagnostic(self.base.place, text, code="W007 base-differs") for text in found]
 
 
 __all__ = ["Initialization"]

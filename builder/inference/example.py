@@ -10,7 +10,7 @@ from ...schemas.errors import SpecError
 from ...schemas.specs import Kind
 from ..policy import BasePolicyModel
 
-TASK = "pick up the block"
+TASK = "go"
 
 
 def example_samples(policy: BasePolicyModel, count: int, seed: int = 0) -> list[dict[str, Any]]:

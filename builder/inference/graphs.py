@@ -11,14 +11,11 @@ from torch import Tensor
 
 from ...components.randomness.generator import Tape
 from .. import compat
-from ..capture import CaptureError, capturing
+from ..capture import CaptureError, capturing, error_on_sync
 
 T = TypeVar("T")
 Inputs = Mapping[str, Tensor]
 Signature = tuple[tuple[str, torch.Size, torch.dtype], ...]
-
-_WARM = 2
-"""Runs before a capture, in which libraries allocate and compile."""
 
 
 def signature(inputs: Inputs) -> Signature:
@@ -39,24 +36,30 @@ class Captured(Generic[T]):
         Raises:
             CaptureError: The computation cannot be captured.
         """
-        self._inputs = {key: _kept(value, device) for key, value in inputs.items()}
+        self._device = device
+        self._inputs = {key: value.to(device, copy=True) for key, value in inputs.items()}
+        self._staged = {
+            key: torch.empty_like(value, pin_memory=True)
+            for key, value in inputs.items()
+            if value.device.type == "cpu"
+        }
         self._tape = Tape()
         self._graph = torch.cuda.CUDAGraph()
-        random = torch.cuda.get_rng_state(device)
 
         def run() -> T:
-            return compute({k: v.to(device, non_blocking=True) for k, v in self._inputs.items()})
+            return compute(dict(self._inputs))
 
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             with self._tape.recording():
                 run()
-            for _ in range(1, _WARM):
-                with self._tape.playing():
-                    run()
+            with self._tape.playing():
+                run()
+            self._without_waiting(run)
         torch.cuda.current_stream(device).wait_stream(side)
         torch.cuda.synchronize(device)
+        random = torch.cuda.get_rng_state(device)
         try:
             with capturing(self._graph, pool), self._tape.playing():
                 self._result = run()
@@ -65,25 +68,35 @@ class Captured(Generic[T]):
             torch.cuda.set_rng_state(random, device)
             raise CaptureError(str(error).splitlines()[0]) from error
 
+    def _without_waiting(self, run: Callable[[], T]) -> None:
+        """Run once more, and raise CaptureError if an operation waits for the GPU, as a graph cannot."""
+        try:
+            with error_on_sync(), self._tape.playing():
+                run()
+        except RuntimeError as error:
+            if "synchroniz" not in str(error):
+                raise
+            raise CaptureError("it waits for the GPU, as a graph cannot") from error
+
     def __call__(self, inputs: Inputs, generator: torch.Generator | None) -> T:
         """Compute for inputs of the captured kind; the result is overwritten by the next call."""
         for key, kept in self._inputs.items():
-            if inputs[key] is not kept:
-                kept.copy_(inputs[key])
+            given = inputs[key]
+            if key in self._staged:
+                given = self._staged[key].copy_(given)
+            kept.copy_(given, non_blocking=True)
         self._tape.fill(generator)
+        self._graph.replay()
+        return self._result
+
+    def replay(self) -> T:
+        """Compute once more for the inputs and numbers of the last call."""
         self._graph.replay()
         return self._result
 
     def free(self) -> None:
         """Release the memory of the graph."""
         self._graph.reset()
-
-
-def _kept(value: Tensor, device: torch.device) -> Tensor:
-    """Return a copy that stays where it is; one on the host is pinned, so that the graph can copy from it."""
-    if value.device.type == "cpu" and device.type == "cuda":
-        return value.clone().pin_memory()
-    return value.clone()
 
 
 class Graphs(Generic[T]):

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from ...schemas.errors import SpecError
 from ..capture import CaptureError, capturable
+from ..policy.acting.session import Session
 from ..policy.recipe_policy import RecipePolicy
+from .compilation import compile_layers, pack
 from .example import example_samples
 from .graphs import Captured, Graphs, Inputs
 from .precision import Precision, copy_for
@@ -45,6 +47,7 @@ class Runner:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         *,
+        compile: bool = False,
         kinds: int = _KINDS,
     ) -> None:
         """Copy a policy to a device, by default its own, as far as it must be moved or cast.
@@ -54,6 +57,7 @@ class Runner:
             device: Device to run on.
             precision: Precision of the weights: bfloat16 on a GPU and float32 elsewhere, or one of the two. A
                 hand-written policy keeps its weights, and computes under autocast with `bfloat16`.
+            compile: Compile the layers that parts repeat, which takes up to minutes at the first chunk.
             kinds: Number of kinds of inputs, such as batch sizes, that keep a CUDA graph.
 
         Raises:
@@ -71,9 +75,14 @@ class Runner:
         self.precision: Precision = precision
         """`float32` or `bfloat16`."""
         dtype = (torch.bfloat16 if precision == "bfloat16" else torch.float32) if composed else None
-        self.policy = copy_for(policy, place, dtype)
-        """The copy that runs."""
-        self.policy.predict = self.predict  # type: ignore[method-assign]  # for its `select_action`
+        keeps = not composed and place == policy.device  # code of its own may remember things
+        self.policy = policy if keeps else copy_for(policy, place, dtype)
+        """The policy that runs: a copy, or a hand-written one itself if it need not move."""
+        self._session = Session(self.policy, self)
+        if precision == "bfloat16" and place.type == "cuda":
+            pack(self.policy)
+        if compile:
+            compile_layers(self.policy)
         self._lock = threading.RLock()
         self._kinds = kinds
         if isinstance(self.policy, RecipePolicy):
@@ -101,7 +110,7 @@ class Runner:
         with self._lock:
             if not isinstance(policy, RecipePolicy):
                 with torch.autocast(policy.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                    return type(policy).predict(policy, samples, generator).float().cpu()
+                    return policy.predict(samples, generator).float().cpu()
             batch = policy.collator(samples)
             observed = policy.observations_in(batch)
             policy.check_observations(observed)
@@ -118,11 +127,11 @@ class Runner:
     ) -> Tensor:
         """Return the next action (A,), as the policy's own `select_action` does."""
         with self._lock:
-            return self.policy.select_action(observation, generator, clamp=clamp)
+            return self._session.select_action(observation, generator, clamp=clamp)
 
     def reset(self) -> None:
         """Forget the running chunk and the observation history: a new episode begins."""
-        self.policy.reset()
+        self._session.reset()
 
     def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
         """Run on made-up observations, so that the first real ones of these batch sizes wait for nothing."""
@@ -165,10 +174,10 @@ class Runner:
         self._graphs = self._new_graphs()
 
     def _new_graphs(self) -> Graphs[State]:
-        pool = torch.cuda.graph_pool_handle() if self._captured_stages else None
-
         def capture(inputs: Inputs) -> Captured[State]:
-            return Captured(self._capturable_part, inputs, self.device, pool)
+            if not len(self._graphs):  # a pool ends with the last graph in it
+                self._pool = torch.cuda.graph_pool_handle()
+            return Captured(self._capturable_part, inputs, self.device, self._pool)
 
         return Graphs(capture, self._kinds)
 

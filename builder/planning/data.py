@@ -113,9 +113,6 @@ class _Reader:
         size, weight = None, 1.0
         if isinstance(given, SourceSection):
             size, weight = None if given.resize is None else height_width(given.resize), given.weight
-        for key, text in info.unread.items():
-            if key.startswith(IMAGES):
-                _logger.warning("%s: `%s` is %s, images stored as numbers, and is ignored", path, key, text)
         specs = _specs(info, cameras, self.time_steps, given.path)
         chosen = self._chosen(info)
         if given.where and chosen:

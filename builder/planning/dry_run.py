@@ -27,12 +27,15 @@ from ..policy.storage.tied_weights import undeclared
 from ..recipe.loaded import LoadedRecipe
 from ..wiring.parts import Site
 from ..wiring.solve import Wiring, remarks
+from .checks.doubts import normalization_doubts
 from .checks.unused import unused
 from .policy import PolicyPlan, config_content
 from .sources import DataPlan
 from .summary import Summary
 
-_SIZES = {"B": 2, "L": 5}
+BATCH = 2
+"""Samples of a dry run."""
+_SIZES = {"B": BATCH, "L": 5}
 """Sizes that stand for symbols in specs."""
 _DEFECT = "a defect of this part"
 
@@ -57,9 +60,9 @@ def dry_run(
     """
     if reason := recipe_name_conflict(loaded.sections.name):
         raise RecipeError([loaded.diagnostic(("name",), reason, code="E007 invalid-value")])
-    policy = _construct(loaded, data, plan)
+    policy = construct(loaded, data, plan)
     policy.directory = loaded.directory
-    idle = unused(policy, _run(loaded, policy, plan))
+    idle = unused(policy, run_once(loaded, policy, plan))
     problems = [
         *_check_weights(loaded, policy, plan),
         *_check_collator(loaded, policy, data),
@@ -70,7 +73,7 @@ def dry_run(
     parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
     parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
     parts["head"] = policy.head
-    warned = tuple(_random_and_frozen(policy, plan, known))
+    warned = tuple(_random_and_frozen(loaded, policy, plan, known))
     freeze(policy, list(idle))
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
     trains = {
@@ -100,14 +103,15 @@ def dry_run(
         action=plan.wiring.action,
         unused=idle,
         moments=moment_bytes(trainable, eight_bit=loaded.sections.training.optimizer.states == "8bit"),
-        warnings=(*warned, *_remarks(plan)),
+        warnings=(*warned, *normalization_doubts(loaded, plan), *_remarks(loaded, plan)),
     )
 
 
-def _remarks(plan: PolicyPlan) -> list[str]:
+def _remarks(loaded: LoadedRecipe, plan: PolicyPlan) -> list[Diagnostic]:
     transforms = plan.parts.transforms
     inputs = [plan.wiring.into(index) for index in range(len(transforms))]
-    return remarks(transforms, inputs, plan.wiring.facts)
+    found = remarks(transforms, inputs, plan.wiring.facts)
+    return [loaded.diagnostic(place, text, code="W010 poor-statistics") for place, text in found]
 
 
 def _check_collator(loaded: LoadedRecipe, policy: RecipePolicy, data: DataPlan) -> list[Diagnostic]:
@@ -119,7 +123,9 @@ def _check_collator(loaded: LoadedRecipe, policy: RecipePolicy, data: DataPlan) 
     return []
 
 
-def _random_and_frozen(policy: RecipePolicy, plan: PolicyPlan, filled: Collection[str]) -> Iterator[str]:
+def _random_and_frozen(
+    loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan, filled: Collection[str]
+) -> Iterator[Diagnostic]:
     """Yield a warning for every backbone with frozen weights that nothing has trained."""
     for name, site in plan.parts.backbones.items():
         if getattr(site.config, "pretrained", None) is not None:
@@ -130,10 +136,11 @@ def _random_and_frozen(policy: RecipePolicy, plan: PolicyPlan, filled: Collectio
             if not parameter.requires_grad and own not in filled
         ]
         if frozen and any(site.part.Config.model_fields.keys() & {"pretrained"}):
-            yield (
-                f"{sum(frozen):,} weights of `backbones.{name}` are random and frozen, so it learns nothing; set its "
-                f"`pretrained`, start from a trained policy (`policy.init`), or do not freeze it"
+            fault = SpecError(
+                f"{sum(frozen):,} weights of `backbones.{name}` are random and frozen, so it learns nothing",
+                help="set its `pretrained`, start from a trained policy (`policy.init`), or do not freeze it",
             )
+            yield loaded.diagnostic(site.path, fault, code="W002 frozen-random-weights")
 
 
 def undeclared_ties(loaded: LoadedRecipe, policy: Any, path: KeyPath) -> list[Diagnostic]:
@@ -174,7 +181,7 @@ def unmatched_patterns(
     ]
 
 
-def _construct(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> RecipePolicy:
+def construct(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> RecipePolicy:
     """Return the policy on the meta device. Raise RecipeError for the part that fails."""
     config = RecipeConfig(**config_content(loaded, data, plan.facts))
     try:
@@ -208,8 +215,10 @@ def _defect(
     return loaded.diagnostic(path, SpecError(message, label=_DEFECT, help="the recipe is not at fault"))
 
 
-def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.Tensor:
-    """Return the loss of one training step, after sampling once.
+def run_once(
+    loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan, *, sample: bool = True
+) -> torch.Tensor:
+    """Return the loss of a training step of two samples on the meta device, after a prediction if `sample`.
 
     Raise RecipeError for the part that fails.
     """
@@ -236,7 +245,8 @@ def _run(loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan) -> torch.
         losses = policy.head.loss(ordered, batch["action"], padding_mask(batch))
         if "loss" not in losses or any(value.ndim for value in losses.values()):
             raise SpecError('returns no scalar "loss"', label=_DEFECT)
-        _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})
+        if sample:
+            _compare(site, {"action": wiring.action}, {"action": policy.head.sample(ordered).shape})
     except Exception as error:
         problem = "fails on inputs of the published shapes"
         raise RecipeError([_defect(loaded, site.path, site, problem, error)]) from error
@@ -315,4 +325,4 @@ def _examples(names: list[str]) -> list[str]:
     return list(by_part.values())[:4]
 
 
-__all__ = ["dry_run", "undeclared_ties", "unmatched_patterns"]
+__all__ = ["BATCH", "construct", "dry_run", "run_once", "undeclared_ties", "unmatched_patterns"]

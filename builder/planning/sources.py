@@ -122,6 +122,8 @@ class DataPlan:
     sources: tuple[DataSource, ...]
     specs: dict[str, Spec]
     """Specs of the samples that the policy is trained on."""
+    dropped: tuple[tuple[KeyPath, str], ...] = ()
+    """Columns that nothing reads because they cannot be learned from: place of the dataset, and reason."""
 
     @cached_property
     def robots(self) -> Robots:
@@ -140,17 +142,6 @@ class DataPlan:
         """Names and rate of the data, as `config.json` holds them; for several robots, by name."""
         held = {source.name: Signals.of(source.info).to_json() for source in self.sources}
         return held[None] if None in held else {str(name): value for name, value in held.items()}
-
-    @property
-    def warnings(self) -> list[str]:
-        """Doubts about the combination of several datasets."""
-        first, *others = self.sources
-        return [
-            f"`{first.name}` has {first.info.fps:g} frames per second and `{other.name}` {other.info.fps:g}: the same "
-            "chunk of actions lasts differently"
-            for other in others
-            if Signals.of(first.info).other_rate(Signals.of(other.info))
-        ]
 
     @property
     def paths(self) -> str | dict[str, str]:
@@ -186,7 +177,7 @@ class DataPlan:
         """Return the plan without some observations."""
         sources = tuple(source.without(keys) for source in self.sources)
         specs = {key: spec for key, spec in self.specs.items() if key not in keys}
-        return DataPlan(self.time_steps, sources, specs)
+        return replace(self, sources=sources, specs=specs)
 
     def open(self, split: Literal["training", "validation"]) -> LeRobotDataset | Mixture | None:
         """Open the samples of a split, or return None if it has no episodes."""

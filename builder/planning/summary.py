@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...schemas.diagnostics import Diagnostic
 from ...schemas.specs import Spec, Specs
 
 
@@ -29,7 +30,7 @@ class Summary:
     """Parameters that do not affect the loss, by pattern; they are frozen too."""
     moments: int
     """Bytes of AdamW's moments of all trainable parameters, in one process."""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Diagnostic, ...] = ()
     """Doubts that do not stop a run."""
 
     @property
@@ -46,7 +47,7 @@ class Checked:
     """Sizes of a composed policy; None for a hand-written one."""
     report: Sequence[str] = ()
     """Lines on the policy that it starts from."""
-    warnings: Sequence[str] = ()
+    warnings: Sequence[Diagnostic] = ()
     """Doubts that do not stop a run."""
 
 

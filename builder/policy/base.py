@@ -126,19 +126,26 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
         """Return the chains of transforms, by type, that run as one kernel on batches like this one."""
         return []
 
-    def runner(self, device: str | torch.device | None = None, precision: Precision = "auto") -> Runner:
+    def runner(
+        self,
+        device: str | torch.device | None = None,
+        precision: Precision = "auto",
+        *,
+        compile: bool = False,
+    ) -> Runner:
         """Return the engine that runs the policy on a robot, on a copy of it.
 
         Args:
             device: Device to run on, by default that of the policy.
             precision: `float32` or `bfloat16`; `auto` is bfloat16 on a GPU, float32 elsewhere.
+            compile: Compile layers, which makes chunks faster on a GPU and the first one slower, by up to minutes.
 
         Raises:
             SpecError: The precision is unknown.
         """
         from ..inference.runner import Runner  # which imports this module
 
-        return Runner(self, device, precision)
+        return Runner(self, device, precision, compile=compile)
 
     def eval(self) -> Self:
         """Set evaluation mode and return the policy itself."""

@@ -20,6 +20,7 @@ from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, paddin
 from ...components.images.fusion import can_fuse, fusable_chains, run_fused
 from ...components.layers.recomputation import recompute
 from ...components.pretrained import lora
+from ...components.real_time import Prefix
 from ...components.shares import shares_in, without_shares
 from ...schemas.errors import CheckpointError
 from ...schemas.specs import Kind, Spec, Specs
@@ -249,6 +250,27 @@ class RecipePolicy(BasePolicyModel):
         self, samples: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None
     ) -> Tensor:
         return self.inference(self._on_device(self.collator(samples)), generator)
+
+    @torch.no_grad()
+    def continue_chunks(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        running: Prefix,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return action chunks (B, H, A) that continue running ones, whose actions are in the robot's units.
+
+        Raises:
+            SpecError: The head cannot continue chunks, or a sample or a chunk is not finite or absurd.
+        """
+        batch = self._on_device(self.collator(samples))
+        observed = self.observations_in(batch)
+        self.check_observations(observed)
+        transformed = self.transform({**observed, "action": running.actions.to(self.device)})
+        prefix = Prefix(transformed["action"], running.weights.to(self.device), running.strength)
+        actions = self.restore(self.head.inpaint(self.features(transformed), prefix, generator), transformed)
+        self.check_actions(observed, actions)
+        return actions
 
     def transform(self, batch: Batch) -> dict[str, Any]:
         """Return the batch as the backbones read it, computed in float32 even under autocast.

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...schemas.diagnostics import Diagnostic, ErrorCode
+from ...schemas.diagnostics import Code, Diagnostic
 from ...schemas.errors import SpecError
 from ...schemas.part import PartConfig
 from ...schemas.recipe import Recipe
@@ -69,7 +69,7 @@ class LoadedRecipe:
         path: KeyPath,
         error: SpecError | str,
         *,
-        code: ErrorCode = "E020 bad-wiring",
+        code: Code = "E020 bad-wiring",
         related: Sequence[tuple[KeyPath, str]] = (),
         notes: Sequence[str] = (),
     ) -> Diagnostic:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ...schemas.diagnostics import Diagnostic, ErrorCode
 from ...schemas.errors import SpecError
-from ...schemas.recipe import DataSection, EvaluationSection, Recipe, TrainingSection
+from ...schemas.recipe import DataSection, EvaluationSection, Recipe
 from ...schemas.wording import did_you_mean
 from ...schemas.yaml.document import Document
 from ...schemas.yaml.nodes import KeyPath
@@ -167,19 +165,10 @@ def batch_size(loaded: LoadedRecipe, samples: int, training: int, episodes: int)
     return [loaded.diagnostic(("training", "batch_size"), error, code="E023 bad-dataset")]
 
 
-def ignored_options(training: TrainingSection) -> Sequence[str]:
-    """Return a warning for every option that another one disables."""
-    default = TrainingSection.model_fields["save_minutes"].default
-    if training.save_every is None or training.save_minutes in (None, default):
-        return ()
-    return ("`training.save_minutes` has no effect beside `training.save_every`; remove one of the two",)
-
-
 __all__ = [
     "batch_size",
     "chunk_use",
     "contradictions",
     "declared_steps",
-    "ignored_options",
     "past_actions",
 ]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from ...components.registry import REGISTRIES
 from ...schemas.check import check_against
-from ...schemas.diagnostics import Diagnostic, ErrorCode, Span
+from ...schemas.diagnostics import Code, Diagnostic, Span
 from ...schemas.errors import RegistryError, SpecError
 from ...schemas.json_schema import SchemaTree, shipped_schema
 from ...schemas.part import PartConfig
@@ -131,7 +131,7 @@ def located(
     path: KeyPath,
     error: SpecError | str,
     *,
-    code: ErrorCode = "E020 bad-wiring",
+    code: Code = "E020 bad-wiring",
     related: Sequence[tuple[KeyPath, str]] = (),
     notes: Sequence[str] = (),
 ) -> Diagnostic:

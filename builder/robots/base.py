@@ -13,7 +13,7 @@ def stop(self): ...
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class Robot(ABC):
     """Names of the dimensions of an action."""
     limits: tuple[Action, Action] | None = None
     """Lowest and highest actions (A,); actions are clamped to them. None for no limits."""
-    max_steps: ClassVar[int] | int = 1000
+    max_steps: int = 1000
     """Step limit of an episode."""
 
     @property

@@ -18,10 +18,14 @@ from ..data.signals import Signals
 from ..display import shown
 from ..evaluation.closed_loop import wilson
 from ..planning.checks.compatibility import Needs, Reordering, Scene, check_scene, needs_of
+from ..policy import BasePolicyModel
+from ..policy.acting.asynchronous import AsyncPolicy, DelayedWorker, Local, Thinker
 from ..saved_policy import SavedPolicy, choose_device
 from ..serving.client import RemotePolicy
+from ..serving.thinking import Remote
 from ..simulation.seeds import evaluation_seed
 from .base import Robot
+from .clock import WallClock
 from .loop import Actor, Interface, RobotEpisode, drive
 from .recording import Recording
 from .simulated import open_robot
@@ -31,9 +35,10 @@ def rollout(args: Namespace) -> int:
     """Run `policysmith rollout`."""
     set_up_logging()
     with (
-        _policy(args) as (actor, needs),
+        _policy(args) as (policy, needs),
         closing(open_robot(args.robot, image_size=_image_size(args, needs))) as robot,
     ):
+        actor = _ahead(args, policy, robot)
         interface, notes = fitted(needs, robot)
         for note in notes:
             console.print(note, markup=False)
@@ -57,7 +62,7 @@ def rollout(args: Namespace) -> int:
                     console.print(described(episode), markup=False)
         finally:
             if done:
-                console.print(summary(done, actor), markup=False)
+                console.print(summary(done, policy, actor), markup=False)
             if args.record is not None and (kept := expanded(args.record)).is_dir():
                 console.print(f"recorded {shown(kept)}", markup=False)
     return 0
@@ -97,15 +102,43 @@ def described(episode: RobotEpisode) -> str:
     return f"episode {episode.index}: {episode.end} after {episode.steps} steps{rest}"
 
 
-def summary(episodes: list[RobotEpisode], actor: Actor) -> str:
+def summary(episodes: list[RobotEpisode], policy: Actor, actor: Actor) -> str:
     """Return a line about all episodes."""
     successes = sum(episode.success for episode in episodes)
     low, high = wilson(successes, len(episodes))
-    again = actor.reconnections if isinstance(actor, RemotePolicy) else 0
-    lost = f"; {again} lost connections were opened again" if again else ""
+    again = policy.reconnections if isinstance(policy, RemotePolicy) else 0
+    more = f"; {again} lost connections were opened again" if again else ""
+    if isinstance(actor, AsyncPolicy):
+        more += f"; thinking took {actor.delay} steps, and {actor.misses} steps had no action in time"
     return (
-        f"success {successes} of {len(episodes)}, 95 % interval {100 * low:.0f} to {100 * high:.0f} %{lost}"
+        f"success {successes} of {len(episodes)}, 95 % interval {100 * low:.0f} to {100 * high:.0f} %{more}"
     )
+
+
+def _ahead(args: Namespace, policy: Actor, robot: Robot) -> Actor:
+    """Return the policy, or one that thinks ahead."""
+    simulated = not isinstance(robot.clock, WallClock)
+    if args.think_ahead is None:
+        if args.simulated_delay:
+            raise SpecError("`--simulated-delay` needs `--think-ahead`", help="add `--think-ahead plain`")
+        return policy
+    if args.simulated_delay and not simulated:
+        raise SpecError(
+            f"{args.robot} is not simulated, so its delays are real", help="leave `--simulated-delay` out"
+        )
+    guided = args.think_ahead == "guided"
+    thinker: Thinker
+    if isinstance(policy, RemotePolicy):
+        if guided:
+            raise SpecError(
+                "the protocol of servers carries no running chunk",
+                help="use `--think-ahead plain`, or a local policy",
+            )
+        thinker = Remote(policy)
+    else:
+        assert isinstance(policy, BasePolicyModel)
+        thinker = Local(policy, guided=guided)
+    return AsyncPolicy(thinker, DelayedWorker(args.simulated_delay) if simulated else None, late=args.late)
 
 
 @contextmanager
@@ -116,7 +149,10 @@ def _policy(args: Namespace) -> Iterator[tuple[Actor, Needs]]:
     if args.server is None:
         saved = SavedPolicy.find(args.checkpoint, verify=args.verify)
         saved.run_imports(allowed=args.allow_imports)
-        yield saved.load(choose_device(args.device)), needs_of(saved, args.embodiment)
+        policy = saved.load(choose_device(args.device))
+        if args.think_ahead != "guided":  # which differentiates through the policy, and the engine does not
+            policy = policy.runner().policy
+        yield policy, needs_of(saved, args.embodiment)
         return
     token = args.token or os.environ.get("POLICYSMITH_TOKEN")
     with RemotePolicy(args.server, token=token, patience=args.patience) as remote:

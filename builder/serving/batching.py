@@ -72,6 +72,10 @@ class Batcher:
         finally:
             waiting.answer.cancel()  # for a robot that left meanwhile
 
+    async def warm_up(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Predict a batch in the thread that will predict all others."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._predict, samples, None)
+
     async def run(self) -> None:
         """Answer samples until canceled."""
         try:

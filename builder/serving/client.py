@@ -79,13 +79,17 @@ class RemotePolicy:
             raise TypeError(f"clamp must be True or False, not {clamp!r}")
         if self._actions:
             if len(self.observation_steps) > 1:
-                self._ask("observe", observation)
+                self.remember(observation)
             return self._actions.popleft()
         options: dict[str, Any] = {"clamp": clamp}
         if generator is not None:
             options["seed"] = int(torch.randint(2**63 - 1, (), generator=generator))
         self._actions.extend(self._actions_of(self._ask("act", observation, options)))
         return self._actions.popleft()
+
+    def remember(self, observation: Mapping[str, Any]) -> None:
+        """Send an observation that asks for no chunk, for a policy that reads earlier observations."""
+        self._ask("observe", observation)
 
     def chunk(self, observation: Mapping[str, Any], *, clamp: bool = False) -> Tensor:
         """Return the whole chunk (H, A) for one time step, which follows those sent before."""

@@ -35,7 +35,8 @@ def serve(args: Namespace) -> int:
     saved = SavedPolicy.find(args.checkpoint, verify=args.verify)
     saved.run_imports(allowed=args.allow_imports)
     device = choose_device(args.device)
-    server = PolicyServer(saved.load(device), limits, names=names)
+    runner = saved.load().runner(device, precision=args.precision)
+    server = PolicyServer(runner.policy, limits, names=names, source=runner)
     if limits.token is None and args.host not in ("127.0.0.1", "::1", "localhost"):
         log.warning(
             "everyone who reaches %s can drive this policy; set a token in %s, and encrypt with a proxy",
@@ -44,7 +45,7 @@ def serve(args: Namespace) -> int:
         )
 
     def ready(address: str) -> None:
-        console.print(f"policy  {shown(saved.directory)} on {device}", markup=False)
+        console.print(f"policy  {shown(saved.directory)} on {device}, {runner.precision}", markup=False)
         for key, expected in server.metadata["observation"].items():
             shape = "str" if expected["shape"] is None else f"{expected['dtype']} {tuple(expected['shape'])}"
             called = "" if expected["key"] == key else f" as `{expected['key']}`"

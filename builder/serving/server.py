@@ -30,10 +30,10 @@ from ...components.features import chunk_size
 from ...schemas.errors import SpecError
 from ...schemas.specs import Spec
 from ..data.signals import Signals
+from ..inference.example import example_samples
 from ..policy import BasePolicyModel
 from ..policy.acting.session import ChunkSource, Session
 from .batching import Batcher
-from .example import example_observation
 from .metrics import Metrics
 from .observations import Translator
 from .protocol import REQUEST, Request, pack, read_request, unpack
@@ -163,12 +163,8 @@ class PolicyServer:
 
     async def _warm_up(self) -> None:
         """Predict batches of every size that will occur."""
-        sample = Session(self.policy).observe(example_observation(self.policy))
-        assert sample is not None
-        size = 1
-        while size <= self.limits.batch:
-            await asyncio.to_thread(self._source.predict, [sample] * size)
-            size *= 2
+        for size in range(1, self.limits.batch + 1):
+            await self._batcher.warm_up(example_samples(self.policy, size))
 
     async def _drain(self, server: Server) -> None:
         """Accept no more robots, answer what they have sent, and disconnect them."""

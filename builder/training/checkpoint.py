@@ -150,6 +150,7 @@ CHANGEABLE = (
     "output",
     "evaluation",
     "meta",
+    "silence",
     "imports",
     "data.path",
     "data.sources.*.path",

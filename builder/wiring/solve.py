@@ -17,7 +17,7 @@ from ...schemas.diagnostics import ErrorCode
 from ...schemas.errors import PolicysmithError, WeightsError
 from ...schemas.part import BackboneConfig
 from ...schemas.specs import Kind, Spec, Specs
-from ...schemas.yaml.nodes import KeyPath, dotted
+from ...schemas.yaml.nodes import KeyPath
 from .features import check_names, head_inputs, origins, wire_necks
 from .parts import Parts, Problem, Site, WiringError, as_spec_error, because
 
@@ -151,10 +151,12 @@ def wire_samples(sites: Sequence[Site], observations: Specs, facts: Mapping[str,
     return stages
 
 
-def remarks(transforms: Sequence[Site], inputs: Sequence[Specs], facts: Mapping[str, Facts]) -> list[str]:
+def remarks(
+    transforms: Sequence[Site], inputs: Sequence[Specs], facts: Mapping[str, Facts]
+) -> list[tuple[KeyPath, str]]:
     """Return the remarks of transforms about the data, each with its place; `inputs` are theirs, in order."""
     return [
-        f"`{dotted(site.path)}`: {remark}"
+        (site.path, remark)
         for site, specs in zip(transforms, inputs, strict=True)
         for remark in cast(type[Transform], site.part).remarks(site.config, specs, facts.get(site.key, {}))
     ]

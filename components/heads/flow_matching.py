@@ -15,6 +15,7 @@ from ..denoising.noise_levels import BetaLevels, NoiseLevels
 from ..features import chunk_size, masked_mean, padded_steps
 from ..part_options import nested
 from ..randomness.generator import normal
+from ..real_time import Prefix, guided_slope
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 
@@ -99,15 +100,33 @@ class FlowMatching(ActionHead):
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """Integrate noise, drawn by the generator, to an action chunk (B, H, A)."""
+        return self._integrate(features, generator, None)
+
+    @torch.no_grad()
+    def inpaint(
+        self, features: Mapping[str, Feature], prefix: Prefix, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Integrate noise to an action chunk (B, H, A), guided towards the prefix in every step."""
+        return self._integrate(features, generator, prefix)
+
+    def _integrate(
+        self, features: Mapping[str, Feature], generator: torch.Generator | None, prefix: Prefix | None
+    ) -> Tensor:
         context = self.network.encode(features)
         first = next(iter(context.values()))
         chunk = normal((len(first), self._horizon, self._action_dim), first.device, generator)
+
+        def slope_at(chunk: Tensor, level: float) -> Tensor:
+            if prefix is None:
+                return self._slope(chunk, level, context, features)
+            return guided_slope(lambda x: self._slope(x, level, context, features), chunk, level, prefix)
+
         steps = self.config.steps
         for step in range(1 if chunk.is_meta else steps):  # all steps are the same there
             level, size = 1.0 - step / steps, -1.0 / steps
-            slope = self._slope(chunk, level, context, features)
+            slope = slope_at(chunk, level)
             if self.config.sampler == "heun" and step < steps - 1:
-                ahead = self._slope(chunk + size * slope, level + size, context, features)
+                ahead = slope_at(chunk + size * slope, level + size)
                 slope = (slope + ahead) / 2.0
             chunk = chunk + size * slope
         return chunk

@@ -50,15 +50,21 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, queries: Tensor, context: Tensor, mask: Tensor | None = None, rotary: RotaryTable | None = None
+        self,
+        queries: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        rotary: RotaryTable | None = None,
+        both: Tensor | None = None,
     ) -> Tensor:
         """Attend from queries (B, N, D) to context (B, M, C), and return (B, N, D).
 
         mask is (B, M), True for valid context, or (B, N, M), True for visible context; a query that sees
-        nothing gathers zeros. `rotary` rotates queries and keys.
+        nothing gathers zeros. `rotary` rotates queries and keys. `both` (B, M, 2 * D) are keys and values of
+        the context, if `key_value` has computed them before.
         """
         query = self.query(queries).unflatten(-1, (self.heads, -1))
-        both = self.key_value(context).unflatten(-1, (2, self.heads, -1))
+        both = (self.key_value(context) if both is None else both).unflatten(-1, (2, self.heads, -1))
         plain = rotary is None and (mask is None or mask.shape == both.shape[:2])
         if plain and attention.serves(query, both):
             gathered: Tensor = self.out(attention.attention(query, both, seen=mask).flatten(2))

@@ -25,8 +25,8 @@ def convolve(layer: nn.Conv1d | nn.ConvTranspose1d, steps: Tensor) -> Tensor:
 
 def gather(layer: nn.Conv1d, steps: Tensor) -> Tensor:
     """Apply a convolution without groups or dilation to steps (B, D, H), as one product of its windows."""
-    (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
-    assert isinstance(padding, int)
+    (kernel,), (stride,), padding = layer.kernel_size, layer.stride, layer.padding[0]
+    assert isinstance(padding, int)  # not `same`
     if kernel == 1 and stride == 1 and not padding:
         rows = steps.transpose(1, 2)
     else:
@@ -37,7 +37,8 @@ def gather(layer: nn.Conv1d, steps: Tensor) -> Tensor:
 
 def spread(layer: nn.ConvTranspose1d, steps: Tensor) -> Tensor:
     """Apply a transposed convolution without groups or dilation to steps (B, D, H), as one product."""
-    (kernel,), (stride,), (padding,) = layer.kernel_size, layer.stride, layer.padding
+    (kernel,), (stride,), padding = layer.kernel_size, layer.stride, layer.padding[0]
+    assert isinstance(padding, int)
     (more,) = layer.output_padding
     length = (steps.shape[2] - 1) * stride - 2 * padding + kernel + more
     windows = (steps.transpose(1, 2) @ layer.weight.flatten(1)).transpose(1, 2)  # (B, D' * kernel, H)

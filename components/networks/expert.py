@@ -16,6 +16,9 @@ from ..layers.basic import joined_mask, mlp, waves
 from ..layers.blocks.expert import ExpertLayer, expert_norm
 from ..layers.rotary import rotary_table
 
+_ALIGNED = 8
+"""Keys come in multiples of so many, without which a GPU multiplies by slower instructions."""
+
 
 class Expert(Network):
     """Transformer that attends to a language model, layer by layer: the mixture of transformers of pi0.
@@ -114,7 +117,8 @@ class Expert(Network):
 
         Returns:
             `key_values` (B, L, 2, G, N, E) in the layout of the layers, the model's `end` (B,), `tokens`
-                (B, M, D) of other features, and `mask` (B, N) and `tokens_mask` (B, M) unless all are valid.
+                (B, M, D) of other features, and `mask` (B, N) and `tokens_mask` (B, M) unless all are valid;
+                without gradients also the tables and the mask of `_arrange`.
         """
         dtype, model = self.action_in.weight.dtype, features[self._model]
         if model.end is None:
@@ -135,7 +139,48 @@ class Expert(Network):
             context["tokens"] = torch.cat([tokens for tokens, _ in parts], dim=1)
             if (mask := joined_mask(*parts)) is not None:
                 context["tokens_mask"] = mask
-        return context
+        if torch.is_grad_enabled():  # training may repeat the context, each time with padding of its own
+            return context
+        if "mask" in context:
+            context = self._aligned(context)
+        return {**context, **self._arrange(context)}
+
+    def _aligned(self, context: Context) -> Context:
+        """Return the context with hidden keys, so that the number of all keys suits the units for products."""
+        known = context["tokens"].shape[1] if "tokens" in context else 0
+        more = -(context["mask"].shape[1] + known + self._horizon) % _ALIGNED
+        held, mask = context["key_values"], context["mask"]
+        return {**context, "key_values": F.pad(held, (0, 0, 0, more)), "mask": F.pad(mask, (0, more))}
+
+    def _arrange(self, context: Context, is_pad: Tensor | None = None) -> Context:
+        """Return what the sequence of tokens determines, for all layers and times.
+
+        Returns:
+            The rotary table `cosine` and `sine` (B, 1, S, E / 2) after the model's positions, and with
+                `joint_every` the same from 0, `own_cosine` and `own_sine`; and `visible`, the mask
+                (B or 1, 1, heads / G * S, N + S) of joint layers, unless all see all.
+        """
+        config, held, end = self.config, context["key_values"], context["end"]
+        places = torch.arange(self._horizon, device=held.device).expand(len(held), -1)
+        valid, known = None if is_pad is None else ~is_pad, 0
+        actions = held.new_empty(len(held), self._horizon, 0)
+        tokens = actions
+        if "tokens" in context:
+            before, mask = context["tokens"], context.get("tokens_mask")
+            known = before.shape[1]
+            valid = joined_mask((before, mask), (actions, valid))
+            tokens = torch.cat([before[..., :0], actions], dim=1)
+            shown = torch.ones_like(before[..., 0], dtype=torch.bool) if mask is None else mask
+            places = torch.cat([shown.cumsum(1) - 1, shown.sum(1, keepdim=True) + places], dim=1)
+        causal = config.action_attention == "causal"
+        made: Context = {}
+        visible = _visible(held[:, 0, 0, 0], context.get("mask"), tokens, valid, known, causal)
+        if visible is not None:
+            made["visible"] = visible.repeat(1, 1, config.heads // self._groups, 1)
+        made["cosine"], made["sine"] = rotary_table(end[:, None] + places, self._size, self._base)
+        if config.joint_every > 1:
+            made["own_cosine"], made["own_sine"] = rotary_table(places, self._size, self._base)
+        return made
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
         """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
@@ -146,25 +191,17 @@ class Expert(Network):
             condition = F.silu(self.time(embedded))
         else:
             tokens = self.time(torch.cat([tokens, embedded[:, None].expand_as(tokens)], dim=-1))
-        valid, known = None if is_pad is None else ~is_pad, 0
-        places = torch.arange(self._horizon, device=chunk.device).expand(len(chunk), -1)
+        known = 0
         if "tokens" in context:
-            before, mask = context["tokens"], context.get("tokens_mask")
-            known = before.shape[1]
-            valid = joined_mask((before, mask), (tokens, valid))
-            tokens = torch.cat([before, tokens], dim=1)  # (B, S, D)
-            shown = torch.ones_like(before[..., 0], dtype=torch.bool) if mask is None else mask
-            places = torch.cat([shown.cumsum(1) - 1, shown.sum(1, keepdim=True) + places], dim=1)
-        key_values, seen = context["key_values"], context.get("mask")
-        share = config.heads // self._groups
-        mask = _visible(
-            key_values[:, 0, 0, 0], seen, tokens, valid, known, config.action_attention == "causal"
-        )
-        mask = None if mask is None else mask.repeat(1, 1, share, 1)
+            known = context["tokens"].shape[1]
+            tokens = torch.cat([context["tokens"], tokens], dim=1)  # (B, S, D)
+        if is_pad is not None or "cosine" not in context:
+            context = {**context, **self._arrange(context, is_pad)}
+        continued = context["cosine"], context["sine"]
+        restarted = (context["own_cosine"], context["own_sine"]) if config.joint_every > 1 else continued
+        mask, seen = context.get("visible"), context.get("mask")
         seen = None if seen is None else seen[:, None, None]
-        continued = rotary_table(context["end"][:, None] + places, self._size, self._base)
-        restarted = rotary_table(places, self._size, self._base) if config.joint_every > 1 else continued
-        for layer, held in zip(self.layers, key_values.unbind(1), strict=True):
+        for layer, held in zip(self.layers, context["key_values"].unbind(1), strict=True):
             turned, allowed = (continued, mask) if layer.joint else (restarted, seen)
             tokens = layer(tokens, held, turned, allowed, condition)
         out: Tensor = self.action_out(self.norm(tokens[:, known:], condition)[1])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +120,8 @@ class GrootDit(Network):
         Returns:
             `tokens` (B, M, D) of the sequence, the attended features `seen0`, `seen1`, ... (B, N, C), the
                 masks `tokens_mask` and `mask0`, `mask1`, ... unless all are valid, and `robot` (B,) with
-                several robots.
+                several robots; without gradients also `key_value0`, `key_value2`, ..., the keys and values
+                (B, N, 2 * D) of the layers that attend to them.
         """
         dtype = self.out.weight.dtype
 
@@ -136,6 +137,11 @@ class GrootDit(Network):
             context[f"seen{index}"] = torch.cat([tokens for tokens, _ in parts], dim=1)
             if (mask := joined_mask(*parts)) is not None:
                 context[f"mask{index}"] = mask
+        if not torch.is_grad_enabled():
+            for index, block in enumerate(self.blocks):
+                if index % 2 == 0:
+                    seen = context[f"seen{index // 2 % len(self._groups)}"]
+                    context[f"key_value{index}"] = cast(Any, block).attention.key_value(seen)
         robot = context.get("robot")
         parts = [
             (self.states[name](tokens_of(key), robot), features[key].mask)
@@ -168,7 +174,7 @@ class GrootDit(Network):
             seen, mask = (
                 (context[f"seen{turn}"], context.get(f"mask{turn}")) if index % 2 == 0 else (None, valid)
             )
-            tokens = block(tokens, condition, seen, mask)
+            tokens = block(tokens, condition, seen, mask, context.get(f"key_value{index}"))
         shift, scale = self.modulation(condition).chunk(2, dim=-1)
         _, tokens = modulated(self.norm, tokens[:, -self._horizon :], shift=shift, scale=scale)
         tokens = self.out(tokens)
@@ -193,15 +199,21 @@ class GrootBlock(nn.Module):
         )
 
     def forward(
-        self, tokens: Tensor, condition: Tensor, context: Tensor | None, mask: Tensor | None
+        self,
+        tokens: Tensor,
+        condition: Tensor,
+        context: Tensor | None,
+        mask: Tensor | None,
+        key_value: Tensor | None = None,
     ) -> Tensor:
         """Map tokens (B, N, D), with the embedded time condition (B, D), to (B, N, D).
 
-        They attend to context (B, M, C), with mask (B, M), or to each other without a context.
+        They attend to context (B, M, C), with mask (B, M), or to each other without a context; key_value
+        (B, M, 2 * D) are keys and values of the context, if they are known.
         """
         scale, shift = self.modulation(condition).chunk(2, dim=-1)
         _, normal = modulated(self.norm, tokens, shift=shift, scale=scale)
-        change = self.attention(normal, normal if context is None else context, mask)
+        change = self.attention(normal, normal if context is None else context, mask, both=key_value)
         tokens, normal = modulated(self.norm, tokens, self.dropout(change))
         out: Tensor = tokens + self.dropout(self.mlp(normal))
         return out

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -173,7 +173,7 @@ class ConvBlock(nn.Sequential):
         hidden = convolve(convolution, steps)
         if uses_kernel(hidden):
             return group_norm_mish(hidden, norm.num_groups, norm.weight, norm.bias, scale, shift, norm.eps)
-        hidden = mish(norm(hidden))
+        hidden = cast(Tensor, mish(norm(hidden)))
         hidden = hidden if scale is None else scale[..., None] * hidden
         return hidden if shift is None else hidden + shift[..., None]
 

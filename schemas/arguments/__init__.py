@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from . import data, deployment, policies, recipes, training
+from . import data, deployment, machine, policies, recipes, training
 from .parser import Parser, program
 
 _START = """\
@@ -31,7 +31,7 @@ def build_and_train() -> Parser:
 def policysmith() -> Parser:
     """Return the parser of `policysmith`."""
     parser = program("policysmith", _START)
-    for group in (recipes, training, policies, deployment, data):
+    for group in (recipes, training, policies, deployment, data, machine):
         group.add(parser)
     return parser
 

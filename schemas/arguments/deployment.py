@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from .parser import Parser, add_checkpoint, add_device, add_imports, add_verify, count, port, positive, spread
+from .parser import (
+    Parser,
+    add_checkpoint,
+    add_device,
+    add_format,
+    add_imports,
+    add_verify,
+    count,
+    port,
+    positive,
+    spread,
+)
 
 GROUP = "policies"
 
@@ -11,6 +22,7 @@ def add(parser: Parser) -> None:
     """Add the verbs that bring a trained policy to robots."""
     _add_serve(parser)
     _add_rollout(parser)
+    _add_bench(parser)
 
 
 def _add_serve(parser: Parser) -> None:
@@ -54,6 +66,12 @@ def _add_serve(parser: Parser) -> None:
         default=2.0,
         metavar="MS",
         help="longest wait of an observation for others, in milliseconds (default: 2)",
+    )
+    serve.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="precision of the weights (default: bfloat16 on a GPU, float32 elsewhere)",
     )
     add_imports(serve)
     add_verify(serve)
@@ -105,6 +123,52 @@ def _add_rollout(parser: Parser) -> None:
     rollout.add_argument(
         "--record", metavar="DIR", help="new directory for a LeRobot dataset of the episodes"
     )
+    rollout.add_argument(
+        "--think-ahead",
+        choices=("plain", "guided"),
+        help="predict the next chunk while the current one runs; `guided` continues it (real-time chunking)",
+    )
+    rollout.add_argument(
+        "--late",
+        choices=("hold", "wait"),
+        default="hold",
+        help="without an action in time, repeat the last one or wait (default: hold)",
+    )
+    rollout.add_argument(
+        "--simulated-delay",
+        type=count,
+        default=0,
+        metavar="STEPS",
+        help="control steps that thinking ahead takes in a simulator, whose time stands still (default: 0)",
+    )
     add_imports(rollout)
     add_verify(rollout)
     add_device(rollout)
+
+
+def _add_bench(parser: Parser) -> None:
+    bench = parser.add_verb(
+        GROUP,
+        "bench",
+        "bench",
+        "measure how long a trained policy takes for a chunk of actions, and where the time goes",
+        "policysmith bench runs/act",
+        "policysmith bench runs/act --device cuda --precision float32 --batch 4",
+    )
+    bench.set_defaults(module="builder.inference.command")
+    add_checkpoint(bench)
+    bench.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="precision of the engine (default: auto, bfloat16 on a GPU and float32 elsewhere)",
+    )
+    bench.add_argument("--batch", type=positive, default=1, help="observations at a time (default: 1)")
+    bench.add_argument("--repeats", type=positive, default=100, help="chunks to time (default: 100)")
+    bench.add_argument(
+        "--compile", action="store_true", help="compile layers too, which takes up to minutes at the start"
+    )
+    add_format(bench, "json")
+    add_imports(bench)
+    add_verify(bench)
+    add_device(bench)

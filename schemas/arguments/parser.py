@@ -24,10 +24,12 @@ _GAP = 15  # columns of the names of verbs
 
 
 class Parser(ArgumentParser):
-    """A parser whose usage errors come with a cure. `groups` are its verbs, by heading."""
+    """A parser whose usage errors come with a cure. `groups` are its verbs, by heading, and `arguments` its own."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, formatter_class=RawDescriptionHelpFormatter, **options)
+        self.arguments: list[Action] = []
+        options.setdefault("formatter_class", RawDescriptionHelpFormatter)
+        super().__init__(*args, **options)
         self.groups: dict[str, dict[str, Parser]] = {}
         self._actions_of_verbs: Any = None
         self._given: Sequence[str] = ()
@@ -36,6 +38,11 @@ class Parser(ArgumentParser):
     def verbs(self) -> dict[str, Parser]:
         """The parsers of its verbs, by name."""
         return {name: verb for group in self.groups.values() for name, verb in group.items()}
+
+    def add_argument(self, *names: Any, **options: Any) -> Action:
+        """Add an argument, which `arguments` lists."""
+        self.arguments.append(super().add_argument(*names, **options))
+        return self.arguments[-1]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse words, which the cures of errors refer to."""
@@ -217,3 +224,11 @@ def spread(text: str) -> float:
     if not 0.0 <= number < math.inf:
         raise ArgumentTypeError(f"{text!r} is not a finite number of at least 0")
     return number
+
+
+def gibibytes(text: str) -> float:
+    """Return a size such as `24GB`, `24GiB` or `24` in GiB. Raise ArgumentTypeError for other text."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise ArgumentTypeError(f"{text!r} is not a size of memory, such as 24GB")
+    return float(match[1])

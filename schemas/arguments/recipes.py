@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 from ..kinds import KINDS
-from .parser import Parser, add_format, add_recipe
+from .parser import Parser, add_format, add_recipe, gibibytes
 
 GROUP = "recipes"
 
 
 def add(parser: Parser) -> None:
     """Add the verbs about recipes."""
+    new = parser.add_verb(
+        GROUP,
+        "new",
+        "new",
+        "write a recipe for a dataset",
+        "policysmith new --data datasets/mine",
+        "policysmith new --data datasets/mine --policy act --gpu 24GB --out mine.yaml",
+        "policysmith new --data datasets/mine --from recipes/tiny/act.yaml",
+        module="builder.commands.recipes",
+    )
+    new.add_argument("--data", metavar="DIR", required=True, help="directory of a LeRobot dataset")
+    source = new.add_mutually_exclusive_group()
+    source.add_argument(
+        "--policy",
+        metavar="NAME",
+        help="ready-made recipe to adapt, such as act (default: one that suits the data)",
+    )
+    source.add_argument("--from", dest="base", metavar="RECIPE", help="recipe of your own to adapt")
+    _add_gpu(new)
+    new.add_argument("--out", metavar="FILE", help="new recipe (default: NAME.yaml)")
+
     check = parser.add_verb(
         GROUP,
         "check",
         "check",
         "validate a recipe and show the sizes of its policy",
         "policysmith check recipes/vit_mlp.yaml",
-        "policysmith check recipes/vit_mlp.yaml --format json",
+        "policysmith check recipes/vit_mlp.yaml --fix",
+        "policysmith check recipes/vit_mlp.yaml --format github",
     )
     add_recipe(check)
-    add_format(check, "json")
+    add_format(check, "json", "sarif", "github")
+    check.add_argument(
+        "--fix",
+        action="store_true",
+        help="correct the recipe's text where one answer is right; comments stay",
+    )
 
     render = parser.add_verb(
         GROUP,
@@ -74,7 +101,53 @@ def add(parser: Parser) -> None:
         "topic", help="a part, an option, a section, a kind or an error code, such as backbones.vit or E003"
     )
 
+    fmt = parser.add_verb(
+        GROUP,
+        "fmt",
+        "fmt",
+        "lay out recipes in canonical order, comments kept",
+        "policysmith fmt recipes/vit_mlp.yaml",
+        "policysmith fmt --check recipes/vit_mlp.yaml recipes/act.yaml",
+        light=True,
+    )
+    fmt.add_argument("files", metavar="RECIPE", nargs="+", help="recipes, or - for stdin to stdout")
+    fmt.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if a recipe would change"
+    )
+
+    graph = parser.add_verb(
+        GROUP,
+        "graph",
+        "graph",
+        "draw the parts of a policy, with shapes and parameters",
+        "policysmith graph recipes/vit_mlp.yaml",
+        "policysmith graph recipes/vit_mlp.yaml --format svg > vit_mlp.svg",
+        module="builder.commands.recipes",
+    )
+    add_recipe(graph)
+    graph.add_argument(
+        "--format", choices=("mermaid", "svg"), default="mermaid", help="format (default: mermaid)"
+    )
+
+    summary = parser.add_verb(
+        GROUP,
+        "summary",
+        "summary",
+        "show parameters, memory and operations of a policy, and what would make it fit",
+        "policysmith summary recipes/vit_mlp.yaml",
+        "policysmith summary recipes/vit_mlp.yaml --gpu 24GB",
+        module="builder.commands.recipes",
+    )
+    add_recipe(summary)
+    _add_gpu(summary)
+
     schema = parser.add_verb(
         GROUP, "schema", "schema", "print the JSON Schema of recipes", "policysmith schema > recipe.json"
     )
     schema.add_argument("--write", action="store_true", help="write it to schemas/recipe.v1.json instead")
+
+
+def _add_gpu(parser: Parser) -> None:
+    parser.add_argument(
+        "--gpu", type=gibibytes, metavar="24GB", help="memory of the GPU (default: that of this machine's)"
+    )

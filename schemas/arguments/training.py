@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .parser import Parser, add_device, add_recipe, add_verify
+from .parser import Parser, add_device, add_imports, add_recipe, add_verify
 
 GROUP = "training"
 
@@ -25,6 +25,34 @@ def add(parser: Parser) -> None:
             GROUP, "train", "train", "build the policy of a recipe and train it", *examples(command)
         )
     )
+
+    listing = parser.add_verb(
+        GROUP,
+        "runs",
+        "list_runs",
+        "list runs with their latest values, and the options in which they differ",
+        f"{parser.prog} runs",
+        f"{parser.prog} runs runs/first runs/second",
+        light=True,
+    )
+    listing.add_argument(
+        "paths", metavar="RUN_OR_DIR", nargs="*", default=["runs"], help="runs, or directories of them"
+    )
+
+    reproduce = parser.add_verb(
+        GROUP,
+        "reproduce",
+        "reproduce",
+        "train the recipe of a run again and compare the weights",
+        f"{parser.prog} reproduce runs/vit_mlp",
+        module="builder.commands.runs",
+    )
+    reproduce.add_argument("run", metavar="RUN", help="directory of a finished run")
+    reproduce.add_argument(
+        "--output", metavar="DIR", help="directory of the new run (default: RUN_reproduced)"
+    )
+    add_imports(reproduce)
+    add_device(reproduce)
 
 
 def add_train(parser: Parser) -> None:

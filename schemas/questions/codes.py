@@ -1,19 +1,19 @@
-"""The page of every error code: its cause, its cure, and a recipe that has it."""
+"""The page of every error and warning: its cause, its cure, and a recipe that has it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import get_args
 
-from ..diagnostics import ErrorCode
+from ..diagnostics import Code, ErrorCode, WarningCode
 
 
 @dataclass(frozen=True)
 class CodePage:
-    """Explanation of an error code.
+    """Explanation of a code.
 
     Attributes:
-        cause: The rule that the recipe breaks, and its reason.
+        cause: The rule that the recipe breaks, or the doubt, and its reason.
         cure: Ways to mend it.
         example: YAML over a good recipe, or after `-o ` an override, that has the error.
     """
@@ -23,7 +23,7 @@ class CodePage:
     example: str
 
 
-PAGES: dict[ErrorCode, CodePage] = {
+PAGES: dict[Code, CodePage] = {
     "E001 invalid-yaml": CodePage(
         "The text is not YAML 1.2, so it has no keys and values to look at.",
         "Look at the marked place and the line above it: a missing colon, bracket, quote or space is most common. "
@@ -126,11 +126,76 @@ PAGES: dict[ErrorCode, CodePage] = {
         "data: {path: null, sources: {left: {path: left}, right: {path: right}}}\n"
         "evaluation: {env: metaworld/drawer-open-v3, embodiment: rigth}",
     ),
+    "W001 not-normalized": CodePage(
+        "Actions or states reach the network in units of the robot. Dimensions with a large spread dominate the loss, "
+        "and networks start far from the values that they have to predict.",
+        "Add `{type: normalize, mode: mean_std}` to `transforms`. It is inverted for the actions that a robot executes.",
+        "transforms: [{type: resize, size: 32}, {type: normalize_image, stats: half}]",
+    ),
+    "W002 frozen-random-weights": CodePage(
+        "A backbone is frozen, and nothing has trained it: neither `pretrained` weights nor `policy.init`. It passes on "
+        "random features.",
+        "Set its `pretrained`, start from a trained policy, or do not freeze it.",
+        "policy: {freeze: ['backbones.vision.*']}",
+    ),
+    "W003 warmup-unfinished": CodePage(
+        "The learning rate rises over more steps than the run takes, so it never reaches `training.optimizer.lr`.",
+        "Shorten `training.schedule.warmup`, or take more steps. A few per cent of the steps is common.",
+        "training: {schedule: {warmup: 100000}}",
+    ),
+    "W004 no-effect": CodePage(
+        "An option is set that another one, or this way of running, disables.",
+        "Remove it, or change the option that the message names.",
+        "training: {save_every: 10, save_minutes: 5.0}",
+    ),
+    "W005 epochs": CodePage(
+        "Steps times samples a step see less than a tenth of the training frames, or each of them more than 10,000 times. "
+        "Either is often a slip in `steps`, `batch_size`, `episodes` or `validation`.",
+        "Change the steps, or silence the warning for a trial run: `silence: [W005]`.",
+        "training: {steps: 1}",
+    ),
+    "W006 out-of-memory": CodePage(
+        "Weights, gradients and the optimizer alone take more memory than this machine has.",
+        "`policysmith summary RECIPE` lists what would make it fit: low-rank adapters (`lora`), 8-bit optimizer states, "
+        "frozen backbones, sharding, a smaller model.",
+        "policy: {head: {width: 1048576}}",
+    ),
+    "W007 base-differs": CodePage(
+        "The policy starts from weights that were trained with other options, at another rate or on other values, so "
+        "they may mean something else here.",
+        "Compare the recipes with `policysmith diff`, and set what differs, or `policy.init: {statistics: recompute}`.",
+        "policy: {init: trained, execute: 1}",
+    ),
+    "W008 frame-rates": CodePage(
+        "Robots record at different rates, so that the same number of actions lasts differently.",
+        "Resample one of the datasets, or silence the warning.",
+        "data: {path: null, sources: {left: {path: slow}, right: {path: fast}}}",
+    ),
+    "W009 dropped-column": CodePage(
+        "A column of the dataset holds NaN, infinities or images stored as numbers. Nothing reads it, so it is left out.",
+        "Leave it out on purpose: `data: {columns: {observation.torque: null}}`.",
+        "data: {path: with_nan}",
+    ),
+    "W010 poor-statistics": CodePage(
+        "The data does not suit a transform: percentiles of a dimension coincide, or clipping removes most of its range.",
+        "Choose the mode that the message suggests, or repair the data.",
+        "transforms: [{type: normalize_image, stats: imagenet}, {type: normalize, mode: quantiles}]",
+    ),
+    "W011 long-window": CodePage(
+        "A sample reads more observations than the longest episode has frames. Those before the start repeat the first.",
+        "Lower `data.observation_steps`.",
+        "data: {observation_steps: 1000}",
+    ),
+    "W012 large-validation": CodePage(
+        "More episodes are held out for validation than train.",
+        "Lower `data.validation`; 0.1 is common.",
+        "data: {validation: 0.9}",
+    ),
 }
-CODES: tuple[ErrorCode, ...] = get_args(ErrorCode)
+CODES: tuple[Code, ...] = (*get_args(ErrorCode), *get_args(WarningCode))
 
 
-def page_of(topic: str) -> tuple[ErrorCode, CodePage] | None:
+def page_of(topic: str) -> tuple[Code, CodePage] | None:
     """Return the code and page of a topic such as `E003` or `unknown-key`; None for other topics."""
     for code, page in PAGES.items():
         if topic.casefold() in (code.casefold(), *code.casefold().split(" ")):

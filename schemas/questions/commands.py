@@ -14,6 +14,7 @@ from typing import Any
 from ..composition import places, resolved
 from ..json_schema import SchemaTree, shipped_schema
 from ..kinds import KINDS, unlisted_types
+from ..paths import expanded, replace_text
 from ..terminal import printable
 from ..yaml.document import Document
 from ..yaml.nodes import KeyPath
@@ -51,6 +52,47 @@ def listing(args: Namespace) -> int:
     """Run `policysmith list`."""
     kinds = KINDS if args.kind is None else [args.kind]
     sys.stdout.writelines(explanation.listing(kind, shipped_schema(), line_width()) for kind in kinds)
+    return 0
+
+
+def fmt(args: Namespace) -> int:
+    """Run `policysmith fmt`, which with `--check` exits with 1 if a file would change."""
+    from ..formatting import formatted
+    from ..yaml.document import read
+
+    changed = []
+    for name in args.files:
+        path = Path(name)
+        text = read(path).root.span.source.text or ""
+        new = formatted(text, name)
+        if name == "-":
+            sys.stdout.write(new)
+        elif new != text:
+            changed.append(name)
+            if not args.check:
+                replace_text(expanded(path), new)
+    for name in changed:
+        sys.stdout.write(f"{'would reformat' if args.check else 'reformatted'} {printable(name)}\n")
+    return DIFFERENT if changed and args.check else SAME
+
+
+def list_runs(args: Namespace) -> int:
+    """Run `policysmith runs`."""
+    from .runs import find_runs, table
+
+    rows = table(find_runs([expanded(path) for path in args.paths]))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        sys.stdout.write(printable("  ".join(cells).rstrip()) + "\n")
+    return 0
+
+
+def completion(args: Namespace) -> int:
+    """Run `policysmith completion`."""
+    from ..completion import SCRIPTS
+
+    sys.stdout.write(SCRIPTS[args.shell])
     return 0
 
 

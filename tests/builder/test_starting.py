@@ -102,12 +102,13 @@ def test_what_fits_is_taken_and_the_rest_is_told(
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(tuned))
     assert policysmith(["check", str(path)]) == 0
-    said = capsys.readouterr().out
+    written = capsys.readouterr()
+    said = written.out
     assert "new, without a counterpart: backbones.view.*" in said
     assert "backbones.proprio.layers" in said
     assert "(8, 4) -> (4, 4)" in said
     assert "not taken: backbones.vision.*" in said
-    assert "warning: `policy.backbones.proprio.hidden` was [8] and is [4]" in said
+    assert "W007 base-differs]: `policy.backbones.proprio.hidden` was [8] and is [4]" in written.err
     before = AutoModel.from_pretrained(trained / "policy").state_dict()
     now = Builder.from_recipe(path).build().state_dict()
     same = [n for n in now if n in before and now[n].shape == before[n].shape]
@@ -233,6 +234,7 @@ def test_random_weights_that_are_frozen_are_warned_of(
     tiny: dict[str, Any], tuned: dict[str, Any], trained: Path, tmp_path: Path
 ) -> None:
     plain = {**copy.deepcopy(tiny), "policy": {**tiny["policy"], "init": None}}
+    plain["silence"] = ["W005"]
     assert Builder.from_recipe(plain).notes == ()
     plain["policy"]["freeze"] = ["backbones.vision.*"]
     builder = Builder.from_recipe(plain)

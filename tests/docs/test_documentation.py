@@ -216,6 +216,16 @@ def test_recipes_compose_as_the_page_says(
         assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
 
 
+def test_the_commands_of_the_page_about_commands_work(clone: Path, run: Run, command: Any) -> None:
+    page = ROOT / "docs" / "commands.md"
+    for line in "".join(blocks(page, "bash")).splitlines():
+        done = command(shlex.split(line), clone)
+        assert done.returncode == 0 or "doctor" in line, done.stdout + done.stderr
+    (recipe,) = blocks(page, "yaml")
+    (clone / "trial.yaml").write_text(recipe)
+    assert "warning" not in command(["policysmith", "check", "trial.yaml"], clone).stderr
+
+
 def test_a_composition_of_ones_own_trains(clone: Path, run: Run) -> None:
     (recipe,) = blocks(POLICIES, "yaml")
     (clone / "my_mix.yaml").write_text(recipe)
@@ -273,6 +283,17 @@ def test_what_may_change_on_resume_is_what_the_page_says() -> None:
         for key in re.findall(r"`(.*?)`", row)
     ]
     assert sorted(keys) == sorted(CHANGEABLE)
+
+
+def test_the_engine_runs_and_is_measured(clone: Path, run: Run) -> None:
+    page = ROOT / "docs" / "inference.md"
+    run("build-and-train", "recipes/tiny/vit_mlp.yaml", "--output=runs/vit_mlp", "-o", "training.steps=1")
+    (code,), (measure,) = (blocks(page, language) for language in ("python", "bash"))
+    (clone / "engine.py").write_text(code + "print(runner.precision)\n")
+    assert run("python", "engine.py").endswith("float32\n")
+    told = run(*shlex.split(measure))
+    for row in ("eager, as saved", "engine, float32", "backbones.vision", "head", "inverse"):
+        assert row in told
 
 
 def test_the_commands_of_the_data_page_run(clone: Path, command: Any) -> None:

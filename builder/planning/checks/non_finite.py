@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from ....schemas.diagnostics import Diagnostic, in_order
 from ....schemas.errors import RecipeError, SpecError
@@ -13,8 +13,6 @@ from ...wiring.parts import Parts
 from ...wiring.solve import required_keys
 from ..policy import plan_policy
 from ..sources import DataPlan
-
-_logger = logging.getLogger(__name__)
 
 
 def without_unusable(loaded: LoadedRecipe, data: DataPlan) -> DataPlan:
@@ -40,9 +38,12 @@ def without_unusable(loaded: LoadedRecipe, data: DataPlan) -> DataPlan:
             raise RecipeError(_faults(loaded, data, dict.fromkeys(bad))) from error
     else:
         raise RecipeError(_faults(loaded, data, _readers(plan.parts, plan.wiring.reads, read)))
-    for key, where in bad.items():
-        _logger.warning("`%s` is dropped, as nothing reads it: %s", key, where)
-    return usable
+    dropped = tuple(
+        ((*source.place, "path"), f"`{key}` is dropped, as nothing reads it: {where}")
+        for source in data.sources
+        for key, where in source.unusable.items()
+    )
+    return replace(usable, dropped=dropped)
 
 
 def _readers(

@@ -74,6 +74,11 @@ class Session:
         self._source: ChunkSource = policy if source is None else source
         self._episode = Episode() if episode is None else episode
 
+    @property
+    def observed(self) -> Mapping[str, Any] | None:
+        """Latest admitted time step; None before the first."""
+        return self._episode.observed
+
     def reset(self) -> None:
         """Forget the running chunk and the observation history: a new episode begins."""
         self._episode.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ....schemas.recipe import ScheduleSection, TrainingSection
+from ....schemas.recipe import ScheduleSection
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection) -> float:
@@ -20,14 +20,3 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSection)
     progress = min((step - schedule.warmup) / max(steps - 1 - schedule.warmup, 1), 1.0)
     falling = 1.0 - progress if schedule.type == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return peak * (schedule.final + (1.0 - schedule.final) * falling)
-
-
-def short_run_warning(section: TrainingSection) -> str | None:
-    """Return a warning for a run that ends before its learning rate reaches the peak; None for others."""
-    warmup, steps = section.schedule.warmup, section.steps
-    if warmup <= steps:
-        return None
-    return (
-        f"`training.schedule.warmup` is {warmup} steps and the run has {steps}: the learning rate ends at "
-        f"{steps / warmup:.0%} of `training.optimizer.lr`; shorten the warm-up or take more steps"
-    )

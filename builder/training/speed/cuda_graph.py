@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,15 +84,3 @@ def _equal(value: Any, other: Any) -> bool:
         return bool(value == other)
     except (ValueError, RuntimeError):  # arrays compare element by element
         return False
-
-
-@contextmanager
-def error_on_sync() -> Iterator[None]:
-    """Raise RuntimeError for operations that wait for the GPU while the context is active."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

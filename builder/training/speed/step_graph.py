@@ -29,10 +29,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...capture import CaptureError
+from ...capture import CaptureError, error_on_sync
 from ..distributed.collectives import Peers
 from ..update import Batch, Output, Update
-from .cuda_graph import CapturedUpdate, error_on_sync
+from .cuda_graph import CapturedUpdate
 
 Result = tuple[Output, Tensor]
 """Losses of an update and the norm of its gradients, valid until the next update."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..rotary import RotaryTable, apply_rotary
-from .decoder import AdaRmsNorm, GatedMlp, RmsNorm, gated, grouped_attention
+from .decoder import AdaRmsNorm, GatedMlp, RmsNorm, gated, grouped_attention, packed
 
 
 def expert_norm(config: Any) -> nn.Module:
@@ -36,6 +38,13 @@ class ExpertLayer(nn.Module):
         self.mlp_norm = expert_norm(config)
         self.mlp = GatedMlp(config.width, config.hidden, config.family)
 
+        self.all: Tensor | None = None
+
+    def pack(self) -> None:
+        """Lay the weights of queries, keys and values out as one, for inference."""
+        if self.joint:
+            self.all = packed(self.query, self.key, self.value)
+
     def read(self, model: Tensor) -> Tensor:
         """Return the keys and values to attend to, from the model's (B, 2, G, N, E), in the same shape."""
         if self.joint:
@@ -57,16 +66,25 @@ class ExpertLayer(nn.Module):
         True for visible keys, and condition (B, D) is the embedded time for modulated norms.
         """
         tokens, normal, gate = self.attention_norm(tokens, condition)
-        query = apply_rotary(self._split(self.query(normal)), places)
         key, value = model.unbind(1)
         if self.joint:
-            key = torch.cat(
-                [key, apply_rotary(self._split(self.key(normal)), places)], dim=2
-            )  # (B, G, N + S, E)
-            value = torch.cat([value, self._split(self.value(normal))], dim=2)
+            query, own_key, own_value = (self._split(projected) for projected in self._project(normal))
+            key = torch.cat([key, apply_rotary(own_key, places)], dim=2)  # (B, G, N + S, E)
+            value = torch.cat([value, own_value], dim=2)
+        else:
+            query = self._split(self.query(normal))
+        query = apply_rotary(query, places)
         branch = self.out(grouped_attention(query, key, value, mask))
         tokens, normal, gate = self.mlp_norm(tokens, condition, branch, gate)
         return tokens + gated(self.mlp(normal), gate)
+
+    def _project(self, normal: Tensor) -> Sequence[Tensor]:
+        """Return queries, keys and values of tokens (B, S, D), each (B, S, heads * E)."""
+        if self.all is None:
+            return self.query(normal), self.key(normal), self.value(normal)
+        sizes = [layer.out_features for layer in (self.query, self.key, self.value)]
+        projected: Sequence[Tensor] = F.linear(normal, self.all).split(sizes, dim=-1)
+        return projected
 
     def _split(self, values: Tensor) -> Tensor:
         heads: Tensor = values.unflatten(-1, (-1, self.size))

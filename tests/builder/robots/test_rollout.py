@@ -85,6 +85,11 @@ def test_a_robot_of_a_file_is_driven_by_a_server_and_recorded(
         (["{saved}", "--robot", "{arm}:Leg"], "defines no `Leg`"),
         (["{saved}", "--robot", "{arm}.txt:Arm"], "not a Python file"),
         (["{saved}", "--robot", "{arm}:Wrong"], "reads camera `corner2`"),
+        (["{saved}", "--robot", "{arm}:Arm", "--simulated-delay", "2"], "needs `--think-ahead`"),
+        (
+            ["{saved}", "--robot", "{arm}:Arm", "--simulated-delay", "2", "--think-ahead", "plain"],
+            "not simulated",
+        ),
         (["--server", "ws://127.0.0.1:9", "--robot", "{arm}:Arm"], "cannot be reached"),
     ],
 )
@@ -95,6 +100,22 @@ def test_what_cannot_be_driven_is_named(
     told = [word.format(saved=saved, arm=tmp_path / "arm.py") for word in words]
     assert console.policysmith(["rollout", *told]) in (console.BUILD_FAILED, console.TRAINING_FAILED)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("server", [False, True], ids=["local", "server"])
+def test_a_robot_acts_while_its_policy_thinks(
+    server: bool, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "arm.py").write_text(ARM)
+    words = ["rollout", "--robot", f"{tmp_path / 'arm.py'}:Arm", "--think-ahead", "plain", "--late", "wait"]
+    if server:
+        with serving(SavedPolicy.find(saved).load()) as address:
+            assert console.policysmith([*words, "--server", address]) == console.OK
+    else:
+        assert console.policysmith([*words, str(saved), "--device", "cpu"]) == console.OK
+    said = capsys.readouterr().out
+    assert "success after 3 steps" in said
+    assert "steps had no action in time" in said
 
 
 @pytest.mark.sim

@@ -1,0 +1,237 @@
+"""Draft of a recipe for a dataset: a ready-made recipe, adapted to cameras, sizes and episodes.
+
+draft = Draft.of(Path("datasets/mine"), policy="act")
+draft.text(Path("mine.yaml"))                    # commented YAML
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from ...schemas.composition import composed, resolved
+from ...schemas.errors import RegistryError
+from ...schemas.formatting import formatted
+from ...schemas.json_schema import SCHEMA_FILE
+from ...schemas.paths import expanded
+from ...schemas.wording import did_you_mean
+from ...schemas.yaml.document import read
+from ..data.lerobot.features import STATE
+from ..data.lerobot.info import DatasetInfo, inspect
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+_ONE_TASK = ((8, "act"), (0, "vit_mlp"))
+_TASKS = ((40, "pi05"), (16, "smolvla"), (8, "dit_flow"), (0, "tiny/bc_transformer"))
+"""Policies to propose, by the least memory in GiB."""
+_SIDE = 96  # pixels of the images that recipes without a resizing transform are written for
+_FEW = 20  # episodes, of which none is held out
+_LINE = 100  # characters of a mapping in one line
+_SHOWN = 3  # tasks in the header
+
+
+def proposed(info: DatasetInfo, gibibytes: float | None) -> str:
+    """Return the name of a policy for a dataset and the memory of a GPU; None for no GPU."""
+    table = _TASKS if len(info.tasks) > 1 else _ONE_TASK
+    return next(name for least, name in table if (gibibytes or 0.0) >= least)
+
+
+def ready_made() -> dict[str, Path]:
+    """Return the ready-made recipes by name, such as `act` or `tiny/act`."""
+    files = [*sorted(RECIPES.glob("*.yaml")), *sorted((RECIPES / "tiny").glob("*.yaml"))]
+    return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in files}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A dataset and the recipe to adapt to it."""
+
+    data: Path
+    info: DatasetInfo
+    base: Path
+    robot: str = ""
+
+    @classmethod
+    def of(cls, data: Path, *, policy: str | None, base: Path | None, gibibytes: float | None) -> Draft:
+        """Return the draft for a dataset.
+
+        Args:
+            data: Directory of a LeRobot dataset.
+            policy: Name of a ready-made recipe; by default one is proposed.
+            base: Recipe to adapt instead.
+            gibibytes: Memory of the GPU, or None without one.
+
+        Raises:
+            DatasetError: The dataset cannot be read.
+            RegistryError: No recipe has this name.
+        """
+        data = expanded(data)
+        info = inspect(data)
+        if base is None:
+            known, name = ready_made(), policy or proposed(info, gibibytes)
+            if name not in known:
+                hint = did_you_mean(name, known, f"known: {', '.join(known)}")
+                raise RegistryError(f"there is no recipe `{name}`; {hint}")
+            base = known[name]
+        return cls(data, info, expanded(base), _robot(data))
+
+    @property
+    def name(self) -> str:
+        """Name of the policy."""
+        text = f"{resolved(composed(read(self.base))).value['name']}_{self.data.resolve().name}"
+        return re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")[:64]
+
+    @property
+    def title(self) -> str:
+        """The policy and its data, in a line."""
+        robot, frames = self.robot or "a robot", sum(self.info.episode_lengths)
+        return (
+            f"{self.base.stem} on {len(self.info.episodes)} episodes of {robot}, {frames:,} frames at "
+            f"{self.info.fps:g} per second"
+        )
+
+    def recipe(self, file: Path) -> dict[str, Any]:
+        """Return the recipe for `file`, as plain values."""
+        recipe = resolved(composed(read(self.base))).value
+        for key in ("base", "evaluation", "output", "meta", "imports"):
+            recipe.pop(key, None)
+        lengths = self.info.episode_lengths
+        recipe["name"] = self.name
+        recipe["data"] = self._data(recipe["data"], file)
+        policy = recipe["policy"]
+        if policy.get("execute") is not None:
+            past = recipe["data"].get("past_actions", 0)
+            policy["execute"] = max(1, min(policy["execute"], recipe["data"]["horizon"] - past))
+        if not self.info.state_dim:
+            _without_state(recipe)
+        recipe["transforms"] = self._transforms(recipe.get("transforms", []))
+        training = recipe["training"]
+        training["batch_size"] = min(training.get("batch_size", 32), max(1, sum(lengths) // 2))
+        return recipe
+
+    def text(self, file: Path) -> str:
+        """Return the recipe for `file` as YAML, with a header about the data and comments."""
+        stream, yaml = io.StringIO(), YAML()
+        yaml.width = 4096
+        yaml.indent(mapping=2, sequence=4, offset=2)
+        yaml.dump(_styled(self.recipe(file)), stream)
+        body = formatted(stream.getvalue())
+        for pattern, comment in self._comments():
+            body = re.sub(f"({pattern})", rf"\1  # {comment}", body, count=1, flags=re.MULTILINE)
+        return "\n".join([*self._header(file), body])
+
+    def _data(self, section: Mapping[str, Any], file: Path) -> dict[str, Any]:
+        lengths = self.info.episode_lengths
+        kept = {
+            key: value
+            for key, value in section.items()
+            if key not in ("path", "sources", "cameras", "columns", "episodes")
+        }
+        kept["horizon"] = _shortened(kept.get("horizon", 16), max(lengths))
+        if kept.get("past_actions", 0) >= kept["horizon"]:
+            kept["past_actions"] = kept["horizon"] - 1
+        folder = file.absolute().parent
+        inside = self.data.resolve().is_relative_to(folder.resolve())
+        path = os.path.relpath(self.data.resolve(), folder.resolve()) if inside else str(self.data.resolve())
+        found: dict[str, Any] = {"path": path}
+        if self.info.unreadable and self.info.cameras:
+            found["cameras"] = list(self.info.cameras)
+        kept.setdefault("validation", 0.1 if len(lengths) >= _FEW else 0.0)
+        return found | kept
+
+    def _transforms(self, transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        sizes = {"action": self.info.action_dim, **self.info.vectors}
+        for transform in transforms:
+            if transform.get("type") == "pad_dims":
+                transform["sizes"] = {
+                    key: size if size >= sizes[key] else 8 * math.ceil(sizes[key] / 8)
+                    for key, size in transform["sizes"].items()
+                    if sizes.get(key)
+                }
+        transforms = [each for each in transforms if "corner" not in each]  # a region of one camera
+        sized = (str(each["type"]) for each in transforms if str(each["type"]).startswith(("resize", "crop")))
+        resized = next(sized, "").startswith("resize")
+        if not resized and any(size != (_SIDE, _SIDE) for size in self.info.cameras.values()):
+            return [{"type": "resize", "size": _SIDE}, *transforms]
+        return transforms
+
+    def _header(self, file: Path) -> Iterator[str]:
+        info, shown = self.info, self.info.tasks[:_SHOWN]
+        yield f"# yaml-language-server: $schema={SCHEMA_FILE.as_posix()}"
+        yield f"# {self.title}."
+        yield "#"
+        yield from (f"#   camera {name}: {h} x {w} (height x width)" for name, (h, w) in info.cameras.items())
+        yield f"#   state:  {', '.join(info.state_names) or info.state_dim or 'none'}"
+        yield f"#   action: {', '.join(info.action_names) or info.action_dim}"
+        yield from (f"#   task:   {' '.join(task.split())}" for task in shown)
+        if len(info.tasks) > len(shown):
+            yield f"#   and {len(info.tasks) - len(shown)} more tasks"
+        yield "#"
+        yield f"#   policysmith check {file.name}"
+        yield f"#   policysmith train {file.name}"
+
+    def _comments(self) -> Iterator[tuple[str, str]]:
+        fps = self.info.fps
+        horizon = self.recipe(Path("recipe.yaml"))["data"]["horizon"]
+        yield r"^  horizon: .*$", f"actions of a chunk: {horizon / fps:.2g} s"
+        yield r"^  execute: .*$", "actions run before the next prediction"
+        yield r"^  validation: .*$", "fraction of the episodes that is held out"
+        yield r"^  steps: .*$", f"the data has {sum(self.info.episode_lengths):,} frames"
+
+
+def _styled(value: Any) -> Any:
+    """Return a value whose innermost mappings and lists are written in a line each if they are short."""
+    if isinstance(value, dict):
+        mapping = CommentedMap({key: _styled(item) for key, item in value.items()})
+        if value.keys() & {"type", "lr"} or not value:
+            mapping = CommentedMap(sorted(mapping.items(), key=lambda pair: pair[0] != "type"))
+            if len(str(value)) < _LINE:
+                mapping.fa.set_flow_style()
+        return mapping
+    if isinstance(value, list):
+        sequence = CommentedSeq(map(_styled, value))
+        if not any(isinstance(item, dict) for item in value):
+            sequence.fa.set_flow_style()
+        return sequence
+    return value
+
+
+def _shortened(horizon: int, longest: int) -> int:
+    """Return a horizon of at most `longest`; if it has to shrink, one that networks can halve if possible."""
+    if horizon <= longest:
+        return horizon
+    return next(longest - longest % multiple for multiple in (8, 4, 2, 1) if longest >= multiple)
+
+
+def _robot(data: Path) -> str:
+    from ..data.lerobot.files import read_json
+
+    return str(read_json(data / "meta" / "info.json").get("robot_type") or "")
+
+
+def _without_state(recipe: dict[str, Any]) -> None:
+    """Remove the parts that read the state, and what reads them."""
+    policy = recipe["policy"]
+    backbones = policy.get("backbones", {})
+    gone = [
+        n
+        for n, part in backbones.items()
+        if part.get("type") in ("state", "mlp") and STATE in part.get("reads", [STATE])
+    ]
+    for name in gone:
+        del backbones[name]
+    for part in (*policy.get("necks", {}).values(), *backbones.values(), policy.get("head", {})):
+        if "reads" in part:
+            part["reads"] = [key for key in part["reads"] if key.split(".")[0] not in gone]
+    recipe["transforms"] = [t for t in recipe.get("transforms", []) if t.get("type") != "state_dropout"]
+
+
+__all__ = ["Draft", "proposed", "ready_made"]

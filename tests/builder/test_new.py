@@ -1,0 +1,97 @@
+"""`policysmith new`: a recipe for a dataset, from every ready-made recipe, that passes `check` and trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policysmith.builder import Builder
+from policysmith.builder.data.lerobot.info import inspect
+from policysmith.builder.recipe.draft import Draft, proposed, ready_made
+from policysmith.builder.recipe.load import load_recipe
+from policysmith.schemas import console
+from policysmith.schemas.formatting import formatted
+
+from .data.synthetic import edit_json, write_dataset
+
+ALL = ready_made()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two cameras of other sizes than those of the ready-made recipes, and short episodes."""
+    root = write_dataset(tmp_path_factory.mktemp("data") / "My-Robot 7", "v3.0").root
+    edit_json(root / "meta/info.json", lambda info: info.update(robot_type="widow"))
+    return root
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_ready_made_recipe_can_be_adapted(name: str, dataset: Path, tmp_path: Path) -> None:
+    """Those with weights on the hub are read; the others are wired and run."""
+    draft = Draft.of(dataset, policy=name, base=None, gibibytes=None)
+    file = tmp_path / "mine.yaml"
+    file.write_text(draft.text(file))
+    recipe = load_recipe(file)
+    assert formatted(file.read_text()) == file.read_text()
+    assert recipe.sections.data.horizon <= 9
+    if name.startswith("tiny/") or name == "vit_mlp":
+        builder = Builder.from_recipe(file).check()
+        assert {warning.code for warning in builder.warnings} <= {"W005 epochs", "W010 poor-statistics"}
+
+
+def test_the_header_describes_the_data(dataset: Path, tmp_path: Path) -> None:
+    text = Draft.of(dataset, policy="tiny/act", base=None, gibibytes=None).text(tmp_path / "mine.yaml")
+    assert "# act on 5 episodes of widow, 30 frames at" in text
+    assert "#   camera top: " in text
+    assert "#   policysmith train mine.yaml" in text
+    assert f"path: {dataset}" in text
+    assert "name: act_tiny_my_robot_7" in text
+
+
+def test_a_path_below_the_recipe_is_relative(dataset: Path) -> None:
+    text = Draft.of(dataset, policy="tiny/act", base=None, gibibytes=None).text(dataset.parent / "mine.yaml")
+    assert "path: My-Robot 7\n" in text
+
+
+def test_several_tasks_ask_for_language_and_memory_decides_the_size(dataset: Path) -> None:
+    info = inspect(dataset)
+    assert len(info.tasks) == 2
+    assert [proposed(info, memory) for memory in (None, 12, 24, 80)] == [
+        "tiny/bc_transformer",
+        "dit_flow",
+        "smolvla",
+        "pi05",
+    ]
+
+
+def test_three_commands_train_a_policy_in_an_empty_directory(
+    dataset: Path, tmp_path: Path, command: Any
+) -> None:
+    for words in (
+        ["policysmith", "new", "--data", dataset, "--policy", "tiny/vit_mlp", "--out", "mine.yaml"],
+        ["policysmith", "check", "mine.yaml"],
+        ["policysmith", "train", "mine.yaml", "-o", "training.steps=2", "--device", "cpu"],
+    ):
+        done = command(words, tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "vit_mlp_tiny_my_robot_7" / "policy" / "model.safetensors").exists()
+
+
+def test_nothing_is_overwritten_or_left_behind(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("precious")
+    words = ["new", "--data", str(dataset)]
+    assert console.policysmith([*words, "--out", "mine.yaml"]) == console.BUILD_FAILED
+    assert "mine.yaml exists" in capsys.readouterr().err
+    assert console.policysmith([*words, "--policy", "atc"]) == console.BUILD_FAILED
+    assert "did you mean `act`?" in capsys.readouterr().err
+    wide = "policy: {head: {type: act, reads: [vision.tokens, proprio.pooled], width: 33, heads: 2}}"
+    (tmp_path / "wrong.yaml").write_text(f"base: {ALL['tiny/act']}\nname: wrong\n{wide}\n")
+    assert (
+        console.policysmith([*words, "--from", "wrong.yaml", "--out", "new.yaml"]) == console.INVALID_RECIPE
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "wrong.yaml"]
