@@ -33,21 +33,29 @@ CALLS = (
     "evaluate",
     "export",
     "data_record",
+)
+DATA_CALLS = (
+    "cache_clear",
+    "cache_list",
+    "cache_size",
+    "data_check",
+    "data_convert",
     "data_info",
+    "data_stats",
 )
 
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Namespace]]:
-    """Calls that reach `policysmith.builder.cli`, which is replaced."""
+    """Calls that reach the commands of the builder, which are replaced."""
     calls: list[tuple[str, Namespace]] = []
 
     def record(name: str) -> Callable[[Namespace], int]:
         return lambda args: calls.append((name, args)) or 0
 
     monkeypatch.setitem(sys.modules, "policysmith.builder", SimpleNamespace(__path__=[]))
-    for module in ("cli", "data_commands"):
-        replaced = SimpleNamespace(**{name: record(name) for name in CALLS})
+    for module, names in (("cli", CALLS), ("data_commands", DATA_CALLS)):
+        replaced = SimpleNamespace(**{name: record(name) for name in names})
         monkeypatch.setitem(sys.modules, f"policysmith.builder.{module}", replaced)
     return calls
 
@@ -142,6 +150,16 @@ def test_wrong_usage_has_a_cure(words: list[str], cure: str, capsys: pytest.Capt
             {"env": "metaworld/x", "output": "d", "noise": 0.1, "episodes": 50, "image_size": 96, "seed": 0},
         ),
         (["data", "info", "d"], "data_info", {"path": "d"}),
+        (["data", "stats", "d", "--plot", "p.png"], "data_stats", {"path": "d", "plot": "p.png"}),
+        (["data", "check", "d", "--every-frame"], "data_check", {"path": "d", "every_frame": True}),
+        (
+            ["data", "convert", "a.h5", "--output", "d", "--fps", "20", "--task", "go"],
+            "data_convert",
+            {"source": "a.h5", "output": "d", "fps": 20, "task": "go"},
+        ),
+        (["cache", "list"], "cache_list", {}),
+        (["cache", "size"], "cache_size", {}),
+        (["cache", "clear", "--keep", "5GB"], "cache_clear", {"keep": "5GB"}),
     ],
 )
 def test_verbs(

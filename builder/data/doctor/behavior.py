@@ -148,7 +148,7 @@ def _far(motion: Motion) -> Iterator[Finding]:
 def _lag(motion: Motion) -> Iterator[Finding]:
     """Compare steps of state and action over shifts of up to a second, if the action is a position to reach."""
     states = motion.states
-    if states is None or states.shape != motion.actions.shape or not _follows(motion.actions, states):
+    if states is None or states.shape != motion.actions.shape:
         return
     most = round(motion.fps)
     shifts = range(-most // 2, most + 1)
@@ -168,6 +168,11 @@ def _lag(motion: Motion) -> Iterator[Finding]:
     if not totals.any():
         return
     best = shifts[int(np.argmax(totals))]
+    count = len(states)
+    if not _follows(
+        motion.actions[max(-best, 0) : count - max(best, 0)], states[max(best, 0) : count - max(-best, 0)]
+    ):
+        return
     if best > _LAG_SECONDS * motion.fps:
         yield _doubt(
             "lag",

@@ -177,7 +177,8 @@ class Decoded:
             DatasetError: The frames have another size than the metadata says.
         """
         count, height, width = int(index["frames"]), int(index["height"]), int(index["width"])
-        check_size(source, *index.get("source_size", (height, width)), "a frame")
+        own_height, own_width = index.get("source_size", (height, width))
+        check_size(source, int(own_height), int(own_width), "a frame")
         if (size := (directory / FRAMES).stat().st_size) != count * 3 * height * width:
             raise DamagedError(f"{FRAMES} has {size} bytes instead of {count * 3 * height * width}")
         if (times := np.load(directory / TIMES).shape) != (count,):
@@ -224,10 +225,11 @@ class Packed:
         return PackedFile(directory, offsets)
 
 
-Stored = TypeVar("Stored", FrameFile, PackedFile)
+Stored = TypeVar("Stored", bound=FrameFile | PackedFile)
+_Kept_co = TypeVar("_Kept_co", bound=FrameFile | PackedFile, covariant=True)
 
 
-class Form(Protocol[Stored]):
+class Form(Protocol[_Kept_co]):
     """Form that the cache stores frames in."""
 
     files: ClassVar[tuple[str, str]]
@@ -238,4 +240,4 @@ class Form(Protocol[Stored]):
 
     def write(self, directory: Path, source: FrameSource) -> dict[str, Any]: ...
 
-    def read(self, directory: Path, index: Mapping[str, Any], source: FrameSource) -> Stored: ...
+    def read(self, directory: Path, index: Mapping[str, Any], source: FrameSource) -> _Kept_co: ...
