@@ -21,7 +21,7 @@ ACT = str(Path(__file__).parents[2] / "recipes" / "tiny" / "act.yaml")
     ("words", "expected"),
     [
         (["che"], ["check"]),
-        (["data", ""], ["record", "info"]),
+        (["data", ""], ["record", "info", "stats", "check", "convert"]),
         (["check", ACT, "--fi"], ["--fix"]),
         (["check", ACT, "--format", "s"], ["sarif"]),
         (["list", "ba"], ["backbones"]),
