@@ -16,6 +16,7 @@ WRITES_TO_THE_TERMINAL = {
     "builder/commands/recipes.py",
     "builder/commands/runs.py",
     "builder/display.py",
+    "builder/inference/command.py",
     "schemas/arguments/parser.py",
     "schemas/questions/commands.py",
     "schemas/console.py",

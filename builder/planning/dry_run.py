@@ -22,7 +22,8 @@ from ...schemas.yaml.nodes import KeyPath
 from .. import compat
 from ..policy import RecipeConfig, RecipePolicy
 from ..policy.freezing import freeze
-from ..policy.recipe_policy import ROBOTS, make_part
+from ..policy.part_modules import make_part
+from ..policy.recipe_policy import ROBOTS
 from ..policy.registration.named_classes import recipe_name_conflict
 from ..policy.storage.tied_weights import undeclared
 from ..recipe.loaded import LoadedRecipe

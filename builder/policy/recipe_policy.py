@@ -15,10 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...components.base import ActionHead, Backbone, Batch, Collator, Facts, Feature, Neck, Transform
+from ...components.base import ActionHead, Backbone, Batch, Collator, Feature, Neck, Transform
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padding_mask
 from ...components.images.fusion import can_fuse, fusable_chains, run_fused
-from ...components.layers.recomputation import recompute
 from ...components.pretrained import lora
 from ...components.real_time import Prefix
 from ...components.shares import shares_in, without_shares
@@ -34,6 +33,7 @@ from .base import BasePolicyModel
 from .cached_features import STORED, features_in
 from .dependencies import Dependencies
 from .freezing import freeze, keep_frozen_in_eval
+from .part_modules import make_part
 from .recipe_config import CONTENT, RecipeConfig
 from .storage import loading, saving
 
@@ -385,18 +385,4 @@ class RecipePolicy(BasePolicyModel):
         return loaded
 
 
-def make_part(site: Site, inputs: Specs, facts: Facts) -> nn.Module:
-    """Build a part as its recipe has it, a backbone with its adapters.
-
-    Raise SpecError if it cannot have them.
-    """
-    module: nn.Module = cast(Any, site.part)(site.config, inputs, facts)
-    if isinstance(module, Backbone):
-        if module.config.lora is not None:
-            lora.adapt(module, module.config.lora)
-        if module.config.gradient_checkpointing:
-            recompute(module)
-    return module
-
-
-__all__ = ["ROBOTS", "RecipePolicy", "make_part"]
+__all__ = ["ROBOTS", "RecipePolicy"]

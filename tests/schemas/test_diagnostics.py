@@ -104,6 +104,7 @@ def test_json_holds_everything() -> None:
     value = json.loads(json.dumps(found.to_json()))
     place = {"source": "r.yaml", "line": 3, "column": 3, "end_line": 3, "end_column": 7, "path": ""}
     assert value == {
+        "severity": "error",
         "code": "E003",
         "name": "unknown-key",
         "message": "m",
@@ -112,6 +113,7 @@ def test_json_holds_everything() -> None:
         "related": [{"span": place, "label": "r"}],
         "notes": ["n"],
         "help": "h",
+        "edit": None,
     }
 
 
