@@ -69,7 +69,7 @@ def _execute(parser: ArgumentParser, argv: Sequence[str]) -> int:
     args = Namespace()
     try:
         if argv[:1] == ["--complete"]:
-            from .completion import candidates
+            from .questions.completion import candidates
 
             sys.stdout.writelines(f"{word}\n" for word in candidates(argv[1:]))
             return OK

@@ -90,7 +90,7 @@ def list_runs(args: Namespace) -> int:
 
 def completion(args: Namespace) -> int:
     """Run `policysmith completion`."""
-    from ..completion import SCRIPTS
+    from .completion import SCRIPTS
 
     sys.stdout.write(SCRIPTS[args.shell])
     return 0

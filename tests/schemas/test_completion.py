@@ -12,7 +12,7 @@ import pytest
 
 from policysmith.schemas import console
 from policysmith.schemas.arguments import policysmith
-from policysmith.schemas.completion import SCRIPTS, candidates
+from policysmith.schemas.questions.completion import SCRIPTS, candidates
 
 ACT = str(Path(__file__).parents[2] / "recipes" / "tiny" / "act.yaml")
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import policysmith
-from .arguments.parser import Parser
-from .errors import RecipeError
-from .json_schema import SchemaTree, shipped_schema
+from ..arguments import policysmith
+from ..arguments.parser import Parser
+from ..errors import RecipeError
+from ..json_schema import SchemaTree, shipped_schema
 
 SCRIPTS = {
     "bash": """\
@@ -97,7 +97,7 @@ def _values(action: Action, before: Sequence[str], current: str) -> Iterator[str
 
 
 def _topics(current: str) -> Iterator[str]:
-    from .questions.codes import CODES
+    from .codes import CODES
 
     tree = SchemaTree(shipped_schema())
     for kind in tree.kinds():
@@ -117,8 +117,8 @@ def _overrides(before: Sequence[str], current: str) -> Iterator[str]:
 
 def _recipe(words: Sequence[str]) -> Any:
     """Return the recipe that a command line names, as plain values; empty if there is none."""
-    from .composition import composed
-    from .yaml.document import read
+    from ..composition import composed
+    from ..yaml.document import read
 
     for word in words:
         if word.endswith((".yaml", ".yml")) and Path(word).is_file():
