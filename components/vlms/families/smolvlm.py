@@ -27,11 +27,27 @@ class SmolVlm(VlmFamily):
     def encode_frames(self, model: Any, images: Tensor) -> EncodedFrames:
         tower, patch = model.vision_model, self.sizes.vision_config.patch_size
         rows, columns = images.shape[2] // patch, images.shape[3] // patch
-        whole = torch.ones(len(images), rows, columns, dtype=torch.bool, device=images.device)
-        patches = tower.embeddings(pixel_values=images, patch_attention_mask=whole)
+        places = _places(tower.embeddings.num_patches_per_side, rows, columns, images.device)
+        patches = tower.embeddings.patch_embedding(images).flatten(2).transpose(1, 2)
+        patches = patches + tower.embeddings.position_embedding(places)
         hidden = tower.encoder(inputs_embeds=patches).last_hidden_state
         return EncodedFrames(model.connector(tower.post_layernorm(hidden)))
 
     def text(self, model: Any) -> nn.Module:
         found: nn.Module = model.text_model
         return found
+
+
+def _places(side: int, rows: int, columns: int, device: torch.device) -> Tensor:
+    """Return the index (rows * columns) of each patch in a table of side * side positions.
+
+    As in transformers, whose own lookup by masks, before 5.24, waits for the GPU.
+    """
+    edges = torch.arange(1 / side, 1.0, 1 / side, device=device)
+    row, column = (
+        torch.bucketize(
+            (torch.arange(count, device=device) * (1.0 / count)).clamp(max=1.0 - 1e-6), edges, right=True
+        )
+        for count in (rows, columns)
+    )
+    return (row[:, None] * side + column).flatten()
