@@ -163,8 +163,10 @@ class PolicyServer:
 
     async def _warm_up(self) -> None:
         """Predict batches of every size that will occur."""
-        for size in range(1, self.limits.batch + 1):
+        size = 1
+        while size <= self.limits.batch:
             await self._batcher.warm_up(example_samples(self.policy, size))
+            size *= 2
 
     async def _drain(self, server: Server) -> None:
         """Accept no more robots, answer what they have sent, and disconnect them."""

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ...schemas.errors import CheckpointError
+from ...schemas.questions.defaults import with_defaults
 from ..policy import BasePolicyModel
 from ..policy.storage import manifest, saving
 from ..policy.storage.saving import STATE
@@ -165,10 +166,11 @@ CHANGEABLE = (
     "training.compile",
     "training.cuda_graph",
     "training.sharding",
-    "training.float8",  # an option of 0.1
     "training.optimizer.states",
 )
 """Keys of the recipe that a resumed run may change; the data is compared by content."""
+_FORMER = {"training.float8"}
+"""Keys of earlier versions that exist no more."""
 
 
 def _compare(checkpoint: Path, saved: Mapping[str, Any], identity: Identity) -> None:
@@ -182,10 +184,10 @@ def _compare(checkpoint: Path, saved: Mapping[str, Any], identity: Identity) -> 
             f"{checkpoint} was trained by {saved['world_size']} processes and this run has {identity.world_size}; "
             "resume with as many"
         )
-    before, now = _flatten(saved["recipe"]), _flatten(identity.recipe)
+    before, now = _flatten(with_defaults(saved["recipe"])), _flatten(identity.recipe)  # options added since
     changed = [
         f"`{key}` was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
+        for key in sorted((before.keys() | now.keys()) - _FORMER)
         if before.get(key) != now.get(key) and not _is_changeable(key)
     ]
     if changed:

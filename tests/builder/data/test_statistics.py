@@ -46,7 +46,10 @@ def brute_force(values: list[float]) -> dict[str, float]:
 def table_of(action: np.ndarray, lengths: tuple[int, ...]) -> EpisodeTable:
     firsts = tuple(int(first) for first in np.cumsum((0, *lengths[:-1])))
     episodes = tuple(range(10, 10 + len(lengths)))
-    return EpisodeTable({"action": action}, np.zeros(len(action), dtype=np.int64), episodes, lengths, firsts)
+    skipped = (0,) * len(lengths)
+    return EpisodeTable(
+        {"action": action}, np.zeros(len(action), dtype=np.int64), episodes, lengths, firsts, skipped
+    )
 
 
 @given(

@@ -49,7 +49,7 @@ def test_pieces_give_the_statistics_of_the_whole(
     count: int, cuts: list[int], limit: int, offset: float, seed: int
 ) -> None:
     rows = (np.random.default_rng(seed).normal(size=(count, 3)) + offset).astype(np.float32)
-    table = EpisodeTable({"action": rows}, np.zeros(count, dtype=np.int64), (0,), (count,), (0,))
+    table = EpisodeTable({"action": rows}, np.zeros(count, dtype=np.int64), (0,), (count,), (0,), (0,))
     expected = compute_statistics(table)["action"]
     running = RunningStatistics(limit)
     for piece in np.split(rows, sorted(min(cut, count) for cut in cuts)):

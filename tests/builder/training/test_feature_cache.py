@@ -174,7 +174,7 @@ def test_features_too_large_for_the_disk_are_not_begun(
     frozen: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Builder.from_recipe(frozen).datasets()  # the frames are there already
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0, total=10**12))
     _, recorder = run(frozen, tmp_path / "run")
     assert any("runs in every step: its features take" in note for note in recorder.notes)
 
