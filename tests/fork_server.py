@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def _forked(request: dict[str, Any]) -> int:
         running.discard(process)
         if (code := os.waitstatus_to_exitcode(status)) and not first:
             first = code
+            time.sleep(3.0 if running else 0.0)  # others that fail at the same time have their say
             for other in running:
                 os.kill(other, signal.SIGTERM)
     return first
