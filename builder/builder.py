@@ -140,7 +140,7 @@ class Builder:
 
     @property
     def epochs(self) -> float:
-        """How often one process sees each training frame."""
+        """Number of times that one process sees each training frame."""
         return epochs_of(self.recipe, self.initialization.data)
 
     @property

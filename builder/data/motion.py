@@ -1,4 +1,4 @@
-"""Whether a robot moves."""
+"""Detection of motion in states and actions."""
 
 from __future__ import annotations
 

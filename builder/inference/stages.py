@@ -14,7 +14,7 @@ from ..policy.recipe_policy import RecipePolicy
 
 @dataclass(frozen=True)
 class State:
-    """What is known of a chunk after some stages."""
+    """Intermediate results of a chunk after some stages."""
 
     batch: dict[str, Any]
     """Observations, transformed after the first stage."""

@@ -21,7 +21,7 @@ class Change:
     override: str
     saves: int
     price: str
-    """What is given up."""
+    """Cost of the change: memory, time or accuracy."""
 
 
 def held_bytes(loaded: LoadedRecipe, summary: Summary) -> dict[str, int]:

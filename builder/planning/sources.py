@@ -61,9 +61,9 @@ class DataSource:
     unusable: Mapping[str, str] = field(default_factory=dict)
     """Columns that cannot be read because they hold NaN and the like, with the place of it."""
     frame_choice: FrameChoice = field(default_factory=FrameChoice)
-    """How its frames are kept."""
+    """Form in which its frames are kept."""
     trim: bool = False
-    """Whether idle frames at the start of episodes are left out."""
+    """True if idle frames at the start of episodes are left out."""
 
     @property
     def vectors(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What reads well and trains badly: doubts about states and actions."""
+"""Doubts about states and actions: data that reads well and trains badly."""
 
 from __future__ import annotations
 

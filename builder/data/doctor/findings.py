@@ -1,4 +1,4 @@
-"""What an examination of a dataset finds."""
+"""Findings of an examination of a dataset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class Severity(IntEnum):
-    """How bad a finding is; also the order in which findings are told."""
+    """Severity of a finding, in the order of the report."""
 
     ERROR = 0
     """It cannot be read as the metadata says."""

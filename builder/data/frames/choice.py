@@ -30,7 +30,7 @@ _NOT_TINY = 100e6
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """How the frames of a dataset are kept.
+    """Form in which the frames of a dataset are kept.
 
     Attributes:
         form: One of the forms, or `auto`.

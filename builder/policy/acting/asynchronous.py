@@ -117,7 +117,7 @@ class Local:
 
 
 class Worker(Protocol):
-    """Where thinking happens."""
+    """Place where chunks are predicted while the robot moves."""
 
     def start(self, think: Callable[[], Tensor]) -> None:
         """Begin."""

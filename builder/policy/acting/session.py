@@ -41,7 +41,7 @@ class ChunkSource(Protocol):
 
 @dataclass
 class Episode:
-    """What is remembered between the steps of an episode."""
+    """State of an episode between its steps."""
 
     history: History = field(default_factory=History)
     actions: deque[Tensor] = field(default_factory=deque)
