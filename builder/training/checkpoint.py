@@ -155,6 +155,7 @@ CHANGEABLE = (
     "imports",
     "data.path",
     "data.sources.*.path",
+    "data.frames",
     "training.steps",
     "training.log_every",
     "training.save_every",

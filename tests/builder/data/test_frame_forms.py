@@ -103,7 +103,7 @@ def test_the_shrunk_frames_are_what_the_function_makes_of_raw_ones(tmp_path: Pat
 def test_a_policy_learns_the_same_from_every_form(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Its first transform shrinks the images, which a store of resized ones has done."""
     tiny["transforms"] = [{"type": "resize", "size": [24, 24]}, *tiny["transforms"]]
-    tiny["training"] |= {"steps": 3, "workers": 2}
+    tiny["training"] |= {"steps": 3, "workers": 2, "schedule": {"type": "constant"}}
     trained, seen = {}, {}
     for form in ("raw", "resized", "stream"):
         tiny["data"]["frames"] = form
@@ -111,7 +111,13 @@ def test_a_policy_learns_the_same_from_every_form(tiny: dict[str, Any], tmp_path
         seen[form] = tuple(builder.datasets()[0][0]["observation.images.corner2"].shape[-2:])
         trained[form] = builder.train(output=tmp_path / form, device="cpu").policy.state_dict()
     assert seen == {"raw": (96, 96), "resized": (24, 24), "stream": (96, 96)}
-    for form in ("resized", "stream"):
+    builder = Builder.from_recipe(tiny)
+    builder.override({"training.steps": 2, "data.frames": "raw"}).train(
+        output=tmp_path / "other", device="cpu"
+    )
+    resumed = builder.train(output=tmp_path / "other", device="cpu", resume=True)
+    trained["resumed as a stream"] = resumed.policy.state_dict()
+    for form in ("resized", "stream", "resumed as a stream"):
         assert all(torch.equal(value, trained["raw"][key]) for key, value in trained[form].items())
 
 
