@@ -24,6 +24,8 @@ from ....schemas.errors import DatasetError
 
 SPARE = 0.05
 """Part of a disk that stays free."""
+_NEW = ".new-"
+"""Prefix of a lease that is not yet locked."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
 
@@ -53,10 +55,12 @@ class Lease:
         folder = root / "leases"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=folder)
+            descriptor, new = tempfile.mkstemp(dir=folder, prefix=_NEW)
             with contextlib.suppress(OSError):  # file systems without locks
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
             os.write(descriptor, "\n".join(keys).encode())
+            name = new.replace(_NEW, "", 1)
+            Path(new).rename(name)  # locked and complete: no other process takes it for that of an ended one
         except OSError:
             return
         self._end = weakref.finalize(self, _end_lease, descriptor, name, os.getpid())
@@ -73,6 +77,8 @@ def leased(root: Path) -> set[str]:
     keys: set[str] = set()
     folder = root / "leases"
     for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith(_NEW):
+            continue
         with contextlib.suppress(OSError), path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,6 +16,7 @@ from policysmith.builder import Builder
 from policysmith.builder.data.dataset import LeRobotDataset
 from policysmith.builder.data.frames.choice import FrameChoice
 from policysmith.builder.data.lerobot.layout import read_layout
+from policysmith.builder.data.motion import idle_start
 from policysmith.builder.data.selection import matching, without_idle_starts
 from policysmith.builder.data.writing.writer import LeRobotWriter
 from policysmith.builder.evaluation.evaluate import evaluate
@@ -113,6 +114,14 @@ def test_idle_starts_are_left_out_of_rows_frames_and_numbers(tmp_path: Path, for
     for place, index in enumerate(kept):
         one, other = trimmed[place], whole[index]
         assert all(torch.equal(one[key], other[key]) for key in one if key not in ("task", "action_is_pad"))
+
+
+@pytest.mark.parametrize(
+    ("actions", "steps"), [([0, 0, 1, 1], 1), ([0, 1, 1, 1], 0), ([0, 0, 0, 0], 3), ([5], 0)]
+)
+def test_an_idle_start_ends_with_the_first_change(actions: list[float], steps: int) -> None:
+    """An episode in which nothing moves is idle to its last frame."""
+    assert idle_start(np.asarray(actions, np.float32)[:, None], np.ones(1)) == steps
 
 
 def recipe(root: Path, **data: Any) -> dict[str, Any]:

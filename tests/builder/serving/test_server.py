@@ -183,7 +183,7 @@ def test_a_wrong_observation_is_answered_with_what_is_expected(
 
 
 class Recorder:
-    """Remembers the sizes of batches and holds the first until all robots wait."""
+    """Remembers the sizes of batches, holds the first until all robots wait, and breaks at a state of -1."""
 
     def __init__(self, policy: BasePolicyModel) -> None:
         self.policy, self.sizes, self.hold = policy, [], threading.Event()
@@ -192,7 +192,7 @@ class Recorder:
     def predict(self, samples: Sequence[Any], generator: Any = None) -> torch.Tensor:
         self.hold.wait(10)
         self.sizes.append(len(samples))
-        if any("bad" in sample.values() for sample in samples if "task" in sample):
+        if any((sample["observation.state"] == -1.0).all() for sample in samples):
             raise ValueError("broken")
         return self.policy.predict(samples, generator)
 
@@ -227,6 +227,35 @@ def test_robots_that_ask_together_are_answered_together(
     metrics = http(address, "/metrics")[1]
     assert 'policysmith_answers_total{answer="chunk"} 6.0' in metrics
     assert "policysmith_batch_size_count 3.0" in metrics
+
+
+def test_a_failure_in_a_batch_is_that_of_one_robot(
+    policy: BasePolicyModel, observation: dict[str, Any], serving: Serving
+) -> None:
+    source = Recorder(policy)
+    address = serving(Limits(batch=4, window=0.0), source=source)
+    source.sizes.clear()
+    source.hold.clear()
+    answered: dict[int, bool] = {}
+
+    def act(number: int) -> None:
+        state = torch.full((4,), -1.0 if number == 3 else number / 10.0)
+        with policysmith.connect(address) as robot:
+            try:
+                robot.select_action({**observation, "observation.state": state})
+                answered[number] = True
+            except SpecError:
+                answered[number] = False
+
+    threads = [threading.Thread(target=act, args=[number]) for number in range(5)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    source.hold.set()
+    for thread in threads:
+        thread.join()
+    assert source.sizes == [1, 4, 1, 1, 1, 1]
+    assert answered == {number: number != 3 for number in range(5)}
 
 
 def test_a_single_robot_waits_for_nobody(observation: dict[str, Any], serving: Serving) -> None:
