@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from policysmith.schemas import console
 from policysmith.schemas.check import check
 from policysmith.schemas.composition import composed, resolved
-from policysmith.schemas.diagnostics import Diagnostic
+from policysmith.schemas.diagnostics import Diagnostic, Source, Span
 from policysmith.schemas.fixes import curable, cured
 from policysmith.schemas.yaml.document import Document, parse
 
@@ -75,6 +76,18 @@ policy:
   head: {type: mlp, hidden: [64], activation: gelu}
 training: {steps: 10, save_every: 5.5}
 """
+
+
+def test_of_two_edits_of_one_place_the_first_is_made() -> None:
+    source = Source("r.yaml", "a: wrong\nb: 1")
+    place, other = Span(source, 1, 4, 1, 9), Span(source, 2, 4, 2, 5)
+    given = [
+        Diagnostic("E003 unknown-key", "m", span, edit=edit)
+        for span, edit in ((other, "2"), (place, "right"), (replace(place, column=6), "else"))
+    ]
+    edits = curable(given, source)
+    assert [each.edit for each in edits] == ["right", "2"]
+    assert cured(source, edits) == "a: right\nb: 2"
 
 
 def test_a_recipe_is_corrected_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

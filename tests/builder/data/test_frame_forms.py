@@ -121,6 +121,14 @@ def test_a_policy_learns_the_same_from_every_form(tiny: dict[str, Any], tmp_path
         assert all(torch.equal(value, trained["raw"][key]) for key, value in trained[form].items())
 
 
+def test_a_random_crop_is_not_stored(tiny: dict[str, Any]) -> None:
+    """Stored frames would be cropped in one place for ever."""
+    tiny["transforms"] = [{"type": "crop", "size": [64, 64]}, *tiny["transforms"]]
+    tiny["data"]["frames"] = "resized"
+    with pytest.raises(DatasetError, match="no camera has a `resize`"):
+        Builder.from_recipe(tiny).datasets()
+
+
 Disk = namedtuple("Disk", "total used free")
 
 
