@@ -16,6 +16,7 @@ from policysmith.builder import Builder
 from policysmith.builder.data.dataset import LeRobotDataset
 from policysmith.builder.data.frames.choice import FrameChoice
 from policysmith.builder.data.lerobot.layout import read_layout
+from policysmith.builder.data.lerobot.table import read_table
 from policysmith.builder.data.motion import idle_start
 from policysmith.builder.data.selection import matching, without_idle_starts
 from policysmith.builder.data.writing.writer import LeRobotWriter
@@ -109,6 +110,9 @@ def test_idle_starts_are_left_out_of_rows_frames_and_numbers(tmp_path: Path, for
     whole, trimmed = LeRobotDataset(root, frames=choice), LeRobotDataset(root, frames=choice, trim=True)
     assert without_idle_starts(read_layout(root)).skipped == {0: 4, 2: 7}
     assert trimmed.episode_lengths == (12, 12, 12)
+    layout = without_idle_starts(read_layout(root))
+    table = read_table(layout, layout.choose_episodes(None), ())
+    assert [table.locate(row) for row in (0, 11, 12, 24)] == [(0, 4), (0, 15), (1, 0), (2, 7)]
     assert whole.fingerprint != trimmed.fingerprint
     kept = [*range(4, 16), *range(16, 28), *range(35, 47)]
     for place, index in enumerate(kept):
