@@ -15,6 +15,8 @@ _CODE = 5
 """Exit code of a failed run; see `schemas/console.py`."""
 _GRACE = 5.0
 """Seconds for processes to tell each other which step they are in."""
+_LAST_WORDS = 2.0
+"""Seconds between a report and the exit; an earlier exit fails the peers' collectives before they report too."""
 
 
 class Watchdog:
@@ -53,10 +55,11 @@ class Watchdog:
     def _report(self) -> None:
         cursor = "\x1b[?25h" * sys.stderr.isatty()
         os.write(2, f"{cursor}error: {self._diagnosis()}\n".encode())
+        time.sleep(_LAST_WORDS)
         os._exit(_CODE)
 
     def _diagnosis(self) -> str:
-        waited = f"process {self._rank} has waited {self._minutes:g} minutes in step {self._step}"
+        waited = f"process {self._rank} has waited {self._minutes:g} minutes in step {self._step}{_main_thread_at()}"
         cure = (
             "see its output; `training.timeout_minutes` is how long a step may take, and `--resume` goes on"
         )
@@ -79,3 +82,12 @@ class Watchdog:
         store.set(keys[self._rank], str(self._step))
         time.sleep(_GRACE)
         return {rank: int(store.get(key)) for rank, key in keys.items() if store.check([key])}
+
+
+def _main_thread_at() -> str:
+    """Return the line of Python at which the main thread is, as " at file:line, in function"."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return ""
+    code = frame.f_code
+    return f" at {code.co_filename}:{frame.f_lineno}, in {code.co_name}"

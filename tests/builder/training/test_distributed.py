@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -245,8 +246,9 @@ def test_a_process_that_hangs_is_named_within_the_time_set(
 ) -> None:
     tiny["training"]["timeout_minutes"] = 0.2
     (tmp_path / "hanging.py").write_text(HANGING)
-    with pytest.raises(AssertionError, match=r"process 0 has waited 0.2 minutes in step \d"):
+    with pytest.raises(AssertionError, match=r"process 0 has waited 0.2 minutes in step \d") as raised:
         in_two_processes({**tiny, "imports": ["hanging.py"]}, tmp_path, "--allow-imports")
+    assert re.search(r"process 1 has waited .* at .*hanging\.py:\d+, in update", str(raised.value))
 
 
 def launched(recipe: dict[str, Any], folder: Path, *options: str) -> str:
