@@ -66,12 +66,8 @@ class ResumableSampler(Sampler[list[int]]):
                 f"ranks{times}); lower the batch size{' or `accumulate`' if times else ''}, or add episodes"
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size, self.start_step, self.accumulate = (
-            rank,
-            world_size,
-            start_step,
-            accumulate,
-        )
+        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.accumulate = accumulate
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     @property

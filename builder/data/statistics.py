@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 QUANTILES = {"q01": 0.01, "q99": 0.99}
 _LARGEST = 1e18
+_COARSE = 1e-3
+"""Rounding error from which a column is unusable, in its unit and as a part of its change within an episode."""
 Statistics = dict[str, dict[str, list[float]]]
 
 
@@ -48,13 +50,20 @@ def compute_statistics(
 
 
 def unusable(table: EpisodeTable) -> dict[str, str]:
-    """Return the columns with NaN, infinite values or values above 1e18, whose square exceeds float32.
+    """Return the columns that cannot be learned from, each with a sentence that locates the fault.
 
-    Each maps to a sentence that locates the first such value.
+    They hold NaN, infinite values or values above 1e18, whose square exceeds float32; or numbers so large
+    that float32 rounds away how they change within an episode, such as seconds since 1970.
     """
     rows = np.arange(table.rows)
-    bad = {key: _unusable(values.reshape(table.rows, -1)) for key, values in table.columns.items()}
-    return {key: _fault(table, key, rows, found) for key, found in bad.items() if found.any()}
+    found = {}
+    for key, values in table.columns.items():
+        flat = values.reshape(table.rows, -1)
+        if (bad := _unusable(flat)).any():
+            found[key] = _fault(table, key, rows, bad)
+        elif coarse := _coarse(table, key, flat):
+            found[key] = coarse
+    return found
 
 
 def describe(
@@ -136,6 +145,28 @@ def _unusable(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
         bad: npt.NDArray[np.bool_] = ~(np.abs(values) <= _LARGEST)
     return bad
+
+
+def _coarse(table: EpisodeTable, key: str, values: npt.NDArray[np.float32]) -> str:
+    """Return the first dimension of values (N, D) whose changes float32 rounds away; an empty text if none does.
+
+    Whole numbers are exact up to 2^24, and a dimension that is the same everywhere loses nothing.
+    """
+    low, high = values.min(axis=0), values.max(axis=0)
+    step = np.spacing(np.maximum(np.abs(low), np.abs(high)))
+    for dim in np.flatnonzero((step > _COARSE) & (high > low)):
+        column = values[:, dim]
+        if step[dim] <= 1.0 and (column == np.rint(column)).all():
+            continue
+        starts = np.asarray(table.first_rows)
+        change = (np.maximum.reduceat(column, starts) - np.minimum.reduceat(column, starts)).max()
+        if step[dim] > _COARSE * change:
+            return (
+                f"column `{key}` ranges from {low[dim]:.9g} to {high[dim]:.9g} in dimension {dim}, where float32 has "
+                f"steps of {step[dim]:g}, and changes by at most {change:g} within an episode; keep only other "
+                f"dimensions, with slices of `{key}` in `data.columns`, or store differences"
+            )
+    return ""
 
 
 def _fault(table: EpisodeTable, key: str, rows: npt.NDArray[np.int64], bad: npt.NDArray[np.bool_]) -> str:

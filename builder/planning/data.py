@@ -30,7 +30,7 @@ from ..data.statistics import compute_statistics, unusable
 from ..data.time_steps import TimeSteps
 from ..recipe import rules
 from ..recipe.loaded import LoadedRecipe
-from .checks.non_finite import without_unusable
+from .checks.unusable import without_unusable
 from .frames import with_frames
 from .sources import DataPlan, DataSource, common_specs
 

@@ -59,7 +59,7 @@ class DataSource:
     instructions: tuple[str, ...] = ()
     """Distinct instructions of the episodes in use."""
     unusable: Mapping[str, str] = field(default_factory=dict)
-    """Columns that cannot be read because they hold NaN and the like, with the place of it."""
+    """Columns that cannot be learned from, each with the fault and its place."""
     frame_choice: FrameChoice = field(default_factory=FrameChoice)
     """Form in which its frames are kept."""
     trim: bool = False

@@ -55,6 +55,7 @@ class Batcher:
         self._source, self._metrics, self._robots = source, metrics, robots
         self._most, self._window = most, window
         self._waiting: deque[_Waiting] = deque()
+        metrics.waiting.set_function(lambda: len(self._waiting))
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "policysmith-predict")
 

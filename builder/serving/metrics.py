@@ -22,6 +22,9 @@ class Metrics:
         )
         """Connections refused: `token`, `clients` or `starting`."""
         self.clients = Gauge("policysmith_clients", "Open connections", registry=self._registry)
+        self.waiting = Gauge(
+            "policysmith_waiting_observations", "Observations not yet in a batch", registry=self._registry
+        )
         self.request_seconds = Histogram(
             "policysmith_request_seconds",
             "From a message to its chunk",

@@ -168,9 +168,10 @@ def test_data_info_tells_what_to_map(openpi: Path, capsys: pytest.CaptureFixture
     assert "action: [/b], a\ufffd[2J" in capsys.readouterr().out
 
 
-def test_a_column_that_nothing_reads_may_hold_nan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [np.nan, 1.79e9])
+def test_a_column_that_nothing_reads_may_be_unusable(tmp_path: Path, first: float) -> None:
     root = write_dataset(tmp_path / "set", "v2.1").root
-    add(root, "observation.effort", [2], lambda rows: np.full((rows, 2), np.nan))
+    add(root, "observation.effort", [2], lambda rows: first + 100.0 * np.arange(2 * rows).reshape(-1, 2))
     builder = Builder.from_recipe(recipe(root)).check()
     dataset, _ = builder.datasets()
     assert "observation.effort" not in dataset[0]
@@ -199,6 +200,14 @@ def test_a_column_that_is_read_must_be_finite(tmp_path: Path, refused: Refused, 
         assert "columns: {observation.effort: null}" in found.help
     left_out = recipe(root, {"observation.effort": None}, **readers[0])
     Builder.from_recipe(left_out).check()
+
+
+def test_a_clock_is_read_by_nobody(tmp_path: Path, refused: Refused) -> None:
+    root = write_dataset(tmp_path / "set", "v2.1").root
+    add(root, "observation.effort", [2], lambda rows: 1.79e9 + 100.0 * np.arange(2 * rows).reshape(-1, 2))
+    proprio = {"backbones": {"proprio": {"type": "mlp", "width": 8}}, "head": {"type": "mlp"}}
+    (found,) = refused(lambda: Builder.from_recipe(recipe(root, policy=proprio)).check())
+    assert "where float32 has steps of 128" in found.message
 
 
 @pytest.mark.parametrize("shape", [[2, 2], [1, 2], [2, 1]])

@@ -14,8 +14,9 @@ from ....schemas.errors import DatasetError
 from ..lerobot.columns import Columns
 from ..lerobot.features import ACTION
 from ..lerobot.layout import Layout, read_layout
-from ..lerobot.table import read_table
+from ..lerobot.table import EpisodeTable, read_table
 from ..motion import idle_start
+from ..statistics import unusable
 from .behavior import Motion, behavior_doubts
 from .cameras import image_doubts
 from .findings import Finding, Severity
@@ -46,7 +47,12 @@ def examine(path: str | Path, columns: Columns | None = None, *, every_frame: bo
     faulty = {index for finding in found for index in finding.episodes}
     whole = [episode for episode in layout.episodes if episode.index not in faulty]
     if whole:
-        motion = _motion(layout, [episode.index for episode in whole])
+        table = read_table(layout, layout.choose_episodes([episode.index for episode in whole]))
+        found += [
+            Finding(Severity.WARNING, "unusable column", f"{fault}; a policy that reads it is refused")
+            for fault in unusable(table).values()
+        ]
+        motion = _motion(layout, table)
         found += behavior_doubts(motion)
         moving = frozenset(
             index
@@ -57,8 +63,7 @@ def examine(path: str | Path, columns: Columns | None = None, *, every_frame: bo
     return sorted(found, key=lambda finding: finding.severity)
 
 
-def _motion(layout: Layout, episodes: list[int]) -> Motion:
-    table = read_table(layout, layout.choose_episodes(episodes))
+def _motion(layout: Layout, table: EpisodeTable) -> Motion:
     for values in table.columns.values():
         np.nan_to_num(values, copy=False)
     return Motion(table, layout.fps, layout.features[ACTION].names or ())

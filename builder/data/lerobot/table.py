@@ -31,8 +31,6 @@ _TIME = "timestamp"
 _TIME_FEATURE = Feature(_TIME, "float32", (1,), None)
 _TOLERANCE = 0.1
 """Tolerance of a time stamp, in frames at the dataset's fps."""
-_COARSE = 1e4
-"""Smallest number that float32 may round by more than 1e-3, about."""
 _ROWS_AT_ONCE = 50_000
 """Rows of small files that are converted together."""
 _THREADS, _FILES_AT_ONCE = 8, 32
@@ -246,32 +244,11 @@ def _to_float32(column: Any, feature: Feature, path: Path) -> npt.NDArray[np.flo
         raise _shape_error(path, feature, f"values of type {column.type}")
     if tuple(found or [1]) != feature.shape and math.prod(found) * math.prod(feature.shape) != 1:
         raise _shape_error(path, feature, f"values of shape {found or [1]}")
-    exact = values.to_numpy(zero_copy_only=False).reshape(rows, feature.size)
     with np.errstate(
         over="ignore"
     ):  # values beyond float32 become infinite, and are reported with their place
-        rounded = np.ascontiguousarray(exact, dtype=np.float32)
-    if exact.dtype.itemsize > 2 and exact.dtype != np.float32 and feature is not _TIME_FEATURE:
-        _check_rounding(exact, rounded, feature, path)
-    return rounded
-
-
-def _check_rounding(
-    exact: npt.NDArray[Any], rounded: npt.NDArray[np.float32], feature: Feature, path: Path
-) -> None:
-    """Raise DatasetError if float32 has no room for the differences between values (N, D), as of clock times."""
-    if not len(exact) or np.abs(rounded).max() < _COARSE:
-        return
-    finite = np.where(np.isfinite(rounded), exact, 0).astype(np.float64)
-    moved = np.abs(finite - np.where(np.isfinite(rounded), rounded, 0)).max(axis=0)
-    ranges = np.ptp(finite, axis=0)
-    for dim in np.flatnonzero((moved > 1e-3) & (moved > 1e-3 * ranges) & (ranges > 0))[:1]:
-        low, high = finite[:, dim].min(), finite[:, dim].max()
-        raise DatasetError(
-            f"{path}: column `{feature.key}` ranges from {low:.15g} to {high:.15g} in dimension {dim}, which "
-            f"float32 rounds by up to {moved[dim]:g}; leave the dimension out, with slices of `{feature.key}` in "
-            "`data.columns`, or store differences"
-        )
+        flat = values.to_numpy(zero_copy_only=False).astype(np.float32)
+    return np.ascontiguousarray(flat.reshape(rows, feature.size))
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ....schemas.terminal import printable
 from ... import compat
 
 _CODE = 5
@@ -54,7 +55,7 @@ class Watchdog:
 
     def _report(self) -> None:
         cursor = "\x1b[?25h" * sys.stderr.isatty()
-        os.write(2, f"{cursor}error: {self._diagnosis()}\n".encode())
+        os.write(2, f"{cursor}error: {printable(self._diagnosis())}\n".encode())
         time.sleep(_LAST_WORDS)
         os._exit(_CODE)
 

@@ -94,6 +94,16 @@ def huge(episode: int, frames: dict[str, np.ndarray]) -> None:
         frames["observation.state"][7, 1] = 1e6
 
 
+def absurd(episode: int, frames: dict[str, np.ndarray]) -> None:
+    if episode == 3:
+        frames["observation.state"][7, 1] = 1e28
+
+
+def clock(episode: int, frames: dict[str, np.ndarray]) -> None:
+    """Seconds since 1970, in float32."""
+    frames["observation.state"][:, 1] = 1.79e9 + 1000.0 * episode + np.arange(len(frames["action"])) / 10
+
+
 def lag(episode: int, frames: dict[str, np.ndarray]) -> None:
     frames["observation.state"][6:] = frames["observation.state"][:-6].copy()
 
@@ -139,6 +149,14 @@ DOUBTS = {
     constant: ("constant action", r"`gripper` never changes"),
     clipped: ("saturated action", r"`y` is at its lower limit, -0.15, in \d\d% of the frames"),
     huge: ("huge value", r"`observation.state` has the value 1e\+06 in dimension 1 of frame 7 of episode 3"),
+    absurd: (
+        "unusable column",
+        r"`observation.state` has the value 1e\+28 in episode 3, frame 7, dimension 1",
+    ),
+    clock: (
+        "unusable column",
+        r"`observation.state` ranges from 1.79e\+09 to 1.79\d+e\+09 in dimension 1, where float32 has steps of 128",
+    ),
     lag: ("lag", r"the state follows the action after 7 frames, 0.70 s"),
     early: ("lag", r"the state moves 2 frames, 0.20 s, before the action"),
     repeated: ("duplicate", r"episode 4 repeats episode 0, and 1 repeat another"),

@@ -109,30 +109,6 @@ def test_faults_in_a_data_file(
     assert str(root if change is of_an_unknown_task else root / DATA[version]) in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [pa.int64(), pa.float64()], ids=str)
-@pytest.mark.parametrize(
-    ("base", "step", "lost"),
-    [(1_790_000_000, 1, True), (20_000_000, 100_000, False), (0, 1, False), (1_790_000_000, 0, False)],
-)
-def test_a_column_whose_differences_float32_would_round_away(
-    tmp_path: Path, kind: pa.DataType, base: int, step: int, lost: bool
-) -> None:
-    """Seconds since 1970, say, of which float32 keeps one in 128; a constant loses nothing."""
-    root = write_dataset(tmp_path / "set", "v2.1").root
-
-    def clocked(table: pa.Table) -> pa.Table:
-        rows = [[0, 1, base + step * row] for row in range(table.num_rows)]
-        return replace(table, "observation.state", pa.array(rows, type=pa.list_(kind)))
-
-    rewrite_parquet(root / DATA["v2.1"], clocked)
-    if not lost:
-        state = LeRobotDataset(root, cameras=[], episodes=[2])[3]["observation.state"]
-        assert state.tolist()[-1][-1] == pytest.approx(base + 3 * step, rel=1e-7)
-        return
-    with pytest.raises(DatasetError, match=r"`observation.state` ranges from .* in dimension 2, .* by up to"):
-        LeRobotDataset(root, cameras=[], episodes=[2])
-
-
 @BOTH
 def test_an_episode_length_that_is_wrong_in_the_metadata(tmp_path: Path, version: str) -> None:
     """Swapped lengths still add up, so only the rows reveal them."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policysmith.builder.data.sampler import ResumableSampler, permutation
+from policysmith.builder.data.sampler import MixtureSampler, ResumableSampler, permutation
 from policysmith.schemas.errors import DatasetError
 
 
@@ -69,23 +69,24 @@ def test_every_world_size_sees_the_same_global_batches(plan: Plan, step: int) ->
     assert list(itertools.chain.from_iterable(parts)) == whole.batch(step)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @given(plans(), st.integers(1, 4), st.integers(0, 40))
 def test_an_update_in_parts_sees_the_samples_of_one_in_whole(
-    plan: Plan, accumulate: int, update: int
+    mixed: bool, plan: Plan, accumulate: int, update: int
 ) -> None:
-    size, place = plan.size * accumulate, {"seed": plan.seed, "world_size": plan.world_size}
-    whole = [
-        ResumableSampler(size, batch_size=plan.batch_size * accumulate, rank=rank, **place).batch(update)
-        for rank in range(plan.world_size)
-    ]
-    parts = [
-        ResumableSampler(size, batch_size=plan.batch_size, accumulate=accumulate, rank=rank, **place).batch(
-            update * accumulate + part
-        )
-        for rank in range(plan.world_size)
-        for part in range(accumulate)
-    ]
-    assert sorted(itertools.chain(*parts)) == sorted(itertools.chain(*whole))
+    def seen(parts: int) -> list[int]:
+        place = {"batch_size": plan.batch_size * accumulate // parts, "seed": plan.seed}
+        ranks = [
+            MixtureSampler([(plan.size, 1.0), (3, 2.0)], rank=rank, world_size=plan.world_size, **place)
+            if mixed
+            else ResumableSampler(
+                plan.size * accumulate, rank=rank, world_size=plan.world_size, accumulate=parts, **place
+            )
+            for rank in range(plan.world_size)
+        ]
+        return sorted(i for rank in ranks for part in range(parts) for i in rank.batch(update * parts + part))
+
+    assert seen(accumulate) == seen(1)
 
 
 @given(plans())

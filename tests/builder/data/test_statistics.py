@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from policysmith.builder.data.dataset import LeRobotDataset
 from policysmith.builder.data.lerobot.table import EpisodeTable
-from policysmith.builder.data.statistics import compute_statistics
+from policysmith.builder.data.statistics import compute_statistics, unusable
 from policysmith.schemas.errors import DatasetError
 
 from .synthetic import rewrite_parquet, write_dataset
@@ -100,6 +100,38 @@ def test_values_that_are_not_finite_are_located(value: float) -> None:
     ):
         compute_statistics(table)
     assert compute_statistics(table, episodes=[10])["action"]["max"] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "lost"),
+    [
+        (1_790_000_000, 20.0, True),  # minutes in seconds since 1970
+        (1_790_000_000, 1000.0, True),  # hours of them: steps of 128
+        (1_790_000_000, 0.0, False),  # the same everywhere
+        (1_000_000, 0.25, True),  # steps of 0.0625, of changes by 1.5
+        (1_000_000, 1.0, False),  # whole numbers that float32 holds
+        (20_000_000, 10_000.0, False),
+        (20_000, 0.5, False),
+        (0, 1e-6, False),
+    ],
+)
+def test_a_column_whose_changes_float32_rounds_away_is_unusable(
+    first: float, step: float, lost: bool
+) -> None:
+    values = np.zeros((12, 3))
+    values[:, 1] = first + step * np.arange(12)
+    found = unusable(table_of(values.astype(np.float32), (7, 5)))
+    assert found.keys() == ({"action"} if lost else set())
+    if lost:
+        assert re.search(
+            r"`action` ranges from .* in dimension 1, where float32 .* `data.columns`", found["action"]
+        )
+
+
+def test_a_number_that_differs_by_episode_only_is_unusable_if_it_is_rounded() -> None:
+    values = np.repeat(np.float32([[1e9], [2e9]]), (7, 5), axis=0)
+    assert unusable(table_of(values, (7, 5))).keys() == {"action"}
+    assert not unusable(table_of(values / 1e9, (7, 5)))
 
 
 def test_a_null_in_the_file_counts_as_nan(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,15 +187,36 @@ class Recorder:
     """Remembers the sizes of batches, holds the first until all robots wait, and breaks at a state of -1."""
 
     def __init__(self, policy: BasePolicyModel) -> None:
-        self.policy, self.sizes, self.hold = policy, [], threading.Event()
+        self.policy, self.sizes = policy, []
+        self.begun, self.hold = threading.Event(), threading.Event()
         self.hold.set()
 
     def predict(self, samples: Sequence[Any], generator: Any = None) -> torch.Tensor:
+        self.begun.set()
         self.hold.wait(10)
         self.sizes.append(len(samples))
         if any((sample["observation.state"] == -1.0).all() for sample in samples):
             raise ValueError("broken")
         return self.policy.predict(samples, generator)
+
+
+def together(source: Recorder, address: str, acts: Sequence[Callable[[], None]]) -> None:
+    """Let the first robot ask, and all others while it is being answered."""
+    source.sizes.clear()
+    source.begun.clear()
+    source.hold.clear()
+    first, *others = (threading.Thread(target=act) for act in acts)
+    first.start()
+    assert source.begun.wait(10)
+    for thread in others:
+        thread.start()
+    waiting = f"policysmith_waiting_observations {len(others)}.0"
+    deadline = time.monotonic() + 10
+    while waiting not in http(address, "/metrics")[1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    source.hold.set()
+    for thread in (first, *others):
+        thread.join()
 
 
 def test_robots_that_ask_together_are_answered_together(
@@ -203,8 +225,6 @@ def test_robots_that_ask_together_are_answered_together(
     source = Recorder(policy)
     address = serving(Limits(batch=4, window=0.0), source=source)
     assert source.sizes == [1, 2, 4]  # warm-up
-    source.sizes.clear()
-    source.hold.clear()
     robots = [policysmith.connect(address) for _ in range(6)]
     found: dict[int, torch.Tensor] = {}
 
@@ -212,13 +232,8 @@ def test_robots_that_ask_together_are_answered_together(
         seen = {**observation, "observation.state": torch.full((4,), number / 10.0)}
         found[number] = robots[number].select_action(seen)
 
-    threads = [threading.Thread(target=act, args=[number]) for number in range(6)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.02)
-    source.hold.set()
-    for thread, robot in zip(threads, robots, strict=True):
-        thread.join()
+    together(source, address, [partial(act, number) for number in range(6)])
+    for robot in robots:
         robot.close()
     assert source.sizes == [1, 4, 1]
     for number, action in found.items():
@@ -227,6 +242,7 @@ def test_robots_that_ask_together_are_answered_together(
     metrics = http(address, "/metrics")[1]
     assert 'policysmith_answers_total{answer="chunk"} 6.0' in metrics
     assert "policysmith_batch_size_count 3.0" in metrics
+    assert "policysmith_waiting_observations 0.0" in metrics
 
 
 def test_a_failure_in_a_batch_is_that_of_one_robot(
@@ -234,8 +250,6 @@ def test_a_failure_in_a_batch_is_that_of_one_robot(
 ) -> None:
     source = Recorder(policy)
     address = serving(Limits(batch=4, window=0.0), source=source)
-    source.sizes.clear()
-    source.hold.clear()
     answered: dict[int, bool] = {}
 
     def act(number: int) -> None:
@@ -247,13 +261,7 @@ def test_a_failure_in_a_batch_is_that_of_one_robot(
             except SpecError:
                 answered[number] = False
 
-    threads = [threading.Thread(target=act, args=[number]) for number in range(5)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.1)
-    source.hold.set()
-    for thread in threads:
-        thread.join()
+    together(source, address, [partial(act, number) for number in range(5)])
     assert source.sizes == [1, 4, 1, 1, 1, 1]
     assert answered == {number: number != 3 for number in range(5)}
 

@@ -53,6 +53,17 @@ def test_accumulated_batches_make_the_step_of_one(
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
+def test_no_epoch_ends_within_a_step(padded: dict[str, Any], tmp_path: Path) -> None:
+    """The second step begins an epoch, although half of its samples would still be left for its parts."""
+    padded["data"]["episodes"] = [0]
+    losses = []
+    for parts in (1, 4):
+        padded["training"] |= {"batch_size": 60 // parts, "accumulate": parts, "steps": 3}
+        Builder.from_recipe(padded).train(output=tmp_path / str(parts), device="cpu")
+        losses.append([line["loss"] for line in lines(tmp_path / str(parts)) if "loss" in line])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_a_policy_that_counts_nothing_says_that_batches_weigh_alike(
     padded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

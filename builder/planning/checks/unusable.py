@@ -1,4 +1,4 @@
-"""Observations that hold NaN and the like: dropped if nothing reads them, refused otherwise."""
+"""Observations that cannot be learned from: dropped if nothing reads them, refused otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..sources import DataPlan
 
 
 def without_unusable(loaded: LoadedRecipe, data: DataPlan) -> DataPlan:
-    """Return the data without the columns that hold NaN, infinities or absurdly large values.
+    """Return the data without its unusable columns (see `statistics.unusable`).
 
     A hand-written policy may read every column.
 
