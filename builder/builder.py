@@ -36,7 +36,7 @@ from .planning.policy import PolicyPlan
 from .planning.sources import DataPlan, DataSource
 from .planning.summary import Summary
 from .policy import BasePolicyModel
-from .provenance import policy_provenance
+from .provenance import git_state
 from .recipe.load import load_recipe, open_document
 from .recipe.loaded import LoadedRecipe
 from .recipe.standalone import standalone
@@ -252,7 +252,7 @@ class Builder:
             held_out = self.initialization.data.open("validation")
         assert samples is not None
         policy = self.build()
-        _record_data(policy, samples)
+        _record_run(policy, samples, self.recipe.directory)
         job = Job(
             policy=policy,
             dataset=self._kind.dataset(samples, self.initialization),
@@ -270,7 +270,7 @@ class Builder:
         )
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)
-        description = self._description() | {"init": policy.content["provenance"].get("init")}
+        description = self._description() | policy.content["provenance"]
         log = FileLog(directory, description, standalone(self.recipe.document, located=True))
         try:
             return loop.train(job, accelerator, (log, *reporters), resume=resume)
@@ -320,7 +320,6 @@ class Builder:
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.origin.resolve()),
             "data": self.initialization.data.paths,
-            **policy_provenance(self.recipe),
         }
 
 
@@ -333,9 +332,11 @@ def count_on_meta(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> int
     return int(count.get_total_flops()) // BATCH
 
 
-def _record_data(policy: BasePolicyModel, samples: LeRobotDataset | Mixture) -> None:
-    """Record the fingerprint of the training data in a policy's config, and that of each robot."""
+def _record_run(policy: BasePolicyModel, samples: LeRobotDataset | Mixture, directory: Path) -> None:
+    """Record the fingerprints of the training data, and the git state of the recipe, in a policy's config."""
     provenance = policy.content["provenance"]
+    if (state := git_state(directory)) is not None:
+        provenance["git"] = state
     provenance["dataset"] = samples.fingerprint
     if isinstance(samples, Mixture):
         provenance["datasets"] = samples.fingerprints

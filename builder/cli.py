@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..components.registry import REGISTRIES
 from ..schemas.console import report
+from ..schemas.origins import origins
 from ..schemas.paths import expanded
 from ..schemas.questions import explanation
 from ..schemas.questions.commands import line_width, rendered
@@ -98,7 +99,7 @@ def check(args: Namespace) -> int:
 def render(args: Namespace) -> int:
     """Run `policysmith render` for a recipe with parts of its own."""
     recipe = _builder(args).recipe
-    sys.stdout.write(rendered(recipe.resolved(), recipe.document if args.origins else None))
+    sys.stdout.write(rendered(recipe.resolved(), origins(recipe.document) if args.origins else None))
     return 0
 
 
@@ -107,7 +108,7 @@ def listing(args: Namespace) -> int:
     from .policy.registration.registry import policies
     from .recipe.json_schema import recipe_schema
 
-    root = recipe_schema()
+    root = recipe_schema(plugins=True)
     for kind in REGISTRIES:
         if args.kind in (None, kind):
             sys.stdout.write(explanation.listing(kind, root, line_width()))
@@ -120,19 +121,22 @@ def explain(args: Namespace) -> int:
     """Run `policysmith explain` for parts that only this machine has."""
     from .recipe.json_schema import recipe_schema
 
-    sys.stdout.write(explanation.explain(args.topic, recipe_schema(), line_width()))
+    sys.stdout.write(explanation.explain(args.topic, recipe_schema(plugins=True), line_width()))
     return 0
 
 
 def schema(args: Namespace) -> int:
     """Run `policysmith schema`."""
     from ..schemas.json_schema import SCHEMA_FILE
+    from .recipe.imports import run_import
     from .recipe.json_schema import schema_text, write_schema
 
     if args.write:
         console.print(f"{shown(SCHEMA_FILE)}: {'written' if write_schema() else 'up to date'}")
     else:
-        sys.stdout.write(schema_text())
+        for entry in args.with_plugins or ():
+            run_import(entry)
+        sys.stdout.write(schema_text(plugins=args.with_plugins is not None))
     return 0
 
 

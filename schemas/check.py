@@ -278,7 +278,6 @@ class _Checker:
         edit: str | None = None,
     ) -> Diagnostic:
         span = self.document.span(path, "key" if key else "value")
-        origin = None if key else self.document.origin(path)
-        related = ((origin, "the value is set here"),) if origin is not None else ()
-        edit = edit if span.line and span.line == span.end_line and origin is None else None
+        related = () if key else self.document.set_by(path)
+        edit = edit if span.line and span.line == span.end_line and not related else None
         return Diagnostic(code, message, span, label, related, notes=notes, help=help, edit=edit)

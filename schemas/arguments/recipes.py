@@ -142,9 +142,21 @@ def add(parser: Parser) -> None:
     _add_gpu(summary)
 
     schema = parser.add_verb(
-        GROUP, "schema", "schema", "print the JSON Schema of recipes", "policysmith schema > recipe.json"
+        GROUP,
+        "schema",
+        "schema",
+        "print the JSON Schema of recipes, by which editors complete and check them",
+        "policysmith schema > recipe.json",
+        "policysmith schema --with-plugins my_parts.py > recipe.json",
     )
-    schema.add_argument("--write", action="store_true", help="write it to schemas/recipe.v1.json instead")
+    content = schema.add_mutually_exclusive_group()
+    content.add_argument("--write", action="store_true", help="write it to schemas/recipe.v1.json instead")
+    content.add_argument(
+        "--with-plugins",
+        nargs="*",
+        metavar="FILE",
+        help="add the parts of installed plug-ins, and those that these Python files or modules register",
+    )
 
 
 def _add_gpu(parser: Parser) -> None:

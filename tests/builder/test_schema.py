@@ -89,7 +89,7 @@ def test_unions() -> None:
     found = model_schema(Example)["properties"]
     assert found["title"] == {"type": ["integer", "null"], "minimum": 1, "default": 3}
     assert found["size"] == {"type": ["integer", "array"], "items": {"type": "integer"}, "default": 1}
-    assert found["mode"] == {"type": ["string", "null"], "enum": ["a", "b", None], "default": None}
+    assert found["mode"] == {"type": ["string", "null"], "enum": ["a", "b", None]}
     assert found["either"]["anyOf"] == [{"type": "string", "const": "auto"}, {"type": "integer"}]
     assert found["betas"]["default"] == [0.9]
     assert found["inner"]["default"] == {"type": "uniform"}
