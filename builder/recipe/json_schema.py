@@ -125,7 +125,8 @@ def _with_hover(option: dict[str, Any], *, needed: bool) -> dict[str, Any]:
     if "description" not in option:
         return option
     known = "default" in option or nullable(option)
-    default = "required" if needed else f"default `{json.dumps(option.get('default'))}`" if known else ""
+    value = json.dumps(option.get("default"), sort_keys=True)
+    default = "required" if needed else f"default `{value}`" if known else ""
     choices = "`, `".join(json.dumps(value) for value in option.get("enum", ()) if value is not None)
     kind = f"`{choices}`" if choices else "" if "const" in option else type_of(option)
     text = "\n\n".join((option["description"], "; ".join(filter(None, (kind, default)))))
