@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..components.registry import REGISTRIES
 from ..schemas.console import report
+from ..schemas.errors import PolicysmithError
 from ..schemas.origins import origins
 from ..schemas.paths import expanded
 from ..schemas.questions import explanation
@@ -131,12 +132,23 @@ def schema(args: Namespace) -> int:
     from .recipe.imports import run_import
     from .recipe.json_schema import schema_text, write_schema
 
+    if args.write and (args.out or args.with_plugins is not None):
+        raise PolicysmithError("`--write` writes the shipped schema; leave out `--out` and `--with-plugins`")
     if args.write:
         console.print(f"{shown(SCHEMA_FILE)}: {'written' if write_schema() else 'up to date'}")
-    else:
-        for entry in args.with_plugins or ():
-            run_import(entry)
-        sys.stdout.write(schema_text(plugins=args.with_plugins is not None))
+        return 0
+    for entry in args.with_plugins or ():
+        run_import(entry)
+    text = schema_text(plugins=args.with_plugins is not None)
+    if not args.out:
+        sys.stdout.write(text)
+        return 0
+    try:
+        expanded(args.out).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PolicysmithError(
+            f"{args.out} cannot be written ({error.strerror}); choose another `--out`"
+        ) from error
     return 0
 
 

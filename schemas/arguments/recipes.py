@@ -146,12 +146,12 @@ def add(parser: Parser) -> None:
         "schema",
         "schema",
         "print the JSON Schema of recipes, by which editors complete and check them",
-        "policysmith schema > recipe.json",
-        "policysmith schema --with-plugins my_parts.py > recipe.json",
+        "policysmith schema --out recipe.json",
+        "policysmith schema --out recipe.json --with-plugins my_parts.py",
     )
-    content = schema.add_mutually_exclusive_group()
-    content.add_argument("--write", action="store_true", help="write it to schemas/recipe.v1.json instead")
-    content.add_argument(
+    schema.add_argument("--out", metavar="FILE", help="write it to this file (default: stdout)")
+    schema.add_argument("--write", action="store_true", help="write it to schemas/recipe.v1.json")
+    schema.add_argument(
         "--with-plugins",
         nargs="*",
         metavar="FILE",

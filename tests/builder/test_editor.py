@@ -89,8 +89,13 @@ def test_parts_of_a_file_join_the_schema(capsys: pytest.CaptureFixture[str]) -> 
     assert "width" in schema["$defs"]["backbones.mean_colour"]["properties"]
     assert console.policysmith(["schema"]) == console.OK
     assert json.loads(capsys.readouterr().out) == shipped_schema()
-    assert console.policysmith(["schema", "--with-plugins", "missing.py"]) == console.BUILD_FAILED
-    assert "importing missing.py failed" in capsys.readouterr().err
+    for words, said in (
+        (["--with-plugins", "missing.py"], "importing missing.py failed"),
+        (["--write", "--with-plugins"], "writes the shipped schema"),
+        (["--out", "/dev/null/x"], "cannot be written"),
+    ):
+        assert console.policysmith(["schema", *words]) == console.BUILD_FAILED
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
