@@ -141,6 +141,20 @@ def add(parser: Parser) -> None:
     add_recipe(summary)
     _add_gpu(summary)
 
+    migrate = parser.add_verb(
+        GROUP,
+        "migrate",
+        "migrate",
+        "bring recipes to the latest version of the language, comments kept",
+        "policysmith migrate recipes/vit_mlp.yaml",
+        "policysmith migrate --check recipes/vit_mlp.yaml recipes/act.yaml",
+        light=True,
+    )
+    migrate.add_argument("files", metavar="RECIPE", nargs="+", help="recipes, or - for stdin to stdout")
+    migrate.add_argument(
+        "--check", action="store_true", help="change nothing, and exit with 1 if a recipe would change"
+    )
+
     schema = parser.add_verb(
         GROUP,
         "schema",

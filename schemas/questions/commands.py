@@ -76,6 +76,30 @@ def fmt(args: Namespace) -> int:
     return DIFFERENT if changed and args.check else SAME
 
 
+def migrate(args: Namespace) -> int:
+    """Run `policysmith migrate`, which with `--check` exits with 1 if a file would change."""
+    from ..composition import composed
+    from ..migration import LATEST, migrated
+    from ..yaml.document import read
+
+    texts = {}
+    for name in args.files:  # all before the first is written, because one may be the base of another
+        document = read(Path(name))
+        version = composed(document).value.get("recipe")
+        texts[name] = (old := document.root.span.source.text or "", *migrated(old, name, version=version))
+    out = sys.stderr if args.files == ["-"] else sys.stdout
+    for name, (old, new, said) in texts.items():
+        if name == "-":
+            sys.stdout.write(new)
+        elif new != old and not args.check:
+            replace_text(expanded(Path(name)), new)
+        out.writelines(f"{printable(line)}\n" for line in said)
+        change = ("would be migrated" if args.check else "migrated") if new != old else "has version"
+        out.write(f"{printable(name)}: {change}{' to' if new != old else ''} {LATEST}\n")
+    changed = any(old != new for old, new, _ in texts.values())
+    return DIFFERENT if changed and args.check else SAME
+
+
 def list_runs(args: Namespace) -> int:
     """Run `policysmith runs`."""
     from .runs import find_runs, table
