@@ -108,8 +108,10 @@ class Builder:
         saved = SavedPolicy.find(self.checkpoint, verify=False)
         return replace(loaded, resumed=(saved.recipe, saved.recipe_directory))
 
-    def check(self) -> Builder:
+    def check(self, *, deep: bool = False) -> Builder:
         """Validate, wire and dry-run the recipe without allocating the policy, and return the builder itself.
+
+        If `deep`, also open every video, and take a batch of real samples through the policy.
 
         A hand-written policy is built and run once, on the CPU. Weights files on this machine are read; a hub
         is asked only for configs and tokenizers.
@@ -118,6 +120,8 @@ class Builder:
             RecipeError: The recipe is wrong; it carries every problem.
         """
         self._kind.check(self.initialization)
+        if deep:
+            self._kind.check_deep(self.initialization)
         return self
 
     @property

@@ -81,7 +81,7 @@ def train(args: Namespace) -> int:
 
 def check(args: Namespace) -> int:
     """Run `policysmith check`."""
-    builder = _builder(args).check()
+    builder = _builder(args).check(deep=args.deep)
     if args.format != "text":
         report(builder.warnings, args.format)
         return 0

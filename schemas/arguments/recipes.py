@@ -43,6 +43,11 @@ def add(parser: Parser) -> None:
     add_recipe(check)
     add_format(check, "json", "sarif", "github")
     check.add_argument(
+        "--deep",
+        action="store_true",
+        help="also open every video, and take a batch of real samples through the policy",
+    )
+    check.add_argument(
         "--fix",
         action="store_true",
         help="correct the recipe's text where one answer is right; comments stay",
