@@ -33,7 +33,7 @@ from .checks.doubts import normalization_doubts
 from .checks.unused import unused
 from .policy import PolicyPlan, config_content
 from .sources import DataPlan
-from .summary import Summary
+from .summary import Summary, part_sizes
 
 BATCH = 2
 """Samples of a dry run."""
@@ -72,15 +72,9 @@ def dry_run(
         *unmatched_patterns(loaded, policy, loaded.resolved()["policy"]["freeze"]),
     ]
     known = filled(policy)
-    parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
-    parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
-    parts["head"] = policy.head
     warned = tuple(_random_and_frozen(loaded, policy, plan, known))
     freeze(policy, list(idle))
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
-    trains = {
-        name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in parts.items()
-    }
+    sizes, trains = part_sizes(policy)
     if not any(trains.values()):
         label, help = "nothing is left to train", "narrow the patterns"
         error = SpecError("every parameter is frozen", label=label, help=help)
