@@ -143,12 +143,7 @@ def schema(args: Namespace) -> int:
     if not args.out:
         sys.stdout.write(text)
         return 0
-    try:
-        expanded(args.out).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise PolicysmithError(
-            f"{args.out} cannot be written ({error.strerror}); choose another `--out`"
-        ) from error
+    expanded(args.out).write_text(text, encoding="utf-8")
     return 0
 
 

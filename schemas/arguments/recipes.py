@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from ..kinds import KINDS
 from .parser import Parser, add_format, add_recipe, gibibytes
 
@@ -15,12 +17,18 @@ def add(parser: Parser) -> None:
         "new",
         "new",
         "write a recipe for a dataset",
+        "policysmith new",
         "policysmith new --data datasets/mine",
         "policysmith new --data datasets/mine --policy act --gpu 24GB --out mine.yaml",
         "policysmith new --data datasets/mine --from recipes/tiny/act.yaml",
         module="builder.commands.recipes",
     )
-    new.add_argument("--data", metavar="DIR", required=True, help="directory of a LeRobot dataset")
+    new.add_argument(
+        "--data",
+        metavar="DIR",
+        required=sys.stdin is None or not sys.stdin.isatty(),
+        help="directory of a LeRobot dataset (default: asked for, on a terminal)",
+    )
     source = new.add_mutually_exclusive_group()
     source.add_argument(
         "--policy",
