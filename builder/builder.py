@@ -36,7 +36,7 @@ from .planning.policy import PolicyPlan
 from .planning.sources import DataPlan, DataSource
 from .planning.summary import Summary
 from .policy import BasePolicyModel
-from .provenance import policy_provenance
+from .provenance import git_state
 from .recipe.load import load_recipe, open_document
 from .recipe.loaded import LoadedRecipe
 from .recipe.standalone import standalone
@@ -108,8 +108,10 @@ class Builder:
         saved = SavedPolicy.find(self.checkpoint, verify=False)
         return replace(loaded, resumed=(saved.recipe, saved.recipe_directory))
 
-    def check(self) -> Builder:
+    def check(self, *, deep: bool = False) -> Builder:
         """Validate, wire and dry-run the recipe without allocating the policy, and return the builder itself.
+
+        If `deep`, also open every video, and take a batch of real samples through the policy.
 
         A hand-written policy is built and run once, on the CPU. Weights files on this machine are read; a hub
         is asked only for configs and tokenizers.
@@ -118,6 +120,8 @@ class Builder:
             RecipeError: The recipe is wrong; it carries every problem.
         """
         self._kind.check(self.initialization)
+        if deep:
+            self._kind.check_deep(self.initialization)
         return self
 
     @property
@@ -252,7 +256,7 @@ class Builder:
             held_out = self.initialization.data.open("validation")
         assert samples is not None
         policy = self.build()
-        _record_data(policy, samples)
+        _record_run(policy, samples, self.recipe.directory)
         job = Job(
             policy=policy,
             dataset=self._kind.dataset(samples, self.initialization),
@@ -270,7 +274,7 @@ class Builder:
         )
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)
-        description = self._description() | {"init": policy.content["provenance"].get("init")}
+        description = self._description() | policy.content["provenance"]
         log = FileLog(directory, description, standalone(self.recipe.document, located=True))
         try:
             return loop.train(job, accelerator, (log, *reporters), resume=resume)
@@ -320,7 +324,6 @@ class Builder:
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.origin.resolve()),
             "data": self.initialization.data.paths,
-            **policy_provenance(self.recipe),
         }
 
 
@@ -333,9 +336,11 @@ def count_on_meta(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> int
     return int(count.get_total_flops()) // BATCH
 
 
-def _record_data(policy: BasePolicyModel, samples: LeRobotDataset | Mixture) -> None:
-    """Record the fingerprint of the training data in a policy's config, and that of each robot."""
+def _record_run(policy: BasePolicyModel, samples: LeRobotDataset | Mixture, directory: Path) -> None:
+    """Record the fingerprints of the training data, and the git state of the recipe, in a policy's config."""
     provenance = policy.content["provenance"]
+    if (state := git_state(directory)) is not None:
+        provenance["git"] = state
     provenance["dataset"] = samples.fingerprint
     if isinstance(samples, Mixture):
         provenance["datasets"] = samples.fingerprints

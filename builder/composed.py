@@ -13,6 +13,7 @@ from .data.time_steps import TimeSteps
 from .fine_tuning.initialization import Initialization
 from .fine_tuning.transfer import Transfer
 from .planning.checks.environment import environment_findings
+from .planning.checks.real_data import check_batch, open_every_file
 from .planning.dry_run import dry_run
 from .planning.policy import PolicyPlan, config_content, plan_policy
 from .planning.sources import DataPlan, recipe_time_steps
@@ -54,6 +55,12 @@ class Composed:
                 raise RecipeError(found)
             self._checked = Checked(summary, init.report(transfers[0]), summary.warnings)
         return self._checked
+
+    def check_deep(self, init: Initialization) -> None:
+        """Open every video, and take real samples through the policy. Raise RecipeError for what fails."""
+        self.check(init)
+        open_every_file(self._loaded, init.data)
+        check_batch(self._loaded, init.data, self.plan_for(init))
 
     def build(self, init: Initialization, device: str) -> RecipePolicy:
         """Return the checked policy with its initial weights, in evaluation mode."""

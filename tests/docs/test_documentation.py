@@ -207,15 +207,20 @@ def test_parts_that_do_not_fit_are_told(
 
 
 def test_recipes_compose_as_the_page_says(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clone: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = ROOT / "docs" / "recipes.md"
     monkeypatch.chdir(clone)
     for recipe in blocks(page, "yaml"):
         (clone / "mine.yaml").write_text(recipe)
         assert console.policysmith(["check", "mine.yaml"]) == console.OK, capsys.readouterr().err
+    shutil.copy(ROOT / "tests" / "builder" / "own_part.py", clone / "my_parts.py")
     for line in "".join(blocks(page, "bash")).splitlines():
-        assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
+        if "my_parts.py" in line:
+            run(*shlex.split(line))  # in a process of its own, which registers parts
+        else:
+            assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
+    assert "mean_colour" in (clone / "recipe.json").read_text()
 
 
 def test_the_commands_of_the_page_about_commands_work(clone: Path, run: Run, command: Any) -> None:
