@@ -5,6 +5,7 @@
           run.json                      what the run is
           recipe.yaml                   its recipe, which trains the same again from anywhere
           log.jsonl, tensorboard/       its losses and speed
+          tracking.json                 its remote runs, by tracker
           profile/                      the time of its steps, with `--profile`
           .lock                         held by the process that trains here
 
@@ -30,8 +31,8 @@ from ..schemas.errors import CheckpointError
 from ..schemas.paths import exists
 
 CHECKPOINTS, POLICY, LOCK = "checkpoints", "policy", ".lock"
-DESCRIPTION, RECIPE, LOG, TENSORBOARD, PROFILE = (
-    "run.json", "recipe.yaml", "log.jsonl", "tensorboard", "profile",
+DESCRIPTION, RECIPE, LOG, TENSORBOARD, TRACKING, PROFILE = (
+    "run.json", "recipe.yaml", "log.jsonl", "tensorboard", "tracking.json", "profile",
 )  # fmt: skip
 _STEP = re.compile(r"step-(\d{8,})")
 _LEFT = re.compile(r"\.+step-\d{8,}\..+")

@@ -223,6 +223,10 @@ class TrainingSection(Section):
     """`full` shards weights and optimizer over all processes (FSDP2), `hybrid` over those of a machine, with a copy on each."""
     cuda_graph: Literal["auto", "off"] = "auto"
     """`auto` replays steps as CUDA graphs if that is faster; `off` never does."""
+    track: Annotated[
+        list[Literal["tensorboard", "wandb", "trackio", "mlflow"]], AfterValidator(_distinct)
+    ] = Field(default_factory=lambda: ["tensorboard"], json_schema_extra={"uniqueItems": True})
+    """Trackers that receive losses, speed, validation, success and the recipe; all but `tensorboard` need the extra `tracking`."""
     log_every: int = Field(default=50, ge=1)
     """Steps between log lines."""
     save_every: int | None = Field(default=None, ge=1)

@@ -157,6 +157,7 @@ CHANGEABLE = (
     "data.sources.*.path",
     "data.frames",
     "training.steps",
+    "training.track",
     "training.log_every",
     "training.save_every",
     "training.save_minutes",
