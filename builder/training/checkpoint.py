@@ -163,6 +163,8 @@ CHANGEABLE = (
     "training.save_minutes",
     "training.timeout_minutes",
     "training.keep",
+    "training.keep_best",
+    "training.early_stop",
     "training.workers",
     "training.cache",
     "training.compile",

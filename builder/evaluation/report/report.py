@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import provenance, runs
+from ...page import embedded, facts, note, page, section, table
 from ...saved_policy import SavedPolicy
 from ..closed_loop import ClosedLoopResult
 from ..open_loop import OpenLoopResult
@@ -17,7 +18,6 @@ from ..result import EvaluationResult
 from ..rollout import Episode
 from ..video import FILM_RATE, VIDEO_RATE
 from .figures import loss_figure, save_png, steps_figure, to_svg, trace_figure
-from .html import embedded, facts, note, page, section, table
 
 
 def write_report(result: EvaluationResult, saved: SavedPolicy) -> None:

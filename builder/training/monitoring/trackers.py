@@ -13,6 +13,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -46,7 +47,7 @@ class Trackers:
         self._open.enter_context(_short_thread_errors())
         identities = self._identities()
         for name in self._names:
-            sink = _Sink(name, lambda name=name: _KINDS[name](self, identities, step))
+            sink = _Sink(name, partial(_KINDS[name], self, identities, step))
             if sink.problem:
                 message = f"{name} cannot start ({sink.problem})"
                 if step == 0:
