@@ -58,6 +58,7 @@ def test_the_best_checkpoint_is_kept_and_used_by_name(
     assert steps(run) == [3, 7]
     saved = SavedPolicy.find(run / "best")
     assert (saved.directory.name, saved.run) == ("step-00000003", run.resolve())
+    del saved  # it holds the checkpoint
     assert SavedPolicy.find(run).directory.name == "step-00000007"
     builder.train(output=run, device="cpu", resume=True)  # knows the losses before
     assert (steps(run), SavedPolicy.find(run / "best").directory.name) == ([8], "step-00000008")
