@@ -86,7 +86,7 @@ class TreeParzen:
                 "`--method tpe` needs Optuna: `pip install 'policysmith[sweep]'`, or choose `--method random`"
             )
         self._ranges, self._count, self._steps, self._seed = ranges, count, steps, seed
-        self._direction = "maximize" if maximize else "minimize"
+        self._maximize = maximize
 
     def next(self, trials: Mapping[int, Trial], running: Collection[int]) -> Work | None:
         """Return a new trial with the values that promise most."""
@@ -99,7 +99,7 @@ class TreeParzen:
         sampler = optuna.samplers.TPESampler(
             seed=self._seed + number, n_startup_trials=min(10, self._count // 3)
         )
-        study = optuna.create_study(sampler=sampler, direction=self._direction)
+        study = optuna.create_study(sampler=sampler, direction="maximize" if self._maximize else "minimize")
         shapes = {one.path: _distribution(one) for one in self._ranges}
         for trial in trials.values():
             if trial.value is not None:

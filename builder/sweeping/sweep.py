@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import torch
 
-from ...schemas.diagnostics import in_order
+from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError
 from ...schemas.yaml.document import Document
 from .. import runs
@@ -33,6 +33,8 @@ from .report import write_report
 from .space import Range, overrides, parse_range
 from .trials import Trial, directory, load, measured, save
 
+PAUSE = 0.05
+"""Seconds between looks at the trials that run."""
 Tell = Callable[[str], None]
 _TRAIN = "import sys; from policysmith.schemas.console import policysmith; sys.exit(policysmith())"
 
@@ -116,7 +118,7 @@ def plan(
 
 def _check_ranges(builder: Builder, ranges: Sequence[Range]) -> None:
     """Raise RecipeError with what is wrong about a path, or about the values of a range."""
-    found = []
+    found = list[Diagnostic]()
     for one in ranges:
         for value in one.samples:
             (change,) = overrides({one.path: value})
@@ -143,7 +145,7 @@ def run(sweep: Plan, output: Path, tell: Tell) -> list[Trial]:
             while workers.busy or not workers.exhausted:
                 workers.start_more()
                 workers.take_finished()
-                time.sleep(0.05)
+                time.sleep(PAUSE)
         _write(sweep, output, list(left.values()), over=True)
     return [left[number] for number in sorted(left)]
 
