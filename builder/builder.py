@@ -47,6 +47,7 @@ from .training.distributed.agreement import refuse_existing
 from .training.job import Job, Result
 from .training.monitoring.flops import ModelFlops
 from .training.monitoring.logs import FileLog, Reporter
+from .training.monitoring.run_page import RunPage
 from .training.monitoring.trackers import Trackers
 
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -275,9 +276,11 @@ class Builder:
         text = standalone(self.recipe.document, located=True)
         log = FileLog(directory, description, text)
         trackers = Trackers(section.track, directory, job.recipe, text)
+        drawn = RunPage(directory, text)
         try:
-            return loop.train(job, accelerator, (log, trackers, *reporters), resume=resume)
+            return loop.train(job, accelerator, (log, trackers, drawn, *reporters), resume=resume)
         finally:
+            drawn.close()
             trackers.close()
             log.close()
 

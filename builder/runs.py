@@ -5,6 +5,7 @@
           checkpoints/step-00002000/    complete from the moment it has this name
           run.json                      what the run is
           recipe.yaml                   its recipe, which trains the same again from anywhere
+          report.html                   its curves, drawn while it goes
           log.jsonl, tensorboard/       its losses and speed
           tracking.json                 its remote runs, by tracker
           profile/                      the time of its steps, with `--profile`
@@ -32,8 +33,8 @@ from ..schemas.errors import CheckpointError
 from ..schemas.paths import exists
 
 CHECKPOINTS, POLICY, BEST, LOCK = "checkpoints", "policy", "best", ".lock"
-DESCRIPTION, RECIPE, LOG, TENSORBOARD, TRACKING, PROFILE = (
-    "run.json", "recipe.yaml", "log.jsonl", "tensorboard", "tracking.json", "profile",
+DESCRIPTION, RECIPE, REPORT, LOG, TENSORBOARD, TRACKING, PROFILE = (
+    "run.json", "recipe.yaml", "report.html", "log.jsonl", "tensorboard", "tracking.json", "profile",
 )  # fmt: skip
 _STEP = re.compile(r"step-(\d{8,})")
 _LEFT = re.compile(r"\.+step-\d{8,}\..+")

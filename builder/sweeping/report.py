@@ -15,11 +15,13 @@ from ..page import note, page, section
 from .space import Range, overrides
 from .trials import Trial
 
-_HIGH, _WIDE, _TOP, _SIDE = 320, 190, 46, 70
+_HIGH, _TOP, _SIDE = 320, 46, 70
+_LEAST, _NARROW = 1080, 190
+"""Width of the plot, unless its axes would be less than so far apart."""
 _STYLE = """<style>
 main { max-width: 1180px; } .coordinates path { fill: none; stroke-width: 1.6; opacity: .75; }
 .coordinates path:hover { stroke-width: 4; opacity: 1; } .coordinates .first { stroke-width: 3.5; opacity: 1; }
-.coordinates line { stroke: currentColor; opacity: .35; } .coordinates text { fill: currentColor; font-size: 12px; }
+.coordinates line { stroke: currentColor; opacity: .35; } .coordinates text { fill: currentColor; font-size: 12px; stroke: var(--card); stroke-width: 3px; paint-order: stroke; }
 .coordinates .tick { opacity: .7; font-size: 11px; } .wide { overflow-x: auto; }
 .wide td, .wide th { white-space: nowrap; } tr.first td { font-weight: 700; } td.why { white-space: normal; min-width: 240px; }
 </style>"""
@@ -103,9 +105,10 @@ def _coordinates(
     """Return parallel coordinates: an axis a path, and one for the metric; a line a trial, blue the better."""
     results = [trial.value for trial in trials if trial.value is not None]
     low, high = min(results), max(results)
-    width = 2 * _SIDE + _WIDE * len(ranges)
+    apart = max(_NARROW, (_LEAST - 2 * _SIDE) // len(ranges))
+    width = 2 * _SIDE + apart * len(ranges)
     parts = [
-        f'<svg class="coordinates" viewBox="0 0 {width} {_HIGH + 2 * _TOP}" style="min-width:{width * 0.75:.0f}px">'
+        f'<svg class="coordinates" viewBox="0 0 {width} {_HIGH + 2 * _TOP}" style="min-width:{min(width, 720)}px;max-width:{width}px">'
     ]
     spread = (high - low) or 1.0
     for trial in sorted(trials, key=lambda trial: (trial is first, trial.number)):
@@ -113,7 +116,7 @@ def _coordinates(
         share = (trial.value - low) / spread
         heights = [*(_share(one, trial.values[one.path]) for one in ranges), share if high > low else 0.5]
         points = " L".join(
-            f"{_SIDE + _WIDE * place} {_height(height):.1f}" for place, height in enumerate(heights)
+            f"{_SIDE + apart * place} {_height(height):.1f}" for place, height in enumerate(heights)
         )
         good = share if maximize else 1.0 - share
         label = f"trial {trial.number}: {' '.join(overrides(trial.values))}, {metric} {trial.value:.4g}"
@@ -124,7 +127,7 @@ def _coordinates(
     axes = [(one.path.rpartition(".")[2], one.path, _ticks(one)) for one in ranges]
     ends = [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")] if high > low else [(0.5, f"{low:.4g}")]
     for place, (name, title, ticks) in enumerate([*axes, (metric, metric, ends)]):
-        x = _SIDE + _WIDE * place
+        x = _SIDE + apart * place
         parts.append(f'<line x1="{x}" x2="{x}" y1="{_TOP}" y2="{_TOP + _HIGH}"/>')
         parts.append(
             f'<text x="{x}" y="{_TOP - 16}" text-anchor="middle">{escape(name)}<title>{escape(title)}</title></text>'
