@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class ResumableSampler(Sampler[list[int]]):
     """Endless sampler of the indices of one rank's batch, for each step from `start_step` on.
 
-    Samples that do not fill the last global batch of an epoch are dropped; these differ by epoch.
+    Samples that do not fill the last global batch of an epoch are dropped; these differ by epoch. With
+    `accumulate`, that many steps in a row are one update of the weights, which no epoch splits: however an
+    update is split into steps and ranks, it sees the same samples.
     """
 
     drop_last = True
@@ -40,31 +42,42 @@ class ResumableSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
+        accumulate: int = 1,
     ) -> None:
         """Sample from `size` samples, `batch_size` for each rank and step.
 
         Raises:
-            DatasetError: There are fewer samples than one global batch needs.
+            DatasetError: There are fewer samples than one update of the weights needs.
             ValueError: Another argument is out of range.
         """
-        if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size or seed < 0 or start_step < 0:
+        if (
+            min(batch_size, world_size, accumulate) < 1
+            or not 0 <= rank < world_size
+            or min(seed, start_step) < 0
+        ):
             raise ValueError(
-                f"batch_size={batch_size}, rank={rank} of {world_size}, seed={seed} or start_step={start_step} is "
-                "out of range"
+                f"batch_size={batch_size}, rank={rank} of {world_size}, seed={seed}, start_step={start_step} or "
+                f"accumulate={accumulate} is out of range"
             )
-        if size < batch_size * world_size:
+        if size < (needed := batch_size * world_size * accumulate):
+            times = f", {accumulate} times" if accumulate > 1 else ""
             raise DatasetError(
-                f"{size} samples are too few for a global batch of {batch_size * world_size} ({batch_size} on each "
-                f"of {world_size} ranks); lower the batch size or add episodes"
+                f"{size} samples are too few for a global batch of {needed} ({batch_size} on each of {world_size} "
+                f"ranks{times}); lower the batch size{' or `accumulate`' if times else ''}, or add episodes"
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.rank, self.world_size, self.start_step, self.accumulate = (
+            rank,
+            world_size,
+            start_step,
+            accumulate,
+        )
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of global batches in one epoch."""
-        return self.size // (self.batch_size * self.world_size)
+        """Number of steps in one epoch, a multiple of `accumulate`."""
+        return self.size // (self.batch_size * self.world_size * self.accumulate) * self.accumulate
 
     def epoch(self, step: int) -> int:
         """Return the epoch of a global step, from 0."""

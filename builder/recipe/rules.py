@@ -177,16 +177,20 @@ def declared_steps(loaded: LoadedRecipe, steps: TimeSteps, owner: str) -> list[D
 
 
 def batch_size(loaded: LoadedRecipe, samples: int, training: int, episodes: int) -> list[Diagnostic]:
-    """Return a finding if a batch is larger than all samples, the frames of `training` of all `episodes`."""
-    batch = loaded.sections.training.batch_size
-    if batch <= samples:
+    """Return a finding if a step takes more than all samples, the frames of `training` of all `episodes`."""
+    batch, accumulate = loaded.sections.training.batch_size, loaded.sections.training.accumulate
+    if batch * accumulate <= samples:
         return []
-    error = SpecError(
-        f"a batch of {batch} samples is more than the {samples} of the training episodes",
-        label=f"{samples} frames in {training} of {episodes} episodes",
-        help=f"set `training.batch_size` to {samples} or less, or train on more episodes",
+    times = f", {accumulate} times," if accumulate > 1 else ""
+    field, fitting = (
+        ("batch_size", max(1, samples // accumulate)) if batch > samples else ("accumulate", samples // batch)
     )
-    return [loaded.diagnostic(("training", "batch_size"), error, code="E023 bad-dataset")]
+    error = SpecError(
+        f"a batch of {batch} samples{times} is more than the {samples} of the training episodes",
+        label=f"{samples} frames in {training} of {episodes} episodes",
+        help=f"set `training.{field}` to {fitting} or less, or train on more episodes",
+    )
+    return [loaded.diagnostic(("training", field), error, code="E023 bad-dataset")]
 
 
 __all__ = [

@@ -73,4 +73,4 @@ def order_of(job: Job, accelerator: Accelerator, step: int) -> Order:
     }
     if job.shares is not None:
         return MixtureSampler(job.shares, **place)
-    return ResumableSampler(len(job.dataset), **place)  # type: ignore[arg-type]
+    return ResumableSampler(len(job.dataset), accumulate=section.accumulate, **place)  # type: ignore[arg-type]

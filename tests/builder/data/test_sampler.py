@@ -69,6 +69,25 @@ def test_every_world_size_sees_the_same_global_batches(plan: Plan, step: int) ->
     assert list(itertools.chain.from_iterable(parts)) == whole.batch(step)
 
 
+@given(plans(), st.integers(1, 4), st.integers(0, 40))
+def test_an_update_in_parts_sees_the_samples_of_one_in_whole(
+    plan: Plan, accumulate: int, update: int
+) -> None:
+    size, place = plan.size * accumulate, {"seed": plan.seed, "world_size": plan.world_size}
+    whole = [
+        ResumableSampler(size, batch_size=plan.batch_size * accumulate, rank=rank, **place).batch(update)
+        for rank in range(plan.world_size)
+    ]
+    parts = [
+        ResumableSampler(size, batch_size=plan.batch_size, accumulate=accumulate, rank=rank, **place).batch(
+            update * accumulate + part
+        )
+        for rank in range(plan.world_size)
+        for part in range(accumulate)
+    ]
+    assert sorted(itertools.chain(*parts)) == sorted(itertools.chain(*whole))
+
+
 @given(plans())
 def test_iterating_twice_starts_over(plan: Plan) -> None:
     sampler = plan.sampler(start_step=3)
@@ -107,6 +126,7 @@ def test_starting_far_into_a_run_takes_no_replay() -> None:
 def test_epoch_of_a_step() -> None:
     sampler = ResumableSampler(10, batch_size=2, seed=0, world_size=2)
     assert sampler.steps_per_epoch == 2
+    assert ResumableSampler(10, batch_size=2, seed=0, accumulate=2).steps_per_epoch == 4
     assert [sampler.epoch(step) for step in range(5)] == [0, 0, 1, 1, 2]
 
 
@@ -119,7 +139,15 @@ def test_too_small_a_dataset() -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [{"batch_size": 0}, {"rank": 2}, {"rank": -1}, {"world_size": 0}, {"seed": -1}, {"start_step": -1}],
+    [
+        {"batch_size": 0},
+        {"rank": 2},
+        {"rank": -1},
+        {"world_size": 0},
+        {"seed": -1},
+        {"start_step": -1},
+        {"accumulate": 0},
+    ],
 )
 def test_arguments_out_of_range(fault: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="out of range"):

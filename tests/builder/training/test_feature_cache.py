@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from policysmith.builder.training.loop import Result
 from policysmith.components.backbones.vit import Vit
 from policysmith.components.collators.default import DefaultCollator
 from policysmith.components.registry import COLLATORS
+
+from ..faults import failing
 
 CAMERA = "observation.images.corner2"
 
@@ -255,6 +258,27 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(
     assert (
         sum(sizes) <= 13 * 16 + 8
     )  # every step, the pass that counts operations, a few samples for the shapes
+
+
+def test_an_error_at_any_change_of_a_file_leaves_the_steps_as_they_are(
+    frozen: dict[str, Any], tmp_path: Path, own_cache: Path
+) -> None:
+    """The backbone then runs in every step, with the reason, or the table is whole already."""
+    frozen["training"] |= {"steps": 2, "batch_size": 64}
+    whole: list[float] = []
+    for at in range(40):
+        shutil.rmtree(own_cache / "features", ignore_errors=True)
+        with failing(at, errno.EIO, own_cache / "features") as what:
+            _, recorder = run(frozen, tmp_path / str(at))
+        whole = whole or recorder.losses
+        torch.testing.assert_close(recorder.losses, whole, rtol=1e-5, atol=1e-6)
+        if what["hit"] is None:
+            break
+        tables = list((own_cache / "features").glob("*/index.json"))
+        told = any(os.strerror(errno.EIO) in note for note in recorder.notes)
+        assert told or tables, (what["hit"], recorder.notes)
+        assert not list((own_cache / "features").glob("*.tmp")), what["hit"]
+    assert at > 4
 
 
 def test_a_table_serves_a_run_that_would_not_have_made_it(frozen: dict[str, Any], tmp_path: Path) -> None:
