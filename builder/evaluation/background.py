@@ -22,8 +22,8 @@ def _end_with_the_run() -> None:
     os.killpg(os.getpgrp(), signal.SIGTERM)
 
 
-def main() -> int:
-    """Evaluate a checkpoint and return the exit code."""
+def main() -> int | str:
+    """Evaluate a checkpoint and return the exit code, or the error."""
     threading.Thread(target=_end_with_the_run, daemon=True).start()
     checkpoint, output, device, *rest = sys.argv[1:]
     try:
@@ -36,8 +36,7 @@ def main() -> int:
             verify=False,
         )
     except PolicysmithError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+        return str(error)
     return 0
 
 
