@@ -47,6 +47,8 @@ from .training.distributed.agreement import refuse_existing
 from .training.job import Job, Result
 from .training.monitoring.flops import ModelFlops
 from .training.monitoring.logs import FileLog, Reporter
+from .training.monitoring.run_page import RunPage
+from .training.monitoring.trackers import Trackers
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -275,10 +277,15 @@ class Builder:
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)
         description = self._description() | policy.content["provenance"]
-        log = FileLog(directory, description, standalone(self.recipe.document, located=True))
+        text = standalone(self.recipe.document, located=True)
+        log = FileLog(directory, description, text)
+        trackers = Trackers(section.track, directory, job.recipe, text)
+        drawn = RunPage(directory, text)
         try:
-            return loop.train(job, accelerator, (log, *reporters), resume=resume)
+            return loop.train(job, accelerator, (log, trackers, drawn, *reporters), resume=resume)
         finally:
+            drawn.close()
+            trackers.close()
             log.close()
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None]:

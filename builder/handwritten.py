@@ -25,6 +25,7 @@ from .fine_tuning.initialization import Initialization
 from .fine_tuning.transfer import Transfer
 from .planning.checks.environment import environment_findings
 from .planning.checks.real_data import check_finite, ends, first_and_last, open_every_file
+from .planning.checks.trackers import tracker_findings
 from .planning.checks.trial import try_out
 from .planning.dry_run import undeclared_ties, unmatched_patterns
 from .planning.policy import config_content, located_problem, transform_sites
@@ -75,8 +76,12 @@ class Handwritten:
         if self._checked is None:
             loaded, config = self._loaded, copy.deepcopy(self._config)
             warnings = self._attach(config, init.data)
-            if found := environment_findings(loaded, config.model_type, getattr(config, KEY)):
-                raise RecipeError(found)
+            found = [
+                *environment_findings(loaded, config.model_type, getattr(config, KEY)),
+                *tracker_findings(loaded),
+            ]
+            if found:
+                raise RecipeError(in_order(found))
             policy, transfer = self._assemble(init, "cpu")
             try:
                 try_out(policy, init.data)

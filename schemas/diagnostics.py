@@ -34,6 +34,7 @@ ErrorCode = Literal[
     "E011 import-refused",
     "E012 import-failed",
     "E013 bad-reference",
+    "E014 missing-package",
     "E020 bad-wiring",
     "E021 dim-mismatch",
     "E022 missing-input",

@@ -11,6 +11,7 @@ from typing import Any
 
 from ... import provenance, runs
 from ...planning.graph import Graph, svg
+from ...page import embedded, facts, note, page, section, table
 from ...saved_policy import SavedPolicy
 from ..closed_loop import ClosedLoopResult
 from ..open_loop import OpenLoopResult
@@ -18,7 +19,6 @@ from ..result import EvaluationResult
 from ..rollout import Episode
 from ..video import FILM_RATE, VIDEO_RATE
 from .figures import loss_figure, save_png, steps_figure, to_svg, trace_figure
-from .html import embedded, facts, note, page, section, table
 
 
 def write_report(result: EvaluationResult, saved: SavedPolicy, drawing: Graph | None = None) -> None:
