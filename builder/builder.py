@@ -36,7 +36,7 @@ from .planning.policy import PolicyPlan
 from .planning.sources import DataPlan, DataSource
 from .planning.summary import Summary
 from .policy import BasePolicyModel
-from .provenance import policy_provenance
+from .provenance import hardware, policy_provenance
 from .recipe.load import load_recipe, open_document
 from .recipe.loaded import LoadedRecipe
 from .recipe.standalone import standalone
@@ -320,6 +320,7 @@ class Builder:
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.origin.resolve()),
             "data": self.initialization.data.paths,
+            "hardware": hardware(),
             **policy_provenance(self.recipe),
         }
 

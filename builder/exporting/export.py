@@ -16,6 +16,7 @@ from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.paths import expanded
 from ..policy import BasePolicyModel, RecipePolicy
 from ..policy.storage import manifest, saving
+from ..publishing.card import CARD, model_card
 from ..saved_policy import SavedPolicy
 from .formats import FORMATS, Run, trace
 from .merging import merge_adapters
@@ -63,11 +64,13 @@ def export(
         merge_adapters(_composed(policy, saved, "must merge its own adapters; leave `--merge` out"))
     if format == "checkpoint":
         policy.save_pretrained(output)
+        (output / CARD).write_text(model_card(saved))
         return
     composed = _composed(policy, saved, "must be exported by its own code; leave `--format` out")
     with saving.staged(output) as directory:
         _write_file(saved, composed, format, directory)
         manifest.write(directory)
+        (directory / CARD).write_text(model_card(saved, file=FORMATS[format].file))
 
 
 def _composed(policy: BasePolicyModel, saved: SavedPolicy, what: str) -> RecipePolicy:

@@ -32,6 +32,20 @@ def add(parser: Parser) -> None:
     add_imports(export)
     add_verify(export)
 
+    push = parser.add_verb(
+        GROUP,
+        "push",
+        "push",
+        "upload a trained policy to the Hugging Face hub, with a model card",
+        "policysmith push runs/vit_mlp my-lab/drawer-open",
+        "policysmith push runs/vit_mlp my-lab/drawer-open --private --revision seed-1",
+    )
+    push.set_defaults(module="builder.publishing.command")
+    add_checkpoint(push)
+    push.add_argument("repository", metavar="ORGANIZATION/NAME", help="repository, created if it is missing")
+    push.add_argument("--private", action="store_true", help="create a private repository")
+    push.add_argument("--revision", metavar="BRANCH", help="branch, created if it is missing (default: main)")
+
     import_lerobot = parser.add_verb(
         GROUP,
         "import-lerobot",
