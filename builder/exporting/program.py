@@ -26,7 +26,7 @@ class Program(nn.Module):
     Those of one kind are one input (B, N, ...), in the order in which the policy draws them.
 
     Args:
-        policy: Policy in evaluation mode; its weights are frozen.
+        policy: Policy in evaluation mode; its weights are frozen, and its collator pads all prompts alike.
 
     Raises:
         SpecError: The policy draws random numbers of one kind in several shapes.
@@ -35,6 +35,9 @@ class Program(nn.Module):
     def __init__(self, policy: RecipePolicy) -> None:
         super().__init__()
         self.policy = policy.requires_grad_(False)
+        config: Any = policy.collator.config
+        if getattr(config, "padding", None) == "longest":  # a file reads prompts of one length
+            policy.collator.config = config.model_copy(update={"padding": "max_length"})
         self._stages = Stages(policy)
         self.noise: dict[str, tuple[int, ...]] = {}
         """Shape (numbers, ...) of the random numbers of one sample, by input."""
