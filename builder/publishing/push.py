@@ -9,9 +9,8 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import get_token
 
 from ...schemas.errors import CheckpointError, ServerError, SpecError
 from ..policy.storage import manifest, saving
