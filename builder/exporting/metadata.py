@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ...components.features import chunk_size
 from ...schemas.specs import Spec
 from ..data.frames.digests import plain_digest
 from ..data.signals import Signals
+from ..provenance import versions
 from ..saved_policy import SavedPolicy
 from .program import Program
 
@@ -59,7 +59,7 @@ def describe(
         "ensemble": policy.ensemble,
         "fps": own.fps,
         "robots": {str(name): held.to_json() for name, held in signals.items() if name is not None},
-        "versions": {"policysmith": version("policysmith"), "torch": torch.__version__},
+        "versions": versions("policysmith", "torch"),
     }
 
 
