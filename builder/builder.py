@@ -36,7 +36,7 @@ from .planning.policy import PolicyPlan
 from .planning.sources import DataPlan, DataSource
 from .planning.summary import Summary
 from .policy import BasePolicyModel
-from .provenance import git_state
+from .provenance import git_state, hardware
 from .recipe.load import load_recipe, open_document
 from .recipe.loaded import LoadedRecipe
 from .recipe.standalone import standalone
@@ -331,6 +331,7 @@ class Builder:
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.origin.resolve()),
             "data": self.initialization.data.paths,
+            "hardware": hardware(),
         }
 
 

@@ -217,15 +217,19 @@ def export_lerobot(args: Namespace) -> int:
 
 def export(args: Namespace) -> int:
     """Run `policysmith export`."""
-    from .export import export as write
+    from .exporting.export import export as write
 
     set_up_logging()
     write(
         args.checkpoint,
         args.output,
+        format=args.format,
         merge=args.merge,
         allow_imports=args.allow_imports,
         verify=args.verify,
     )
-    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained")
+    use = {"checkpoint": "AutoModel.from_pretrained", "torch-export": "torch.export.load"}
+    console.print(
+        f"policy  {shown(Path(args.output))}  ->  {use.get(args.format, 'onnxruntime.InferenceSession')}"
+    )
     return 0

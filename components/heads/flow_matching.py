@@ -114,7 +114,7 @@ class FlowMatching(ActionHead):
     ) -> Tensor:
         context = self.network.encode(features)
         first = next(iter(context.values()))
-        chunk = normal((len(first), self._horizon, self._action_dim), first.device, generator)
+        chunk = normal((first.shape[0], self._horizon, self._action_dim), first.device, generator)
 
         def slope_at(chunk: Tensor, level: float) -> Tensor:
             if prefix is None:
@@ -148,7 +148,7 @@ class FlowMatching(ActionHead):
         self, chunk: Tensor, level: float, context: Context, features: Mapping[str, Feature]
     ) -> Tensor:
         """Return dx/ds (B, H, A) for a chunk (B, H, A) and a noise level above 0."""
-        time = torch.full((len(chunk),), self._time(level), device=chunk.device)
+        time = torch.full((chunk.shape[0],), self._time(level), device=chunk.device)
         predicted: Tensor = self.network(self._network_input(chunk, features), time, context)
         if self.config.predicts == "action":
             return (chunk - predicted) / level

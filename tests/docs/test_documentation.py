@@ -303,6 +303,23 @@ def test_the_engine_runs_and_is_measured(clone: Path, run: Run) -> None:
         assert row in told
 
 
+def test_a_policy_is_exported_and_run_by_onnxruntime(clone: Path, run: Run) -> None:
+    page = ROOT / "docs" / "export.md"
+    recipe = "recipes/tiny/vit_mlp.yaml"
+    run("build-and-train", recipe, "--output", "runs/tiny", "-o", "training.steps=1", "--device", "cpu")
+    for line in "".join(blocks(page, "bash")).splitlines():
+        assert "->" in run(*shlex.split(line))
+    (code,) = blocks(page, "python")
+    compare = """
+import torch
+named = {key: torch.from_numpy(value) for key, value in inputs.items()}
+other = torch.export.load("act_torch/policy.pt2").module()(named)
+print(np.abs(other.numpy() - actions).max() < 1e-4, described["outputs"]["action"]["shape"][1:] == list(actions.shape[1:]))
+"""
+    (clone / "use.py").write_text(code + compare)
+    assert run("python", "use.py").endswith("True True\n")
+
+
 def test_the_commands_of_the_data_page_run(clone: Path, command: Any) -> None:
     describe, cache = blocks(ROOT / "docs" / "data.md", "bash")
     for line in (describe + cache).splitlines():
