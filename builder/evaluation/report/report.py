@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import provenance, runs
-from ...planning.graph import Graph, svg
 from ...page import embedded, facts, note, page, section, table
+from ...planning.graph import Graph, svg
 from ...saved_policy import SavedPolicy
 from ..closed_loop import ClosedLoopResult
 from ..open_loop import OpenLoopResult
