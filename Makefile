@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := runs/vit_mlp
 
-.PHONY: demo test lint types slow-test gpu-test clean
+.PHONY: demo test lint docs slow-test gpu-test clean
 .DEFAULT_GOAL := test
 
 demo: $(STAMP) graphics
@@ -21,6 +21,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	PYTHONPATH=.namespace $(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	PYTHONPATH=.namespace NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 slow-test: $(STAMP) graphics
 	$(BIN)/python -m pytest -q -m slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,7 +14,7 @@ from ..wiring.solve import Wiring
 from .policy import PolicyPlan
 from .summary import Summary, part_sizes
 
-_WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN = 210, 58, 90, 22, 16
+_WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN = 210, 58, 170, 22, 16
 _FILLS = {
     "data": "#e8eef7",
     "transform": "#f3f1e7",
@@ -144,10 +145,14 @@ def svg(drawn: Graph) -> str:
             '<path d="M0 0 8 4 0 8z" fill="#555"/></marker></defs>'
         ),
     ]
-    seen: dict[tuple[str, str], int] = {}
+    leaving = Counter(source for source, _, _ in drawn.edges)
+    arriving = Counter(target for _, target, _ in drawn.edges)
+    labels: Counter[str] = Counter()
     for source, target, label in drawn.edges:
-        nth = seen[source, target] = seen.get((source, target), -1) + 1
-        lines += _edge(places[source], places[target], label, nth)
+        at_end = leaving[source] > arriving[target]
+        place = target if at_end else source
+        lines += _edge(places[source], places[target], label, at_end, labels[place])
+        labels[place] += bool(label)
     for box in drawn.boxes:
         x, y, tall = places[box.name]
         lines.append(
@@ -175,15 +180,23 @@ def _places(boxes: Sequence[Box]) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def _edge(one: tuple[int, int, int], other: tuple[int, int, int], label: str, nth: int) -> list[str]:
+def _edge(
+    one: tuple[int, int, int], other: tuple[int, int, int], label: str, at_end: bool, nth: int
+) -> list[str]:
+    """Return a curve between two boxes, and its label beside the end with fewer others."""
     x, y = one[0] + _WIDTH, one[1] + one[2] // 2
     end, down = other[0], other[1] + other[2] // 2
     bend = (x + end) // 2
-    path = f'<path d="M{x} {y} C{bend} {y} {bend} {down} {end} {down}" fill="none" stroke="#555" marker-end="url(#arrow)"/>'
-    title = f"<title>{escape(label)}</title>" if label else ""
-    path = path.replace("/>", f">{title}</path>") if title else path
-    text = f'<text x="{x + 4}" y="{y - 5 - 12 * nth}" fill="#333" font-size="9">{escape(label)}</text>'
-    return [path, text] if label else [path]
+    path = f'<path d="M{x} {y} C{bend} {y} {bend} {down} {end} {down}" fill="none" stroke="#555" marker-end="url(#arrow)"'
+    if not label:
+        return [f"{path}/>"]
+    near, far = (down, y) if at_end else (y, down)
+    row = (
+        near + 13 + 12 * nth if near > far else near - 6 - 12 * nth
+    )  # on the side that the curve leaves free
+    place = f'x="{end - 10}" y="{row}" text-anchor="end"' if at_end else f'x="{x + 4}" y="{row}"'
+    text = f'<text {place} fill="#333" font-size="9">{escape(label)}</text>'
+    return [f"{path}><title>{escape(label)}</title></path>", text]
 
 
 __all__ = ["Box", "Graph", "graph", "mermaid", "svg"]

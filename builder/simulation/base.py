@@ -118,7 +118,7 @@ class Demonstrator(Environment, Protocol):
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """Return the package versions and renderer settings of a recording, as JSON values."""
+        """Return the facts of a recording as JSON values, with package versions under `versions`, if any."""
         ...
 
 

@@ -176,7 +176,7 @@ def _described(tree: SchemaTree, schema: Schema, seen: str, width: int) -> str:
             lines.append(textwrap.indent(_wrapped(text, width - 4), _INDENT * 2))
     parts.append("\n".join(lines))
     for example in schema.get("examples", ()):
-        parts.append("example:\n\n" + textwrap.indent(_yaml(example), _INDENT * 2).rstrip())
+        parts.append("example:\n\n" + textwrap.indent(yaml_text(example), _INDENT * 2).rstrip())
     return "\n\n".join(parts) + "\n"
 
 
@@ -195,8 +195,8 @@ def _wrapped(text: str, width: int) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _yaml(value: Mapping[str, Any]) -> str:
-    """Return an example as YAML, its type first."""
+def yaml_text(value: Mapping[str, Any]) -> str:
+    """Return the example of a part as YAML, its type first."""
     from ruamel.yaml import YAML
 
     yaml, stream = YAML(), io.StringIO()

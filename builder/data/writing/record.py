@@ -224,5 +224,5 @@ def _refuse_hopeless(env_name: str, kept: list[int], discarded: list[int], noise
 
 def _provenance(environment: Demonstrator, command: str) -> dict[str, Any]:
     facts = environment.provenance()
-    versions = {"policysmith": version("policysmith"), **facts["versions"]}
+    versions = {"policysmith": version("policysmith"), **facts.get("versions", {})}
     return {**facts, "versions": versions, "command": command}

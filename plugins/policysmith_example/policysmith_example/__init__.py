@@ -1,0 +1,1 @@
+"""An example plug-in of policysmith: a backbone, a head and a simulator."""
