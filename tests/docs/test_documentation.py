@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,29 @@ print(np.abs(other.numpy() - actions).max() < 1e-4, described["outputs"]["action
 """
     (clone / "use.py").write_text(code + compare)
     assert run("python", "use.py").endswith("True True\n")
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+def test_the_tutorial_runs_in_order(clone: Path, command: Any) -> None:
+    """With fewer episodes and steps."""
+    smaller = {"--episodes 50": "--episodes 2", "--episodes 20": "--episodes 1", "=800": "=2"}
+    for line in "".join(blocks(ROOT / "docs" / "tutorial.md", "bash")).splitlines():
+        for large, small in smaller.items():
+            line = line.replace(large, small)
+        if line.startswith("policysmith rollout"):
+            line = line.replace("--episodes 2", "--episodes 1")
+        done = command(shlex.split(line), clone)
+        assert done.returncode == int("data check" in line), line + done.stdout + done.stderr
+    assert (clone / "driven" / "meta" / "info.json").exists()
+
+
+def test_the_machine_is_checked_as_the_page_of_the_installation_says(clone: Path, command: Any) -> None:
+    (line,) = blocks(ROOT / "docs" / "install.md", "bash")[1].splitlines()
+    assert "torch" in command(shlex.split(line), clone).stdout
+    extras = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert extras == set(project["optional-dependencies"])
 
 
 def test_the_commands_of_the_data_page_run(clone: Path, command: Any) -> None:

@@ -54,13 +54,22 @@ def run(command: Run, site: Path, tmp_path: Path) -> Run:
 
 def test_an_installed_plug_in_is_used_like_built_in_parts(run: Run, tmp_path: Path) -> None:
     shutil.copy(PROJECT / "reach.yaml", tmp_path)
-    steps = ["-o", "training.steps=2", "-o", "evaluation.episodes=1", "--device", "cpu"]
+    steps = [
+        "-o",
+        "training.steps=2",
+        "-o",
+        "training.batch_size=8",
+        "-o",
+        "evaluation.episodes=1",
+        "--device",
+        "cpu",
+    ]
     done = run(
         ["list", "backbones"],
         ["explain", "heads.linear"],
         ["schema", "--with-plugins", "--out", "recipe.json"],
         ["data", "record", "--env", "point/reach", "--episodes", "5", "--output", "reach"],
-        ["check", "reach.yaml"],
+        ["check", "reach.yaml", "-o", "training.batch_size=8"],
         ["train", "reach.yaml", *steps],
         ["evaluate", "runs/reach", "--episodes", "1", "--device", "cpu"],
     )

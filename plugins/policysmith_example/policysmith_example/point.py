@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from policysmith.builder.simulation.base import Action, Image, Observation, StepResult
 from policysmith.schemas.errors import SimulatorError
 
-SPEED = 0.1
+SPEED = 0.4
 """Distance of a step at full action, in meters."""
 REACHED = 0.08
 """Distance that counts as success, in meters."""
@@ -90,8 +90,8 @@ class Reach:
         return np.concatenate([self._position, self._target])
 
     def expert_action(self) -> Action:
-        """Return the action straight to the target."""
-        return np.clip((self._target - self._position) / SPEED, -1.0, 1.0).astype(np.float32)
+        """Return an action towards the target, slower the closer it is."""
+        return (0.5 * (self._target - self._position)).astype(np.float32)
 
     def provenance(self) -> dict[str, Any]:
         """Return the version of this package."""
