@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def _idle_groups(loaded: LoadedRecipe, policy: nn.Module) -> Iterator[Diagnostic
 
 
 def _unmatched(
-    loaded: LoadedRecipe, names: Sequence[str], patterns: Sequence[tuple[KeyPath, str]]
+    loaded: LoadedRecipe, names: list[str], patterns: list[tuple[KeyPath, str]]
 ) -> list[Diagnostic]:
     return [
         loaded.diagnostic(

@@ -88,8 +88,8 @@ def _idle_options(loaded: LoadedRecipe) -> Iterator[tuple[KeyPath, str, str]]:
     if training.schedule.type == "constant" and training.schedule.final:
         yield ("training", "schedule", "final"), "has no effect on a constant learning rate", "remove it"
     if training.sharding != "off" and os.environ.get("WORLD_SIZE", "1") == "1":
-        place, why = ("training", "sharding"), "needs several processes, and a run of a single one is refused"
-        yield place, why, "start several with torchrun, or remove it"
+        why = "needs several processes, and a run of a single one is refused"
+        yield ("training", "sharding"), why, "start several with torchrun, or remove it"
     if data.split_seed and not data.validation:
         yield (
             ("data", "split_seed"),
