@@ -147,7 +147,7 @@ def newest(path: Path) -> Path:
     Return any other path itself. A process that is killed between writing a checkpoint and its link
     leaves an old link.
     """
-    if not path.is_symlink() or path.name != POLICY or path.readlink().parent != Path(CHECKPOINTS):
+    if not os.path.islink(path) or path.name != POLICY or path.readlink().parent != Path(CHECKPOINTS):  # noqa: PTH114
         return path
     found = latest(path.parent)
     if found is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModel
 
-from ..schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError, TrainingError
+from ..schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
 from ..schemas.paths import expanded
 from ..schemas.recipe import DataSection, EvaluationSection
 from ..schemas.specs import Spec
@@ -29,6 +30,7 @@ from .policy.storage import manifest
 from .policy.storage.loading import FOREIGN, misread
 from .policy.storage.saving import STATE, read_json
 from .recipe.imports import run_imports
+from .training.distributed.accelerator import require_device
 from .training.state import load as load_state
 
 
@@ -242,7 +244,7 @@ def _check_sections(recipe: Mapping[str, Any]) -> None:
 def _directory(path: Path) -> Path:
     """Return the directory of a checkpoint, or of a run's newest one, and repair the run's link to it."""
     path = runs.newest(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112  (`Path.is_dir` raises for a very long name)
         raise CheckpointError(f"{path} is not a directory; name a run or a checkpoint")
     if (path / "config.json").exists():
         return path.resolve()
@@ -257,7 +259,7 @@ def _directory(path: Path) -> Path:
 
 
 def choose_device(device: str | None) -> str:
-    """Return `cpu` or `cuda`; for None the best available. Raise TrainingError if no GPU is available."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("no CUDA device is available; use `cpu`")
+    """Return the device; for None the best of `cpu` and `cuda`. Raise TrainingError if it does not exist."""
+    if device is not None:
+        require_device(device)
     return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -149,11 +149,11 @@ def _fixed(document: Document, path: Path, found: Sequence[Diagnostic]) -> bool:
 def report(diagnostics: Sequence[Diagnostic], form: str = "text") -> None:
     """Write findings to stdout for programs, or as text to stderr, in color on terminals unless NO_COLOR is set.
 
-    `form` is `text` or one of `reports.FORMATS`.
+    Of formats, those in `reports.FORMATS` are for programs; verbs such as `graph` have others, of what they make.
     """
-    if form != "text":
-        from . import reports
+    from . import reports
 
+    if form in reports.FORMATS:
         sys.stdout.write(getattr(reports, f"as_{form}")(diagnostics))
         return
     color = _color()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -14,6 +15,13 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 def exists(path: Path) -> bool:
     """Return whether the path exists; False for an impossible name, such as a very long one."""
     return os.path.exists(path)  # noqa: PTH110  (`Path.exists` raises for such a name)
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a file. Raise OSError for a pipe or a device, which might never end, and ValueError for bytes."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return path.read_text(encoding="utf-8")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -163,6 +163,32 @@ def unmatched_patterns(
     groups = loaded.sections.training.optimizer.groups
     patterns += [(("training", "optimizer", "groups", i, "match"), g.match) for i, g in enumerate(groups)]
     return [
+        *_idle_groups(loaded, policy),
+        *_unmatched(loaded, names, patterns),
+    ]
+
+
+def _idle_groups(loaded: LoadedRecipe, policy: nn.Module) -> Iterator[Diagnostic]:
+    """Yield findings for groups of the optimizer whose parameters all belong to earlier groups."""
+    groups = loaded.sections.training.optimizer.groups
+    taken: set[str] = set()
+    for index, group in enumerate(groups):
+        own = {name for name, _ in policy.named_parameters() if fnmatch.fnmatchcase(name, group.match)}
+        if own and own <= taken:
+            error = SpecError(
+                f"all parameters that match `{group.match}` belong to earlier groups",
+                label="never applies",
+                help="put it before them: the first matching group applies",
+            )
+            place = ("training", "optimizer", "groups", index, "match")
+            yield loaded.diagnostic(place, error, code="E007 invalid-value")
+        taken |= own
+
+
+def _unmatched(
+    loaded: LoadedRecipe, names: list[str], patterns: list[tuple[KeyPath, str]]
+) -> list[Diagnostic]:
+    return [
         loaded.diagnostic(
             path,
             SpecError(

@@ -26,7 +26,7 @@ def run_imports(document: Document) -> list[Diagnostic]:
             continue
         try:
             _run(entry, document.directory)
-        except Exception as error:  # noqa: BLE001  (foreign code may raise anything)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (foreign code may raise anything, or call `sys.exit`)
             message = f"importing `{entry}` failed: {type(error).__name__}: {error}"
             found.append(Diagnostic("E012 import-failed", message, document.span(("imports", position))))
     return found
@@ -36,7 +36,7 @@ def run_import(entry: str) -> None:
     """Import a Python file, or a module, that registers parts. Raise PolicysmithError if that fails."""
     try:
         _run(entry, Path())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PolicysmithError(f"importing {entry} failed: {type(error).__name__}: {error}") from error
 
 

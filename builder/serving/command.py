@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from argparse import Namespace
 
 from ...schemas.errors import Interrupted, SpecError
@@ -52,7 +53,10 @@ def serve(args: Namespace) -> int:
             console.print(f"reads   {key}{called}: {shape}", markup=False)
         console.print(f"ready   {address}", markup=False)
 
-    number = asyncio.run(server.run(args.host, args.port, ready=ready))
+    try:
+        number = asyncio.run(server.run(args.host, args.port, ready=ready))
+    except socket.gaierror as error:  # it does not name the host
+        raise OSError(error.errno, f"no address `{args.host}` to listen on ({error.strerror})") from error
     raise Interrupted(number, f"stopped by {signal.Signals(number).name} after {server.answers:,} answers")
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..training.record import entries
+from ...schemas.questions.runs import entries
 from .space import Values
 
 Status = Literal["running", "finished", "failed"]

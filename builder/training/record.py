@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...schemas.questions.runs import entries
 from ...schemas.recipe import EarlyStopSection, Metric
 
 LOWER_IS_BETTER: dict[Metric, bool] = {"validation/loss": True, "evaluation/success": False}
-
-
-def entries(log: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a log that have a step; a line that a killed process left unfinished is skipped."""
-    try:
-        lines = log.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and type(entry.get("step")) is int:
-            yield entry
 
 
 class Record:

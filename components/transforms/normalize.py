@@ -241,6 +241,13 @@ def _modes(config: Normalize.Config, inputs: Specs) -> dict[str, list[tuple[str,
         modes[key] = [(config.modes.get(key, config.mode), option)] * known[key].width
     for position, entry in enumerate(config.dims):
         for dim in resolve_dims(entry.dims, known[entry.key].width, entry.key, f"dims.{position}.dims"):
+            if modes[entry.key][dim][1].startswith("dims."):
+                raise SpecError(
+                    f"dimension {dim} of `{entry.key}` has two modes under `dims`",
+                    field=f"dims.{position}.dims",
+                    label="named before",
+                    help="name each dimension once",
+                )
             modes[entry.key][dim] = (entry.mode, f"dims.{position}.mode")
     return {key: chosen for key, chosen in modes.items() if {mode for mode, _ in chosen} != {"identity"}}
 

@@ -68,7 +68,9 @@ class RotationTransform(Transform):
                 field="start",
                 source=config.key,
                 label=f"`{config.key}` has {spec.width} dimensions",
-                help=f"start the rotation at {spec.width - before.width} or before",
+                help=f"start the rotation at {spec.width - before.width} or before"
+                if spec.width >= before.width
+                else "choose a `source` with fewer values, or a wider key",
             )
         why = f"{before.name} as {after.name}"
         return {**inputs, config.key: changed_spec(spec, why, spec.width - before.width + after.width)}

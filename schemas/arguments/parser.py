@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ..wording import near
+from ..yaml.scalars import fits
 
 _OVERRIDE = re.compile(r"-{0,2}(?P<change>[a-z_]+(?:\.\w+|\[\d+\])+=.*)", re.DOTALL)
 _FORMAT_HELP = "format of the report (default: text)"
+_DIGITS = 20
+_MOST_GIB = 1e9
 _GAP = 15  # columns of the names of verbs
 
 
@@ -198,7 +201,9 @@ def count(text: str) -> int:
     """Return a whole number of at least 0. Raise ArgumentTypeError for other text."""
     if not text.isascii() or not text.isdigit():
         raise ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+    if len(text) > _DIGITS or not fits(number := int(text)):
+        raise ArgumentTypeError(f"{text[:_DIGITS]!r} does not fit in 64 bits")
+    return number
 
 
 def port(text: str) -> int:
@@ -229,6 +234,6 @@ def spread(text: str) -> float:
 def gibibytes(text: str) -> float:
     """Return a size such as `24GB`, `24GiB` or `24` in GiB. Raise ArgumentTypeError for other text."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?", text.strip().lower())
-    if match is None or not float(match[1]):
+    if match is None or not 0.0 < float(match[1]) < _MOST_GIB:
         raise ArgumentTypeError(f"{text!r} is not a size of memory, such as 24GB")
     return float(match[1])

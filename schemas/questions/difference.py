@@ -11,7 +11,7 @@ from typing import Any
 from ..composition import composed, resolved, with_absolute_paths
 from ..errors import CheckpointError
 from ..origins import origin_of, origins
-from ..paths import expanded
+from ..paths import expanded, text_of
 from ..yaml.document import read
 from ..yaml.nodes import Key, KeyPath, dotted
 from .defaults import with_defaults
@@ -101,7 +101,7 @@ def _both(one: Mapping[str, Any], other: Mapping[str, Any], key: Key) -> dict[st
 def _stored(config: Path) -> Side:
     """Return the recipe of a policy, and its origins below the path of its config."""
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(text_of(config))
         held = content.get("policysmith", content)
         if isinstance(held["recipe"], dict):
             places = (held.get("provenance") or {}).get("origins", {})  # absent in 0.2

@@ -34,7 +34,7 @@ def explain(topic: str, root: Schema, width: int = 80) -> str:
         paragraphs = (f"{code}", page.cause, page.cure, f"example:\n\n{example}")
         return "\n\n".join(_wrapped(text, width) for text in paragraphs) + "\n"
     tree = SchemaTree(root)
-    first, *steps = [step for step in topic.replace("[", ".").replace("]", "").split(".") if step]
+    first, *steps = [step for step in topic.replace("[", ".").replace("]", "").split(".") if step] or [""]
     if first in KINDS and not steps:
         return listing(first, root, width)
     if first in KINDS:

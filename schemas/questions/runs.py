@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..paths import text_of
 from ..yaml.nodes import dotted
 from .difference import Side, differences, side
 
@@ -42,19 +43,25 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _run(path: Path) -> Run:
     values, step = dict[str, float](), 0
+    for entry in entries(path / LOG):
+        step = entry["step"]
+        values |= {key: entry[key] for key in _VALUES if isinstance(entry.get(key), int | float)}
+    return Run(path, step, values)
+
+
+def entries(log: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a log that have a step, and skip others, such as one that a killed process left unfinished."""
     try:
-        lines = (path / LOG).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
+        lines = text_of(log).splitlines()
+    except (OSError, ValueError):
+        return
     for line in lines:
         try:
-            point: dict[str, Any] = json.loads(line)
-        except ValueError:  # the last line of a run that is being written
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             continue
-        if "step" in point:
-            step = int(point["step"])
-            values |= {key: point[key] for key in _VALUES if key in point}
-    return Run(path, step, values)
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
+            yield entry
 
 
 def table(found: Sequence[Run]) -> list[list[str]]:

@@ -25,6 +25,9 @@ from .parser import Parser
 
 _TOO_LARGE = f"the recipe is larger than {MAX_BYTES // 1_000_000} MB"
 
+_DESCRIPTORS = ("/dev/fd/", "/proc/")
+"""Pipes of a shell, `check <(command)`: unlike a named pipe, they have a writer."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -122,6 +125,8 @@ def read(path: Path, *, base_of: Span | None = None) -> Document:
     source = Source(os.fspath(path), base_of=base_of)
     if "\0" in source.name:
         raise _unreadable(source, "cannot read the recipe: its path contains a NUL character")
+    if not source.name.startswith(_DESCRIPTORS) and os.path.exists(path) and path.is_fifo():  # noqa: PTH110
+        raise _unreadable(source, "cannot read the recipe: it is a named pipe; pipe it to stdin, `-`")
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)

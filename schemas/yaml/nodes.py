@@ -11,7 +11,7 @@ from typing import Any
 
 from ..diagnostics import Diagnostic, Source, Span
 from ..errors import RecipeError
-from .scalars import Scalar
+from .scalars import Scalar, fits
 
 Key = str | int
 KeyPath = tuple[Key, ...]
@@ -107,6 +107,9 @@ def plain_node(value: object, source: Source, path: KeyPath) -> Node:
         raise RecipeError(
             [Diagnostic("E007 invalid-value", f"`{span.path}` must be finite, found {value}", span)]
         )
+    if isinstance(value, int) and not fits(value):
+        message = f"`{span.path}` does not fit in 64 bits"
+        raise RecipeError([Diagnostic("E007 invalid-value", message, span)])
     for plain in (str, bool, int, float):
         if isinstance(value, plain):
             return Node(span, plain(value))

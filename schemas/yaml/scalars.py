@@ -22,12 +22,17 @@ def resolve(text: str) -> Scalar:
     if boolean := _BOOL.fullmatch(text):
         return boolean[1] is not None
     if _INT.fullmatch(text):
-        if len(text) > _LONGEST or not -(2**63) <= (number := _integer(text)) < 2**63:
+        if len(text) > _LONGEST or not fits(number := _integer(text)):
             raise ValueError("does not fit in 64 bits")
         return number
     if _SPECIAL.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
         raise ValueError("is not a finite number")
     return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def fits(number: int) -> bool:
+    """Return whether an integer fits in 64 bits, with its sign."""
+    return -(2**63) <= number < 2**63
 
 
 def _integer(text: str) -> int:

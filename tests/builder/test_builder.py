@@ -14,7 +14,9 @@ import torch
 from transformers import AutoModel
 
 from policysmith.builder import Builder, RecipePolicy, provenance
-from policysmith.schemas.errors import CheckpointError, RecipeError
+from policysmith.builder.recipe.imports import run_import
+from policysmith.builder.saved_policy import choose_device
+from policysmith.schemas.errors import CheckpointError, PolicysmithError, RecipeError, TrainingError
 
 Refused = Callable[[Callable[[], Any]], Any]
 
@@ -61,6 +63,29 @@ def test_the_frozen_cost_no_gradient(tiny: dict[str, Any]) -> None:
 def test_on_meta_nothing_is_allocated(tiny: dict[str, Any]) -> None:
     policy = Builder.from_recipe(tiny).override({"policy.head.hidden": [4_000_000, 4_000_000]}).build("meta")
     assert {p.device.type for p in policy.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cpu:0", "toaster"])
+def test_training_ignores_no_device(tiny: dict[str, Any], tmp_path: Path, device: str) -> None:
+    with pytest.raises(TrainingError, match=device):
+        Builder.from_recipe(tiny).train(output=tmp_path / "run", device=device)
+    if device in ("mps", "xpu", "toaster"):
+        with pytest.raises(TrainingError, match=device):
+            choose_device(device)
+
+
+def test_a_time_limit_may_be_longer_than_any_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    builder = Builder.from_recipe(tiny).override({"training.steps": 1, "training.timeout_minutes": 1e308})
+    assert builder.train(output=tmp_path / "run", device="cpu").steps == 1
+
+
+def test_a_file_under_imports_that_exits_is_reported(tiny: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    builder = Builder.from_recipe(tiny | {"imports": [str(tmp_path / "leaves.py")]}, allow_imports=True)
+    with pytest.raises(RecipeError, match=r"importing .* failed: SystemExit"):
+        builder.check()
+    with pytest.raises(PolicysmithError, match="SystemExit"):
+        run_import(str(tmp_path / "leaves.py"))
 
 
 def test_a_build_is_decided_by_the_seed(tiny: dict[str, Any]) -> None:

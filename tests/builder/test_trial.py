@@ -56,6 +56,8 @@ class TrialPolicy(BasePolicyModel):
                 return {"loss": loss.mean().detach()}
             case "bare":
                 return loss.mean()
+            case "nan":
+                return {"loss": loss.mean() * float("nan")}
         return {"loss": loss.mean(), "prediction": prediction}
 
     def inference(self, batch: Any) -> Any:
@@ -65,6 +67,8 @@ class TrialPolicy(BasePolicyModel):
                 return {"prediction": chunk}
             case "short":
                 return chunk[:, :2]
+            case "first":
+                return chunk[:1]
             case "cheat":
                 return batch["actions"]
             case "random":
@@ -203,6 +207,8 @@ def test_real_samples_go_through_a_hand_written_policy(
         ("bare", "returns Tensor; return a dict with a scalar tensor `loss`"),
         ("detached", "depends on no trainable weight"),
         ("dict", "inference returns dict; return a tensor"),
+        ("nan", "the `loss` of TrialPolicy.forward is nan on samples of the data"),
+        ("first", r"inference returns (1, 4, 4) for 2 observations"),
         ("short", r"inference returns (1, 2, 4) for 1 observation"),
         ("cheat", "`action` is not finite"),
     ],

@@ -267,6 +267,12 @@ def test_a_pattern_that_matches_nothing(changes: dict[str, Any], wrong: Wrong) -
     assert "`backbones.vision." in finding.help
 
 
+def test_a_group_whose_parameters_belong_to_earlier_groups(wrong: Wrong) -> None:
+    groups = [{"match": "*", "lr_scale": 0.5}, {"match": "head.*", "lr_scale": 0.1}]
+    (finding,) = wrong({"training.optimizer": {"groups": groups}})
+    assert "all parameters that match `head.*` belong to earlier groups" in finding.message
+
+
 def test_nothing_left_to_train(wrong: Wrong) -> None:
     (finding,) = wrong({"policy.freeze": ["*"]})
     assert "every parameter is frozen" in finding.message

@@ -248,6 +248,16 @@ def test_dimensions_that_cannot_be_normalized_are_located(entry: dict[str, Any],
     assert caught.value.field == field
 
 
+def test_a_dimension_has_one_mode_under_dims() -> None:
+    entries = [
+        {"key": "action", "dims": [0], "mode": "binary"},
+        {"key": "action", "dims": [-3], "mode": "scale"},
+    ]
+    with pytest.raises(SpecError, match="dimension 0 of `action` has two modes") as caught:
+        make({"action": {"min": [0.0] * 3, "max": [1.0] * 3}}, mode="min_max", dims=entries)
+    assert caught.value.field == "dims.1.dims"
+
+
 def test_statistics_of_other_values_are_stale() -> None:
     inputs = {"action": Spec(Kind.ACTION, ("B", 2, WIDTH), range=Range.CHANGED)}
     held = {"mean": [0.0] * WIDTH, "std": [1.0] * WIDTH}

@@ -265,6 +265,34 @@ def test_json(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["code"], found["span"]["source"], captured.err) == ("E007", "<command line>", "")
 
 
+@pytest.mark.parametrize("words", [["graph"], ["graph", "--format", "svg"], ["check"], ["summary"]])
+def test_a_format_of_what_a_verb_makes_is_none_of_its_findings(
+    words: list[str], recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb, *options = words
+    assert policysmith([verb, recipe, *options, "-o", "data.horizon=0"]) == console.INVALID_RECIPE
+    assert "error[E007" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["explain", ""],
+        ["summary", "r.yaml", "--gpu", "9" * 400 + "GB"],
+        ["evaluate", "run", "--seed", "9" * 30],
+    ],
+)
+def test_arguments_beyond_all_measure_are_one_message(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = policysmith(words)
+    except SystemExit as left:
+        code = int(left.code or 0)
+    assert code in (2, console.BUILD_FAILED)
+    assert "error: " in capsys.readouterr().err
+
+
 def test_color_is_for_terminals(
     recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,24 @@ def test_core_schema(text: str, value: object) -> None:
 def test_numbers_that_no_recipe_holds(text: str) -> None:
     with pytest.raises(ValueError, match=r"64 bits|finite"):
         resolve(text)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
+def test_whole_numbers_from_python_have_the_bounds_of_the_text(number: int) -> None:
+    with pytest.raises(RecipeError, match="64 bits"):
+        from_mapping({"seed": number})
+    assert from_mapping({"seed": 2**63 - 1}).value == {"seed": 2**63 - 1}
+
+
+def test_a_named_pipe_is_refused_and_a_pipe_of_the_shell_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match="named pipe"):
+        read(tmp_path / "pipe")
+    reading, writing = os.pipe()
+    os.write(writing, b"recipe: 1")
+    os.close(writing)
+    assert read(Path(f"/dev/fd/{reading}")).value == {"recipe": 1}
+    os.close(reading)
 
 
 def spans(document: Document, *paths: tuple[Key, ...]) -> list[str]:

@@ -16,10 +16,12 @@ from ..lerobot.features import Camera, Storage
 from ..lerobot.files import require_file
 from ..lerobot.layout import EpisodeInfo, Layout
 from .decoding import FrameSource, check_size, decode_image, image_cells, open_video
-from .store import frame_sources
+from .store import check_surplus, frame_sources
 
 FILES = 48
 PIXELS = 50_000_000
+_DRIFT = 0.5
+"""Frames by which the time between the first two may be off."""
 _POINTER = 1_024
 """Size in bytes below which a file may be a pointer to its content."""
 
@@ -31,7 +33,7 @@ def probe_cameras(
 
     Raises:
         DatasetError: A file is missing, empty or damaged, differs from the metadata in the size of its
-            images, or ends before its last row.
+            images, its rate or its length.
     """
     for camera in cameras:
         sources = frame_sources(layout, camera, episodes)
@@ -62,14 +64,21 @@ def _spaced(paths: list[Path], count: int) -> list[Path]:
 
 def _probe_video(source: FrameSource, fps: float) -> None:
     with open_video(source.path) as (container, stream):
-        begin = end = None
+        check_surplus(source.path, stream.frames, source.frames)  # 0 if the header does not tell
+        end, times = None, []
         for frame in container.decode(stream):
             check_size(source, frame.height, frame.width)
-            begin = frame.time
-            break
-        if begin is None:
+            times.append(frame.time)
+            if len(times) == min(source.frames, 2):
+                break
+        if not times or (begin := times[0]) is None:
             raise DatasetError(
                 f"{source.path} has no frames; it is probably truncated, so download or copy it again"
+            )
+        if len(times) == 2 and times[1] is not None and abs((times[1] - begin) * fps - 1.0) > _DRIFT:
+            raise DatasetError(
+                f"{source.path} shows its second frame after {times[1] - begin:.3f} s, but it is due after {1 / fps:.3f} s "
+                f"at the {fps:g} fps of meta/info.json; correct `fps`, or download or convert the dataset again"
             )
         last = begin + (source.frames - 1) / fps
         container.seek(max(int(last / stream.time_base), 0), stream=stream, backward=True)

@@ -142,7 +142,7 @@ def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
         )
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= _MOST_FPS:
         raise DatasetError(
-            f"{info_path} has the fps {str(fps)[:40]}; use a number above 0 and at most {_MOST_FPS:,}"
+            f"{info_path} has the fps {fps!r:.40}; use a number above 0 and at most {_MOST_FPS:,}"
         )
     raw = parse_features(info, path=info_path)
     modality = read_modality(root, raw)

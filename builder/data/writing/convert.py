@@ -126,7 +126,12 @@ def _flat(group: Any) -> dict[str, Any]:
     """Return the arrays of a group, those of nested groups under their last name."""
     found: dict[str, Any] = {}
     for name, value in group.items():
-        found |= _flat(value) if hasattr(value, "items") else {name: value[:]}
+        for key, held in (_flat(value) if hasattr(value, "items") else {name: value[:]}).items():
+            if key in found:
+                raise DatasetError(
+                    f"{group.file.filename}: two groups below {group.name} have an array `{key}`; rename one"
+                )
+            found[key] = held
     return found
 
 
@@ -149,14 +154,17 @@ def _episode(columns: Mapping[str, npt.NDArray[Any]], place: str) -> Episode:
     found: dict[str, npt.NDArray[Any]] = {}
     state = next((name for name in _STATES if name in columns), None)
     for name, values in columns.items():
+        if not len(values):
+            raise DatasetError(f"{place}: `{name}` has no rows; leave out the episode")
         if values.ndim == 4:
-            found[f"{IMAGES}{name.removesuffix('_image')}"] = _images(values, f"{place}: `{name}`")
+            key, held = f"{IMAGES}{name.removesuffix('_image')}", _images(values, f"{place}: `{name}`")
         else:
-            vector = np.ascontiguousarray(values.reshape(len(values), -1), dtype=np.float32)
-            if name in ("action", "actions"):
-                found["action"] = vector
-            else:
-                found["observation.state" if name == state else f"observation.{name}"] = vector
+            held = np.ascontiguousarray(values.reshape(len(values), -1), dtype=np.float32)
+            key = "observation.state" if name == state else f"observation.{name}"
+            key = "action" if name in ("action", "actions") else key
+        if key in found:
+            raise DatasetError(f"{place}: `{name}` and another column would both become `{key}`; rename one")
+        found[key] = held
     if "action" not in found:
         raise DatasetError(f"{place} has no `action` or `actions`; choose another file")
     lengths = {key: len(values) for key, values in found.items()}
@@ -174,7 +182,13 @@ def _images(values: npt.NDArray[Any], place: str) -> npt.NDArray[np.uint8]:
     elif values.shape[1] != 3:
         raise DatasetError(f"{place} has images of shape {values.shape[1:]}, not RGB; leave out this column")
     if values.dtype != np.uint8:
-        scale = 255.0 if float(values.max()) <= 1.0 else 1.0
+        low, high = float(values.min()), float(values.max())
+        if not 0.0 <= low <= high <= 255.0:  # NaN included
+            raise DatasetError(
+                f"{place} has {values.dtype} images with values from {low:g} to {high:g}; bring them to 0 to 255, or floats "
+                "to 0 to 1"
+            )
+        scale = 255.0 if high <= 1.0 else 1.0
         values = np.clip(np.rint(values * scale), 0, 255)
     return np.ascontiguousarray(values, dtype=np.uint8)
 

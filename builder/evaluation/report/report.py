@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ....schemas.questions.runs import entries
 from ... import provenance, runs
 from ...page import embedded, facts, note, page, section, table
 from ...planning.graph import Graph, svg
@@ -187,14 +188,11 @@ def _open_loop(result: OpenLoopResult) -> str:
 
 def _curves(run: Path | None, name: str) -> list[tuple[str, list[int], list[float]]]:
     path = run / runs.LOG if run is not None else None
-    if path is None or not path.exists():
+    if path is None:
         return []
-    entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    curves = []
+    points_of, curves = list(entries(path)), []
     for key, label in (("loss", name), ("validation/loss", f"{name}, validation")):
-        points = {
-            entry["step"]: entry[key] for entry in entries if entry.get(key) is not None and "step" in entry
-        }
+        points = {entry["step"]: entry[key] for entry in points_of if isinstance(entry.get(key), int | float)}
         if points:
             curves.append((label, list(points), list(points.values())))
     return curves

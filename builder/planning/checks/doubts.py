@@ -71,26 +71,35 @@ def _warmup(loaded: LoadedRecipe) -> Iterator[Diagnostic]:
 
 def _without_effect(loaded: LoadedRecipe) -> Iterator[Diagnostic]:
     for place, why, help in _idle_options(loaded):
-        message = f"`{'.'.join(map(str, place))}` has no effect {why}"
+        message = f"`{'.'.join(map(str, place))}` {why}"
         yield _doubt(loaded, "W004 no-effect", place, message, help, "no effect")
 
 
 def _idle_options(loaded: LoadedRecipe) -> Iterator[tuple[KeyPath, str, str]]:
-    """Yield the options without effect: place, reason, cure."""
+    """Yield the options without effect: place, what is wrong with it, cure."""
     training, data = loaded.sections.training, loaded.sections.data
     default = TrainingSection.model_fields["save_minutes"].default
     if training.save_every is not None and training.save_minutes not in (None, default):
-        yield ("training", "save_minutes"), "beside `training.save_every`", "remove one of the two"
+        yield (
+            ("training", "save_minutes"),
+            "has no effect beside `training.save_every`",
+            "remove one of the two",
+        )
     if training.schedule.type == "constant" and training.schedule.final:
-        yield ("training", "schedule", "final"), "on a constant learning rate", "remove it"
+        yield ("training", "schedule", "final"), "has no effect on a constant learning rate", "remove it"
     if training.sharding != "off" and os.environ.get("WORLD_SIZE", "1") == "1":
-        yield ("training", "sharding"), "in a single process", "start several with torchrun"
+        why = "needs several processes, and a run of a single one is refused"
+        yield ("training", "sharding"), why, "start several with torchrun, or remove it"
     if data.split_seed and not data.validation:
-        yield ("data", "split_seed"), "without `data.validation`", "remove it, or hold episodes out"
+        yield (
+            ("data", "split_seed"),
+            "has no effect without `data.validation`",
+            "remove it, or hold episodes out",
+        )
     for index, group in enumerate(training.optimizer.groups):
         if group.lr_scale == 1.0 and group.weight_decay is None:
             place = ("training", "optimizer", "groups", index)
-            yield place, "without `lr_scale` or `weight_decay`", "set one of them"
+            yield place, "has no effect without `lr_scale` or `weight_decay`", "set one of them"
 
 
 def _epochs(loaded: LoadedRecipe, data: DataPlan) -> Iterator[Diagnostic]:

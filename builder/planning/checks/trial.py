@@ -51,8 +51,13 @@ def try_out(policy: BasePolicyModel, data: DataPlan) -> None:
             policy.train()
             _check_loss(policy, policy(batch))
             policy.eval()
-            seen = {k: v for k, v in own[0].items() if k.startswith("observation.") or k == "task"}
-            policy.chunk(seen if name is None else {**seen, EMBODIMENT: name})
+            robot = {} if name is None else {EMBODIMENT: name}
+            seen = [
+                {k: v for k, v in sample.items() if k.startswith("observation.") or k == "task"} | robot
+                for sample in own
+            ]
+            policy.chunk(seen[0])
+            policy.predict([policy.to_sample(policy.admit(each, windowed=True)) for each in seen])
         finally:
             policy.eval()
             policy.reset()
@@ -139,6 +144,8 @@ def _check_loss(policy: BasePolicyModel, output: Any) -> None:
         raise SpecError(f"{called} returns {found}; return a dict with a scalar tensor `loss`")
     if not loss.requires_grad:
         raise SpecError(f"the `loss` of {called} depends on no trainable weight")
+    if not loss.isfinite():
+        raise SpecError(f"the `loss` of {called} is {loss.item()} on samples of the data, with random images")
 
 
 def _samples(data: DataPlan) -> list[dict[str, Any]]:

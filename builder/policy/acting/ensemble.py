@@ -7,6 +7,9 @@ from collections import deque
 import torch
 from torch import Tensor
 
+_STEEPEST = 1e6
+"""Decay beyond which one prediction has all the weight."""
+
 
 class Ensemble:
     """Chunks of an episode that still reach the present, oldest first.
@@ -25,8 +28,9 @@ class Ensemble:
         self._chunks.append(chunk)
         ages = range(len(self._chunks) - 1, -1, -1)
         actions = torch.stack([held[age] for held, age in zip(self._chunks, ages, strict=True)])
-        weights = torch.exp(-decay * torch.arange(len(actions), dtype=actions.dtype))
-        return (weights[:, None] * actions).sum(0) / weights.sum()
+        steep = max(-_STEEPEST, min(decay, _STEEPEST))
+        weights = torch.softmax(-steep * torch.arange(len(actions), dtype=torch.float64), 0)
+        return (weights[:, None].to(actions) * actions).sum(0)
 
     def clear(self) -> None:
         """Drop all chunks: a new episode begins."""

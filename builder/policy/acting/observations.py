@@ -115,6 +115,9 @@ def _admit(key: str, spec: Spec, value: Any, windowed: bool) -> Any:
             f"`{key}` of the observation is not an array of numbers: {error}",
             help=f"give {_wanted(spec, windowed)}",
         ) from error
+    if tensor.is_complex() or tensor.is_meta or tensor.layout is not torch.strided:
+        kind = "on the meta device" if tensor.is_meta else "complex" if tensor.is_complex() else "sparse"
+        raise SpecError(f"`{key}` of the observation is {kind}", help=f"give {_wanted(spec, windowed)}")
     is_image = spec.kind is Kind.IMAGE
     if tuple(tensor.shape) != wanted or (is_image and tensor.dtype is not torch.uint8):
         raise SpecError(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ....schemas.errors import CheckpointError
+from ....schemas.paths import text_of
 from ...data.frames.cache import cache_root
 from ...data.frames.digests import digest, plain_digest
 
@@ -56,7 +57,7 @@ def read(directory: Path) -> dict[str, Any] | None:
     """Return the manifest of a directory, or None if it has none. Raise CheckpointError if it is damaged."""
     path = directory / NAME
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(text_of(path))
     except FileNotFoundError:
         return None
     except (ValueError, OSError, RecursionError) as error:

@@ -24,6 +24,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ....schemas.errors import CheckpointError
+from ....schemas.paths import text_of
 from . import manifest
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -220,10 +221,10 @@ def check_directory(path: Any, subfolder: str | None = None, *, digests: bool = 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file. Raise CheckpointError if the file holds none."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(text_of(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {_CURE}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); {_CURE}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged (not a mapping); {_CURE}")

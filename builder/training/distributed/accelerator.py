@@ -28,14 +28,17 @@ _PEAKS = {
     "RTX 4090": 165e12,
 }
 """Dense bf16 operations a second by the makers' data sheets, by a part of the device's name."""
+_FOREVER = timedelta(days=365)
 
 
 def require_device(name: str) -> None:
-    """Raise TrainingError for a device that torch does not know, or that is not available."""
+    """Raise TrainingError for a device that does not exist, or that is none of `cpu`, `cuda` and `meta`."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise TrainingError(f"no device is called `{name}`; use `cpu`, `cuda` or `cuda:<number>`") from error
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise TrainingError(f"`{name}` is not supported; use `cpu` or `cuda`")
     if device.type != "cuda":
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -51,6 +54,11 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
     Raises:
         TrainingError: if the device is not available or does not support the precision.
     """
+    if device not in (None, "cpu", "cuda"):
+        require_device(device)
+        raise TrainingError(
+            f"training runs on `cpu` or `cuda`, not on `{device}`; to choose a GPU, set `CUDA_VISIBLE_DEVICES`"
+        )
     if device is not None:
         require_device(device)
     on_gpu = torch.cuda.is_available() if device is None else device == "cuda"
@@ -63,7 +71,7 @@ def make_accelerator(section: TrainingSection, device: str | None) -> Accelerato
         # otherwise accelerate keeps device and precision of the process's first run
         AcceleratorState._reset_state(reset_partial_state=True)
     minutes = section.timeout_minutes
-    longest = timedelta(days=365) if minutes is None else timedelta(minutes=minutes + 5.0)
+    longest = _FOREVER if minutes is None else min(timedelta(minutes=min(minutes, 1e6) + 5.0), _FOREVER)
     return Accelerator(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=longest)],
         cpu=not on_gpu,

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from ....schemas.questions.runs import entries
 from ... import runs
 from ...page import note, page, section, table
-from ..record import entries
 
 EVERY = 10.0
 """Least seconds between two versions of the page."""

@@ -133,6 +133,26 @@ def test_what_cannot_be_converted_is_said_and_leaves_nothing(
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("eye_image", np.full((4, 8, 8, 3), 3_000, np.uint16), "uint16 images with values from 3000 to 3000"),
+        ("eye_image", np.full((4, 8, 8, 3), -0.5, np.float32), "float32 images with values from -0.5"),
+        ("eye_image", np.full((4, 8, 8, 3), np.nan, np.float32), "values from nan"),
+        ("left/pose", np.zeros((4, 2)), "two groups below /data/demo_0/obs have an array `pose`"),
+        ("none", np.zeros((0, 2)), "`none` has no rows"),
+    ],
+)
+def test_nothing_is_clipped_and_nothing_lost(
+    tmp_path: Path, name: str, values: np.ndarray, said: str
+) -> None:
+    with h5py.File(tmp_path / "demo.hdf5", "w") as file:
+        file["data/demo_0/actions"], file["data/demo_0/obs/right/pose"] = np.zeros((4, 3)), np.zeros((4, 2))
+        file[f"data/demo_0/obs/{name}"] = values
+    with pytest.raises(DatasetError, match=said):
+        convert(tmp_path / "demo.hdf5", tmp_path / "out", fps=10, task="t")
+
+
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ImportError(name)

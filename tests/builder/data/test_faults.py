@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 
 from policysmith.builder.data.dataset import LeRobotDataset
+from policysmith.builder.data.frames.probing import probe_cameras
+from policysmith.builder.data.lerobot.layout import read_layout
 from policysmith.schemas.errors import DatasetError
 
 from .synthetic import (
@@ -274,6 +276,24 @@ def test_video_of_another_frame_rate(tmp_path: Path, version: str) -> None:
         match=rf"frame 1 of episode {episode} is due at 0.100 s, but the video shows it at 0.033 s .*has 30 frames per",
     ):
         LeRobotDataset(root)
+
+
+@BOTH
+@pytest.mark.parametrize(("rate", "surplus"), [(3 * FPS, 0), (FPS / 2, 0), (FPS, 6), (FPS, 5)])
+def test_a_check_finds_the_rate_and_length_that_a_run_refuses(
+    tmp_path: Path, version: str, rate: float, surplus: int
+) -> None:
+    root = write_dataset(tmp_path / "set", version).root
+    count = FRAMES[version] + surplus
+    encode(root / VIDEO[version], (picture(frame) for frame in range(count)), rate=int(rate))
+    layout = read_layout(root)
+    if (rate, surplus) == (FPS, 5):  # as many as some recorders leave
+        probe_cameras(layout, list(layout.cameras.values()), layout.episodes)
+        return
+    with pytest.raises(
+        DatasetError, match=f"has {count} frames" if surplus else "shows its second frame after"
+    ):
+        probe_cameras(layout, list(layout.cameras.values()), layout.episodes)
 
 
 def test_half_a_frame_of_drift_in_a_v3_video_is_no_truncation(tmp_path: Path) -> None:

@@ -27,6 +27,13 @@ def test_actions_are_means_of_all_predictions(horizon: int, steps: int, decay: f
             assert acted[dim].item() == pytest.approx(mean, abs=1e-12)
 
 
+@pytest.mark.parametrize("decay", [1e3, 1e308, -1e3, -1e308])
+def test_a_steep_decay_leaves_one_prediction(decay: float) -> None:
+    ensemble = Ensemble()
+    acted = [ensemble.add(torch.full((3, 1), float(now)), decay).item() for now in range(4)]
+    assert acted == ([0.0, 0.0, 0.0, 1.0] if decay > 0 else [0.0, 1.0, 2.0, 3.0])
+
+
 def test_a_policy_averages_until_it_is_reset(
     tiny: dict[str, Any], observation: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

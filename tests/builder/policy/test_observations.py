@@ -57,6 +57,22 @@ def test_what_differs_from_training_names_key_and_cure(
         policy.select_action(observation | change)
 
 
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        (torch.tensor([1j, 0, 0, 0]), "complex"),
+        (np.array([1j, 0, 0, 0]), "complex"),
+        (torch.zeros(4, device="meta"), "on the meta device"),
+        (torch.ones(4).to_sparse(), "sparse"),
+    ],
+)
+def test_tensors_that_hold_no_plain_numbers_are_refused(
+    state: Any, kind: str, tiny: dict[str, Any], observation: dict[str, Any]
+) -> None:
+    with pytest.raises(SpecError, match=f"`{STATE}` of the observation is {kind}"):
+        Builder.from_recipe(tiny).build().select_action(observation | {STATE: state})
+
+
 def test_chunks_take_windows(tiny: dict[str, Any], observation: dict[str, Any]) -> None:
     policy = Builder.from_recipe(tiny).override({"data.observation_steps": 2}).build()
     window = {CAMERA: observation[CAMERA].expand(2, 3, 96, 96), STATE: observation[STATE].expand(2, 4)}
