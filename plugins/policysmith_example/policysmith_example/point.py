@@ -13,7 +13,7 @@ from policysmith.schemas.errors import SimulatorError
 
 SPEED = 0.4
 """Distance of a step at full action, in meters."""
-REACHED = 0.08
+REACHED = 0.15
 """Distance that counts as success, in meters."""
 
 
