@@ -12,7 +12,7 @@ import torch
 from policysmith.builder import BasePolicyModel, Builder
 from policysmith.builder.policy.acting.asynchronous import AsyncPolicy, DelayedWorker, Local
 from policysmith.builder.policy.acting.session import Session
-from policysmith.components.real_time import Prefix
+from policysmith.components.real_time import Continuation, Prefix
 from policysmith.schemas.errors import SpecError
 
 FLOW = {"type": "flow_matching", "network": {"type": "dit", "width": 16, "depth": 1, "heads": 2}, "steps": 5}
@@ -21,8 +21,8 @@ FLOW = {"type": "flow_matching", "network": {"type": "dit", "width": 16, "depth"
 class Numbered:
     """Chunks whose actions say from which observation they come, and which step they are for."""
 
-    def __init__(self, horizon: int, execute: int) -> None:
-        self.horizon, self.execute = horizon, execute
+    def __init__(self, horizon: int, execute: int, continuation: Continuation | None = None) -> None:
+        self.horizon, self.execute, self.continuation = horizon, execute, continuation
         self.running: list[Any] = []
         self.now = -1
 
@@ -152,7 +152,7 @@ def test_guidance_keeps_chunks_together(tiny: dict[str, Any], observation: dict[
 
     def jump(guided: bool) -> float:
         torch.manual_seed(1)
-        actor = AsyncPolicy(Local(policy, guided=guided), DelayedWorker(2))
+        actor = AsyncPolicy(Local(policy, continues=guided), DelayedWorker(2))
         actions = torch.stack([actor.select_action(observation) for _ in range(40)])
         return float((actions[1:] - actions[:-1]).abs().max())
 
@@ -168,7 +168,7 @@ def test_what_cannot_think_ahead_is_refused(
     policy: BasePolicyModel = Builder.from_recipe(tiny).override(changes).build().eval()
 
     def act() -> None:
-        actor = AsyncPolicy(Local(policy, guided=True), DelayedWorker(0))
+        actor = AsyncPolicy(Local(policy, continues=True), DelayedWorker(0))
         for _ in range(6):
             actor.select_action(observation)
 

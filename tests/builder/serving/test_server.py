@@ -199,6 +199,10 @@ class Recorder:
             raise ValueError("broken")
         return self.policy.predict(samples, generator)
 
+    def continue_chunks(self, samples: Sequence[Any], running: Any, generator: Any = None) -> torch.Tensor:
+        self.sizes.append(-len(samples))
+        return self.policy.continue_chunks(samples, running, generator)
+
 
 def together(source: Recorder, address: str, acts: Sequence[Callable[[], None]]) -> None:
     """Let the first robot ask, and all others while it is being answered."""
