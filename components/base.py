@@ -36,7 +36,7 @@ from ..schemas.part import BackboneConfig, HeadConfig, NeckConfig, NetworkConfig
 from ..schemas.specs import Kind, Spec, Specs
 from .contract import check_contract
 from .randomness.per_sample import Draws
-from .real_time import Prefix
+from .real_time import Continuation, Prefix
 from .shares import WHOLE, Shares
 
 Batch = Mapping[str, Any]
@@ -255,6 +255,11 @@ class ActionHead(Learner):
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """Return an action chunk (B, H, A)."""
 
+    @property
+    def continuation(self) -> Continuation | None:
+        """How the head continues a running chunk; None if it cannot."""
+        return None
+
     def inpaint(
         self,
         features: Mapping[str, Feature],
@@ -264,7 +269,7 @@ class ActionHead(Learner):
         """Return an action chunk (B, H, A) that continues a running one; raise SpecError if the head cannot."""
         raise SpecError(
             f"`{self.config.type}` predicts each chunk anew and cannot continue a running one",
-            help="act without real-time chunking, or train a `flow_matching` head",
+            help="act without real-time chunking, or train a `flow_matching` or a `diffusion` head",
         )
 
 
@@ -278,6 +283,8 @@ class Network(Learner):
     required = ("accepts",)
     accepts: ClassVar[tuple[Kind, ...]]
     """Kinds of features that the network can read, best first."""
+    times_of_steps: ClassVar[bool] = False
+    """True if `forward` also takes a time for each step (B, H), as a chunk with a given prefix has."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         """Build the network from the inputs of its head.

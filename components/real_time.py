@@ -1,17 +1,39 @@
-"""Real-time chunking (Black, Galliker & Levine, 2025): a new chunk that continues the running one.
+"""Real-time chunking: a new chunk that continues the running one.
 
-While a chunk is predicted, the robot runs the next actions of the old one. A new chunk that ignores them jumps. Guided
-inpainting pulls each denoising step towards them: fully for those that will have run, less and less for later ones.
+While a chunk is predicted, the robot runs the next actions of the old one. A new chunk that ignores them jumps. There are two
+ways to tell a denoising head of them:
+
+- Guidance (Black, Galliker & Levine, 2025) pulls each step of sampling towards them: fully for those that will have run, less
+  and less for later ones. It needs no training.
+- A head that was trained with `delay` (Black et al., "Training-Time Action Conditioning for Efficient Real-Time Chunking",
+  2025) takes those that will have run as given, and predicts the rest. It costs nothing in sampling.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..schemas.part import Count, Section
+
+
+class Delay(Section):
+    """Training for real-time chunking: the first d steps of each chunk are given, d drawn evenly from 0 to `max`."""
+
+    max: Count
+    """Most steps that are given: those that the robot runs while it thinks."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """How a policy continues a running chunk."""
+
+    max_delay: int | None = None
+    """Most steps of a prefix that it was trained to be given; None for guidance."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +42,19 @@ class Prefix:
 
     Attributes:
         actions: Actions (B, H, A), of any value where the weight is 0.
-        weights: Weights (B, H) in [0, 1].
+        weights: Weights (B, H) in [0, 1]; 1 for those that will have run.
         strength: Largest weight of the guidance against the velocity, beta in the paper.
     """
 
     actions: Tensor
     weights: Tensor
     strength: float = 5.0
+
+    @classmethod
+    def joined(cls, prefixes: Sequence[Prefix]) -> Prefix:
+        """Return the prefixes of several batches as that of one."""
+        actions, weights = ([getattr(each, name) for each in prefixes] for name in ("actions", "weights"))
+        return cls(torch.cat(actions), torch.cat(weights), prefixes[0].strength)
 
 
 def soft_mask(horizon: int, delay: int, remaining: int) -> Tensor:
@@ -43,25 +71,52 @@ def soft_mask(horizon: int, delay: int, remaining: int) -> Tensor:
     return weights
 
 
-def guided_slope(slope_at: Callable[[Tensor], Tensor], chunk: Tensor, level: float, prefix: Prefix) -> Tensor:
-    """Return dx/ds (B, H, A) of a chunk at noise level s, guided towards a prefix (equations 2 to 4).
+def pull_to(
+    predict: Callable[[Tensor], tuple[Tensor, Tensor]], chunk: Tensor, prefix: Prefix
+) -> tuple[Tensor, Tensor]:
+    """Return what `predict` finds in a chunk (B, H, A), and the pull of the prefix on the chunk.
 
-    With t = 1 - s, the action that a chunk x is headed for is `a = x - s dx/ds`. Its weighted error to the prefix is
-    pulled back to x through the network, and added to the velocity dx/dt with the weight
-
-        min(strength, (1 - t) / (t r^2)),    r^2 = (1 - t)^2 / (t^2 + (1 - t)^2)
+    `predict` returns the action that the chunk is headed for, and any other tensor, which is passed on. The pull
+    is the weighted error of that action to the prefix, pulled back to the chunk through the network (equation 2).
     """
     with torch.enable_grad():
         start = chunk.detach().requires_grad_()
-        slope = slope_at(start)
-        action = start - level * slope
+        action, other = predict(start)
         error = (prefix.actions - action.detach()) * prefix.weights[..., None]
         (pull,) = torch.autograd.grad(action, start, error)
-    time = 1.0 - level
-    weight = prefix.strength
-    if time > 0.0:
-        weight = min(weight, (time**2 + level**2) / (time * level))
-    return slope.detach() - weight * pull
+    return other.detach(), pull
 
 
-__all__ = ["Prefix", "guided_slope", "soft_mask"]
+def guidance_weight(signal: float, noise: float, strength: float) -> float:
+    """Return the weight of the pull on a chunk x = signal * action + noise * eps (equations 2 and 4).
+
+    In the paper signal + noise = 1. The weight is the same for any multiple of a chunk:
+
+        min(strength, noise / (signal r^2)),    r^2 = noise^2 / (signal^2 + noise^2)
+    """
+    return min(strength, (signal**2 + noise**2) / (signal * noise)) if signal * noise > 0.0 else strength
+
+
+def guided_slope(slope_at: Callable[[Tensor], Tensor], chunk: Tensor, level: float, prefix: Prefix) -> Tensor:
+    """Return dx/ds (B, H, A) of a chunk at noise level s, guided towards a prefix.
+
+    The action that a chunk x is headed for is `a = x - s dx/ds`.
+    """
+
+    def predict(start: Tensor) -> tuple[Tensor, Tensor]:
+        slope = slope_at(start)
+        return start - level * slope, slope
+
+    slope, pull = pull_to(predict, chunk, prefix)
+    return slope - guidance_weight(1.0 - level, level, prefix.strength) * pull
+
+
+__all__ = [
+    "Continuation",
+    "Delay",
+    "Prefix",
+    "guidance_weight",
+    "guided_slope",
+    "pull_to",
+    "soft_mask",
+]

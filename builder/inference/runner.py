@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
+from ...components.real_time import Prefix
 from ...schemas.errors import SpecError
 from ..capture import CaptureError, capturable
 from ..policy.acting.session import Session
@@ -26,7 +27,7 @@ from .compilation import compile_layers, pack
 from .example import example_samples
 from .graphs import Captured, Graphs, Inputs
 from .precision import Precision, copy_for
-from .stages import Stages, State
+from .stages import RUNNING, Stages, State
 from .texts import TextFeatures
 
 if TYPE_CHECKING:
@@ -111,12 +112,28 @@ class Runner:
             if not isinstance(policy, RecipePolicy):
                 with torch.autocast(policy.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                     return policy.predict(samples, generator).float().cpu()
-            batch = policy.collator(samples)
-            observed = policy.observations_in(batch)
-            policy.check_observations(observed)
-            chunk = self._compute(observed, generator).cpu()
-            policy.check_actions(observed, chunk)
-            return chunk
+            return self._predict(policy, samples, generator, None)
+
+    @torch.no_grad()
+    def continue_chunks(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        running: Prefix,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return action chunks (B, H, A), float32, on the CPU, that continue running ones.
+
+        Guidance differentiates through the network, which no CUDA graph holds, so it runs as it is.
+
+        Raises:
+            SpecError: The policy cannot continue chunks, or a sample or a chunk is not finite or absurd.
+        """
+        policy = self.policy
+        with self._lock:
+            if policy.continuation is None or policy.continuation.max_delay is None:
+                return policy.continue_chunks(samples, running, generator).float().cpu()
+            assert isinstance(policy, RecipePolicy)
+            return self._predict(policy, samples, generator, running)
 
     def select_action(
         self,
@@ -136,11 +153,32 @@ class Runner:
     def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
         """Run on made-up observations, so that the first real ones of these batch sizes wait for nothing."""
         for size in batch_sizes:
-            self.predict(example_samples(self.policy, size), torch.Generator().manual_seed(0))
+            samples = example_samples(self.policy, size)
+            chunks = self.predict(samples, torch.Generator().manual_seed(0))
+            if self.policy.continuation is not None:
+                self.continue_chunks(samples, Prefix(chunks, torch.ones(chunks.shape[:2])))
 
-    def _compute(self, observed: Mapping[str, Any], generator: torch.Generator | None) -> Tensor:
+    def _predict(
+        self,
+        policy: RecipePolicy,
+        samples: Sequence[Mapping[str, Any]],
+        generator: torch.Generator | None,
+        running: Prefix | None,
+    ) -> Tensor:
+        batch = policy.collator(samples)
+        observed = policy.observations_in(batch)
+        policy.check_observations(observed)
+        chunk = self._compute(observed, generator, running).cpu()
+        policy.check_actions(observed, chunk)
+        return chunk
+
+    def _compute(
+        self, observed: Mapping[str, Any], generator: torch.Generator | None, running: Prefix | None
+    ) -> Tensor:
         """Return the chunk (B, H, A), on the device; the next call overwrites it."""
         inputs = {key: value for key, value in observed.items() if isinstance(value, Tensor)}
+        if running is not None:
+            inputs |= {"action": running.actions, RUNNING: running.weights}
         inputs |= self._texts.stored(observed)
         others = {key: value for key, value in observed.items() if key not in inputs}
         while self._captured_stages:

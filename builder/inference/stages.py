@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from ...components.base import Feature
+from ...components.real_time import Prefix
 from ..policy.recipe_policy import RecipePolicy
+
+RUNNING = "action_weights"
+"""Key of the weights (B, H) of a running chunk, whose actions are the `action` of the batch."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,11 @@ class Stages:
             known = {**policy.robot_features(batch), **features}
             return replace(state, features={**features, **policy.mix(part, known)})
         if kind == "head":
-            sampled = policy.head.sample(policy.read_by_head(features, batch), generator)
-            return replace(state, actions=sampled)
+            read = policy.read_by_head(features, batch)
+            if RUNNING in batch:
+                prefix = Prefix(batch["action"], batch[RUNNING])
+                return replace(state, actions=policy.head.inpaint(read, prefix, generator))
+            return replace(state, actions=policy.head.sample(read, generator))
         assert state.actions is not None
         return replace(state, actions=policy.restore(state.actions, batch))
 

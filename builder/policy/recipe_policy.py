@@ -19,7 +19,7 @@ from ...components.base import ActionHead, Backbone, Batch, Collator, Feature, N
 from ...components.embodiments import ACTION_PADDING, EMBODIMENT, ids_of, padding_mask
 from ...components.images.fusion import can_fuse, fusable_chains, run_fused
 from ...components.pretrained import lora
-from ...components.real_time import Prefix
+from ...components.real_time import Continuation, Prefix
 from ...components.shares import shares_in, without_shares
 from ...schemas.errors import CheckpointError
 from ...schemas.specs import Kind, Spec, Specs
@@ -261,6 +261,10 @@ class RecipePolicy(BasePolicyModel):
     ) -> Tensor:
         return self.inference(self._on_device(self.collator(samples)), generator)
 
+    @property
+    def continuation(self) -> Continuation | None:
+        return self.head.continuation
+
     @torch.no_grad()
     def continue_chunks(
         self,
@@ -268,11 +272,6 @@ class RecipePolicy(BasePolicyModel):
         running: Prefix,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return action chunks (B, H, A) that continue running ones, whose actions are in the robot's units.
-
-        Raises:
-            SpecError: The head cannot continue chunks, or a sample or a chunk is not finite or absurd.
-        """
         batch = self._on_device(self.collator(samples))
         observed = self.observations_in(batch)
         self.check_observations(observed)

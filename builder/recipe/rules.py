@@ -128,7 +128,11 @@ def past_actions(loaded: LoadedRecipe) -> list[Diagnostic]:
 
 
 def chunk_use(loaded: LoadedRecipe, steps: TimeSteps) -> list[Diagnostic]:
-    """Return findings if a chunk is shorter than `execute`, or if `ensemble` has nothing to average."""
+    """Return findings on how chunks are run.
+
+    A chunk is shorter than `execute`, `ensemble` has nothing to average, or the first actions of a chunk, which
+    `delay` gives, lie in the past.
+    """
     policy, horizon, past = loaded.sections.policy, len(steps.actions), steps.past_actions
     found = []
     if policy.execute is not None and policy.execute > horizon - past:
@@ -152,6 +156,14 @@ def chunk_use(loaded: LoadedRecipe, steps: TimeSteps) -> list[Diagnostic]:
         )
         related = [] if policy.execute is None else [(("policy", "execute"), f"{policy.execute} actions")]
         found.append(loaded.diagnostic(("policy", "ensemble"), error, related=related))
+    if past and getattr(loaded.head and loaded.head[1], "delay", None) is not None:
+        error = SpecError(
+            f"`delay` gives the first actions of a chunk, of which {past} lie{'s' if past == 1 else ''} in the past",
+            label="begins in the past",
+            help="set `data.past_actions: 0`, or leave `delay` out",
+        )
+        related = [(("data", "past_actions"), f"{past} in the past")]
+        found.append(loaded.diagnostic(("policy", "head", "delay"), error, related=related))
     return found
 
 

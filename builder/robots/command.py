@@ -17,8 +17,8 @@ from ..cli import console, set_up_logging
 from ..data.signals import Signals
 from ..display import shown
 from ..evaluation.closed_loop import wilson
+from ..inference.runner import Runner
 from ..planning.checks.compatibility import Needs, Reordering, Scene, check_scene, needs_of
-from ..policy import BasePolicyModel
 from ..policy.acting.asynchronous import AsyncPolicy, DelayedWorker, Local, Thinker
 from ..saved_policy import SavedPolicy, choose_device
 from ..serving.client import RemotePolicy
@@ -126,18 +126,13 @@ def _ahead(args: Namespace, policy: Actor, robot: Robot) -> Actor:
         raise SpecError(
             f"{args.robot} is not simulated, so its delays are real", help="leave `--simulated-delay` out"
         )
-    guided = args.think_ahead == "guided"
+    continues = args.think_ahead == "continue"
     thinker: Thinker
     if isinstance(policy, RemotePolicy):
-        if guided:
-            raise SpecError(
-                "the protocol of servers carries no running chunk",
-                help="use `--think-ahead plain`, or a local policy",
-            )
-        thinker = Remote(policy)
+        thinker = Remote(policy, continues=continues)
     else:
-        assert isinstance(policy, BasePolicyModel)
-        thinker = Local(policy, guided=guided)
+        assert isinstance(policy, Runner)
+        thinker = Local(policy.policy, policy, continues=continues)
     return AsyncPolicy(thinker, DelayedWorker(args.simulated_delay) if simulated else None, late=args.late)
 
 
@@ -149,10 +144,7 @@ def _policy(args: Namespace) -> Iterator[tuple[Actor, Needs]]:
     if args.server is None:
         saved = SavedPolicy.find(args.checkpoint, verify=args.verify)
         saved.run_imports(allowed=args.allow_imports)
-        policy = saved.load(choose_device(args.device))
-        if args.think_ahead != "guided":  # which differentiates through the policy, and the engine does not
-            policy = policy.runner().policy
-        yield policy, needs_of(saved, args.embodiment)
+        yield saved.load().runner(choose_device(args.device)), needs_of(saved, args.embodiment)
         return
     token = args.token or os.environ.get("POLICYSMITH_TOKEN")
     with RemotePolicy(args.server, token=token, patience=args.patience) as remote:

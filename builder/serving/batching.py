@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...components.real_time import Prefix
 from ...schemas.errors import SpecError
 from ..policy.acting.session import ChunkSource
 from .metrics import Metrics
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 class _Waiting:
     sample: Mapping[str, Any]
     seed: int | None
+    running: Prefix | None
     answer: asyncio.Future[Tensor]
 
 
@@ -34,7 +37,7 @@ class Batcher:
     A sample waits at most `window` seconds for others before its batch begins, unless an earlier batch still
     runs, and not at all if every robot waits already. The sizes of batches are powers of two, so that a
     policy meets few of them. A sample with a seed is predicted alone, so that its result does not depend on
-    the others.
+    the others, and those that continue a running chunk are not mixed with those that begin one.
 
     Args:
         source: Predicts the chunks.
@@ -59,13 +62,15 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "policysmith-predict")
 
-    async def predict(self, sample: Mapping[str, Any], seed: int | None = None) -> Tensor:
-        """Return the chunk (H, A) of a sample with values (T, ...).
+    async def predict(
+        self, sample: Mapping[str, Any], seed: int | None = None, running: Prefix | None = None
+    ) -> Tensor:
+        """Return the chunk (H, A) of a sample with values (T, ...), which continues a running one if it is given.
 
         Raises:
             SpecError: The policy refuses the sample.
         """
-        waiting = _Waiting(sample, seed, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(sample, seed, running, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._arrived.set()
         try:
@@ -73,9 +78,10 @@ class Batcher:
         finally:
             waiting.answer.cancel()  # for a robot that left meanwhile
 
-    async def warm_up(self, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Predict a batch in the thread that will predict all others."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._predict, samples, None)
+    async def warm_up(self, samples: Sequence[Mapping[str, Any]], running: Prefix | None = None) -> Tensor:
+        """Predict a batch in the thread that will predict all others, and return its chunks (B, H, A)."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._predict, samples, None, running)
 
     async def run(self) -> None:
         """Answer samples until canceled."""
@@ -112,14 +118,17 @@ class Batcher:
             return []
         if self._waiting[0].seed is not None:
             return [self._waiting.popleft()]
-        seeded = next((i for i, one in enumerate(self._waiting) if one.seed is not None), len(self._waiting))
-        size = 1 << (min(seeded, self._most).bit_length() - 1)
+        continues = self._waiting[0].running is not None
+        alike = itertools.takewhile(
+            lambda one: one.seed is None and (one.running is not None) is continues, self._waiting
+        )
+        size = 1 << (min(len(list(alike)), self._most).bit_length() - 1)
         return [self._waiting.popleft() for _ in range(size)]
 
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         """Predict a batch; if that fails, each sample alone, so that one cannot fail the others."""
         try:
-            chunks = await self._in_thread([one.sample for one in batch], batch[0].seed)
+            chunks = await self._in_thread(batch)
         except Exception as error:  # noqa: BLE001  # the server lives on, and the robot is told
             if len(batch) > 1:
                 for one in batch:
@@ -131,18 +140,24 @@ class Batcher:
             if not one.answer.done():
                 one.answer.set_result(chunk)
 
-    async def _in_thread(self, samples: Sequence[Mapping[str, Any]], seed: int | None) -> Tensor:
+    async def _in_thread(self, batch: Sequence[_Waiting]) -> Tensor:
         start = time.perf_counter()
         loop = asyncio.get_running_loop()
-        chunks = await loop.run_in_executor(self._thread, self._predict, samples, seed)
+        samples, prefixes = [one.sample for one in batch], [one.running for one in batch if one.running]
+        running = Prefix.joined(prefixes) if prefixes else None
+        chunks = await loop.run_in_executor(self._thread, self._predict, samples, batch[0].seed, running)
         self._metrics.inference_seconds.observe(time.perf_counter() - start)
         self._metrics.batch_size.observe(len(samples))
         return chunks
 
     @torch.no_grad()
-    def _predict(self, samples: Sequence[Mapping[str, Any]], seed: int | None) -> Tensor:
+    def _predict(
+        self, samples: Sequence[Mapping[str, Any]], seed: int | None, running: Prefix | None
+    ) -> Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         try:
+            if running is not None:
+                return self._source.continue_chunks(samples, running, generator)
             return self._source.predict(samples, generator)
         except SpecError:
             raise

@@ -91,9 +91,22 @@ class RemotePolicy:
         """Send an observation that asks for no chunk, for a policy that reads earlier observations."""
         self._ask("observe", observation)
 
-    def chunk(self, observation: Mapping[str, Any], *, clamp: bool = False) -> Tensor:
-        """Return the whole chunk (H, A) for one time step, which follows those sent before."""
-        return self._actions_of(self._ask("chunk", observation, {"clamp": clamp}))
+    def chunk(
+        self,
+        observation: Mapping[str, Any],
+        *,
+        clamp: bool = False,
+        running: Tensor | None = None,
+        delay: int = 0,
+    ) -> Tensor:
+        """Return the whole chunk (H, A) for one time step, which follows those sent before.
+
+        With `running`, the actions (N, A) that would follow, it continues them; the first `delay` will have run.
+        """
+        options: dict[str, Any] = {"clamp": clamp}
+        if running is not None:
+            options |= {"running": running.float().cpu().numpy(), "delay": delay}
+        return self._actions_of(self._ask("chunk", observation, options))
 
     def reset(self) -> None:
         """Forget the running chunk and the observation history: a new episode begins."""

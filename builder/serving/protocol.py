@@ -12,6 +12,8 @@ A message may hold `policysmith`, a dict with these requests of our own client:
                "reset": a new episode begins; the observation is absent
     clamp      True to clamp the actions to the range of training
     seed       seed of the random numbers; without it they differ from call to call
+    running    actions (N, A) of the running chunk from now on, which the new one continues (real-time chunking)
+    delay      number of them that will have run when the answer is there
 
 Nothing is ever unpickled, and arrays hold only numbers.
 """
@@ -47,6 +49,8 @@ class Request:
     observation: Mapping[str, Any]
     clamp: bool = False
     seed: int | None = None
+    running: NDArray[Any] | None = None
+    delay: int = 0
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
@@ -81,7 +85,7 @@ def unpack(data: bytes) -> dict[str, Any]:
 def read_request(message: Mapping[str, Any]) -> Request:
     """Return what a message asks for. Raise SpecError for an unknown request."""
     own = message.get(REQUEST, {})
-    known = {"command", "clamp", "seed"}
+    known = {"command", "clamp", "seed", "running", "delay"}
     if not isinstance(own, dict) or own.keys() - known:
         raise SpecError(f"`{REQUEST}` of the message must be a dict with some of {', '.join(sorted(known))}")
     command, clamp, seed = own.get("command", "chunk"), own.get("clamp", False), own.get("seed")
@@ -94,8 +98,13 @@ def read_request(message: Mapping[str, Any]) -> Request:
             f"`clamp` must be True or False and `seed` a whole number from 0 to 2**63 - 1, not {clamp!r:.80} and "
             f"{seed!r:.80}"
         )
+    running, delay = own.get("running"), own.get("delay", 0)
+    if not (running is None or _is_numbers(running)) or not _is_seed(delay):
+        raise SpecError("`running` must be an array (N, A) of numbers and `delay` a whole number of them")
+    if running is not None and command != "chunk":
+        raise SpecError(f"{command!r} cannot continue `running` actions", help="send 'chunk'")
     observation = {key: value for key, value in message.items() if key != REQUEST}
-    return Request(cast("Command", command), observation, clamp, seed)
+    return Request(cast("Command", command), observation, clamp, seed, running, delay)
 
 
 def flattened(observation: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
@@ -122,6 +131,10 @@ def flattened(observation: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
 def dotted(key: str) -> str:
     """Return a key with dots for slashes."""
     return key.replace("/", ".")
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in NUMBERS
 
 
 def _is_seed(value: Any) -> bool:

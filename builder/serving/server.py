@@ -20,6 +20,7 @@ from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
@@ -27,11 +28,13 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from ...components.features import chunk_size
+from ...components.real_time import Prefix
 from ...schemas.errors import SpecError
 from ...schemas.specs import Spec
 from ..data.signals import Signals
 from ..inference.example import example_samples
 from ..policy import BasePolicyModel
+from ..policy.acting.continuing import prefix_of
 from ..policy.acting.session import ChunkSource, Session
 from .batching import Batcher
 from .metrics import Metrics
@@ -96,7 +99,7 @@ class PolicyServer:
     @property
     def metadata(self) -> dict[str, Any]:
         """First message of a connection: what the policy expects and returns."""
-        policy, robots = self.policy, self.policy.robots.names
+        policy, robots, continuation = self.policy, self.policy.robots.names, self.policy.continuation
         specs = {key: Spec.from_json(spec) for key, spec in policy.content["specs"].items()}
         signals = {name: Signals.of_policy(policy.content, name) for name in robots or [None]}
         return {
@@ -110,6 +113,7 @@ class PolicyServer:
             "horizon": chunk_size(specs)[0] - policy.present,
             "execute": policy.execute,
             "ensemble": policy.ensemble,
+            "continuation": continuation and {"max_delay": continuation.max_delay},
         }
 
     async def run(self, host: str, port: int, *, ready: Ready | None = None) -> int:
@@ -165,7 +169,10 @@ class PolicyServer:
         """Predict batches of every size that will occur."""
         size = 1
         while size <= self.limits.batch:
-            await self._batcher.warm_up(example_samples(self.policy, size))
+            samples = example_samples(self.policy, size)
+            chunks = await self._batcher.warm_up(samples)
+            if self.policy.continuation is not None:
+                await self._batcher.warm_up(samples, Prefix(chunks, torch.ones(chunks.shape[:2])))
             size *= 2
 
     async def _drain(self, server: Server) -> None:
@@ -266,11 +273,16 @@ class PolicyServer:
         if request.command == "observe" or sample is None:
             self.metrics.answers.labels("observed").inc()
             return {"observed": True}
+        running = None
+        if request.running is not None:
+            assert session.observed is not None
+            actions = torch.tensor(request.running, dtype=torch.float32)
+            running = prefix_of(self.policy, session.observed, actions, request.delay)
         asked = time.perf_counter()
-        chunk = session.take(await self._batcher.predict(sample, request.seed))
+        chunk = session.take(await self._batcher.predict(sample, request.seed, running))
         predicted = time.perf_counter()
-        running = session.act_all()
-        actions = chunk if request.command == "chunk" else running
+        next_actions = session.act_all()
+        actions = chunk if request.command == "chunk" else next_actions
         actions = session.clamped(actions) if request.clamp else actions
         self.metrics.answers.labels("chunk").inc()
         self.metrics.request_seconds.observe(time.perf_counter() - start)

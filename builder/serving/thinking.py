@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...components.real_time import Continuation
 from ...schemas.errors import SpecError
 from .client import RemotePolicy
 
@@ -15,16 +16,27 @@ from .client import RemotePolicy
 class Remote:
     """A policy on a server, for `AsyncPolicy`.
 
+    Args:
+        policy: The policy.
+        continues: Continue the running chunk.
+
     Raises:
-        SpecError: The policy averages chunks at every step.
+        SpecError: The policy averages chunks at every step, or cannot continue them.
     """
 
-    def __init__(self, policy: RemotePolicy) -> None:
+    def __init__(self, policy: RemotePolicy, *, continues: bool = False) -> None:
         if policy.metadata["ensemble"] is not None:
             raise SpecError(
                 "the policy on the server averages overlapping chunks at every step, so it cannot think ahead",
                 help="act synchronously, or set `policy.ensemble` to null",
             )
+        able = policy.metadata.get("continuation")
+        if continues and able is None:
+            raise SpecError(
+                "the policy on the server predicts each chunk anew and cannot continue a running one",
+                help="act without real-time chunking (`--think-ahead plain`), or serve another policy",
+            )
+        self.continuation = Continuation(able["max_delay"]) if continues else None
         self._policy = policy
         self._unsent: deque[tuple[int, dict[str, Any]]] = deque()
         self._count = 0
@@ -48,7 +60,8 @@ class Remote:
             earlier, observation = self._unsent.popleft()
             if earlier < number:
                 self._policy.remember(observation)
-        return self._policy.chunk(latest, clamp=clamp)
+        running = running if self.continuation is not None else None
+        return self._policy.chunk(latest, clamp=clamp, running=running, delay=delay)
 
     def reset(self) -> None:
         self._unsent.clear()

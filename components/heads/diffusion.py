@@ -17,6 +17,7 @@ from ..denoising.noise_schedules import Cosine, NoiseSchedule, signal_shares
 from ..features import chunk_size, largest_action, masked_mean, padded_steps, require_bound
 from ..part_options import nested
 from ..randomness.generator import normal
+from ..real_time import Continuation, Prefix, guidance_weight, pull_to
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 
@@ -123,13 +124,33 @@ class Diffusion(ActionHead):
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
         """Denoise a chunk (B, H, A), with noise from the generator."""
+        return self._denoise(features, generator, None)
+
+    @property
+    def continuation(self) -> Continuation:
+        """Guidance."""
+        return Continuation()
+
+    @torch.no_grad()
+    def inpaint(
+        self, features: Mapping[str, Feature], prefix: Prefix, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Denoise a chunk (B, H, A), guided towards the prefix in every step."""
+        return self._denoise(features, generator, prefix)
+
+    def _denoise(
+        self, features: Mapping[str, Feature], generator: torch.Generator | None, prefix: Prefix | None
+    ) -> Tensor:
         context = self.network.encode(features)
         first = next(iter(context.values()))
         shape, device = (first.shape[0], self._horizon, self._action_dim), first.device
         chunk = normal(shape, device, generator)
         most = 1 if chunk.is_meta else None  # all steps are the same there
         for step, left, left_before in self._steps[:most]:
-            action, noise = self._split(chunk, step, left, context, features)
+            if prefix is None:
+                action, noise = self._split(chunk, step, left, context, features)
+            else:
+                action, noise = self._guided_split(chunk, step, left, context, features, prefix)
             if self.config.sampler == "ddim":
                 chunk = _mix(action, noise, left_before)
                 continue
@@ -157,6 +178,34 @@ class Diffusion(ActionHead):
         visited = [visit * stride for visit in reversed(range(config.steps or config.train_steps))]
         return [(step, left[step], left[step - stride] if step else 1.0) for step in visited]
 
+    def _guided_split(
+        self,
+        chunk: Tensor,
+        step: int,
+        left: float,
+        context: Context,
+        features: Mapping[str, Feature],
+        prefix: Prefix,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the action and the noise of `_split`, guided towards a prefix.
+
+        With x = c action + n eps, the weight w of the guidance and its pull g:
+
+            action + n w g        eps - c w g
+
+        This is the guided flow of the chunk x / (c + n), whose noise level is n / (c + n).
+        """
+
+        def predict(start: Tensor) -> tuple[Tensor, Tensor]:
+            action, noise = self._split(start, step, left, context, features)
+            return action, torch.stack([action, noise])
+
+        found, pull = pull_to(predict, chunk, prefix)
+        signal, spread = left**0.5, (1.0 - left) ** 0.5
+        change = guidance_weight(signal, spread, prefix.strength) * pull
+        action, noise = found.unbind()
+        return self._clipped(action + spread * change), noise - signal * change
+
     def _split(
         self, chunk: Tensor, step: int, left: float, context: Context, features: Mapping[str, Feature]
     ) -> tuple[Tensor, Tensor]:
@@ -169,8 +218,10 @@ class Diffusion(ActionHead):
             action, noise = found, (chunk - left**0.5 * found) / (1.0 - left) ** 0.5
         else:
             action, noise = _mix(chunk, -found, left), _mix(found, chunk, left)
-        bound = self.bound
-        return action if bound is None else action.clamp(-bound, bound), noise
+        return self._clipped(action), noise
+
+    def _clipped(self, action: Tensor) -> Tensor:
+        return action if self.bound is None else action.clamp(-self.bound, self.bound)
 
 
 def _bound(config: Diffusion.Config, inputs: Specs) -> float | None:

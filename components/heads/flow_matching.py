@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ...schemas.errors import SpecError
 from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import ActionHead, Context, Facts, Feature
@@ -15,7 +16,7 @@ from ..denoising.noise_levels import BetaLevels, NoiseLevels
 from ..features import chunk_size, masked_mean, padded_steps
 from ..part_options import nested
 from ..randomness.generator import normal
-from ..real_time import Prefix, guided_slope
+from ..real_time import Continuation, Delay, Prefix, guided_slope
 from ..registry import NETWORKS
 from ..shares import WHOLE, Shares
 
@@ -55,6 +56,8 @@ class FlowMatching(ActionHead):
         """Integration of the velocity; `heun` evaluates it twice per step and is more accurate."""
         steps: Count = 10
         """Number of steps in sampling."""
+        delay: Delay | None = None
+        """Training for real-time chunking: give the steps that run while the robot thinks; null to predict whole chunks."""
 
     def __init__(self, config: Config, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)
@@ -68,7 +71,14 @@ class FlowMatching(ActionHead):
 
     @classmethod
     def specs(cls, config: Config, inputs: Specs, facts: Facts) -> dict[str, Spec]:
-        """Return the spec of `action` (B, H, A); raise SpecError if the network does not fit."""
+        """Return the spec of `action` (B, H, A).
+
+        Raises:
+            SpecError: The network does not fit, or `delay` leaves no step to predict or asks more of the network
+                than it can.
+        """
+        if config.delay is not None:
+            _check_delay(config.delay, config.network, inputs)
         return network_specs(config.network, inputs, "unit")
 
     @classmethod
@@ -83,19 +93,29 @@ class FlowMatching(ActionHead):
         is_pad: Tensor,
         shares: Shares = WHOLE,
     ) -> dict[str, Tensor]:
-        """Return the mean squared error of the prediction over the values that are not padding."""
+        """Return the mean squared error of the prediction over the values that are not padding, nor given."""
         context = self.network.encode(features)
         actions = actions.float().masked_fill(is_pad, 0.0)
         if (repeats := self.config.repeats) > 1:
             context = {key: value.repeat_interleave(repeats, 0) for key, value in context.items()}
             actions, is_pad = actions.repeat_interleave(repeats, 0), is_pad.repeat_interleave(repeats, 0)
         level, noise = self.draw(actions)
-        at = level[:, None, None]
+        hidden = padded_steps(is_pad)
+        if self.config.delay is not None:
+            given = self.draw_prefix(actions)
+            level = level[:, None].masked_fill(given, 0.0)  # (B, H)
+            is_pad = is_pad | given[..., None]
+        at = level.view(len(level), -1, 1)
         noisy = self._network_input(at * noise + (1.0 - at) * actions, features, repeats)
-        predicted = self.network(noisy, self._time(level), context, padded_steps(is_pad))
+        predicted = self.network(noisy, self._time(level), context, hidden)
         forward = noise - actions if self.config.noise_at == 1 else actions - noise
         target = forward if self.config.predicts == "velocity" else actions
         return {"loss": masked_mean((predicted - target) ** 2, is_pad, shares.get("values"))}
+
+    @property
+    def continuation(self) -> Continuation:
+        """Guidance, or a given prefix of at most `delay.max` steps."""
+        return Continuation(self.config.delay and self.config.delay.max)
 
     @torch.no_grad()
     def sample(self, features: Mapping[str, Feature], generator: torch.Generator | None = None) -> Tensor:
@@ -106,7 +126,11 @@ class FlowMatching(ActionHead):
     def inpaint(
         self, features: Mapping[str, Feature], prefix: Prefix, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Integrate noise to an action chunk (B, H, A), guided towards the prefix in every step."""
+        """Integrate noise to an action chunk (B, H, A) that continues a running one.
+
+        With `delay`, it begins with the steps of weight 1, at most `delay.max` of them. Without, every step is
+        guided towards the prefix.
+        """
         return self._integrate(features, generator, prefix)
 
     def _integrate(
@@ -115,10 +139,19 @@ class FlowMatching(ActionHead):
         context = self.network.encode(features)
         first = next(iter(context.values()))
         chunk = normal((first.shape[0], self._horizon, self._action_dim), first.device, generator)
+        given, actions = None, chunk
+        if prefix is not None and self.config.delay is not None:
+            given = (prefix.weights >= 1.0) & (
+                torch.arange(self._horizon, device=chunk.device) < self.config.delay.max
+            )
+            actions = zero_missing_dims(prefix.actions, features)
+
+        def with_given(chunk: Tensor) -> Tensor:
+            return chunk if given is None else torch.where(given[..., None], actions, chunk)
 
         def slope_at(chunk: Tensor, level: float) -> Tensor:
-            if prefix is None:
-                return self._slope(chunk, level, context, features)
+            if prefix is None or given is not None:
+                return self._slope(with_given(chunk), level, context, features, given)
             return guided_slope(lambda x: self._slope(x, level, context, features), chunk, level, prefix)
 
         steps = self.config.steps
@@ -129,12 +162,18 @@ class FlowMatching(ActionHead):
                 ahead = slope_at(chunk + size * slope, level + size)
                 slope = (slope + ahead) / 2.0
             chunk = chunk + size * slope
-        return chunk
+        return with_given(chunk)
 
     def draw(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return random noise levels (B,) and noise of the shape of the actions (B, H, A), in float32."""
         levels = self.config.levels.draw(len(actions), actions.device)
         return levels, torch.randn_like(actions, dtype=torch.float32)
+
+    def draw_prefix(self, actions: Tensor) -> Tensor:
+        """Return the steps (B, H) of actions (B, H, A) that are given: the first 0 to `delay.max` of each chunk."""
+        count, device = len(actions), actions.device
+        delays = torch.randint(self.config.delay.max + 1, (count, 1), device=device)
+        return torch.arange(self._horizon, device=device) < delays
 
     def _time(self, level: LevelT) -> LevelT:
         """Return the time of a noise level, as the network sees it."""
@@ -145,11 +184,38 @@ class FlowMatching(ActionHead):
         return chunk if self.config.padded_dims == "noise" else zero_missing_dims(chunk, features, repeats)
 
     def _slope(
-        self, chunk: Tensor, level: float, context: Context, features: Mapping[str, Feature]
+        self,
+        chunk: Tensor,
+        level: float,
+        context: Context,
+        features: Mapping[str, Feature],
+        given: Tensor | None = None,
     ) -> Tensor:
-        """Return dx/ds (B, H, A) for a chunk (B, H, A) and a noise level above 0."""
-        time = torch.full((chunk.shape[0],), self._time(level), device=chunk.device)
+        """Return dx/ds (B, H, A) for a chunk (B, H, A) and a noise level above 0, which is 0 at `given` (B, H)."""
+        shape = chunk.shape[:1] if given is None else chunk.shape[:2]
+        time = torch.full(shape, self._time(level), device=chunk.device)
+        if given is not None:
+            time = time.masked_fill(given, self._time(0.0))
         predicted: Tensor = self.network(self._network_input(chunk, features), time, context)
         if self.config.predicts == "action":
             return (chunk - predicted) / level
         return predicted if self.config.noise_at == 1 else -predicted
+
+
+def _check_delay(delay: Delay, network: NetworkConfig, inputs: Specs) -> None:
+    horizon, _ = chunk_size(inputs)
+    if delay.max >= horizon:
+        raise SpecError(
+            f"of a chunk of {horizon} actions, up to {delay.max} are given",
+            field="delay.max",
+            label="leaves none to predict",
+            help=f"lower `delay.max` to {horizon - 1} or less, or raise `data.horizon`",
+        )
+    if not NETWORKS.get(network.type).times_of_steps:
+        able = [name for name in NETWORKS.names() if NETWORKS.get(name).times_of_steps]
+        raise SpecError(
+            f"`{network.type}` takes one time for a whole chunk, so it cannot tell given steps from noise",
+            field="delay",
+            label=f"not with `{network.type}`",
+            help=f"leave `delay` out, or choose a `network` of {', '.join(f'`{name}`' for name in able)}",
+        )

@@ -55,19 +55,24 @@ def reference(
     norm: Norm = "layer",
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `modulated_norm` in plain torch."""
+    """Compute `modulated_norm` in plain torch; gate, shift and scale may also be (B, N, D)."""
     hidden = residual
     if branch is not None:
-        hidden = residual + (branch if gate is None else gate[:, None] * branch)
+        hidden = residual + (branch if gate is None else per_token(gate) * branch)
     width = hidden.shape[-1:]
     if norm == "rms":
         out = F.rms_norm(hidden, width, weight, eps)
         out = out if bias is None else out + bias
     else:
         out = F.layer_norm(hidden, width, weight, bias, eps)
-    out = out if scale is None else out * (1.0 + scale[:, None])
-    out = out if shift is None else out + shift[:, None]
+    out = out if scale is None else out * (1.0 + per_token(scale))
+    out = out if shift is None else out + per_token(shift)
     return hidden, out.to(hidden.dtype)
+
+
+def per_token(modulation: Tensor) -> Tensor:
+    """Return a modulation (B, D) or (B, N, D) in a shape that broadcasts to tokens (B, N, D)."""
+    return modulation if modulation.ndim == 3 else modulation[:, None]
 
 
 def _forward_reference(

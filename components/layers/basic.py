@@ -89,7 +89,7 @@ def sinusoids(
     longest: float = 10_000.0,
     ends: Literal["first", "both"] = "first",
 ) -> Tensor:
-    """Embed times (B,) in [0, 1] by sines and cosines of `scale * t`, float32 (B, width).
+    """Embed times (...,) in [0, 1] by sines and cosines of `scale * t`, float32 (..., width).
 
     Periods reach up to `longest` * 2 pi, inclusive if `ends` is `both`, as in Diffusion Policy. This is the
     embedding of diffusion models (Ho et al., 2020). `width` must be even.
@@ -97,18 +97,18 @@ def sinusoids(
     half = width // 2
     steps = torch.arange(half, device=times.device, dtype=torch.float32)
     gaps = half if ends == "first" else half - 1
-    angles = scale * times.float()[:, None] * torch.exp(-math.log(longest) / gaps * steps)
+    angles = scale * times.float()[..., None] * torch.exp(-math.log(longest) / gaps * steps)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def waves(times: Tensor, width: int, shortest: float = 4e-3, longest: float = 4.0) -> Tensor:
-    """Embed times (B,) in [0, 1] by sines and cosines of geometrically spaced periods, float32 (B, width).
+    """Embed times (...,) in [0, 1] by sines and cosines of geometrically spaced periods, float32 (..., width).
 
     Periods include both `shortest` and `longest`. This is the embedding of pi0 (Black et al., 2024). `width`
     must be even.
     """
     share = torch.linspace(0.0, 1.0, width // 2, device=times.device, dtype=torch.float64)
-    angles = 2.0 * math.pi * times.double()[:, None] / (shortest * (longest / shortest) ** share)
+    angles = 2.0 * math.pi * times.double()[..., None] / (shortest * (longest / shortest) ** share)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 

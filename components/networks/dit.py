@@ -14,8 +14,9 @@ from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..embodiments import EMBODIMENT, required_embodiments
 from ..features import action_spec, chunk_size, features_of
+from ..kernels.modulated_norm import per_token
 from ..layers.basic import Attention, joined_mask, mlp, sinusoids, zero
-from ..layers.blocks.modulation import modulated
+from ..layers.blocks.modulation import modulated, with_features
 from ..layers.per_robot import robot_linear
 from ..layers.rotary import RotaryTable, rotary_table
 
@@ -31,6 +32,7 @@ class Dit(Network):
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
+    times_of_steps = True
 
     class Config(NetworkConfig):
         type: Literal["dit"]
@@ -138,7 +140,7 @@ class Dit(Network):
         return {"tokens": tokens, **({} if mask is None else {"mask": mask}), **context}
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,) or (B, H)."""
         dtype, seen, mask = self.action_in.weight.dtype, context.get("tokens"), context.get("mask")
         robots = [context[EMBODIMENT]] if self.config.per_embodiment else []
         tokens = self.action_in(chunk.to(dtype), *robots)
@@ -147,7 +149,9 @@ class Dit(Network):
         embedded = sinusoids(time, self.config.time_width or self.config.width, self._time_scale).to(dtype)
         condition = self.time(embedded)
         if "condition" in context:
-            condition = torch.cat([condition, context["condition"]], dim=-1)
+            pooled = context["condition"]
+            pooled = pooled if time.ndim == 1 else pooled[:, None].expand(-1, self._horizon, -1)
+            condition = torch.cat([condition, pooled], dim=-1)
         condition = nn.functional.silu(condition)
         valid = None
         if is_pad is not None:  # the first step stays visible, so that attention is never empty
@@ -159,8 +163,9 @@ class Dit(Network):
         if self.config.positions == "rope":
             places = torch.arange(tokens.shape[1], device=tokens.device)[None]
             rotary = rotary_table(places, self.config.width // self.config.heads)
+        everywhere = with_features(condition, tokens.shape[1] - self._horizon)
         for block in self.blocks:
-            tokens = block(tokens, valid, condition, seen, mask, rotary)
+            tokens = block(tokens, valid, everywhere, seen, mask, rotary)
         tokens = tokens[:, -self._horizon :]
         if self.modulation is not None:
             shift, scale = self.modulation(condition).chunk(2, dim=-1)
@@ -193,7 +198,7 @@ class DitBlock(nn.Module):
         mask: Tensor | None,
         rotary: RotaryTable | None,
     ) -> Tensor:
-        """Map tokens (B, N, D), with the embedded time condition (B, C), to (B, N, D).
+        """Map tokens (B, N, D), with the embedded time condition (B, C) or (B, N, C), to (B, N, D).
 
         valid (B, N) is True for tokens that others may attend to. context (B, M, D), with mask (B, M), is for
         cross-attention, and rotary holds the cosines and sines of the tokens' positions.
@@ -209,5 +214,5 @@ class DitBlock(nn.Module):
             else:
                 change = branch(normal, context, mask) if name == "cross" else branch(normal)
         assert gate is not None
-        out: Tensor = tokens + gate[:, None] * change
+        out: Tensor = tokens + per_token(gate) * change
         return out

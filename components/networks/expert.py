@@ -12,8 +12,10 @@ from ...schemas.part import Count, Depth, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..features import action_spec, chunk_size, features_of
+from ..kernels.modulated_norm import per_token
 from ..layers.basic import joined_mask, mlp, waves
 from ..layers.blocks.expert import ExpertLayer, expert_norm
+from ..layers.blocks.modulation import with_features
 from ..layers.rotary import rotary_table
 
 _ALIGNED = 8
@@ -37,6 +39,7 @@ class Expert(Network):
     """
 
     accepts = (Kind.KEY_VALUES, Kind.TOKENS, Kind.POOLED)
+    times_of_steps = True
 
     class Config(NetworkConfig):
         type: Literal["expert"]
@@ -183,14 +186,14 @@ class Expert(Network):
         return made
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,) or (B, H)."""
         dtype, config = self.action_in.weight.dtype, self.config
         tokens = self.action_in(chunk.to(dtype))
         embedded, condition = waves(time / self._longest, config.width).to(dtype), None
         if config.time == "adarms":
             condition = F.silu(self.time(embedded))
         else:
-            tokens = self.time(torch.cat([tokens, embedded[:, None].expand_as(tokens)], dim=-1))
+            tokens = self.time(torch.cat([tokens, per_token(embedded).expand_as(tokens)], dim=-1))
         known = 0
         if "tokens" in context:
             known = context["tokens"].shape[1]
@@ -201,9 +204,10 @@ class Expert(Network):
         restarted = (context["own_cosine"], context["own_sine"]) if config.joint_every > 1 else continued
         mask, seen = context.get("visible"), context.get("mask")
         seen = None if seen is None else seen[:, None, None]
+        everywhere = None if condition is None else with_features(condition, known)
         for layer, held in zip(self.layers, context["key_values"].unbind(1), strict=True):
             turned, allowed = (continued, mask) if layer.joint else (restarted, seen)
-            tokens = layer(tokens, held, turned, allowed, condition)
+            tokens = layer(tokens, held, turned, allowed, everywhere)
         out: Tensor = self.action_out(self.norm(tokens[:, known:], condition)[1])
         return out.float()
 

@@ -15,8 +15,9 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Context, Facts, Feature, Network
 from ..denoising.heads import time_scale
 from ..features import action_spec, chunk_size, features_of, select
+from ..kernels.modulated_norm import per_token
 from ..layers.basic import Attention, CategoryLinear, joined_mask, mlp, sinusoids, zero
-from ..layers.blocks.modulation import modulated
+from ..layers.blocks.modulation import modulated, with_features
 from ..layers.per_robot import RobotMlp, apply_robot_linear, robot_linear
 
 _TIMES = 256
@@ -36,6 +37,7 @@ class GrootDit(Network):
     """
 
     accepts = (Kind.TOKENS, Kind.POOLED)
+    times_of_steps = True
 
     class Config(NetworkConfig):
         type: Literal["groot_dit"]
@@ -156,11 +158,11 @@ class GrootDit(Network):
         return context
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
-        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
+        """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,) or (B, H)."""
         dtype, width, robot = self.out.weight.dtype, self.config.width, context.get("robot")
         step = (time * self._time_scale).long()
         tokens = apply_robot_linear(self.action_in, chunk.to(dtype), robot)
-        embedded = sinusoids(step, width, scale=1.0).to(dtype)[:, None].expand_as(tokens)
+        embedded = per_token(sinusoids(step, width, scale=1.0).to(dtype)).expand_as(tokens)
         tokens = self.action_mlp(torch.cat([tokens, embedded], dim=-1), robot) + self.action_positions
         valid = None
         if is_pad is not None:  # the first step stays visible, so that attention is never empty
@@ -169,12 +171,13 @@ class GrootDit(Network):
             valid = joined_mask((context["tokens"], context.get("tokens_mask")), (tokens, valid))
             tokens = torch.cat([context["tokens"], tokens], dim=1)
         condition = F.silu(self.time(_embed_steps(step).to(dtype)))
+        everywhere = with_features(condition, tokens.shape[1] - self._horizon)
         for index, block in enumerate(self.blocks):
             turn = index // 2 % len(self._groups)
             seen, mask = (
                 (context[f"seen{turn}"], context.get(f"mask{turn}")) if index % 2 == 0 else (None, valid)
             )
-            tokens = block(tokens, condition, seen, mask, context.get(f"key_value{index}"))
+            tokens = block(tokens, everywhere, seen, mask, context.get(f"key_value{index}"))
         shift, scale = self.modulation(condition).chunk(2, dim=-1)
         _, tokens = modulated(self.norm, tokens[:, -self._horizon :], shift=shift, scale=scale)
         tokens = self.out(tokens)
@@ -206,7 +209,7 @@ class GrootBlock(nn.Module):
         mask: Tensor | None,
         key_value: Tensor | None = None,
     ) -> Tensor:
-        """Map tokens (B, N, D), with the embedded time condition (B, D), to (B, N, D).
+        """Map tokens (B, N, D), with the embedded time condition (B, D) or (B, N, D), to (B, N, D).
 
         They attend to context (B, M, C), with mask (B, M), or to each other without a context; key_value
         (B, M, 2 * D) are keys and values of the context, if they are known.
@@ -220,10 +223,10 @@ class GrootBlock(nn.Module):
 
 
 def _embed_steps(step: Tensor) -> Tensor:
-    """Embed steps (B,) as cosines and sines (B, 256), float32, of frequencies from 1 down to 1 / 10000."""
+    """Embed steps (...,) as cosines and sines (..., 256), float32, of frequencies from 1 down to 1 / 10000."""
     half = _TIMES // 2
     exponents = -math.log(10_000.0) * torch.arange(half, dtype=torch.float32, device=step.device) / (half - 1)
-    angles = step[:, None].float() * exponents.exp()
+    angles = step[..., None].float() * exponents.exp()
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

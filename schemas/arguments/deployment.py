@@ -125,8 +125,8 @@ def _add_rollout(parser: Parser) -> None:
     )
     rollout.add_argument(
         "--think-ahead",
-        choices=("plain", "guided"),
-        help="predict the next chunk while the current one runs; `guided` continues it (real-time chunking)",
+        choices=("plain", "continue"),
+        help="predict the next chunk while the current one runs; `continue` continues it (real-time chunking)",
     )
     rollout.add_argument(
         "--late",

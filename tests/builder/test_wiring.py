@@ -245,6 +245,14 @@ def test_actions_of_the_past_are_not_executed(wrong: Wrong) -> None:
     assert finding.span.text == "4"
 
 
+def test_a_prefix_is_not_given_in_the_past(wrong: Wrong) -> None:
+    head = {"type": "flow_matching", "network": {"type": "dit", "width": 16, "depth": 1, "heads": 2}}
+    changes = {"policy.head": {**head, "delay": {"max": 2}}, "data.past_actions": 1, "policy.execute": 2}
+    (finding,) = wrong(changes)
+    assert finding.span.text == '"delay"'
+    assert finding.help == "set `data.past_actions: 0`, or leave `delay` out"
+
+
 @pytest.mark.parametrize("executed", [None, 2])
 def test_predictions_that_do_not_overlap_are_not_averaged(executed: int | None, wrong: Wrong) -> None:
     (finding,) = wrong({"policy.execute": executed, "policy.ensemble": 0.01})

@@ -1,17 +1,19 @@
 """Acting while thinking: the next chunk is predicted while the robot runs the current one.
 
-    actor = AsyncPolicy(Local(policy, guided=True))
+    actor = AsyncPolicy(Local(policy, continues=True))
     action = actor.select_action(observation)
 
 A chunk that was predicted from the observation of step t and arrives at step t + d continues at its action d: the first d lie
 in the past and are never run. Without an action in time, the robot holds the last one or waits, and the miss is counted.
 
-With `guided`, the new chunk continues the running one (real-time chunking; see `components.real_time`). The delay d that it
-expects is the median of those that were measured, without the first prediction, which may compile.
+With `continues`, the new chunk continues the running one (real-time chunking; see `components.real_time`). The delay d that it
+expects is the median of those that were measured, without the first prediction, which may compile. Before any was measured, it
+is the longest that the policy was trained for.
 """
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -22,13 +24,14 @@ import torch
 from torch import Tensor
 
 from ....components.features import chunk_size
-from ....components.real_time import Prefix, soft_mask
+from ....components.real_time import Continuation
 from ....schemas.errors import SpecError
 from ....schemas.specs import Spec
-from ..recipe_policy import RecipePolicy
+from .continuing import prefix_of, require_continuation
 from .robot_interface import RobotInterface
 from .session import ChunkSource, Session
 
+log = logging.getLogger(__name__)
 Late = Literal["hold", "wait"]
 RECENT = 9
 """Number of delays whose median is expected next."""
@@ -41,6 +44,8 @@ class Thinker(Protocol):
     """Number of actions H of a chunk."""
     execute: int
     """Number of actions to run before looking again."""
+    continuation: Continuation | None
+    """How the running chunk is continued; None if it is not."""
 
     def observe(self, observation: Mapping[str, Any]) -> Any:
         """Remember an observation, and return what `think` needs of it."""
@@ -61,28 +66,27 @@ class Local:
     Args:
         policy: Policy in evaluation mode.
         source: Predicts its chunks; by default the policy itself.
-        guided: Continue the running chunk.
+        continues: Continue the running chunk.
 
     Raises:
         SpecError: The policy averages chunks, or cannot continue them.
     """
 
     def __init__(
-        self, policy: RobotInterface, source: ChunkSource | None = None, *, guided: bool = False
+        self, policy: RobotInterface, source: ChunkSource | None = None, *, continues: bool = False
     ) -> None:
         if policy.ensemble is not None:
             raise SpecError(
                 "the policy averages overlapping chunks at every step, so it cannot think ahead",
                 help="act synchronously, or set `policy.ensemble` to null",
             )
-        if guided and not isinstance(policy, RecipePolicy):
-            raise SpecError(
-                f"a {type(policy).__name__} cannot continue a running chunk", help="leave `guided` out"
-            )
+        if continues:
+            require_continuation(policy)
         self._policy, self._source = policy, source or policy
-        self._session, self._guided = Session(policy, source), guided
+        self._session = Session(policy, source)
+        self.continuation = policy.continuation if continues else None
         specs = {key: Spec.from_json(spec) for key, spec in policy.content["specs"].items()}
-        steps, self._width = chunk_size(specs)
+        steps, _ = chunk_size(specs)
         self.horizon = steps - policy.present
         self.execute = min(policy.execute or self.horizon, self.horizon)
 
@@ -94,9 +98,9 @@ class Local:
     @torch.no_grad()
     def think(self, seen: Any, running: Tensor | None, delay: int, clamp: bool) -> Tensor:
         sample, observed = seen
-        if self._guided and running is not None:
-            assert isinstance(self._policy, RecipePolicy)
-            prediction = self._policy.continue_chunks([sample], self._prefix(running, delay))[0]
+        if self.continuation is not None and running is not None:
+            prefix = prefix_of(self._policy, observed, running, delay)
+            prediction = self._source.continue_chunks([sample], prefix)[0]
         else:
             prediction = self._source.predict([sample])[0]
         chunk = self._policy.to_chunk(prediction, observed)[self._policy.present :]
@@ -104,16 +108,6 @@ class Local:
 
     def reset(self) -> None:
         self._session.reset()
-
-    def _prefix(self, running: Tensor, delay: int) -> Prefix:
-        """Return the running actions (N, A) as a prefix, from the action for now on; past ones weigh nothing."""
-        past = self._policy.present
-        actions = torch.zeros(1, past + self.horizon, self._width)
-        actions[0, past : past + len(running), : running.shape[1]] = running
-        actions[0, :past] = actions[0, past]
-        actions[0, past + len(running) :] = actions[0, past + len(running) - 1]
-        weights = torch.cat([torch.zeros(past), soft_mask(self.horizon, delay, len(running))])
-        return Prefix(actions, weights[None])
 
 
 class Worker(Protocol):
@@ -186,6 +180,7 @@ class AsyncPolicy:
         self.misses = 0
         """Control steps for which there was no action in time."""
         self._thinking_since: int | None = None
+        self._warned = False
         self._clear()
 
     def _clear(self) -> None:
@@ -259,11 +254,28 @@ class AsyncPolicy:
     def _think(self, seen: Any, clamp: bool) -> None:
         running = None if self._chunk is None else self._chunk[self._now - self._start :]
         running = None if running is None or not len(running) else running
-        delay = self.delay
+        delay = self._expected()
         self._worker.start(lambda: self._thinker.think(seen, running, delay, clamp))
         self._thinking_since = self._now
         if self._chunk is not None and self._worker.ready():
             self._take()
+
+    def _expected(self) -> int:
+        """Return the delay to continue with; say once if it is longer than any that the policy was trained for."""
+        most = self._thinker.continuation and self._thinker.continuation.max_delay
+        if most is None:
+            return self.delay
+        if not self._delays:
+            return most
+        if self.delay > most and not self._warned:
+            self._warned = True
+            log.warning(
+                "thinking takes %d steps, and the policy was trained to continue after at most %d, so its chunks may "
+                "jump; train with a larger `head.delay.max`, or use a faster device (logged once)",
+                self.delay,
+                most,
+            )
+        return self.delay
 
     def _take(self) -> None:
         """Continue with the chunk that has arrived."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ....components.embodiments import EMBODIMENT
+from ....components.real_time import Continuation, Prefix
 from ....schemas.errors import CheckpointError, SpecError
 from ....schemas.specs import Kind
 from ...data.robots import Robots
@@ -232,6 +233,26 @@ class RobotInterface(_Base):
                 f"return ({horizon}, {dim})"
             )
         return chunks
+
+    @property
+    def continuation(self) -> Continuation | None:
+        """How the policy continues a running chunk; None if it cannot."""
+        return None
+
+    def continue_chunks(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        running: Prefix,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return action chunks (B, H, A) that continue running ones, whose actions are in the robot's units.
+
+        Raises:
+            SpecError: The policy cannot continue chunks, or a sample or a chunk is not finite or absurd.
+        """
+        raise SpecError(
+            f"a {type(self).__name__} cannot continue a running chunk", help="act without real-time chunking"
+        )
 
     def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}

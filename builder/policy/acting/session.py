@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from ....components.real_time import Prefix
 from .ensemble import Ensemble
 from .observations import History
 
@@ -36,6 +37,15 @@ class ChunkSource(Protocol):
         self, samples: Sequence[Mapping[str, Any]], generator: torch.Generator | None = None
     ) -> Tensor:
         """Return action chunks (B, H, A) in the robot's units for samples with values (T, ...)."""
+        ...
+
+    def continue_chunks(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        running: Prefix,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return action chunks (B, H, A) that continue running ones, all in the robot's units."""
         ...
 
 

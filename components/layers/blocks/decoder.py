@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.dispatch import uses_kernel
-from ...kernels.modulated_norm import modulated_norm
+from ...kernels.modulated_norm import modulated_norm, per_token
 from ..basic import zero
 
 _WIDEST = 128
@@ -24,8 +24,8 @@ def rms_normalize(tokens: Tensor, eps: float) -> Tensor:
 
 
 def gated(branch: Tensor, gate: Tensor | None) -> Tensor:
-    """Multiply a branch (B, N, D) by its gate (B, D), if any."""
-    return branch if gate is None else gate[:, None] * branch
+    """Multiply a branch (B, N, D) by its gate (B, D) or (B, N, D), if any."""
+    return branch if gate is None else per_token(gate) * branch
 
 
 class RmsNorm(nn.Module):
@@ -62,20 +62,20 @@ class AdaRmsNorm(nn.Module):
     def forward(
         self, tokens: Tensor, condition: Tensor, branch: Tensor | None = None, gate: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tokens + gate * branch (B, N, D), its norm, and the gate (B, D) of the next branch.
+        """Return tokens + gate * branch (B, N, D), its norm, and the gate of the next branch, shaped like the condition.
 
         Args:
             tokens: (B, N, D).
-            condition: (B, C).
+            condition: (B, C), or (B, N, C) for one of each token.
             branch: (B, N, D), to add to the tokens, if any.
-            gate: (B, D), from the preceding norm.
+            gate: From the preceding norm.
         """
         scale, shift, following = self.modulation(condition).chunk(3, dim=-1)
-        if uses_kernel(tokens):
+        if condition.ndim == 2 and uses_kernel(tokens):
             tokens, normal = modulated_norm(tokens, branch, gate, shift, scale, norm="rms", eps=1e-6)
             return tokens, normal, following
         tokens = tokens if branch is None else tokens + gated(branch, gate)
-        normal = rms_normalize(tokens, 1e-6) * (1.0 + scale[:, None].float()) + shift[:, None].float()
+        normal = rms_normalize(tokens, 1e-6) * (1.0 + per_token(scale).float()) + per_token(shift).float()
         return tokens, normal.to(tokens.dtype), following
 
 

@@ -63,7 +63,7 @@ class ExpertLayer(nn.Module):
         """Map tokens (B, S, D) to (B, S, D).
 
         model (B, 2, G, N, E) is the result of `read`, places hold the rotary table of the tokens, mask is
-        True for visible keys, and condition (B, D) is the embedded time for modulated norms.
+        True for visible keys, and condition (B, D) or (B, S, D) is the embedded time for modulated norms.
         """
         tokens, normal, gate = self.attention_norm(tokens, condition)
         key, value = model.unbind(1)

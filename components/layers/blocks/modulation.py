@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ...kernels.dispatch import uses_kernel
@@ -18,7 +19,18 @@ def modulated(
 ) -> tuple[Tensor, Tensor]:
     """Return `hidden = residual + gate * branch` and `norm(hidden) * (1 + scale) + shift`, both (B, N, D).
 
-    residual and branch are (B, N, D); gate, shift and scale are (B, D), or None to omit them.
+    residual and branch are (B, N, D); gate, shift and scale are (B, D), (B, N, D), or None to omit them.
     """
-    compute = modulated_norm if uses_kernel(residual) else reference
+    shared = all(each is None or each.ndim == 2 for each in (gate, shift, scale))
+    compute = modulated_norm if shared and uses_kernel(residual) else reference
     return compute(residual, branch, gate, shift, scale, norm.weight, norm.bias, eps=norm.eps)
+
+
+def with_features(condition: Tensor, count: int) -> Tensor:
+    """Return the condition of `count` tokens of features and the H steps behind them.
+
+    A condition (B, C) is that of all tokens. Of one for each step (B, H, C), features take the last.
+    """
+    if condition.ndim == 2 or not count:
+        return condition
+    return torch.cat([condition[:, -1:].expand(-1, count, -1), condition], dim=1)

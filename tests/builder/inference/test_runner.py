@@ -17,6 +17,7 @@ from policysmith.builder.inference.example import example_samples
 from policysmith.builder.inference.graphs import Graphs
 from policysmith.builder.inference.runner import Runner
 from policysmith.components.randomness.generator import Tape, categorical, normal
+from policysmith.components.real_time import Prefix
 from policysmith.schemas.errors import SpecError
 
 TINY = Path(__file__).resolve().parents[3] / "recipes" / "tiny"
@@ -82,6 +83,26 @@ def test_replays_follow_the_observations_and_the_generator(name: str, pretended:
             predicted(runner, count, seed), predicted(policy, count, seed), rtol=1e-4, atol=1e-5
         )
     assert pretended.captured == 2
+
+
+def test_replays_continue_what_they_are_given(pretended: type[Pretended]) -> None:
+    """Chunks that begin and chunks that continue have graphs of their own, which serve any prefix."""
+    changes = {"policy.head.delay": {"max": 2}, "data.past_actions": 0}
+    policy = Builder.from_recipe(TINY / "dit_flow.yaml").override(changes).build().eval()
+    runner = policy.runner()
+    runner.warm_up([1])
+    captured = pretended.captured
+    for seed, delay in enumerate([0, 2, 1]):
+        samples = example_samples(policy, 1, seed)
+        running = predicted(policy, 1, seed + 10)
+        prefix = Prefix(running, (torch.arange(running.shape[1]) < delay).float()[None])
+        found, expected = (
+            source.continue_chunks(samples, prefix, torch.Generator().manual_seed(seed))
+            for source in (runner, policy)
+        )
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found[:, :delay], running[:, :delay])
+    assert pretended.captured == captured == 2
 
 
 def test_the_least_recently_used_graph_is_dropped(pretended: type[Pretended]) -> None:

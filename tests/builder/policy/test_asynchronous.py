@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import itertools
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from policysmith.builder import BasePolicyModel, Builder
+from policysmith.builder.inference.example import example_samples
 from policysmith.builder.policy.acting.asynchronous import AsyncPolicy, DelayedWorker, Local
 from policysmith.builder.policy.acting.session import Session
-from policysmith.components.real_time import Prefix
+from policysmith.components.base import ActionHead
+from policysmith.components.real_time import Continuation, Prefix
 from policysmith.schemas.errors import SpecError
 
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "recipes" / "tiny").glob("*.yaml"))
 FLOW = {"type": "flow_matching", "network": {"type": "dit", "width": 16, "depth": 1, "heads": 2}, "steps": 5}
 
 
 class Numbered:
     """Chunks whose actions say from which observation they come, and which step they are for."""
 
-    def __init__(self, horizon: int, execute: int) -> None:
-        self.horizon, self.execute = horizon, execute
+    def __init__(self, horizon: int, execute: int, continuation: Continuation | None = None) -> None:
+        self.horizon, self.execute, self.continuation = horizon, execute, continuation
         self.running: list[Any] = []
         self.now = -1
 
@@ -146,13 +150,54 @@ def test_a_guided_chunk_continues_the_running_one(tiny: dict[str, Any], observat
     torch.testing.assert_close(policy.continue_chunks([sample], Prefix(running, torch.zeros(1, 8)))[0], plain)
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_a_denoising_head_continues_chunks(recipe: Path) -> None:
+    """By a given prefix where the head can be trained so, which then is exact, and by guidance elsewhere."""
+    head = Builder.from_recipe(recipe).recipe.head
+    assert head is not None
+    if head[0].inpaint is ActionHead.inpaint:
+        pytest.skip("its head cannot, and says so: see the contract of heads")
+    changes: dict[str, Any] = {"policy.ensemble": None, "data.past_actions": 0}
+    if "delay" in type(head[1]).model_fields:
+        changes["policy.head.delay"] = {"max": 2}
+    policy = Builder.from_recipe(recipe).override(changes).build().eval()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape)
+    thinker = Local(policy, policy.runner(), continues=True)
+    (sample,) = example_samples(policy, 1)
+    seen = (sample, {key: value for key, value in sample.items() if key == "embodiment"})
+    running = thinker.think(seen, None, 0, False)[1:]
+    chunk = thinker.think(seen, running, 2, False)
+    assert chunk.shape == (thinker.horizon, running.shape[1])
+    if "policy.head.delay" in changes:
+        spread = torch.tensor(policy.config.statistics["action"]["std"])
+        torch.testing.assert_close(chunk[:2], running[:2], atol=1e-4 * float(spread.max()), rtol=1e-4)
+        assert not torch.allclose(chunk[2:5], running[2:5], atol=1e-3 * float(spread.max()))
+
+
+def test_the_first_prefix_is_as_long_as_any_in_training(caplog: pytest.LogCaptureFixture) -> None:
+    """Its delay is not known yet. Longer delays than those of training are told once."""
+    worker, thinker = DelayedWorker(2), Numbered(12, 4, Continuation(max_delay=3))
+    actor = AsyncPolicy(thinker, worker)
+    acted(actor, 9)
+    assert [seen and seen[1] for seen in thinker.running] == [None, 3, 2]
+    assert not caplog.messages
+    worker.steps = 5
+    acted(actor, 80)
+    assert thinker.running[-1][1] == 5
+    (message,) = caplog.messages
+    assert "thinking takes" in message
+    assert "at most 3" in message
+
+
 def test_guidance_keeps_chunks_together(tiny: dict[str, Any], observation: dict[str, Any]) -> None:
     """Two chunks of a policy that has learned nothing agree only if the second continues the first."""
     policy = Builder.from_recipe(tiny).override({"policy.head": FLOW, "data.horizon": 8}).build().eval()
 
     def jump(guided: bool) -> float:
         torch.manual_seed(1)
-        actor = AsyncPolicy(Local(policy, guided=guided), DelayedWorker(2))
+        actor = AsyncPolicy(Local(policy, continues=guided), DelayedWorker(2))
         actions = torch.stack([actor.select_action(observation) for _ in range(40)])
         return float((actions[1:] - actions[:-1]).abs().max())
 
@@ -168,7 +213,7 @@ def test_what_cannot_think_ahead_is_refused(
     policy: BasePolicyModel = Builder.from_recipe(tiny).override(changes).build().eval()
 
     def act() -> None:
-        actor = AsyncPolicy(Local(policy, guided=True), DelayedWorker(0))
+        actor = AsyncPolicy(Local(policy, continues=True), DelayedWorker(0))
         for _ in range(6):
             actor.select_action(observation)
 

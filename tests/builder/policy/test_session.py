@@ -64,6 +64,9 @@ def test_a_session_predicts_with_its_source(policy: BasePolicyModel, observation
         def predict(self, samples: Any, generator: Any = None) -> torch.Tensor:
             return torch.full((len(samples), 4, 4), 0.25)
 
+        def continue_chunks(self, samples: Any, running: Any, generator: Any = None) -> torch.Tensor:
+            return self.predict(samples)
+
     session = Session(policy, Constant())
     assert session.select_action(observation).tolist() == [0.25] * 4
     session.reset()

@@ -28,6 +28,8 @@ from policysmith.builder import BasePolicyModel, Builder
 from policysmith.builder.policy.acting.session import Session
 from policysmith.builder.serving.protocol import pack, unpack
 from policysmith.builder.serving.server import Limits
+from policysmith.builder.serving.thinking import Remote
+from policysmith.components.real_time import Continuation
 from policysmith.schemas.errors import ServerError, SpecError
 
 Serving = Callable[..., str]
@@ -199,6 +201,10 @@ class Recorder:
             raise ValueError("broken")
         return self.policy.predict(samples, generator)
 
+    def continue_chunks(self, samples: Sequence[Any], running: Any, generator: Any = None) -> torch.Tensor:
+        self.sizes.append(-len(samples))
+        return self.policy.continue_chunks(samples, running, generator)
+
 
 def together(source: Recorder, address: str, acts: Sequence[Callable[[], None]]) -> None:
     """Let the first robot ask, and all others while it is being answered."""
@@ -264,6 +270,45 @@ def test_a_failure_in_a_batch_is_that_of_one_robot(
     together(source, address, [partial(act, number) for number in range(5)])
     assert source.sizes == [1, 4, 1, 1, 1, 1]
     assert answered == {number: number != 3 for number in range(5)}
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "guided"])
+def test_a_server_continues_running_chunks(
+    trained: bool, make_tiny: Callable[[], dict[str, Any]], observation: dict[str, Any], serving: Serving
+) -> None:
+    changes = {
+        "policy.head": {**FLOW, "steps": 5, "delay": {"max": 3} if trained else None},
+        "data.horizon": 8,
+    }
+    served = Builder.from_recipe(make_tiny()).override(changes).build().eval()
+    source = Recorder(served)
+    address = serving(Limits(batch=2), served, source=source)
+    assert source.sizes == [1, -1, 2, -2]  # warm-up
+    with policysmith.connect(address) as policy:
+        thinker = Remote(policy, continues=True)
+        assert thinker.continuation == Continuation(3 if trained else None)
+        running = thinker.think(thinker.observe(observation), None, 0, False)[2:]
+        chunk = thinker.think(thinker.observe(observation), running, 3, False)
+        others = [policy.chunk(observation) for _ in range(3)]
+        spread = torch.tensor(served.config.statistics["action"]["std"]).clamp_min(1e-6)
+
+        def distance(chunk: torch.Tensor) -> float:
+            return float(((chunk[:3] - running[:3]) / spread)[:, :3].abs().mean())
+
+        assert distance(chunk) < (1e-4 if trained else 0.5 * min(distance(other) for other in others))
+        for wrong, said in [(running[:, :2], "of 4 values"), (running * torch.nan, "not finite")]:
+            with pytest.raises(SpecError, match=said):
+                policy.chunk(observation, running=wrong)
+        with pytest.raises(SpecError, match="cannot continue"):
+            policy._ask("act", observation, {"running": running.numpy()})
+
+
+def test_a_policy_that_cannot_continue_says_so(observation: dict[str, Any], serving: Serving) -> None:
+    with policysmith.connect(serving()) as policy:
+        with pytest.raises(SpecError, match="cannot continue a running one"):
+            Remote(policy, continues=True)
+        with pytest.raises(SpecError, match="cannot continue a running one"):
+            policy.chunk(observation, running=torch.zeros(2, 4))
 
 
 def test_a_single_robot_waits_for_nobody(observation: dict[str, Any], serving: Serving) -> None:

@@ -11,6 +11,7 @@ import torch
 from policysmith.components.heads import vqbet
 from policysmith.components.heads.diffusion import Diffusion
 from policysmith.components.heads.flow_matching import FlowMatching
+from policysmith.components.real_time import Delay, Prefix
 from policysmith.components.registry import (
     HEADS,
     NETWORKS,
@@ -199,3 +200,44 @@ def test_batches_that_are_told_their_shares_lose_what_all_samples_lose_together(
         assert (ours.grad is None) == (theirs.grad is None)
         if ours.grad is not None:
             assert (ours.grad - theirs.grad).norm() <= 1e-4 * theirs.grad.norm() + 1e-7
+
+
+@of(NETWORKS)
+def test_a_time_of_each_step_is_taken_or_refused(built: Built) -> None:
+    """Equal times of all steps are the time of the chunk, and the time of one step matters."""
+    if not built.cls.times_of_steps:
+        config = built.whole_config.model_copy(update={"delay": Delay(max=2)})
+        with pytest.raises(SpecError, match=f"`{built.name}` takes one time for a whole chunk") as caught:
+            built.whole.specs(config, built.inputs, built.facts)
+        assert caught.value.field == "delay"
+        return
+    part, features = built.make().eval(), built.features()
+    randomize(part)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            context = part.network.encode(features)
+            chunk, times = torch.randn(3, 4, 3), torch.tensor([0.1, 0.5, 0.9])
+            whole = part.network(chunk, times, context)
+            steps = times[:, None].repeat(1, 4)
+            torch.testing.assert_close(part.network(chunk, steps, context), whole)
+            steps[:, 0] = 1.0
+            assert not torch.allclose(part.network(chunk, steps, context), whole, atol=1e-4)
+
+
+@of(HEADS)
+def test_a_head_continues_chunks_or_says_that_it_cannot(built: Built) -> None:
+    part, features = built.make().eval(), built.features()
+    randomize(part)
+    free = part.sample(features, torch.Generator().manual_seed(1))
+
+    def continued(weight: float) -> torch.Tensor:
+        prefix = Prefix(0.9 * torch.ones(3, 4, 3), torch.full((3, 4), weight))
+        return part.inpaint(features, prefix, torch.Generator().manual_seed(1))  # type: ignore[no-any-return]
+
+    if part.continuation is None:
+        with pytest.raises(SpecError, match="cannot continue"):
+            continued(1.0)
+        return
+    torch.testing.assert_close(continued(0.0), free)
+    assert (continued(1.0) - 0.9).abs().mean() < 0.9 * (free - 0.9).abs().mean()
+    assert not continued(1.0).requires_grad
