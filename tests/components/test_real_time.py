@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from policysmith.components.base import Feature
+from policysmith.components.denoising.noise_schedules import signal_shares
 from policysmith.components.heads.diffusion import Diffusion
 from policysmith.components.heads.flow_matching import FlowMatching
 from policysmith.components.real_time import Prefix, guided_slope, soft_mask
@@ -80,7 +81,7 @@ def test_a_guided_diffusion_is_the_guided_flow_of_the_same_chunk(
     )
     prefix = Prefix(goal, torch.rand(2, 4, generator=random).double())
     monkeypatch.setattr(part.network, "forward", lambda x, time, context: (x @ matrix).tanh())
-    left = list(part._steps())[99 - step][1]
+    left = float(signal_shares(config.schedule, 100)[step])
     action, noise = part._guided_split(chunk, step, left, {}, {}, prefix)
 
     signal, spread = left**0.5, (1.0 - left) ** 0.5
