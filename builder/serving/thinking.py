@@ -36,7 +36,7 @@ class Remote:
                 "the policy on the server predicts each chunk anew and cannot continue a running one",
                 help="act without real-time chunking (`--think-ahead plain`), or serve another policy",
             )
-        self.continuation = Continuation(able["max_delay"]) if continues else None
+        self.continuation = Continuation(able["max_delay"]) if continues and able is not None else None
         self._policy = policy
         self._unsent: deque[tuple[int, dict[str, Any]]] = deque()
         self._count = 0

@@ -214,5 +214,6 @@ class DitBlock(nn.Module):
             else:
                 change = branch(normal, context, mask) if name == "cross" else branch(normal)
         assert gate is not None
+        assert change is not None
         out: Tensor = tokens + per_token(gate) * change
         return out

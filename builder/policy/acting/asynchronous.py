@@ -262,7 +262,8 @@ class AsyncPolicy:
 
     def _expected(self) -> int:
         """Return the delay to continue with; say once if it is longer than any that the policy was trained for."""
-        most = self._thinker.continuation and self._thinker.continuation.max_delay
+        continuation = self._thinker.continuation
+        most = None if continuation is None else continuation.max_delay
         if most is None:
             return self.delay
         if not self._delays:
