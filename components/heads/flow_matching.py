@@ -9,8 +9,14 @@ from torch import Tensor
 
 from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
-from ..base import ActionHead, Context, Facts, Feature
-from ..denoising.heads import build_network, default_network, network_specs, zero_missing_dims
+from ..base import Context, Facts, Feature
+from ..denoising.heads import (
+    DenoisingHead,
+    build_network,
+    default_network,
+    network_specs,
+    zero_missing_dims,
+)
 from ..denoising.noise_levels import BetaLevels, NoiseLevels
 from ..features import chunk_size, masked_mean, padded_steps
 from ..part_options import nested
@@ -22,7 +28,7 @@ from ..shares import WHOLE, Shares
 LevelT = TypeVar("LevelT", float, Tensor)
 
 
-class FlowMatching(ActionHead):
+class FlowMatching(DenoisingHead):
     """Flow matching (Lipman et al., 2023): a network learns the velocity that carries noise to actions.
 
     With the noise level s, which is 1 for noise and 0 for the action:
@@ -148,8 +154,7 @@ class FlowMatching(ActionHead):
         self, chunk: Tensor, level: float, context: Context, features: Mapping[str, Feature]
     ) -> Tensor:
         """Return dx/ds (B, H, A) for a chunk (B, H, A) and a noise level above 0."""
-        time = torch.full((len(chunk),), self._time(level), device=chunk.device)
-        predicted: Tensor = self.network(self._network_input(chunk, features), time, context)
+        predicted = self.ask(self._network_input(chunk, features), self._time(level), context)
         if self.config.predicts == "action":
             return (chunk - predicted) / level
         return predicted if self.config.noise_at == 1 else -predicted
