@@ -24,7 +24,8 @@ OptionalTensor = Tensor | None
 
 def cached_attention(
     query: Tensor,
-    model: Tensor,
+    key: Tensor,
+    value: Tensor,
     own: tuple[Tensor, Tensor] | None = None,
     places: RotaryTable | None = None,
     mask: OptionalTensor = None,
@@ -34,11 +35,12 @@ def cached_attention(
 
     Args:
         query: (B, S, h, E) before rotation, with E even and at most `WIDTH`.
-        model: Cached keys and values (B, 2, G, N, E); h / G heads in turn share a group.
+        key: Cached keys (B, G, N, E); h / G heads in turn share a group.
+        value: Their values, alike.
         own: Keys, before rotation, and values of the S tokens, each (B, S, G, E).
         places: Rotary table (B, 1, S, E / 2) of the tokens, float32; None rotates nothing.
-        mask: bool (B or 1, 1, h / G * S, N + S), True for visible keys, for heads of a group one after another. A
-            query that sees nothing gathers zeros.
+        mask: bool (B or 1, 1, S, N + S), True for visible keys, or (B or 1, 1, h / G * S, N + S) for the heads of a
+            group one after another. A query that sees nothing gathers zeros.
         scale: Factor of the scores, 1 / sqrt(E) by default.
 
     Returns:
@@ -49,33 +51,40 @@ def cached_attention(
     """
     keys, values = (None, None) if own is None else own
     cosine, sine = (None, None) if places is None else places
-    if not _fit(query, model, keys, values, cosine, sine, mask):
-        given = query, model, keys, values, cosine, sine, mask
+    if not _fit(query, key, value, keys, values, cosine, sine, mask):
+        given = query, key, value, keys, values, cosine, sine, mask
         kinds = [None if x is None else f"{x.dtype} {tuple(x.shape)}" for x in given]
         raise ValueError(f"query, keys, values, table and mask do not fit: {', '.join(map(str, kinds))}")
     out: Tensor = _forward(
-        query, model, keys, values, cosine, sine, mask, query.shape[-1] ** -0.5 if scale is None else scale
+        query, key, value, keys, values, cosine, sine, mask, query.shape[-1] ** -0.5 if scale is None else scale
     )
     return out
 
 
 def _fit(
-    query: Tensor, model: Tensor, keys: OptionalTensor, values: OptionalTensor, cosine: OptionalTensor,
-    sine: OptionalTensor, mask: OptionalTensor,
+    query: Tensor, key: Tensor, value: Tensor, keys: OptionalTensor, values: OptionalTensor,
+    cosine: OptionalTensor, sine: OptionalTensor, mask: OptionalTensor,
 ) -> bool:  # fmt: skip
     batch, tokens, heads, width = query.shape
-    if model.ndim != 5 or width % 2 or width > WIDTH or heads % model.shape[2]:
+    if key.ndim != 4 or width % 2 or width > WIDTH or heads % key.shape[1]:
         return False
-    groups, count = model.shape[2:4]
+    groups, count = key.shape[1:3]
     own, table = (batch, tokens, groups, width), (batch, 1, tokens, width // 2)
     seen = count + (0 if keys is None else tokens)
-    shown = (heads // groups * tokens, seen)
+    rows = tokens, heads // groups * tokens
     return (
-        model.shape == (batch, 2, groups, count, width)
+        all(x.shape == (batch, groups, count, width) and x.dtype == query.dtype for x in (key, value))
         and all(x is None or (x.shape == own and x.dtype == query.dtype) for x in (keys, values))
         and all(x is None or (x.shape == table and x.dtype == torch.float32) for x in (cosine, sine))
-        and (mask is None or (mask.shape[0] in (1, batch) and mask.shape[1:] == (1, *shown)))
-        and model.dtype == query.dtype
+        and (
+            mask is None
+            or (
+                mask.shape[0] in (1, batch)
+                and mask.shape[1] == 1
+                and mask.shape[2] in rows
+                and mask.shape[3] == seen
+            )
+        )
     )
 
 
@@ -87,7 +96,8 @@ def serves(query: Tensor) -> bool:
 
 def reference(
     query: Tensor,
-    model: Tensor,
+    key: Tensor,
+    value: Tensor,
     own: tuple[Tensor, Tensor] | None = None,
     places: RotaryTable | None = None,
     mask: OptionalTensor = None,
@@ -97,16 +107,17 @@ def reference(
     keys, values = (None, None) if own is None else own
     cosine, sine = (None, None) if places is None else places
     return _forward_reference(
-        query, model, keys, values, cosine, sine, mask, query.shape[-1] ** -0.5 if scale is None else scale
+        query, key, value, keys, values, cosine, sine, mask, query.shape[-1] ** -0.5 if scale is None else scale
     )
 
 
 def _forward_reference(
-    query: Tensor, model: Tensor, keys: OptionalTensor, values: OptionalTensor, cosine: OptionalTensor,
-    sine: OptionalTensor, mask: OptionalTensor, scale: float,
+    query: Tensor, key: Tensor, value: Tensor, keys: OptionalTensor, values: OptionalTensor,
+    cosine: OptionalTensor, sine: OptionalTensor, mask: OptionalTensor, scale: float,
 ) -> Tensor:  # fmt: skip
-    groups, tokens = model.shape[2], query.shape[1]
-    key, value = model.unbind(1)
+    groups, tokens = key.shape[1], query.shape[1]
+    if mask is not None and mask.shape[2] == tokens:
+        mask = mask.repeat(1, 1, query.shape[2] // groups, 1)
     turned, own = query.transpose(1, 2), None if keys is None else keys.transpose(1, 2)  # (B, heads, S, E)
     if cosine is not None and sine is not None:
         turned = apply_rotary(turned, (cosine, sine))
@@ -127,16 +138,16 @@ def _forward_reference(
 _forward = operator(
     "cached_attention",
     "forward",
-    "(Tensor query, Tensor model, Tensor? keys, Tensor? values, Tensor? cosine, Tensor? sine, Tensor? mask, "
-    "float scale) -> Tensor",
+    "(Tensor query, Tensor key, Tensor value, Tensor? keys, Tensor? values, Tensor? cosine, Tensor? sine, "
+    "Tensor? mask, float scale) -> Tensor",
     _forward_reference,
 )
 
 
 @_forward.register_fake
 def _(
-    query: Tensor, model: Tensor, keys: OptionalTensor, values: OptionalTensor, cosine: OptionalTensor,
-    sine: OptionalTensor, mask: OptionalTensor, scale: float,
+    query: Tensor, key: Tensor, value: Tensor, keys: OptionalTensor, values: OptionalTensor,
+    cosine: OptionalTensor, sine: OptionalTensor, mask: OptionalTensor, scale: float,
 ) -> Tensor:  # fmt: skip
     return query.new_empty(*query.shape[:2], query.shape[2] * query.shape[3])
 

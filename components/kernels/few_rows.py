@@ -32,6 +32,17 @@ def serves(values: Tensor) -> bool:
     return half and few and not torch.is_grad_enabled() and uses_kernel(values)
 
 
+def linear(values: Tensor, weight: Tensor) -> Tensor:
+    """Return values (B, N, K) times weight (D, K), (B, N, D).
+
+    Raises:
+        ValueError: More than `ROWS` rows, or unfit shapes or dtypes.
+    """
+    _check(values, weight)
+    out: Tensor = _linear(values, weight)
+    return out
+
+
 def linear_parts(values: Tensor, weight: Tensor) -> Tensor:
     """Return values (B, N, K) times weight (D, K) as shares (P, B, N, D), float32, whose sum is the product.
 
@@ -108,6 +119,10 @@ def _parts_reference(values: Tensor, weight: Tensor) -> Tensor:
     return torch.stack([F.linear(x, w) for x, w in pairs])
 
 
+def _linear_reference(values: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(values, weight)
+
+
 def _gated_reference(values: Tensor, both: Tensor, silu: bool) -> Tensor:
     gate, up = F.linear(values, both).chunk(2, dim=-1)
     return (F.silu(gate) if silu else F.gelu(gate, approximate="tanh")) * up
@@ -133,9 +148,10 @@ def tiles_of_share(weight: Tensor) -> int:
     return -(-tiles // max(1, min(tiles, PROGRAMS // -(-columns // COLUMNS))))
 
 
-PROGRAMS, COLUMNS, INNER = 144, 64, 64
+PROGRAMS, COLUMNS, INNER = 144, 32, 128
 """Programs that fill a GPU, and the tile of a weight that each reads at a time."""
 
+_linear = operator("few_rows", "linear", "(Tensor values, Tensor weight) -> Tensor", _linear_reference)
 _parts = operator(
     "few_rows", "parts", "(Tensor values, Tensor weight) -> Tensor", _parts_reference
 )
@@ -149,6 +165,11 @@ _norm = operator(
     "bool rms, float eps) -> (Tensor, Tensor)",
     _norm_reference,
 )
+
+
+@_linear.register_fake
+def _(values: Tensor, weight: Tensor) -> Tensor:
+    return values.new_empty(*values.shape[:-1], len(weight))
 
 
 @_parts.register_fake
@@ -171,4 +192,4 @@ def _(
     return residual.new_empty(residual.shape), residual.new_empty(residual.shape)
 
 
-__all__ = ["gated_linear", "linear_parts", "serves", "summed_norm"]
+__all__ = ["gated_linear", "linear", "linear_parts", "serves", "summed_norm"]

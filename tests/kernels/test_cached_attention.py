@@ -32,7 +32,8 @@ def given(
     layers = normal(samples, 3, 2, groups, cached, width)
     return {
         "query": query,
-        "model": layers[:, 1],
+        "key": layers[:, 1, 0],
+        "value": layers[:, 1, 1],
         "own": (key, value) if own else None,
         "places": (angles.cos(), angles.sin()) if turns else None,
         "mask": normal(samples, 1, heads // groups * tokens, seen) > -0.5 if masked else None,
@@ -77,7 +78,7 @@ def test_half_precision_loses_roundings_alone(shape: tuple[int, ...], dtype: tor
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "shape", [(1, 51, 8, 1, 565, 256), (1, 51, 15, 5, 241, 64), (3, 51, 8, 1, 565, 256)], ids=str
+    "shape", [(1, 51, 8, 1, 565, 256), (1, 51, 15, 5, 241, 64), (3, 51, 8, 1, 565, 256), (1, 300, 8, 1, 565, 256)], ids=str
 )
 def test_it_is_exact_at_the_size_of_a_policy(shape: tuple[int, ...]) -> None:
     assert error(given(shape), "cuda", torch.bfloat16) < 1.5 * torch.finfo(torch.bfloat16).eps
@@ -87,6 +88,13 @@ def test_one_mask_serves_all_samples(device: str) -> None:
     inputs = arguments(given(SHAPES[1]), device, torch.float32)
     inputs["mask"] = inputs["mask"][:1]
     apart = {**inputs, "mask": inputs["mask"].expand(2, -1, -1, -1)}
+    torch.testing.assert_close(cached_attention(**inputs), reference(**apart))
+
+
+def test_a_mask_of_tokens_serves_all_heads(device: str) -> None:
+    inputs = arguments(given(SHAPES[1]), device, torch.float32)
+    inputs["mask"] = inputs["mask"][:, :, :3]
+    apart = {**inputs, "mask": inputs["mask"].repeat(1, 1, 2, 1)}
     torch.testing.assert_close(cached_attention(**inputs), reference(**apart))
 
 
@@ -112,8 +120,9 @@ def test_shapes_must_fit(device: str) -> None:
     for changed in (
         {"query": inputs["query"][:, :, :3]},
         {"query": inputs["query"][..., :5]},
-        {"model": inputs["model"][:1]},
-        {"model": inputs["model"].half()},
+        {"key": inputs["key"][:1]},
+        {"value": inputs["value"].half()},
+        {"value": inputs["value"][:, :, 1:]},
         {"own": (key, value[:, :1])},
         {"places": (cosine, sine.double())},
         {"mask": inputs["mask"][..., 1:]},
@@ -125,5 +134,5 @@ def test_shapes_must_fit(device: str) -> None:
 
 def test_it_is_a_sound_operator(device: str) -> None:
     inputs = arguments(given(SHAPES[1]), device, torch.float32)
-    values = (inputs["query"], inputs["model"], *inputs["own"], *inputs["places"], inputs["mask"], 0.5)
+    values = (inputs["query"], inputs["key"], inputs["value"], *inputs["own"], *inputs["places"], inputs["mask"], 0.5)
     torch.library.opcheck(module._forward, values, test_utils=("test_schema", "test_faketensor"))

@@ -11,37 +11,42 @@ from ..dispatch import INTERPRETED
 _LOG2E = tl.constexpr(1.4426950408889634)
 _WIDENS = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits of bfloat16
 _PROGRAMS = 132  # enough to fill a GPU
-ROWS, KEYS, WARPS, STAGES = 32, 64, 4, 2
+_MANY = 1024  # rows from which tiles are large, unless own keys take the room
 
 
-def forward(query, model, keys, values, cosine, sine, mask, scale):
+def forward(query, key, value, keys, values, cosine, sine, mask, scale):
     """Compute what the reference of `cached_attention` returns."""
     batch, tokens, heads, width = query.shape
-    groups, cached = model.shape[2:4]
-    query, model, keys, values = (
-        x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (query, model, keys, values)
+    groups, cached = key.shape[1:3]
+    query, key, value, keys, values = (
+        x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (query, key, value, keys, values)
     )
-    cosine, sine, mask = (None if x is None else x.contiguous() for x in (cosine, sine, mask))
+    cosine, sine = (None if x is None else x.contiguous() for x in (cosine, sine))
+    mask = mask if mask is None or mask.stride(-1) == 1 else mask.contiguous()
+    hidden = (0, 0) if mask is None else (mask.stride(0) if len(mask) > 1 else 0, mask.stride(2))
     count = heads // groups * tokens
-    of_model = triton.cdiv(cached, KEYS)
-    tiles = of_model + (0 if keys is None else triton.cdiv(tokens, KEYS))
-    blocks = triton.cdiv(count, ROWS)
+    half = query.element_size() == 2
+    tile = 128 if half and keys is None and count >= _MANY else 32
+    step = 64 if half else 16
+    of_cache = triton.cdiv(cached, step)
+    tiles = of_cache + (0 if keys is None else triton.cdiv(tokens, step))
+    blocks = triton.cdiv(count, tile)
     per = triton.cdiv(tiles, max(1, min(tiles, _PROGRAMS // (batch * groups * blocks))))
     splits = triton.cdiv(tiles, per)
     out = torch.empty(batch, tokens, heads * width, dtype=query.dtype, device=query.device)
     rows = batch * groups * count
-    parts = torch.empty(splits, rows, width, dtype=torch.float32, device=query.device)
+    parts = torch.empty(splits, rows, width, dtype=query.dtype, device=query.device)
     best, total = torch.empty(2, splits, rows, dtype=torch.float32, device=query.device)
     own = (query if keys is None else keys), (query if values is None else values)
     _attend[(batch * groups, blocks, splits)](
-        query, model, *own, *(query if x is None else x for x in (cosine, sine, mask)),
+        query, key, value, *own, *(query if x is None else x for x in (cosine, sine, mask)),
         parts, best, total, scale * _LOG2E.value,
-        tokens, cached, cached + (0 if keys is None else tokens), count, groups, heads // groups, per, of_model,
-        tiles, *query.stride()[:3], *model.stride()[:4], *own[0].stride()[:3], *own[1].stride()[:3],
-        0 if mask is None or len(mask) == 1 else mask.stride(0),
+        tokens, cached, count, groups, heads // groups, per, of_cache, tiles,
+        *(stride for x in (query, key, value, *own) for stride in x.stride()[:3]), *hidden,
         HALF=width // 2, OWN=keys is not None, ROTATES=cosine is not None, MASKED=mask is not None,
-        ROWS=ROWS, KEYS=KEYS, DEPTH=max(16, triton.next_power_of_2(width // 2)),
-        num_warps=WARPS, num_stages=STAGES,
+        BY_TOKEN=mask is not None and mask.shape[2] == tokens,
+        ROWS=tile, KEYS=step, DEPTH=max(16, triton.next_power_of_2(width // 2)),
+        num_warps=8, num_stages=2,
     )  # fmt: skip
     _combine[(rows,)](
         parts, best, total, out, rows, splits, tokens, count, groups, heads, width,
@@ -84,11 +89,11 @@ def _mix(q, r, k, l, v, w, shown, best, total, left, right, scale):
 
 @triton.jit
 def _attend(
-    query, model, own_key, own_value, cosine, sine, mask, parts, best_out, total_out, scale,
-    tokens, cached, seen, count, groups, shared, per, of_model, tiles,
-    qb, qt, qh, mb, mp, mg, mn, kb, kt, kg, vb, vt, vg, hidden_stride,
+    query, key, value, own_key, own_value, cosine, sine, mask, parts, best_out, total_out, scale,
+    tokens, cached, count, groups, shared, per, of_cache, tiles,
+    qb, qt, qh, kb, kg, kn, vb, vg, vn, ob, ot, og, wb, wt, wg, hb, hr,
     HALF: tl.constexpr, OWN: tl.constexpr, ROTATES: tl.constexpr, MASKED: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr,
+    BY_TOKEN: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Attend to `per` tiles of keys: sums of values (splits, rows, E), largest scores, and sums of weights."""
     index = tl.program_id(0).to(tl.int64)
@@ -100,9 +105,12 @@ def _attend(
     d = tl.arange(0, DEPTH)
     wide = (d < HALF)[None, :]
     known = inside[:, None] & wide
-    at = query + batch * qb + head[:, None] * qh + token[:, None] * qt + d[None, :]
-    q = tl.load(at, known, other=0.0)
-    r = tl.load(at + HALF, known, other=0.0)
+    key += batch * kb + group * kg
+    value += batch * vb + group * vg
+    first, last = split * per, tl.minimum((split + 1) * per, tiles)
+    asks = query + batch * qb + head[:, None] * qh + token[:, None] * qt + d[None, :]
+    q = tl.load(asks, known, other=0.0)
+    r = tl.load(asks + HALF, known, other=0.0)
     table = batch * tokens * HALF
     if ROTATES:
         q, r = _rotate(q, r, cosine, sine, table + token[:, None] * HALF + d[None, :], known)
@@ -110,44 +118,43 @@ def _attend(
     total = tl.zeros([ROWS], tl.float32)
     left = tl.zeros([ROWS, DEPTH], tl.float32)
     right = tl.zeros([ROWS, DEPTH], tl.float32)
-    mask += batch * hidden_stride + rows.to(tl.int64)[:, None] * seen
-    first, last = split * per, tl.minimum((split + 1) * per, tiles)
-    base = model + batch * mb + group * mg
-    for tile in range(first, tl.minimum(last, of_model)):
+    mask += batch * hb + (token if BY_TOKEN else rows).to(tl.int64)[:, None] * hr
+    for tile in range(first, tl.minimum(last, of_cache)):
         columns = tile * KEYS + tl.arange(0, KEYS)
         present = columns < cached
         reads = present[:, None] & wide
-        at = base + columns[:, None] * mn + d[None, :]
+        keys_at = key + columns[:, None] * kn + d[None, :]
+        values_at = value + columns[:, None] * vn + d[None, :]
         shown = inside[:, None] & present[None, :]
         if MASKED:
             shown = tl.load(mask + columns[None, :], shown, other=0) != 0
         best, total, left, right = _mix(
-            q, r, tl.load(at, reads, other=0.0), tl.load(at + HALF, reads, other=0.0),
-            tl.load(at + mp, reads, other=0.0), tl.load(at + mp + HALF, reads, other=0.0),
+            q, r, tl.load(keys_at, reads, other=0.0), tl.load(keys_at + HALF, reads, other=0.0),
+            tl.load(values_at, reads, other=0.0), tl.load(values_at + HALF, reads, other=0.0),
             shown, best, total, left, right, scale,
         )  # fmt: skip
     if OWN:
-        for tile in range(tl.maximum(first, of_model), last):
-            columns = (tile - of_model) * KEYS + tl.arange(0, KEYS)
+        for tile in range(tl.maximum(first, of_cache), last):
+            columns = (tile - of_cache) * KEYS + tl.arange(0, KEYS)
             present = columns < tokens
             reads = present[:, None] & wide
-            at = own_key + batch * kb + group * kg + columns[:, None] * kt + d[None, :]
-            k = tl.load(at, reads, other=0.0)
-            l = tl.load(at + HALF, reads, other=0.0)
+            keys_at = own_key + batch * ob + group * og + columns[:, None] * ot + d[None, :]
+            k = tl.load(keys_at, reads, other=0.0)
+            l = tl.load(keys_at + HALF, reads, other=0.0)
             if ROTATES:
                 k, l = _rotate(k, l, cosine, sine, table + columns[:, None] * HALF + d[None, :], reads)
-            at = own_value + batch * vb + group * vg + columns[:, None] * vt + d[None, :]
+            values_at = own_value + batch * wb + group * wg + columns[:, None] * wt + d[None, :]
             shown = inside[:, None] & present[None, :]
             if MASKED:
                 shown = tl.load(mask + cached + columns[None, :], shown, other=0) != 0
             best, total, left, right = _mix(
-                q, r, k, l, tl.load(at, reads, other=0.0), tl.load(at + HALF, reads, other=0.0),
+                q, r, k, l, tl.load(values_at, reads, other=0.0), tl.load(values_at + HALF, reads, other=0.0),
                 shown, best, total, left, right, scale,
             )  # fmt: skip
     into = (split * tl.num_programs(0) + index) * count + rows
-    at = parts + into[:, None] * (2 * HALF) + d[None, :]
-    tl.store(at, left, known)
-    tl.store(at + HALF, right, known)
+    share = parts + into[:, None] * (2 * HALF) + d[None, :]
+    tl.store(share, left.to(parts.dtype.element_ty), known)
+    tl.store(share + HALF, right.to(parts.dtype.element_ty), known)
     tl.store(best_out + into, best, inside)
     tl.store(total_out + into, total, inside)
 
@@ -168,7 +175,7 @@ def _combine(
     weights = tl.exp2(scores - highest)
     sums = tl.sum(weights * tl.load(total + split * rows + row, there, other=0.0), 0)
     at = parts + (split[:, None] * rows + row) * width + d[None, :]
-    found = tl.load(at, there[:, None] & (d < width)[None, :], other=0.0)
+    found = tl.load(at, there[:, None] & (d < width)[None, :], other=0.0).to(tl.float32)
     mixed = tl.sum(found * weights[:, None], 0) / tl.where(sums > 0.0, sums, 1.0)
     group, place = row // count, row % count
     batch, head, token = group // groups, group % groups * (heads // groups) + place // tokens, place % tokens

@@ -11,23 +11,33 @@ from ..few_rows import COLUMNS, INNER, tiles_of_share
 from .modulated_norm import rows_of, stride_of, warps_of
 
 _WIDENS = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits of bfloat16
-_STAGES, _WARPS = 4, 4
-_GATED = {"COLUMNS": 32, "INNER": 64, "num_stages": 5, "num_warps": 4}
+_GATED = {"COLUMNS": 32, "INNER": 128, "num_stages": 4, "num_warps": 4}
+
+
+def linear(values, weight):
+    """Implement the reference of `linear`."""
+    out = torch.empty(*values.shape[:-1], len(weight), dtype=values.dtype, device=values.device)
+    return _multiply(values, weight, out, triton.cdiv(weight.shape[1], INNER))
 
 
 def parts(values, weight):
     """Implement the reference of `linear_parts`."""
+    each = tiles_of_share(weight)
+    shares = triton.cdiv(weight.shape[1], INNER * each)
+    out = torch.empty(
+        shares, *values.shape[:-1], len(weight), dtype=torch.float32, device=values.device
+    )
+    return _multiply(values, weight, out, each)
+
+
+def _multiply(values, weight, out, each):
     values, weight = values.contiguous(), weight.contiguous()
     columns, inner = weight.shape
-    rows, each = values.numel() // inner, tiles_of_share(weight)
-    shares = triton.cdiv(inner, INNER * each)
-    out = torch.empty(
-        shares, *values.shape[:-1], columns, dtype=torch.float32, device=values.device
-    )
+    rows, shares = values.numel() // inner, triton.cdiv(inner, INNER * each)
     _parts[(triton.cdiv(columns, COLUMNS), shares)](
         values, weight, out, rows, columns, inner, each,
         WHOLE=columns % COLUMNS == 0 and inner % INNER == 0, ROWS=_tile(rows), COLUMNS=COLUMNS, INNER=INNER,
-        num_warps=_WARPS, num_stages=_STAGES,
+        num_warps=4, num_stages=4,
     )  # fmt: skip
     return out
 
@@ -92,13 +102,14 @@ def _parts(
     r = tl.arange(0, ROWS)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for tile in range(share * each, tl.minimum((share + 1) * each, tl.cdiv(inner, INNER))):
+    first, last = share * each, tl.minimum((share + 1) * each, tl.cdiv(inner, INNER))
+    for tile in range(first, last):
         k = tile * INNER + tl.arange(0, INNER)
         x = _read(values, r, rows, k, inner, False)
         w = _read(weight, c, columns, k, inner, WHOLE)
         sums = _dot(x, tl.trans(w), sums)
     at = out + (share * rows + r)[:, None].to(tl.int64) * columns + c[None, :]
-    tl.store(at, sums, (r < rows)[:, None] & (c < columns)[None, :])
+    tl.store(at, sums.to(out.dtype.element_ty), (r < rows)[:, None] & (c < columns)[None, :])
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import cached_attention
+from ...kernels import cached_attention, few_rows
 from ..rotary import RotaryTable, apply_rotary
 from .decoder import AdaRmsNorm, GatedMlp, RmsNorm, branch_of, grouped_attention, packed
 
@@ -28,7 +28,7 @@ class ExpertLayer(nn.Module):
 
     def __init__(self, config: Any, groups: int, size: int, joint: bool) -> None:
         super().__init__()
-        self.joint, self.groups, self.size = joint, groups, size
+        self.joint, self.size = joint, size
         source = config.width if joint else groups * size
         self.attention_norm = expert_norm(config)
         self.query = nn.Linear(config.width, config.heads * size, bias=False)
@@ -80,7 +80,9 @@ class ExpertLayer(nn.Module):
         tokens, normal, gate = self.attention_norm(tokens, condition, branch, gate, first)
         query, own = self._project(normal)
         if cached_attention.serves(query):
-            mixed = cached_attention.cached_attention(query, model, own, places, self._by_row(mask, query))
+            rows = query.shape[1] if mask is not None and mask.shape[2] == 1 else -1
+            seen = None if mask is None else mask.expand(-1, -1, rows, -1)
+            mixed = cached_attention.cached_attention(query, *model.unbind(1), own, places, seen)
         else:
             mixed = self._attend(query, model, own, places, mask)
         tokens, normal, gate = self.mlp_norm(tokens, condition, branch_of(self.out, mixed), gate, second)
@@ -107,11 +109,6 @@ class ExpertLayer(nn.Module):
             value = torch.cat([value, own_value], dim=2)
         return grouped_attention(apply_rotary(query.transpose(1, 2), places), key, value, mask)
 
-    def _by_row(self, mask: Tensor | None, query: Tensor) -> Tensor | None:
-        """Return the mask with one row for each of a group's queries."""
-        rows = query.shape[1] * query.shape[2] // self.groups
-        return None if mask is None else mask.expand(-1, -1, rows, -1)
-
     def _project(self, normal: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return queries (B, S, heads, E) of tokens (B, S, D), and keys and values (B, S, G, E) if it is joint."""
         if not self.joint:
@@ -121,7 +118,8 @@ class ExpertLayer(nn.Module):
             query, key, value = (self._split(layer(normal)) for layer in layers)
         else:
             sizes = [layer.out_features for layer in layers]
-            query, key, value = (self._split(x) for x in F.linear(normal, self.all).split(sizes, dim=-1))
+            multiply = few_rows.linear if few_rows.serves(normal) else F.linear
+            query, key, value = (self._split(x) for x in multiply(normal, self.all).split(sizes, dim=-1))
         return query, (key, value)
 
     def _split(self, values: Tensor) -> Tensor:
