@@ -14,7 +14,6 @@ import math
 import torch
 from torch import Tensor
 
-from ..layers.rotary import RotaryTable, apply_rotary
 from .dispatch import operator, uses_kernel
 
 WIDTH = 256
@@ -27,7 +26,7 @@ def cached_attention(
     key: Tensor,
     value: Tensor,
     own: tuple[Tensor, Tensor] | None = None,
-    places: RotaryTable | None = None,
+    places: tuple[Tensor, Tensor] | None = None,
     mask: OptionalTensor = None,
     scale: float | None = None,
 ) -> Tensor:
@@ -38,7 +37,7 @@ def cached_attention(
         key: Cached keys (B, G, N, E); h / G heads in turn share a group.
         value: Their values, alike.
         own: Keys, before rotation, and values of the S tokens, each (B, S, G, E).
-        places: Rotary table (B, 1, S, E / 2) of the tokens, float32; None rotates nothing.
+        places: Cosines and sines (B, 1, S, E / 2) of the tokens' rotary positions, float32; None rotates nothing.
         mask: bool (B or 1, 1, S, N + S), True for visible keys, or (B or 1, 1, h / G * S, N + S) for the heads of a
             group one after another. A query that sees nothing gathers zeros.
         scale: Factor of the scores, 1 / sqrt(E) by default.
@@ -99,7 +98,7 @@ def reference(
     key: Tensor,
     value: Tensor,
     own: tuple[Tensor, Tensor] | None = None,
-    places: RotaryTable | None = None,
+    places: tuple[Tensor, Tensor] | None = None,
     mask: OptionalTensor = None,
     scale: float | None = None,
 ) -> Tensor:
@@ -120,8 +119,8 @@ def _forward_reference(
         mask = mask.repeat(1, 1, query.shape[2] // groups, 1)
     turned, own = query.transpose(1, 2), None if keys is None else keys.transpose(1, 2)  # (B, heads, S, E)
     if cosine is not None and sine is not None:
-        turned = apply_rotary(turned, (cosine, sine))
-        own = None if own is None else apply_rotary(own, (cosine, sine))
+        turned = _rotate(turned, cosine, sine)
+        own = None if own is None else _rotate(own, cosine, sine)
     if own is not None and values is not None:
         key = torch.cat([key, own], dim=2)
         value = torch.cat([value, values.transpose(1, 2)], dim=2)
@@ -133,6 +132,12 @@ def _forward_reference(
     weights = weights if mask is None else weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
     mixed = (weights @ value.to(precise)).unflatten(2, (-1, tokens)).flatten(1, 2)  # (B, h, S, E)
     return mixed.transpose(1, 2).flatten(2).to(query.dtype).contiguous()
+
+
+def _rotate(values: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    first, second = values.to(torch.promote_types(values.dtype, torch.float32)).chunk(2, dim=-1)
+    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return turned.to(values.dtype)
 
 
 _forward = operator(

@@ -10,6 +10,7 @@ from ..dispatch import INTERPRETED
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _WIDENS = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits of bfloat16
+_COMBINE = 4
 _PROGRAMS = 132  # enough to fill a GPU
 _MANY = 1024  # rows from which tiles are large, unless own keys take the room
 
@@ -50,7 +51,7 @@ def forward(query, key, value, keys, values, cosine, sine, mask, scale):
     )  # fmt: skip
     _combine[(rows,)](
         parts, best, total, out, rows, splits, tokens, count, groups, heads, width,
-        SPLITS=triton.next_power_of_2(splits), WIDTH=triton.next_power_of_2(width), num_warps=2,
+        SPLITS=triton.next_power_of_2(splits), WIDTH=triton.next_power_of_2(width), num_warps=_COMBINE,
     )  # fmt: skip
     return out
 
@@ -169,13 +170,13 @@ def _combine(
     split = tl.arange(0, SPLITS)
     d = tl.arange(0, WIDTH)
     there = split < splits
+    at = parts + (split[:, None] * rows + row) * width + d[None, :]
+    found = tl.load(at, there[:, None] & (d < width)[None, :], other=0.0).to(tl.float32)
     scores = tl.load(best + split * rows + row, there, other=float("-inf"))
     highest = tl.max(scores, 0)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     weights = tl.exp2(scores - highest)
     sums = tl.sum(weights * tl.load(total + split * rows + row, there, other=0.0), 0)
-    at = parts + (split[:, None] * rows + row) * width + d[None, :]
-    found = tl.load(at, there[:, None] & (d < width)[None, :], other=0.0).to(tl.float32)
     mixed = tl.sum(found * weights[:, None], 0) / tl.where(sums > 0.0, sums, 1.0)
     group, place = row // count, row % count
     batch, head, token = group // groups, group % groups * (heads // groups) + place // tokens, place % tokens
