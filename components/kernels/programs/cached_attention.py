@@ -10,7 +10,6 @@ from ..dispatch import INTERPRETED
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _WIDENS = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits of bfloat16
-_COMBINE = 4
 _PROGRAMS = 132  # enough to fill a GPU
 _MANY = 1024  # rows from which tiles are large, unless own keys take the room
 
@@ -50,8 +49,8 @@ def forward(query, key, value, keys, values, cosine, sine, mask, scale):
         num_warps=8, num_stages=2,
     )  # fmt: skip
     _combine[(rows,)](
-        parts, best, total, out, rows, splits, tokens, count, groups, heads, width,
-        SPLITS=triton.next_power_of_2(splits), WIDTH=triton.next_power_of_2(width), num_warps=_COMBINE,
+        parts, best, total, out, rows, tokens, count, groups, heads, width,
+        SPLITS=splits, WIDTH=triton.next_power_of_2(width), num_warps=1,
     )  # fmt: skip
     return out
 
@@ -162,22 +161,23 @@ def _attend(
 
 @triton.jit
 def _combine(
-    parts, best, total, out, rows, splits, tokens, count, groups, heads, width,
-    SPLITS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    parts, best, total, out, rows, tokens, count, groups, heads, width, SPLITS: tl.constexpr, WIDTH: tl.constexpr
+):
     """Weigh the shares of a row, and write it where its token and head are in (B, S, h * E)."""
     row = tl.program_id(0).to(tl.int64)
-    split = tl.arange(0, SPLITS)
     d = tl.arange(0, WIDTH)
-    there = split < splits
-    at = parts + (split[:, None] * rows + row) * width + d[None, :]
-    found = tl.load(at, there[:, None] & (d < width)[None, :], other=0.0).to(tl.float32)
-    scores = tl.load(best + split * rows + row, there, other=float("-inf"))
-    highest = tl.max(scores, 0)
+    highest = tl.load(best + row)
+    for split in tl.static_range(1, SPLITS):
+        highest = tl.maximum(highest, tl.load(best + split * rows + row))
     highest = tl.where(highest == float("-inf"), 0.0, highest)
-    weights = tl.exp2(scores - highest)
-    sums = tl.sum(weights * tl.load(total + split * rows + row, there, other=0.0), 0)
-    mixed = tl.sum(found * weights[:, None], 0) / tl.where(sums > 0.0, sums, 1.0)
+    sums = 0.0
+    mixed = tl.zeros([WIDTH], tl.float32)
+    for split in tl.static_range(SPLITS):
+        weight = tl.exp2(tl.load(best + split * rows + row) - highest)
+        sums += weight * tl.load(total + split * rows + row)
+        share = tl.load(parts + (split * rows + row) * width + d, d < width, other=0.0)
+        mixed += weight * share.to(tl.float32)
+    mixed /= tl.where(sums > 0.0, sums, 1.0)
     group, place = row // count, row % count
     batch, head, token = group // groups, group % groups * (heads // groups) + place // tokens, place % tokens
     into = out + ((batch * tokens + token) * heads + head) * width + d

@@ -11,14 +11,13 @@ from ..few_rows import COLUMNS, INNER, tiles_of_share
 from .modulated_norm import rows_of, stride_of, warps_of
 
 _WIDENS = tl.constexpr(INTERPRETED)  # the interpreter would multiply the bits of bfloat16
-_COLUMNS = 16
 _GATED = {"COLUMNS": 32, "INNER": 128, "num_stages": 4, "num_warps": 4}
 
 
 def linear(values, weight):
     """Implement the reference of `linear`."""
     out = torch.empty(*values.shape[:-1], len(weight), dtype=values.dtype, device=values.device)
-    return _multiply(values, weight, out, triton.cdiv(weight.shape[1], INNER), _COLUMNS)
+    return _multiply(values, weight, out, triton.cdiv(weight.shape[1], INNER))
 
 
 def parts(values, weight):
@@ -28,16 +27,16 @@ def parts(values, weight):
     out = torch.empty(
         shares, *values.shape[:-1], len(weight), dtype=torch.float32, device=values.device
     )
-    return _multiply(values, weight, out, each, COLUMNS)
+    return _multiply(values, weight, out, each)
 
 
-def _multiply(values, weight, out, each, tile):
+def _multiply(values, weight, out, each):
     values, weight = values.contiguous(), weight.contiguous()
     columns, inner = weight.shape
     rows, shares = values.numel() // inner, triton.cdiv(inner, INNER * each)
-    _parts[(triton.cdiv(columns, tile), shares)](
+    _parts[(triton.cdiv(columns, COLUMNS), shares)](
         values, weight, out, rows, columns, inner, each,
-        WHOLE=columns % tile == 0 and inner % INNER == 0, ROWS=_tile(rows), COLUMNS=tile, INNER=INNER,
+        WHOLE=columns % COLUMNS == 0 and inner % INNER == 0, ROWS=_tile(rows), COLUMNS=COLUMNS, INNER=INNER,
         num_warps=4, num_stages=4,
     )  # fmt: skip
     return out
