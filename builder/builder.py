@@ -36,7 +36,7 @@ from .planning.policy import PolicyPlan
 from .planning.sources import DataPlan, DataSource
 from .planning.summary import Summary
 from .policy import BasePolicyModel
-from .provenance import policy_provenance
+from .provenance import git_state, hardware
 from .recipe.load import load_recipe, open_document
 from .recipe.loaded import LoadedRecipe
 from .recipe.standalone import standalone
@@ -47,6 +47,8 @@ from .training.distributed.agreement import refuse_existing
 from .training.job import Job, Result
 from .training.monitoring.flops import ModelFlops
 from .training.monitoring.logs import FileLog, Reporter
+from .training.monitoring.run_page import RunPage
+from .training.monitoring.trackers import Trackers
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -108,8 +110,10 @@ class Builder:
         saved = SavedPolicy.find(self.checkpoint, verify=False)
         return replace(loaded, resumed=(saved.recipe, saved.recipe_directory))
 
-    def check(self) -> Builder:
+    def check(self, *, deep: bool = False) -> Builder:
         """Validate, wire and dry-run the recipe without allocating the policy, and return the builder itself.
+
+        If `deep`, also open every video, and take a batch of real samples through the policy.
 
         A hand-written policy is built and run once, on the CPU. Weights files on this machine are read; a hub
         is asked only for configs and tokenizers.
@@ -118,6 +122,8 @@ class Builder:
             RecipeError: The recipe is wrong; it carries every problem.
         """
         self._kind.check(self.initialization)
+        if deep:
+            self._kind.check_deep(self.initialization)
         return self
 
     @property
@@ -252,7 +258,7 @@ class Builder:
             held_out = self.initialization.data.open("validation")
         assert samples is not None
         policy = self.build()
-        _record_data(policy, samples)
+        _record_run(policy, samples, self.recipe.directory)
         job = Job(
             policy=policy,
             dataset=self._kind.dataset(samples, self.initialization),
@@ -270,11 +276,16 @@ class Builder:
         )
         if not accelerator.is_main_process:
             return loop.train(job, accelerator, (), resume=resume)
-        description = self._description() | {"init": policy.content["provenance"].get("init")}
-        log = FileLog(directory, description, standalone(self.recipe.document, located=True))
+        description = self._description() | policy.content["provenance"]
+        text = standalone(self.recipe.document, located=True)
+        log = FileLog(directory, description, text)
+        trackers = Trackers(section.track, directory, job.recipe, text)
+        drawn = RunPage(directory, text)
         try:
-            return loop.train(job, accelerator, (log, *reporters), resume=resume)
+            return loop.train(job, accelerator, (log, trackers, drawn, *reporters), resume=resume)
         finally:
+            drawn.close()
+            trackers.close()
             log.close()
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any] | None]:
@@ -320,7 +331,7 @@ class Builder:
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "recipe_directory": str(self.recipe.origin.resolve()),
             "data": self.initialization.data.paths,
-            **policy_provenance(self.recipe),
+            "hardware": hardware(),
         }
 
 
@@ -333,9 +344,11 @@ def count_on_meta(loaded: LoadedRecipe, data: DataPlan, plan: PolicyPlan) -> int
     return int(count.get_total_flops()) // BATCH
 
 
-def _record_data(policy: BasePolicyModel, samples: LeRobotDataset | Mixture) -> None:
-    """Record the fingerprint of the training data in a policy's config, and that of each robot."""
+def _record_run(policy: BasePolicyModel, samples: LeRobotDataset | Mixture, directory: Path) -> None:
+    """Record the fingerprints of the training data, and the git state of the recipe, in a policy's config."""
     provenance = policy.content["provenance"]
+    if (state := git_state(directory)) is not None:
+        provenance["git"] = state
     provenance["dataset"] = samples.fingerprint
     if isinstance(samples, Mixture):
         provenance["datasets"] = samples.fingerprints

@@ -16,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..components.registry import REGISTRIES
 from ..schemas.console import report
+from ..schemas.errors import PolicysmithError
+from ..schemas.origins import origins
 from ..schemas.paths import expanded
 from ..schemas.questions import explanation
 from ..schemas.questions.commands import line_width, rendered
@@ -79,7 +81,7 @@ def train(args: Namespace) -> int:
 
 def check(args: Namespace) -> int:
     """Run `policysmith check`."""
-    builder = _builder(args).check()
+    builder = _builder(args).check(deep=args.deep)
     if args.format != "text":
         report(builder.warnings, args.format)
         return 0
@@ -98,7 +100,7 @@ def check(args: Namespace) -> int:
 def render(args: Namespace) -> int:
     """Run `policysmith render` for a recipe with parts of its own."""
     recipe = _builder(args).recipe
-    sys.stdout.write(rendered(recipe.resolved(), recipe.document if args.origins else None))
+    sys.stdout.write(rendered(recipe.resolved(), origins(recipe.document) if args.origins else None))
     return 0
 
 
@@ -107,7 +109,7 @@ def listing(args: Namespace) -> int:
     from .policy.registration.registry import policies
     from .recipe.json_schema import recipe_schema
 
-    root = recipe_schema()
+    root = recipe_schema(plugins=True)
     for kind in REGISTRIES:
         if args.kind in (None, kind):
             sys.stdout.write(explanation.listing(kind, root, line_width()))
@@ -120,19 +122,28 @@ def explain(args: Namespace) -> int:
     """Run `policysmith explain` for parts that only this machine has."""
     from .recipe.json_schema import recipe_schema
 
-    sys.stdout.write(explanation.explain(args.topic, recipe_schema(), line_width()))
+    sys.stdout.write(explanation.explain(args.topic, recipe_schema(plugins=True), line_width()))
     return 0
 
 
 def schema(args: Namespace) -> int:
     """Run `policysmith schema`."""
     from ..schemas.json_schema import SCHEMA_FILE
+    from .recipe.imports import run_import
     from .recipe.json_schema import schema_text, write_schema
 
+    if args.write and (args.out or args.with_plugins is not None):
+        raise PolicysmithError("`--write` writes the shipped schema; leave out `--out` and `--with-plugins`")
     if args.write:
         console.print(f"{shown(SCHEMA_FILE)}: {'written' if write_schema() else 'up to date'}")
-    else:
-        sys.stdout.write(schema_text())
+        return 0
+    for entry in args.with_plugins or ():
+        run_import(entry)
+    text = schema_text(plugins=args.with_plugins is not None)
+    if not args.out:
+        sys.stdout.write(text)
+        return 0
+    expanded(args.out).write_text(text, encoding="utf-8")
     return 0
 
 
@@ -206,15 +217,19 @@ def export_lerobot(args: Namespace) -> int:
 
 def export(args: Namespace) -> int:
     """Run `policysmith export`."""
-    from .export import export as write
+    from .exporting.export import export as write
 
     set_up_logging()
     write(
         args.checkpoint,
         args.output,
+        format=args.format,
         merge=args.merge,
         allow_imports=args.allow_imports,
         verify=args.verify,
     )
-    console.print(f"policy  {shown(Path(args.output))}  ->  AutoModel.from_pretrained")
+    use = {"checkpoint": "AutoModel.from_pretrained", "torch-export": "torch.export.load"}
+    console.print(
+        f"policy  {shown(Path(args.output))}  ->  {use.get(args.format, 'onnxruntime.InferenceSession')}"
+    )
     return 0

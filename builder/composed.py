@@ -8,11 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import Dataset
 
+from ..schemas.diagnostics import in_order
 from ..schemas.errors import PolicysmithError, RecipeError
 from .data.time_steps import TimeSteps
 from .fine_tuning.initialization import Initialization
 from .fine_tuning.transfer import Transfer
 from .planning.checks.environment import environment_findings
+from .planning.checks.real_data import check_batch, open_every_file
+from .planning.checks.trackers import tracker_findings
 from .planning.dry_run import dry_run
 from .planning.policy import PolicyPlan, config_content, plan_policy
 from .planning.sources import DataPlan, recipe_time_steps
@@ -50,10 +53,20 @@ class Composed:
 
             summary = dry_run(self._loaded, init.data, plan, filled)
             content = config_content(self._loaded, init.data, plan.facts)
-            if found := environment_findings(self._loaded, MODEL_TYPE, content):
-                raise RecipeError(found)
+            found = [
+                *environment_findings(self._loaded, MODEL_TYPE, content),
+                *tracker_findings(self._loaded),
+            ]
+            if found:
+                raise RecipeError(in_order(found))
             self._checked = Checked(summary, init.report(transfers[0]), summary.warnings)
         return self._checked
+
+    def check_deep(self, init: Initialization) -> None:
+        """Open every video, and take real samples through the policy. Raise RecipeError for what fails."""
+        self.check(init)
+        open_every_file(self._loaded, init.data)
+        check_batch(self._loaded, init.data, self.plan_for(init))
 
     def build(self, init: Initialization, device: str) -> RecipePolicy:
         """Return the checked policy with its initial weights, in evaluation mode."""

@@ -64,7 +64,9 @@ class TerminalProgress:
         self._bar.update(self._task, completed=step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Show the values of a log interval."""
+        """Show the values of a log interval. Those of an evaluation arrive alone, and in a note."""
+        if "loss" not in values:
+            return
         text = f"loss {values['loss']:.4f}  {values['samples_per_second']:,.0f} samples/s  data wait {values['data_wait']:.0%}"
         if "mfu" in values:
             text += f"  MFU {values['mfu']:.0%}"

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers import PretrainedConfig
 
 from ..schemas.diagnostics import Diagnostic, in_order
-from ..schemas.errors import PolicysmithError, RecipeError, SpecError
+from ..schemas.errors import DatasetError, PolicysmithError, RecipeError, SpecError
 from ..schemas.recipe import CustomPolicySection
 from ..schemas.wording import did_you_mean
 from . import compat
@@ -24,6 +24,8 @@ from .data.time_steps import TimeSteps
 from .fine_tuning.initialization import Initialization
 from .fine_tuning.transfer import Transfer
 from .planning.checks.environment import environment_findings
+from .planning.checks.real_data import check_finite, ends, first_and_last, open_every_file
+from .planning.checks.trackers import tracker_findings
 from .planning.checks.trial import try_out
 from .planning.dry_run import undeclared_ties, unmatched_patterns
 from .planning.policy import config_content, located_problem, transform_sites
@@ -74,8 +76,12 @@ class Handwritten:
         if self._checked is None:
             loaded, config = self._loaded, copy.deepcopy(self._config)
             warnings = self._attach(config, init.data)
-            if found := environment_findings(loaded, config.model_type, getattr(config, KEY)):
-                raise RecipeError(found)
+            found = [
+                *environment_findings(loaded, config.model_type, getattr(config, KEY)),
+                *tracker_findings(loaded),
+            ]
+            if found:
+                raise RecipeError(in_order(found))
             policy, transfer = self._assemble(init, "cpu")
             try:
                 try_out(policy, init.data)
@@ -88,6 +94,25 @@ class Handwritten:
             self._tried = policy
             self._checked = Checked(report=init.report(transfer), warnings=warnings)
         return self._checked
+
+    def check_deep(self, init: Initialization) -> None:
+        """Open every video, and take real samples through the policy. Raise RecipeError for what fails."""
+        loaded = self._loaded
+        policy = self.build(init, "cpu")
+        open_every_file(loaded, init.data)
+        samples = ends(init.data)
+        dataset = self.dataset(samples, init)
+        try:
+            batch = policy.collator([dataset[index, index] for index in first_and_last(samples)])
+            check_finite(batch, f"{type(policy).__name__} reads")
+            with torch.no_grad():
+                policy(batch)
+        except DatasetError as error:
+            raise RecipeError([loaded.diagnostic(("data",), str(error), code="E023 bad-dataset")]) from error
+        except SpecError as error:
+            raise RecipeError([loaded.diagnostic(("policy", "type"), error)]) from error
+        except Exception as error:
+            raise _failed(loaded, f"{type(policy).__name__} fails on samples of the data", error) from error
 
     def build(self, init: Initialization, device: str) -> BasePolicyModel:
         """Return the checked policy with its initial weights, in evaluation mode."""

@@ -1,14 +1,17 @@
-"""Provenance of policies and results: package versions, hardware, and the hash of a recipe."""
+"""Provenance of policies and results: a recipe's hash and origins, package versions, git state and hardware."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ..schemas.origins import origins
 
 if TYPE_CHECKING:
     from .recipe.loaded import LoadedRecipe
@@ -33,9 +36,34 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def policy_provenance(loaded: LoadedRecipe) -> dict[str, Any]:
-    """Return the hash of a recipe and the versions of the packages behind its policy, plug-ins included."""
+    """Return the hash of a recipe, the origins of its values, and the versions of packages and plug-ins."""
     own = {name: package_version(name) or "unknown" for name in POLICY}
-    return {"recipe_sha256": loaded.sha256, "versions": own | _plugin_versions(loaded)}
+    return {
+        "recipe_sha256": loaded.sha256,
+        "versions": own | _plugin_versions(loaded),
+        "origins": origins(loaded.document, portable=True),
+    }
+
+
+def git_state(directory: Path) -> dict[str, Any] | None:
+    """Return the commit checked out in a directory, and whether tracked files differ from it.
+
+    Return None if there is no git, no repository or no commit.
+    """
+    describe = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    try:
+        found = subprocess.run(
+            describe,
+            cwd=directory,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": found.removesuffix("-dirty"), "dirty": found.endswith("-dirty")}
 
 
 def _plugin_versions(loaded: LoadedRecipe) -> dict[str, str]:
@@ -78,4 +106,4 @@ def _processor() -> str:
     return (names[0] if names else "") or platform.processor() or platform.machine()
 
 
-__all__ = ["hardware", "machine_versions", "package_version", "policy_provenance", "versions"]
+__all__ = ["git_state", "hardware", "machine_versions", "package_version", "policy_provenance", "versions"]

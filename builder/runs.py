@@ -1,10 +1,13 @@
 """The directory of a run: the names of its files, its checkpoints, and the locks that guard them.
 
     <run>/policy                        link to the newest checkpoint
+          best                          link to the best checkpoint, with `training.keep_best`
           checkpoints/step-00002000/    complete from the moment it has this name
           run.json                      what the run is
           recipe.yaml                   its recipe, which trains the same again from anywhere
+          report.html                   its curves, drawn while it goes
           log.jsonl, tensorboard/       its losses and speed
+          tracking.json                 its remote runs, by tracker
           profile/                      the time of its steps, with `--profile`
           .lock                         held by the process that trains here
 
@@ -29,9 +32,9 @@ from typing import Self
 from ..schemas.errors import CheckpointError
 from ..schemas.paths import exists
 
-CHECKPOINTS, POLICY, LOCK = "checkpoints", "policy", ".lock"
-DESCRIPTION, RECIPE, LOG, TENSORBOARD, PROFILE = (
-    "run.json", "recipe.yaml", "log.jsonl", "tensorboard", "profile",
+CHECKPOINTS, POLICY, BEST, LOCK = "checkpoints", "policy", "best", ".lock"
+DESCRIPTION, RECIPE, REPORT, LOG, TENSORBOARD, TRACKING, PROFILE = (
+    "run.json", "recipe.yaml", "report.html", "log.jsonl", "tensorboard", "tracking.json", "profile",
 )  # fmt: skip
 _STEP = re.compile(r"step-(\d{8,})")
 _LEFT = re.compile(r"\.+step-\d{8,}\..+")
@@ -122,9 +125,20 @@ def point(run: Path) -> None:
         aim = found.relative_to(run)
         if link.is_symlink() and link.readlink() == aim:
             return
-        made = run / f".{POLICY}-{uuid.uuid4().hex}"
-        made.symlink_to(aim)
-        made.replace(link)
+        _replace_link(link, aim)
+
+
+def point_best(run: Path, step: int) -> None:
+    """Point `<run>/best` at the checkpoint after `step` updates, if that still exists."""
+    aim = checkpoint_path(run, step)
+    if aim.is_dir():
+        _replace_link(run / BEST, aim.relative_to(run))
+
+
+def _replace_link(link: Path, aim: Path) -> None:
+    made = link.with_name(f".{link.name}-{uuid.uuid4().hex}")
+    made.symlink_to(aim)
+    made.replace(link)
 
 
 def newest(path: Path) -> Path:
@@ -144,7 +158,7 @@ def newest(path: Path) -> Path:
 
 
 def prune(run: Path, keep: int) -> str:
-    """Remove all but the newest `keep` checkpoints, and return the reason if one cannot be removed.
+    """Remove all but the newest `keep` checkpoints and the best; return the reason if one cannot be removed.
 
     Checkpoints being read are kept. A checkpoint loses its name in one step.
     """
@@ -156,7 +170,10 @@ def prune(run: Path, keep: int) -> str:
 
 
 def _prune(run: Path, keep: int) -> None:
+    best = (run / BEST).resolve()
     for path in checkpoints(run)[:-keep]:
+        if path.resolve() == best:
+            continue
         with Handle(path, os.O_RDONLY | os.O_DIRECTORY) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,8 +202,9 @@ def _sweep(run: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if _LEFT.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-    for path in run.glob(f".{POLICY}-*"):
-        path.unlink(missing_ok=True)
+    for name in (POLICY, BEST):
+        for path in run.glob(f".{name}-*"):
+            path.unlink(missing_ok=True)
 
 
 def pin(checkpoint: Path) -> Handle | None:

@@ -57,6 +57,11 @@ class Registry(Generic[P]):
         return part
 
     @property
+    def shipped(self) -> list[str]:
+        """Types of this package."""
+        return sorted(path.stem for path in (_HOME / self.kind).glob("[a-z]*.py"))
+
+    @property
     def registered(self) -> list[str]:
         """Types registered in this process, by an imported file or in a notebook."""
         return sorted(self._registered)
@@ -83,8 +88,7 @@ class Registry(Generic[P]):
 
     def names(self) -> list[str]:
         """Return every known type, sorted."""
-        own = {path.stem for path in (_HOME / self.kind).glob("[a-z]*.py")}
-        return sorted(own | set(self._plugins()) | set(self._registered))
+        return sorted({*self.shipped, *self._plugins(), *self._registered})
 
     def get(self, name: str) -> type[P]:
         """Return the class of `type: <name>`; raise RegistryError with known types and the likely one."""

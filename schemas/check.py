@@ -22,6 +22,7 @@ from .diagnostics import MOST, Diagnostic, ErrorCode, Source, in_order
 from .errors import RecipeError
 from .json_schema import SchemaTree, shipped_schema
 from .kinds import KINDS, unlisted_types
+from .migration import VERSION, version_cure
 from .wording import near, quoted, shortened, where
 from .yaml.document import Document
 from .yaml.nodes import KeyPath
@@ -205,7 +206,10 @@ class _Checker:
         label = f"expected {words}" if meant is None else f"did you mean `{meant}`?"
         message = f"{where(path)} must be {words}, found {wording.found(value)}"
         edit = meant if isinstance(value, str) else None
-        yield self._at("E007 invalid-value", message, path, label, notes=self._about(path), edit=edit)
+        help = version_cure(value) if path == (VERSION,) else ""
+        yield self._at(
+            "E007 invalid-value", message, path, label, notes=self._about(path), help=help, edit=edit
+        )
 
     def _unknown_type(self, path: KeyPath, name: str, kind: str) -> Iterator[Diagnostic]:
         known = self._types(kind)
@@ -278,7 +282,6 @@ class _Checker:
         edit: str | None = None,
     ) -> Diagnostic:
         span = self.document.span(path, "key" if key else "value")
-        origin = None if key else self.document.origin(path)
-        related = ((origin, "the value is set here"),) if origin is not None else ()
-        edit = edit if span.line and span.line == span.end_line and origin is None else None
+        related = () if key else self.document.set_by(path)
+        edit = edit if span.line and span.line == span.end_line and not related else None
         return Diagnostic(code, message, span, label, related, notes=notes, help=help, edit=edit)

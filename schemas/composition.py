@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .diagnostics import Diagnostic, Span, in_order
+from .diagnostics import Diagnostic, Source, Span, in_order
 from .errors import RecipeError
-from .json_schema import SchemaTree, shipped_schema
+from .json_schema import Schema, SchemaTree, nullable, shipped_schema
 from .paths import exists, expanded
 from .wording import near
 from .yaml.document import Document, read
@@ -65,22 +65,6 @@ def resolved(document: Document) -> Document:
     return replace(document, root=root)
 
 
-def places(document: Document) -> Iterator[tuple[KeyPath, Span]]:
-    """Yield the path of every single value and the place that sets it."""
-
-    def walk(node: Node, path: KeyPath) -> Iterator[tuple[KeyPath, Span]]:
-        if isinstance(node.content, dict):
-            for key, entry in node.content.items():
-                yield from walk(entry.node, (*path, key))
-        elif isinstance(node.content, tuple):
-            for position, item in enumerate(node.content):
-                yield from walk(item, (*path, position))
-        else:
-            yield path, node.origin or node.span
-
-    return walk(document.root, ())
-
-
 def _composed(document: Document, above: tuple[Path, ...]) -> Document:
     entries = document.root.content
     if not isinstance(entries, dict) or BASE not in entries:
@@ -113,7 +97,7 @@ def _read_base(document: Document, name: Node, above: tuple[Path, ...]) -> Node:
         raise _refused(f"base recipes are nested more than {_MOST_BASES} levels deep", name.span)
     if not exists(path):
         raise RecipeError([_missing(name, path)])
-    base = _composed(read(path), (*above, here))
+    base = _composed(read(path, base_of=name.span), (*above, here))
     return _relocated(base.root, base.directory, document.directory)
 
 
@@ -205,7 +189,7 @@ def _without_removed(document: Document) -> Document:
             kept = {
                 key: Entry(entry.key, walk(entry.node, (*path, key)))
                 for key, entry in node.content.items()
-                if not (entry.node.removes and not _nullable(tree.at(value, (*path, key))))
+                if not (entry.node.removes and not _accepts_null(tree.at(value, (*path, key))))
             }
             return replace(node, content=kept)
         if isinstance(node.content, tuple):
@@ -219,19 +203,13 @@ def _without_removed(document: Document) -> Document:
     return replace(document, root=walk(document.root, ()))
 
 
+def _accepts_null(schema: Schema) -> bool:
+    """Return whether null is a value of an option; True for options that the shipped schema does not know."""
+    return not schema or nullable(schema)
+
+
 def _any_removed(node: Node) -> bool:
     return node.removes or any(_any_removed(child) for child in node.children)
-
-
-def _nullable(schema: Mapping[str, object]) -> bool:
-    """Return whether null is a value of an option; True for options that the shipped schema does not know."""
-    if not schema:
-        return True
-    kinds = schema.get("type", [])
-    branches = schema.get("anyOf", [])
-    return "null" in (kinds if isinstance(kinds, list) else [kinds]) or any(
-        _nullable(branch) for branch in (branches if isinstance(branches, list) else [])
-    )
 
 
 def _text(node: Node) -> str:
@@ -334,8 +312,9 @@ class _Variables:
             cure = f"set it, or write a default: `${{env:{name}:-value}}`"
             self._fail(node, f"the environment variable `{name}` is not set", cure)
             return replace(node, content=None)
+        origin = Span(Source(f"environment variable {name}")) if os.environ.get(name) else None
         try:
-            return replace(node, content=resolve(text))
+            return replace(node, content=resolve(text), origin=origin)
         except ValueError as error:
             self._fail(node, f"the value of the environment variable `{name}` {error}")
             return replace(node, content=None)

@@ -34,6 +34,7 @@ ErrorCode = Literal[
     "E011 import-refused",
     "E012 import-failed",
     "E013 bad-reference",
+    "E014 missing-package",
     "E020 bad-wiring",
     "E021 dim-mismatch",
     "E022 missing-input",
@@ -69,10 +70,14 @@ _TAB = "    "
 
 @dataclass(frozen=True)
 class Source:
-    """A named source of text. `text` is None for values from Python, such as a dict."""
+    """A named source of text. `text` is None for values from Python, such as a dict.
+
+    `base_of` is the place in another recipe that names this one as its base.
+    """
 
     name: str
     text: str | None = None
+    base_of: Span | None = None
 
     @cached_property
     def lines(self) -> list[str]:
@@ -156,6 +161,14 @@ class Diagnostic:
         """Sort key: the file from top to bottom, then findings without a line."""
         return (0 if self.span.line else 1, self.span.line, self.span.column)
 
+    @property
+    def _bases(self) -> tuple[str, ...]:
+        """Notes on which recipes name those of the places as their base."""
+        sources = dict.fromkeys(span.source for span in (self.span, *(span for span, _ in self.related)))
+        return tuple(
+            f"{source.name} is a base of {source.base_of}" for source in sources if source.base_of is not None
+        )
+
     def render(self, color: bool = False) -> str:
         """Return the finding as lines of text, without a final newline."""
         spans = [self.span, *(span for span, _ in self.related)]
@@ -164,7 +177,7 @@ class Diagnostic:
         lines += paint.place("-->", self.span, "^", self.label)
         for span, label in self.related:
             lines += paint.place(":::", span, "-", label)
-        lines += [paint.remark("note", note) for note in self.notes]
+        lines += [paint.remark("note", note) for note in (*self.notes, *self._bases)]
         if self.help:
             lines.append(paint.remark("help", self.help))
         return "\n".join(lines)
@@ -180,7 +193,7 @@ class Diagnostic:
             "span": self.span.to_json(),
             "label": self.label,
             "related": [{"span": span.to_json(), "label": label} for span, label in self.related],
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self._bases],
             "help": self.help,
             "edit": self.edit,
         }

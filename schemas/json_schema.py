@@ -1,7 +1,7 @@
 """The JSON Schema of recipes, resolved along an actual recipe, whose types decide which keys exist.
 
 Conditions in the schema have a single form, `if: {properties: {type: {const: ...}}}`, so no validator is
-needed here.
+needed here. It names no default that is null: yaml-language-server offers no keys beside one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ SCHEMA_FILE = Path(__file__).with_name("recipe.v1.json")
 def shipped_schema() -> dict[str, Any]:
     """Return the shipped JSON Schema of recipes."""
     return dict(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+
+
+def nullable(schema: Schema) -> bool:
+    """Return whether null is a value of an option, and so the default of one that names none."""
+    kinds = schema.get("type", [])
+    return "null" in (kinds if isinstance(kinds, list) else [kinds]) or any(
+        map(nullable, schema.get("anyOf", []))
+    )
 
 
 class SchemaTree:

@@ -24,6 +24,8 @@ from .yaml.parser import Parser
 _STEP = re.compile(
     r"""(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|\[(?P<index>\d+)\]|(?P<plain>[^.='"\s\[\]]+))(?P<after>\.|=|(?=\[)|$)"""
 )
+COMMAND_LINE = "<command line>"
+"""Name of the source of overrides on the command line."""
 _FLAG, _REMOVE = "-o ", "~"
 
 
@@ -32,7 +34,7 @@ def apply(document: Document, overrides: Iterable[str]) -> Document:
     found: list[Diagnostic] = []
     for text in overrides:
         try:
-            document = _apply(document, Source("<command line>", _FLAG + text))
+            document = _apply(document, Source(COMMAND_LINE, _FLAG + text))
         except RecipeError as error:
             found += error.diagnostics
     if found:

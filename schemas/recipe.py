@@ -192,6 +192,19 @@ class ScheduleSection(Section):
     """Learning rate at the last step, as a fraction of the peak (not for `constant`)."""
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+Metric = Literal["validation/loss", "evaluation/success"]
+
+
+class EarlyStopSection(Section):
+    """Condition under which a run ends before its last step."""
+
+    metric: Metric = "validation/loss"
+    """Value that must improve: the loss on `data.validation`, or the success of `evaluation.every`."""
+    patience: int = Field(ge=1)
+    """Number of later values, one a checkpoint, that may be no better than the best."""
+
+
 class TrainingSection(Section):
     """Training settings."""
 
@@ -223,6 +236,10 @@ class TrainingSection(Section):
     """`full` shards weights and optimizer over all processes (FSDP2), `hybrid` over those of a machine, with a copy on each."""
     cuda_graph: Literal["auto", "off"] = "auto"
     """`auto` replays steps as CUDA graphs if that is faster; `off` never does."""
+    track: Annotated[list[Tracker], AfterValidator(_distinct)] = Field(
+        default_factory=lambda: list[Tracker](["tensorboard"]), json_schema_extra={"uniqueItems": True}
+    )
+    """Trackers that receive losses, speed, validation, success and the recipe; all but `tensorboard` need the extra `tracking`."""
     log_every: int = Field(default=50, ge=1)
     """Steps between log lines."""
     save_every: int | None = Field(default=None, ge=1)
@@ -233,6 +250,10 @@ class TrainingSection(Section):
     """Minutes after which a run of several processes ends if one of them hangs; null to wait indefinitely."""
     keep: int = Field(default=2, ge=1)
     """Number of checkpoints to keep, newest first."""
+    keep_best: Metric | None = None
+    """Value by which the best checkpoint is kept as well, under the name `best` in the run."""
+    early_stop: EarlyStopSection | None = None
+    """End the run once a value no longer improves; null for never."""
 
 
 class EvaluationSection(Section):
@@ -246,6 +267,8 @@ class EvaluationSection(Section):
     """Number of rollouts, each with its own goal."""
     seed: int = Field(default=10_000, ge=0)
     """Seed of the first rollout; demonstrations use seeds far from it."""
+    every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations during training, beside it on the same device; null for none."""
     control: Literal["none", "blind"] = "none"
     """`blind` also trains and evaluates the recipe without cameras, for comparison."""
 

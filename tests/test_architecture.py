@@ -12,6 +12,7 @@ PACKAGES = ("builder", "components", "schemas")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 WRITES_TO_THE_TERMINAL = {
     "builder/cli.py",
+    "builder/commands/guide.py",
     "builder/commands/machine.py",
     "builder/commands/recipes.py",
     "builder/commands/runs.py",

@@ -20,4 +20,4 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "$venv" || { rm -rf "$venv"; exit 1; }
 fi
 "$venv/bin/python" -m pip install --quiet --upgrade pip
-"$venv/bin/python" -m pip install --quiet --editable '.[sim,weights,float8,dev]'
+"$venv/bin/python" -m pip install --quiet --editable '.[sim,weights,export,dev]'

@@ -20,18 +20,21 @@ from ..planning.graph import graph as draw
 from ..planning.graph import mermaid, svg
 from ..planning.memory import changes, held_bytes
 from ..recipe.draft import Draft
+from .guide import guided
 
 console = PlainConsole()
 
 
 def new(args: Namespace) -> int:
-    """Run `policysmith new`, which writes a recipe that passes `check`, or nothing.
+    """Run `policysmith new`, which writes a recipe that passes `check`, or nothing; on a terminal it may ask.
 
     Weights and tokenizers that cannot be reached now are reported, and do not count.
     """
     memory = args.gpu
     if memory is None and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    if args.data is None:
+        args = guided(args, memory)
     base = None if args.base is None else Path(args.base)
     draft = Draft.of(Path(args.data), policy=args.policy, base=base, gibibytes=memory)
     file = expanded(args.out or f"{draft.name}.yaml")

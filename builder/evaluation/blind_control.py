@@ -82,7 +82,8 @@ def blind(recipe: Mapping[str, Any], parameters: Iterable[str] = ()) -> dict[str
             left for raw in unseeing["transforms"] if (left := _without_images(raw)) is not None
         ]
     if unseeing.get("evaluation"):
-        unseeing["evaluation"]["control"] = "none"
+        unseeing["evaluation"] |= {"control": "none", "every": None}
+    unseeing["training"] |= {"keep_best": None, "early_stop": None}
     unseeing["name"] += SUFFIX
     unseeing["output"] = None
     return unseeing
@@ -144,7 +145,7 @@ class ControlReporter:
         """Do nothing."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        if (tenth := 10 * step // self._steps) > self._shown:
+        if (tenth := 10 * step // self._steps) > self._shown and "loss" in values:
             self._shown = tenth
             self._tell(f"training the blind control: step {step} of {self._steps}, loss {values['loss']:.4f}")
 

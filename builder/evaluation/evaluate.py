@@ -27,7 +27,8 @@ from ..data.mixture import RobotDataset
 from ..data.selection import matching
 from ..data.splits import split_episodes
 from ..planning.checks.compatibility import check_dataset
-from ..policy import BasePolicyModel
+from ..planning.graph import graph_of
+from ..policy import BasePolicyModel, RecipePolicy
 from ..saved_policy import SavedPolicy, choose_device
 from .blind_control import BlindControl
 from .closed_loop import ClosedLoopResult, evaluate_closed_loop
@@ -118,6 +119,7 @@ def evaluate(
     notes = [f"{unused} had no effect without rollouts; omit `open_loop` to simulate."] if unused else []
     judged, remarks = _open_loop(saved, policy, plan.embodiment, tell, required=plan.env is None)
     notes += remarks
+    drawing = graph_of(policy) if isinstance(policy, RecipePolicy) else None
     del policy
     closed = unseeing = None
     if plan.env is not None:
@@ -141,7 +143,7 @@ def evaluate(
         plan.embodiment,
         closed is not None and _goals_are_new(saved, plan.embodiment, closed),
     )
-    write_report(result, saved)
+    write_report(result, saved, drawing)
     return result
 
 

@@ -33,7 +33,7 @@ from .checks.doubts import normalization_doubts
 from .checks.unused import unused
 from .policy import PolicyPlan, config_content
 from .sources import DataPlan
-from .summary import Summary
+from .summary import Summary, part_sizes
 
 BATCH = 2
 """Samples of a dry run."""
@@ -72,15 +72,9 @@ def dry_run(
         *unmatched_patterns(loaded, policy, loaded.resolved()["policy"]["freeze"]),
     ]
     known = filled(policy)
-    parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
-    parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
-    parts["head"] = policy.head
     warned = tuple(_random_and_frozen(loaded, policy, plan, known))
     freeze(policy, list(idle))
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
-    trains = {
-        name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in parts.items()
-    }
+    sizes, trains = part_sizes(policy)
     if not any(trains.values()):
         label, help = "nothing is left to train", "narrow the patterns"
         error = SpecError("every parameter is frozen", label=label, help=help)
@@ -218,21 +212,30 @@ def _defect(
 
 
 def run_once(
-    loaded: LoadedRecipe, policy: RecipePolicy, plan: PolicyPlan, *, sample: bool = True
+    loaded: LoadedRecipe,
+    policy: RecipePolicy,
+    plan: PolicyPlan,
+    *,
+    sample: bool = True,
+    transformed: Mapping[str, Any] | None = None,
 ) -> torch.Tensor:
     """Return the loss of a training step of two samples on the meta device, after a prediction if `sample`.
+
+    `transformed` is a batch of real samples to use in place of blank ones, after the transforms.
 
     Raise RecipeError for the part that fails.
     """
     parts, wiring = plan.parts, plan.wiring
-    batch = {k: v for key, spec in wiring.collated.items() for k, v in _blank(key, spec).items()}
+    batch = {k: v for key, spec in wiring.collated.items() for k, v in blank(key, spec).items()}
+    batch = batch if transformed is None else {**transformed}
     if policy.robots:
         batch[ACTION_PADDING] = policy.robots.action_padding(batch[EMBODIMENT])
     policy.train()
     site = parts.head
     try:
         with compat.meta_nonzero():
-            for index, (site, transform) in enumerate(zip(parts.transforms, policy.transforms, strict=True)):
+            remaining = zip(parts.transforms, policy.transforms, strict=True) if transformed is None else ()
+            for index, (site, transform) in enumerate(remaining):
                 batch = transform(batch)
                 shapes = {key: value.shape for key, value in batch.items() if isinstance(value, torch.Tensor)}
                 _compare(site, wiring.into(index + 1), shapes)
@@ -241,7 +244,8 @@ def run_once(
             walk = policy.walk(batch)
             for site in (*parts.backbones.values(), *(parts.necks[name] for name in wiring.necks)):
                 _, made = next(walk)
-                _check_features(site, wiring, made)
+                if transformed is None:  # real instructions have other lengths than blank ones
+                    _check_features(site, wiring, made)
                 features |= made
             site = parts.head
             ordered = {**{key: features[key] for key in wiring.features}, **robots}
@@ -288,7 +292,7 @@ def _agrees(spec: Spec, shape: torch.Size) -> bool:
     )
 
 
-def _blank(key: str, spec: Spec) -> dict[str, Any]:
+def blank(key: str, spec: Spec) -> dict[str, Any]:
     """Return values of a spec for a batch of two, on the meta device."""
     if spec.kind is Kind.TEXT:
         return {key: ["", ""]}

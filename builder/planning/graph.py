@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from html import escape
 
 from ...schemas.specs import Spec
+from ..policy import RecipePolicy
+from ..wiring.parts import Parts
+from ..wiring.solve import Wiring
 from .policy import PolicyPlan
-from .summary import Summary
+from .summary import Summary, part_sizes
 
 _WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN = 210, 58, 90, 22, 16
 _FILLS = {
@@ -40,41 +43,56 @@ class Graph:
 
 def graph(plan: PolicyPlan, summary: Summary) -> Graph:
     """Return the graph of a wired policy, from the data to the action chunk."""
-    wiring, parts = plan.wiring, plan.parts
+    return _graph(plan.parts, plan.wiring, summary.parts, summary.trains)
+
+
+def graph_of(policy: RecipePolicy) -> Graph:
+    """Return the graph of a policy that is built already."""
+    return _graph(policy.parts, policy.wiring, *part_sizes(policy))
+
+
+def _graph(parts: Parts, wiring: Wiring, sizes: Mapping[str, int], trained: Mapping[str, int]) -> Graph:
     boxes, edges = list[Box](), list[tuple[str, str, str]]()
-    last = _transforms(plan, boxes, edges)
+    last = _transforms(parts, wiring, boxes, edges)
     start = 1 + bool(parts.transforms)
     depth = dict.fromkeys(parts.backbones, start)
     for name, site in parts.backbones.items():
-        boxes.append(_part(f"backbones.{name}", "backbone", start, site.config.type, summary))
+        boxes.append(_part(f"backbones.{name}", "backbone", start, site.config.type, sizes, trained))
         edges += [(last, f"backbones.{name}", _shape(key, spec)) for key, spec in wiring.reads[name].items()]
     for name, specs in wiring.necks.items():
         depth[name] = 1 + max(depth[key.split(".")[0]] for key in specs)
-        boxes.append(_part(f"necks.{name}", "neck", depth[name], parts.necks[name].config.type, summary))
+        kind = parts.necks[name].config.type
+        boxes.append(_part(f"necks.{name}", "neck", depth[name], kind, sizes, trained))
         edges += _features(f"necks.{name}", specs, parts.necks)
     column = 1 + max(depth.values())
-    boxes.append(_part("head", "head", column, parts.head.config.type, summary))
+    boxes.append(_part("head", "head", column, parts.head.config.type, sizes, trained))
     edges += _features("head", wiring.features, parts.necks)
     boxes.append(Box("action", "data", column + 1, ("action chunk", _dims(wiring.action))))
     edges.append(("head", "action", ""))
     return Graph(tuple(boxes), tuple(edges))
 
 
-def _transforms(plan: PolicyPlan, boxes: list[Box], edges: list[tuple[str, str, str]]) -> str:
-    wiring = plan.wiring
+def _transforms(parts: Parts, wiring: Wiring, boxes: list[Box], edges: list[tuple[str, str, str]]) -> str:
     names = [_shape(key, spec) for key, spec in wiring.collated.items()]
     boxes.append(Box("data", "data", 0, ("data", *names)))
-    if not plan.parts.transforms:
+    if not parts.transforms:
         return "data"
-    types = [site.config.type for site in plan.parts.transforms]
+    types = [site.config.type for site in parts.transforms]
     boxes.append(Box("transforms", "transform", 1, ("transforms", *types)))
     edges.append(("data", "transforms", ""))
     return "transforms"
 
 
-def _part(name: str, kind: str, column: int, type_: str, summary: Summary) -> Box:
-    count, trained = summary.parts.get(name, 0), summary.trains.get(name, 0)
-    share = "" if trained == count else f", {trained:,} trained"
+def _part(
+    name: str,
+    kind: str,
+    column: int,
+    type_: str,
+    sizes: Mapping[str, int],
+    trained: Mapping[str, int],
+) -> Box:
+    count = sizes.get(name, 0)
+    share = "" if trained.get(name, 0) == count else f", {trained.get(name, 0):,} trained"
     return Box(name, kind, column, (name, type_, f"{count:,} parameters{share}"))
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from ...schemas.diagnostics import Diagnostic
 from ...schemas.specs import Spec, Specs
+from ..policy import RecipePolicy
 
 
 @dataclass(frozen=True)
@@ -51,4 +54,16 @@ class Checked:
     """Doubts that do not stop a run."""
 
 
-__all__ = ["Checked", "Summary"]
+def part_sizes(policy: RecipePolicy) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the parameters of each part of a policy, and how many of them train."""
+    parts: dict[str, nn.Module] = {f"backbones.{name}": module for name, module in policy.backbones.items()}
+    parts |= {f"necks.{name}": module for name, module in policy.necks.items()}
+    parts["head"] = policy.head
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
+    trains = {
+        name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in parts.items()
+    }
+    return sizes, trains
+
+
+__all__ = ["Checked", "Summary", "part_sizes"]

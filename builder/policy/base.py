@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
-from ruamel.yaml import YAML
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ...components.layers.recomputation import recompute_all
 from ...schemas.errors import RegistryError, SpecError
+from ...schemas.questions.commands import rendered
 from .acting.robot_interface import RobotInterface
 from .registration import keywords, registry
 from .registration.config_options import pin_class_attributes
@@ -254,7 +254,7 @@ class BasePolicyModel(RobotInterface, PreTrainedModel, metaclass=PolicyMeta):
             self.push_to_hub(**{"repo_id": Path(save_directory).name, **upload})
 
     def save_assets(self, directory: Path) -> None:
-        """Write what belongs beside config and weights: the resolved recipe, if there is one."""
+        """Write what belongs beside config and weights: the resolved recipe, with the origins of its values."""
         if self.content:
-            with (directory / "recipe.lock.yaml").open("w") as stream:
-                YAML().dump(self.content["recipe"], stream)
+            text = rendered(self.content["recipe"], (self.content.get("provenance") or {}).get("origins"))
+            (directory / "recipe.lock.yaml").write_text(text, encoding="utf-8")

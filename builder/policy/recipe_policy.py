@@ -102,6 +102,16 @@ class RecipePolicy(BasePolicyModel):
         """Fields of the config that say how the policy was made."""
         return {name: getattr(self.config, name) for name in CONTENT}
 
+    @property
+    def parts(self) -> Parts:
+        """Its parts, with the recipe's options."""
+        return self._parts
+
+    @property
+    def wiring(self) -> Wiring:
+        """What each part reads and publishes."""
+        return self._wiring
+
     @cached_property
     def robots(self) -> Robots:
         """Robots that the policy is for; empty if its data does not tell them apart."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ...schemas.diagnostics import Diagnostic
+from ...schemas.errors import PolicysmithError
 from ...schemas.paths import expanded
 from ...schemas.yaml.document import Document
 
@@ -29,6 +30,14 @@ def run_imports(document: Document) -> list[Diagnostic]:
             message = f"importing `{entry}` failed: {type(error).__name__}: {error}"
             found.append(Diagnostic("E012 import-failed", message, document.span(("imports", position))))
     return found
+
+
+def run_import(entry: str) -> None:
+    """Import a Python file, or a module, that registers parts. Raise PolicysmithError if that fails."""
+    try:
+        _run(entry, Path())
+    except Exception as error:
+        raise PolicysmithError(f"importing {entry} failed: {type(error).__name__}: {error}") from error
 
 
 def _run(entry: str, directory: Path) -> None:

@@ -18,7 +18,8 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 from ...components.registry import REGISTRIES
-from ...schemas.json_schema import SCHEMA_FILE
+from ...schemas.json_schema import SCHEMA_FILE, nullable
+from ...schemas.questions.explanation import type_of
 from ...schemas.recipe import Recipe
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -34,12 +35,15 @@ class _Generator(GenerateJsonSchema):
         return super().get_default_value(schema)
 
 
-def recipe_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of recipes, with every registered part."""
+def recipe_schema(*, plugins: bool = False) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of recipes.
+
+    It has the parts of this package, and with `plugins` also those of entry points and imported files.
+    """
     root = model_schema(Recipe)
     definitions: dict[str, Any] = {}
     for kind, registry in sorted(REGISTRIES.items()):
-        types = {name: registry.get(name) for name in registry.names()}
+        types = {name: registry.get(name) for name in (registry.names() if plugins else registry.shipped)}
         definitions[kind] = _choice(list(types), lambda name, kind=kind: {"$ref": f"#/$defs/{kind}.{name}"})
         for name, part in types.items():
             example = part.example().model_dump(mode="json", exclude_unset=True)
@@ -54,7 +58,7 @@ def recipe_schema() -> dict[str, Any]:
     sorted_root: dict[str, Any] = _sorted({**root, "$defs": definitions})
     return {
         "$schema": _DIALECT,
-        "$id": "urn:policysmith:recipe:v1",
+        "$id": f"urn:policysmith:recipe:v1{':plugins' if plugins else ''}",
         "title": "policysmith recipe",
     } | sorted_root
 
@@ -65,9 +69,9 @@ def model_schema(model: type[BaseModel]) -> dict[str, Any]:
     return _tidy(raw, raw.pop("$defs", {}))
 
 
-def schema_text() -> str:
-    """Return the exact content of `schemas/recipe.v1.json`."""
-    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+def schema_text(*, plugins: bool = False) -> str:
+    """Return the exact content of `schemas/recipe.v1.json`, or that with `plugins`."""
+    return json.dumps(recipe_schema(plugins=plugins), indent=1, ensure_ascii=False) + "\n"
 
 
 def write_schema(path: Path = SCHEMA_FILE) -> bool:
@@ -89,12 +93,16 @@ def _tidy(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str
         )
         schema = {**section, **schema, **about}
     schema.pop("title", None)
+    if schema.get("default", ...) is None:
+        del schema["default"]  # see schemas/json_schema.py
     if (kind := schema.pop("x-part", None)) is not None:
         kept: dict[str, Any] = {key: schema[key] for key in ("description", "default") if key in schema}
         return {"$ref": f"#/$defs/{kind}", **kept}
     if "properties" in schema:
+        needed = schema.get("required", ())
         schema["properties"] = {
-            name: _tidy(child, definitions) for name, child in schema["properties"].items()
+            name: _with_hover(_tidy(child, definitions), needed=name in needed)
+            for name, child in schema["properties"].items()
         }
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), Mapping):
@@ -110,6 +118,19 @@ def _tidy(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str
             schema.pop("discriminator", None)
             schema = {**_union(members), **schema}
     return schema
+
+
+def _with_hover(option: dict[str, Any], *, needed: bool) -> dict[str, Any]:
+    """Return the schema of an option with the text that editors show: its description, type and default."""
+    if "description" not in option:
+        return option
+    known = "default" in option or nullable(option)
+    value = json.dumps(option.get("default"), sort_keys=True)
+    default = "required" if needed else f"default `{value}`" if known else ""
+    choices = "`, `".join(json.dumps(value) for value in option.get("enum", ()) if value is not None)
+    kind = f"`{choices}`" if choices else "" if "const" in option else type_of(option)
+    text = "\n\n".join((option["description"], "; ".join(filter(None, (kind, default)))))
+    return {**option, "markdownDescription": text}
 
 
 def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
@@ -149,14 +170,20 @@ def _union(members: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _choice(names: list[str], schema_of: Any) -> dict[str, Any]:
-    """Return the schema of a mapping whose `type` determines its other keys."""
+    """Return the schema of a mapping whose `type` determines its other keys.
+
+    The pattern repeats the constant, of which yaml-language-server compares a prefix when it completes.
+    """
     return {
         "type": "object",
         "required": ["type"],
         "properties": {"type": {"type": "string", "enum": names}},
         "allOf": [
             {
-                "if": {"required": ["type"], "properties": {"type": {"const": name}}},
+                "if": {
+                    "required": ["type"],
+                    "properties": {"type": {"const": name, "pattern": f"^{name}$"}},
+                },
                 "then": schema_of(name),
             }
             for name in names

@@ -18,6 +18,7 @@ def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
     return [
         *_robots(document, recipe.data),
         *_evaluated_robot(document, recipe.data, recipe.evaluation),
+        *_unknown_metrics(document, recipe),
     ]
 
 
@@ -84,6 +85,29 @@ def _evaluated_robot(
     message = f"no robot is called `{evaluation.embodiment}`"
     help = f"`data.sources` names {_names(data)}"
     return [_finding(document, place, "E025 unknown-embodiment", message, label, help)]
+
+
+def _unknown_metrics(document: Document, recipe: Recipe) -> list[Diagnostic]:
+    """Return findings where training follows a value that the run never has."""
+    training, found = recipe.training, []
+    early = training.early_stop
+    used: list[tuple[str, KeyPath]] = []
+    if training.keep_best is not None:
+        used.append((training.keep_best, ("training", "keep_best")))
+    if early is not None:
+        used.append((early.metric, ("training", "early_stop")))
+    for metric, place in used:
+        if metric == "validation/loss" and recipe.data.validation == 0.0:
+            missing, help = "no episode is held out", "set `data.validation`, such as 0.1"
+        elif metric == "evaluation/success" and (
+            recipe.evaluation is None or recipe.evaluation.every is None
+        ):
+            missing, help = "nothing is evaluated during training", "set `evaluation.every`, such as 1000"
+        else:
+            continue
+        message = f"`{'.'.join(map(str, place))}` follows `{metric}`, but {missing}"
+        found.append(_finding(document, place, "E007 invalid-value", message, "never has a value", help))
+    return found
 
 
 def _names(data: DataSection) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -107,7 +108,8 @@ def validate(
         ):
             continue
         message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        found.append(Diagnostic("E007 invalid-value", f"{where(place)}: {message}", span))
+        related = document.set_by(place)
+        found.append(Diagnostic("E007 invalid-value", f"{where(place)}: {message}", span, related=related))
     return None, found
 
 
@@ -138,11 +140,14 @@ def located(
     """Return a finding about the value at `path`, or at the option below it that a SpecError names."""
     places = tuple((_short(document, place), label) for place, label in related)
     spec = SpecError(error) if isinstance(error, str) else error
-    place = (*path, *_below(document, path, spec.field or ""))
+    below, left_out = _below(document, path, spec.field or "")
+    place = (*path, *below)
     span = document.span(place, "key") if code in _ABOUT_KEYS else _short(document, place)
     about_part = isinstance(error, SpecError) and error.message[:1].islower()
     message = f"{where(path)}: {spec.message}" if about_part else spec.message
-    return Diagnostic(code, message, span, spec.label, places, tuple(notes), spec.help)
+    places = (*document.set_by(place), *places)
+    notes = (*notes, *_default(document, place, left_out))
+    return Diagnostic(code, message, span, spec.label, places, notes, spec.help)
 
 
 def _short(document: Document, path: KeyPath) -> Span:
@@ -151,8 +156,19 @@ def _short(document: Document, path: KeyPath) -> Span:
     return span if span.line == span.end_line else document.span(path, "key")
 
 
-def _below(document: Document, path: KeyPath, field: str) -> KeyPath:
-    """Return the steps of a dotted option below a part that the recipe has; keys may contain dots."""
+def _default(document: Document, path: KeyPath, left_out: Sequence[str]) -> tuple[str, ...]:
+    """Return a note on the default of an option that the mapping at `path` leaves out, if it has one."""
+    option = SchemaTree(shipped_schema()).at(document.value, (*path, *left_out)) if left_out else {}
+    if option.get("default") is None:
+        return ()
+    return (f"{where((*path, *left_out))} is not set; its default is {json.dumps(option['default'])}",)
+
+
+def _below(document: Document, path: KeyPath, field: str) -> tuple[KeyPath, list[str]]:
+    """Return the steps of a dotted option below a part that the recipe has, and the names that it leaves out.
+
+    Keys may contain dots.
+    """
     value: Any = document.value
     for step in path:
         value = value[step] if _has(value, step) else None
@@ -165,7 +181,7 @@ def _below(document: Document, path: KeyPath, field: str) -> KeyPath:
             break
         steps.append(_step(value, found))
         value, names = value[steps[-1]], names[found.count(".") + 1 :]
-    return tuple(steps)
+    return tuple(steps), names
 
 
 def _step(value: object, key: str) -> Key:

@@ -43,6 +43,7 @@ from .monitoring.quiet import quiet_libraries
 from .optim.build import build_optimizer
 from .optim.ema import WeightAverage
 from .optim.schedule import learning_rate
+from .outcomes import Outcomes
 from .randomness import mix
 from .requests import Requests, stopped_message
 from .speed.speedups import Speedups, place
@@ -70,11 +71,13 @@ def train(
             undo.enter_context(own_stream(accelerator.device))
         run = _Run(job, accelerator, Reporters(reporters), signals, undo, resume=resume)
         with signals.deferred(), run.pending_lines_logged():
-            while run.step < job.section.steps:
+            run.catch_up()
+            while run.step < job.section.steps and not run.outcomes.stopped_early:
                 run.requests.publish()
                 with run.watchdog.watching(run.step):
                     run.take_step()
                 run.after_step()
+            run.outcomes.await_results(signals)
     return run.result()
 
 
@@ -113,6 +116,8 @@ class _Run:
         undo.callback(self.watchdog.end)
         self.weighing = Weighing(self.policy, section.accumulate, world, reporter.note)
         self.validation = Validation(job, accelerator) if job.validation is not None else None
+        self.outcomes = Outcomes(job, accelerator, reporter, self.step)
+        undo.callback(self.outcomes.end)
 
         self.order = order_of(job, accelerator, self.step)
         rows = self._stored_rows()
@@ -173,7 +178,7 @@ class _Run:
         """Check, log and save, as far as they are due. Raise Interrupted if a signal asked for it."""
         done = self.step + 1
         last = done == self.section.steps
-        planned = last or (self.section.save_every is not None and done % self.section.save_every == 0)
+        planned = self.outcomes.is_planned(done)
         stop, due = self.requests.after(done)
         saves = planned or due or stop != 0
         if self.lag == 0:
@@ -191,11 +196,23 @@ class _Run:
             self.reporter.note(f"checkpoint {self.saved}")
             self.requests.saved()
             self.meter.restart()
-        if stop and not last:
+        self.outcomes.take_results()
+        if planned:
+            self.outcomes.after_planned_save(done)
+        if stop and not last and not self.outcomes.stopped_early:
             if self.accelerator.num_processes > 1:
                 self.accelerator.end_training()
             message = stopped_message(stop, done, self.section.steps, self.saved)
             raise Interrupted(stop, message if self.accelerator.is_main_process else "")
+
+    def catch_up(self) -> None:
+        """Validate and evaluate what a run missed that was killed after saving."""
+        self.outcomes.catch_up(self.step, self._validated if self.validation is not None else None)
+
+    def _validated(self) -> dict[str, float]:
+        assert self.validation is not None
+        with self.speedups.paused():
+            return self.validation.losses(self.policy, self.average)
 
     @contextmanager
     def pending_lines_logged(self) -> Iterator[None]:
@@ -332,9 +349,8 @@ class _Run:
             with self.watchdog.watching(self.step):
                 self._save(interval.step)
         if validates and self.validation is not None:
-            with self.speedups.paused():
-                values |= self.validation.losses(self.policy, self.average)
-        self.reporter.log(interval.step, values)
+            values |= self._validated()
+        self.outcomes.report(interval.step, values)
 
     def _stop_if_not_finite(self) -> None:
         """Raise TrainingError if a loss or gradient was not finite, after saving the weights before it."""

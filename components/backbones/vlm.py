@@ -199,7 +199,7 @@ class Vlm(Backbone):
         frames = Segment.of_frames(family, self.model, inputs, observations, prompt.dtype)
         none = prompt[:, :0]
         soft, queries = (
-            none if learned is None else learned.expand(len(ids), -1, -1)
+            none if learned is None else learned.expand(ids.shape[0], -1, -1)
             for learned in (self.soft_prompts, self.queries)
         )
         state = none

@@ -57,7 +57,7 @@ class LanguageCollator(Collator):
         state_bins: int = Field(default=256, ge=2)
         """Number of bins of each dimension of the state."""
         state_range: StateRange = "q99"
-        """The instruction unchanged, or in one line with spaces for underscores, as pi0 and pi0.5 read it."""
+        """Range of a dimension that its bins divide: 1st to 99th percentile, or minimum to maximum."""
         append: list[str] = Field(default_factory=list)
         """Tokens to add after the prompt, such as `["<eos>"]` where the tokenizer adds none."""
 

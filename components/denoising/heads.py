@@ -30,16 +30,17 @@ class DenoisingHead(ActionHead):
 
     def ask(self, chunk: Tensor, time: float, context: Context) -> Tensor:
         """Return the network's prediction (B, H, A) for a chunk (B, H, A) at one time."""
+        count = chunk.shape[0]
         if self._moments is None:
-            times = torch.full((len(chunk),), time, device=chunk.device)
+            times = torch.full((count,), time, device=chunk.device)
         else:
             if time not in self._moments:
                 with torch.no_grad():
                     one = torch.full((1,), time, device=chunk.device)
                     self._moments[time] = one, self.network.at(one)
             one, moment = self._moments[time]
-            times = one.expand(len(chunk))
-            context = {**context, **{k: v.expand(len(chunk), *v.shape[1:]) for k, v in moment.items()}}
+            times = one.expand(count)
+            context = {**context, **{k: v.expand(count, *v.shape[1:]) for k, v in moment.items()}}
         predicted: Tensor = self.network(chunk, times, context)
         return predicted
 

@@ -173,7 +173,7 @@ class Act(ActionHead):
         """Return encoded tokens (B, N, D), positions (1, N, D) and mask (B, N) for a latent (B, L) or 0."""
         dtype, device = self.queries.dtype, self.queries.device
         if latent is None:
-            size = len(features[next(iter(self._features))].values)
+            size = features[next(iter(self._features))].values.shape[0]
             latent = torch.zeros(size, self.config.latent, device=device)
         parts: list[tuple[Tensor, Tensor | None]] = [(self.latent(latent.to(dtype))[:, None], None)]
         positions: list[Tensor] = [self.positions]
@@ -232,7 +232,7 @@ class Posterior(nn.Module):
         """Return mean and log-variance (B, L), float32, for actions (B, H, A) and is_pad (B, H)."""
         dtype = self.token.dtype
         states = [self.project[name](features[key].values.to(dtype)) for key, name in self._keys.items()]
-        first = torch.stack([self.token.expand(len(actions), -1), *states], dim=1)  # (B, 1 + states, D)
+        first = torch.stack([self.token.expand(actions.shape[0], -1), *states], dim=1)  # (B, 1 + states, D)
         tokens = torch.cat([first, self.action(actions.to(dtype))], dim=1)
         valid = F.pad(~is_pad, (first.shape[1], 0), value=True)
         encoded = self.encoder(tokens, self.steps.to(dtype)[None], valid)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Literal, TypeVar
 
 import torch
@@ -131,10 +131,10 @@ class Diffusion(DenoisingHead):
         """Denoise a chunk (B, H, A), with noise from the generator."""
         context = self.network.encode(features)
         first = next(iter(context.values()))
-        shape, device = (len(first), self._horizon, self._action_dim), first.device
+        shape, device = (first.shape[0], self._horizon, self._action_dim), first.device
         chunk = normal(shape, device, generator)
         most = 1 if chunk.is_meta else None  # all steps are the same there
-        for step, left, left_before in itertools.islice(self._steps(), most):
+        for step, left, left_before in self._steps[:most]:
             action, noise = self._split(chunk, step, left, context, features)
             if self.config.sampler == "ddim":
                 chunk = _mix(action, noise, left_before)
@@ -154,14 +154,14 @@ class Diffusion(DenoisingHead):
         steps = torch.randint(self.config.train_steps, (len(actions),), device=actions.device)
         return steps, torch.randn_like(actions, dtype=torch.float32)
 
-    def _steps(self) -> Iterator[tuple[int, float, float]]:
-        """Yield the steps of sampling, last first, with the share of the action at each and at the next."""
+    @cached_property
+    def _steps(self) -> list[tuple[int, float, float]]:
+        """Steps of sampling, last first, with the share of the action at each and at the next."""
         config = self.config
         left: list[float] = signal_shares(config.schedule, config.train_steps).tolist()
         stride = config.train_steps // (config.steps or config.train_steps)
-        for visit in reversed(range(config.steps or config.train_steps)):
-            step = visit * stride
-            yield step, left[step], left[step - stride] if visit else 1.0
+        visited = [visit * stride for visit in reversed(range(config.steps or config.train_steps))]
+        return [(step, left[step], left[step - stride] if step else 1.0) for step in visited]
 
     def _split(
         self, chunk: Tensor, step: int, left: float, context: Context, features: Mapping[str, Feature]

@@ -120,7 +120,7 @@ class FlowMatching(DenoisingHead):
     ) -> Tensor:
         context = self.network.encode(features)
         first = next(iter(context.values()))
-        chunk = normal((len(first), self._horizon, self._action_dim), first.device, generator)
+        chunk = normal((first.shape[0], self._horizon, self._action_dim), first.device, generator)
 
         def slope_at(chunk: Tensor, level: float) -> Tensor:
             if prefix is None:

@@ -79,7 +79,7 @@ class Oft(ActionHead):
         tokens = feature.values.to(dtype)
         if feature.mask is not None:
             tokens = tokens.masked_fill(~feature.mask[..., None], 0.0)
-        steps = tokens.reshape(len(tokens), self._horizon, -1)  # (B, H, N / H * D)
+        steps = tokens.reshape(tokens.shape[0], self._horizon, -1)  # (B, H, N / H * D)
         hidden = F.relu(self.linear_in(self.norm_in(steps)))
         for block in self.residual:
             hidden = hidden + block(hidden)

@@ -215,7 +215,7 @@ class Vqbet(ActionHead):
             valid = values.new_ones(values.shape[:2], dtype=torch.bool) if mask is None else mask
             parts.append(tokens)
             masks.append(valid.unflatten(1, (steps, -1)))
-        size, later = len(parts[0]), self.config.windows - 1
+        size, later = parts[0].shape[0], self.config.windows - 1
         query, shown = self.query.expand(size, steps, 1, -1), masks[0].new_ones(size, steps, 1)
         tokens = torch.cat([*parts, query], dim=2).flatten(1, 2)
         tokens = torch.cat([tokens, self.query.expand(size, later, -1)], dim=1)

@@ -126,7 +126,7 @@ class CategoryLinear(nn.Module):
 
     def forward(self, values: Tensor, ids: Tensor) -> Tensor:
         """Map values (B, ..., in) of categories ids (B,) to (B, ..., out)."""
-        rows = values.reshape(len(values), -1, values.shape[-1])  # (B, N, in)
+        rows = values.reshape(values.shape[0], -1, values.shape[-1])  # (B, N, in)
         mixed = torch.baddbmm(self.bias[ids, None], rows, self.weight[ids])  # (B, N, out)
         return mixed.reshape(*values.shape[:-1], -1)
 

@@ -58,6 +58,6 @@ class AttentionPool(Neck):
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
         """Return `pooled` (B, Q * D) and `tokens` (B, Q, D)."""
         tokens, mask = self.joined(features)
-        queries = self.queries.expand(len(tokens), -1, -1)
+        queries = self.queries.expand(tokens.shape[0], -1, -1)
         answers = self.attention(queries, self.norm(tokens), mask)
         return sequence_features(answers, outputs)

@@ -60,7 +60,7 @@ class Perceiver(Neck):
     def forward(self, features: Mapping[str, Feature], outputs: Collection[str]) -> dict[str, Feature]:
         """Return `pooled` (B, M * D) and `tokens` (B, M, D)."""
         tokens, mask = self.joined(features)
-        context, latents = self.norm_in(tokens), self.latents.expand(len(tokens), -1, -1)
+        context, latents = self.norm_in(tokens), self.latents.expand(tokens.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(latents, None, context, mask)
         latents = self.norm_out(latents)

@@ -58,6 +58,6 @@ class SoftPrompt(Neck):
         """Return `tokens` (B, P + N, D)."""
         tokens, mask = self.joined(features)
         own = features[EMBODIMENT].values if self.config.per_embodiment else slice(None)
-        prompts = self.prompts[own].expand(len(tokens), -1, -1)
+        prompts = self.prompts[own].expand(tokens.shape[0], -1, -1)
         whole = torch.cat([prompts, tokens], dim=1)
         return {"tokens": Feature(whole, joined_mask((prompts, None), (tokens, mask)))}

@@ -77,7 +77,7 @@ class Transformer(Neck):
             tokens = tokens + self.positions
         seen = self._visible(tokens, mask)
         if self.readouts is not None:
-            tokens = torch.cat([tokens, self.readouts.expand(len(tokens), -1, -1)], dim=1)
+            tokens = torch.cat([tokens, self.readouts.expand(tokens.shape[0], -1, -1)], dim=1)
         for layer in self.layers:
             tokens = layer(tokens, seen)
         tokens = self.norm(tokens)
@@ -97,10 +97,10 @@ class Transformer(Neck):
         key = torch.arange(count + readouts, device=tokens.device)
         query = key[:, None]
         observed = key <= query if self.config.attention == "causal" else key < count
-        seen = (observed | (query >= count)).expand(len(tokens), -1, -1)
+        seen = (observed | (query >= count)).expand(tokens.shape[0], -1, -1)
         if mask is None:
             return seen
-        valid = torch.cat([mask, mask.new_ones(len(mask), readouts)], dim=1)
+        valid = torch.cat([mask, mask.new_ones(mask.shape[0], readouts)], dim=1)
         return seen & valid[:, None]
 
 
@@ -110,4 +110,4 @@ def _last(tokens: Tensor, mask: Tensor | None) -> Tensor:
         return tokens[:, -1]
     places = torch.arange(tokens.shape[1], device=tokens.device)
     last = torch.where(mask, places, 0).amax(dim=1)
-    return tokens[torch.arange(len(tokens), device=tokens.device), last]
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device), last]

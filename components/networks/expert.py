@@ -161,9 +161,9 @@ class Expert(Network):
                 (B or 1, 1, heads / G * S, N + S) of joint layers, unless all see all.
         """
         config, held, end = self.config, context["key_values"], context["end"]
-        places = torch.arange(self._horizon, device=held.device).expand(len(held), -1)
+        places = torch.arange(self._horizon, device=held.device).expand(held.shape[0], -1)
         valid, known = None if is_pad is None else ~is_pad, 0
-        actions = held.new_empty(len(held), self._horizon, 0)
+        actions = held.new_empty(held.shape[0], self._horizon, 0)
         tokens = actions
         if "tokens" in context:
             before, mask = context["tokens"], context.get("tokens_mask")

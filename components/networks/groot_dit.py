@@ -148,7 +148,7 @@ class GrootDit(Network):
             for key, name in self._sequence.items()
         ]
         if self.config.queries:
-            parts.append((self.queries.expand(len(context["seen0"]), -1, -1), None))
+            parts.append((self.queries.expand(context["seen0"].shape[0], -1, -1), None))
         if parts:
             context["tokens"] = torch.cat([tokens for tokens, _ in parts], dim=1)
             if (mask := joined_mask(*parts)) is not None:

@@ -7,7 +7,7 @@ order and therefore with the same values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -24,8 +24,16 @@ class Tape:
     def __init__(self) -> None:
         self.numbers: list[Tensor] = []
         """The recorded draws, in buffers that stay."""
-        self._draws: list[Draw] = []
+        self.draws: list[Draw] = []
+        """The function behind each of them."""
         self._next: int | None = None
+
+    @classmethod
+    def of(cls, numbers: Sequence[Tensor]) -> Tape:
+        """Return a tape to play these numbers from."""
+        tape = cls()
+        tape.numbers = list(numbers)
+        return tape
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -51,7 +59,7 @@ class Tape:
 
     def fill(self, generator: torch.Generator | None = None) -> None:
         """Draw all numbers again, into the same buffers."""
-        for draw, numbers in zip(self._draws, self.numbers, strict=True):
+        for draw, numbers in zip(self.draws, self.numbers, strict=True):
             source = numbers.device if generator is None else generator.device
             if source == numbers.device:
                 draw(numbers.shape, generator=generator, device=source, out=numbers)
@@ -62,7 +70,7 @@ class Tape:
         """Return the next recorded numbers, or record a draw and return numbers of a generator of its own."""
         if self._next is None:
             own = torch.Generator(device).manual_seed(len(self.numbers))
-            self._draws.append(draw)
+            self.draws.append(draw)
             self.numbers.append(draw(shape, generator=own, device=device))
             return self.numbers[-1]
         position, self._next = self._next, self._next + 1

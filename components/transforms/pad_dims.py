@@ -65,7 +65,7 @@ class PadDims(Transform):
         tensors = [value for value in batch.values() if isinstance(value, Tensor)]
         if "action" not in sizes or not tensors:
             return {**batch, **padded}
-        shape, device = (len(tensors[0]), self._widths["action"]), tensors[0].device
+        shape, device = (tensors[0].shape[0], self._widths["action"]), tensors[0].device
         known = batch.get(ACTION_PADDING, torch.zeros(shape, dtype=torch.bool, device=device))
         mask = F.pad(known, (0, sizes["action"] - shape[1]), value=True)
         return {**batch, **padded, ACTION_PADDING: mask}

@@ -49,7 +49,7 @@ class Segment:
         encoded = family.encode_frames(model, images)
         valid = _valid_frames(observations, inputs, images.device)  # (B, F)
         places = family.frame_places((images.shape[2], images.shape[3]), images.device)
-        size = (len(valid), -1)
+        size = (valid.shape[0], -1)
         return cls(
             encoded.embeddings.unflatten(0, size).flatten(1, 2),
             valid.repeat_interleave(len(places.advance), dim=1),

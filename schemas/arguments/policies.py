@@ -15,15 +15,36 @@ def add(parser: Parser) -> None:
         GROUP,
         "export",
         "export",
-        "write a trained policy as a standalone checkpoint",
+        "write a trained policy as a checkpoint, or as one file to run elsewhere",
         "policysmith export runs/vit_mlp --output exported",
+        "policysmith export runs/act --output act_onnx --format onnx",
         "policysmith export runs/pi0_lora --output exported --merge",
     )
     add_checkpoint(export)
-    export.add_argument("--output", metavar="DIR", required=True, help="directory of the new checkpoint")
+    export.add_argument("--output", metavar="DIR", required=True, help="new directory")
+    export.add_argument(
+        "--format",
+        choices=("checkpoint", "torch-export", "onnx"),
+        default="checkpoint",
+        help="form of the policy (default: checkpoint)",
+    )
     export.add_argument("--merge", action="store_true", help="merge low-rank adapters into the weights")
     add_imports(export)
     add_verify(export)
+
+    push = parser.add_verb(
+        GROUP,
+        "push",
+        "push",
+        "upload a trained policy to the Hugging Face hub, with a model card",
+        "policysmith push runs/vit_mlp my-lab/drawer-open",
+        "policysmith push runs/vit_mlp my-lab/drawer-open --private --revision seed-1",
+    )
+    push.set_defaults(module="builder.publishing.command")
+    add_checkpoint(push)
+    push.add_argument("repository", metavar="ORGANIZATION/NAME", help="repository, created if it is missing")
+    push.add_argument("--private", action="store_true", help="create a private repository")
+    push.add_argument("--revision", metavar="BRANCH", help="branch, created if it is missing (default: main)")
 
     import_lerobot = parser.add_verb(
         GROUP,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from ..kinds import KINDS
 from .parser import Parser, add_format, add_recipe, gibibytes
 
@@ -15,12 +17,18 @@ def add(parser: Parser) -> None:
         "new",
         "new",
         "write a recipe for a dataset",
+        "policysmith new",
         "policysmith new --data datasets/mine",
         "policysmith new --data datasets/mine --policy act --gpu 24GB --out mine.yaml",
         "policysmith new --data datasets/mine --from recipes/tiny/act.yaml",
         module="builder.commands.recipes",
     )
-    new.add_argument("--data", metavar="DIR", required=True, help="directory of a LeRobot dataset")
+    new.add_argument(
+        "--data",
+        metavar="DIR",
+        required=sys.stdin is None or not sys.stdin.isatty(),
+        help="directory of a LeRobot dataset (default: asked for, on a terminal)",
+    )
     source = new.add_mutually_exclusive_group()
     source.add_argument(
         "--policy",
@@ -42,6 +50,11 @@ def add(parser: Parser) -> None:
     )
     add_recipe(check)
     add_format(check, "json", "sarif", "github")
+    check.add_argument(
+        "--deep",
+        action="store_true",
+        help="also open every video, and take a batch of real samples through the policy",
+    )
     check.add_argument(
         "--fix",
         action="store_true",
@@ -141,10 +154,36 @@ def add(parser: Parser) -> None:
     add_recipe(summary)
     _add_gpu(summary)
 
-    schema = parser.add_verb(
-        GROUP, "schema", "schema", "print the JSON Schema of recipes", "policysmith schema > recipe.json"
+    migrate = parser.add_verb(
+        GROUP,
+        "migrate",
+        "migrate",
+        "bring recipes to the latest version of the language, comments kept",
+        "policysmith migrate recipes/vit_mlp.yaml",
+        "policysmith migrate --check recipes/vit_mlp.yaml recipes/act.yaml",
+        light=True,
     )
-    schema.add_argument("--write", action="store_true", help="write it to schemas/recipe.v1.json instead")
+    migrate.add_argument("files", metavar="RECIPE", nargs="+", help="recipes, or - for stdin to stdout")
+    migrate.add_argument(
+        "--check", action="store_true", help="change nothing, and exit with 1 if a recipe would change"
+    )
+
+    schema = parser.add_verb(
+        GROUP,
+        "schema",
+        "schema",
+        "print the JSON Schema of recipes, by which editors complete and check them",
+        "policysmith schema --out recipe.json",
+        "policysmith schema --out recipe.json --with-plugins my_parts.py",
+    )
+    schema.add_argument("--out", metavar="FILE", help="write it to this file (default: stdout)")
+    schema.add_argument("--write", action="store_true", help="write it to schemas/recipe.v1.json")
+    schema.add_argument(
+        "--with-plugins",
+        nargs="*",
+        metavar="FILE",
+        help="add the parts of installed plug-ins, and those that these Python files or modules register",
+    )
 
 
 def _add_gpu(parser: Parser) -> None:

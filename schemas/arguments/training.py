@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .parser import Parser, add_device, add_imports, add_recipe, add_verify
+from .parser import Parser, add_device, add_imports, add_recipe, add_verify, count, positive
 
 GROUP = "training"
 
@@ -25,6 +25,43 @@ def add(parser: Parser) -> None:
             GROUP, "train", "train", "build the policy of a recipe and train it", *examples(command)
         )
     )
+
+    sweep = parser.add_verb(
+        GROUP,
+        "sweep",
+        "sweep",
+        "train a recipe many times over ranges of its values, and compare",
+        f"{parser.prog} sweep recipes/vit_mlp.yaml -s 'training.optimizer.lr=log(1e-4,1e-2)' --trials 20",
+        f"{parser.prog} sweep recipes/vit_mlp.yaml -s training.seed=0,1,2 -s 'policy.head.hidden=[64],[256]' --method grid",
+        module="builder.commands.sweeps",
+    )
+    add_recipe(sweep)
+    sweep.add_argument(
+        "-s",
+        dest="search",
+        metavar="PATH=VALUES",
+        action="append",
+        default=[],
+        help="values to try: 64,128 or uniform(a,b), log(a,b), int(a,b), intlog(a,b); with a third number, points of a grid; repeatable",
+    )
+    sweep.add_argument(
+        "--method",
+        choices=("grid", "random", "halving", "tpe"),
+        default="random",
+        help="grid: all combinations; halving: ever fewer trials for ever more steps; tpe: Optuna's (default: random)",
+    )
+    sweep.add_argument(
+        "--trials", type=positive, default=20, help="number of trials, except of a grid (default: 20)"
+    )
+    sweep.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="value to compare (default: validation/loss if it is measured, else loss)",
+    )
+    sweep.add_argument("--jobs", type=positive, help="trials at the same time (default: one a GPU, or one)")
+    sweep.add_argument("--seed", type=count, default=0, help="seed of the drawn values (default: 0)")
+    sweep.add_argument("--output", metavar="DIR", help="directory of the sweep (default: sweeps/<name>)")
+    add_device(sweep)
 
     listing = parser.add_verb(
         GROUP,

@@ -94,6 +94,11 @@ PAGES: dict[Code, CodePage] = {
         "Define the variable under `vars:`, or write a default: `${env:NAME:-value}`. `$${` writes a plain `${`.",
         "training: {steps: '${vars.steps}'}",
     ),
+    "E014 missing-package": CodePage(
+        "An option needs a package that does not come with policysmith, such as that of a tracker.",
+        "Install the extra that the message names, or take the option out.",
+        "training: {track: [wandb]}",
+    ),
     "E020 bad-wiring": CodePage(
         "Parts do not fit together: a part reads an output that does not exist or has another kind, or an option "
         "contradicts another.",

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..composition import places, resolved
+from ..composition import resolved
 from ..json_schema import SchemaTree, shipped_schema
 from ..kinds import KINDS, unlisted_types
+from ..origins import origin_of, origins
 from ..paths import expanded, replace_text
 from ..terminal import printable
-from ..yaml.document import Document
 from ..yaml.nodes import KeyPath
 from . import explanation
 from .defaults import with_defaults
-from .difference import DEFAULT, differences, side
+from .difference import differences, side
 
 SAME, DIFFERENT = 0, 1
 
@@ -38,7 +38,7 @@ def diff(args: Namespace) -> int:
 def render(args: Namespace) -> int:
     """Run `policysmith render`."""
     document = resolved(args.document)
-    sys.stdout.write(rendered(with_defaults(document.value), document if args.origins else None))
+    sys.stdout.write(rendered(with_defaults(document.value), origins(document) if args.origins else None))
     return 0
 
 
@@ -73,6 +73,30 @@ def fmt(args: Namespace) -> int:
                 replace_text(expanded(path), new)
     for name in changed:
         sys.stdout.write(f"{'would reformat' if args.check else 'reformatted'} {printable(name)}\n")
+    return DIFFERENT if changed and args.check else SAME
+
+
+def migrate(args: Namespace) -> int:
+    """Run `policysmith migrate`, which with `--check` exits with 1 if a file would change."""
+    from ..composition import composed
+    from ..migration import LATEST, migrated
+    from ..yaml.document import read
+
+    texts = {}
+    for name in args.files:  # all before the first is written, because one may be the base of another
+        document = read(Path(name))
+        version = composed(document).value.get("recipe")
+        texts[name] = (old := document.root.span.source.text or "", *migrated(old, name, version=version))
+    out = sys.stderr if args.files == ["-"] else sys.stdout
+    for name, (old, new, said) in texts.items():
+        if name == "-":
+            sys.stdout.write(new)
+        elif new != old and not args.check:
+            replace_text(expanded(Path(name)), new)
+        out.writelines(f"{printable(line)}\n" for line in said)
+        change = ("would be migrated" if args.check else "migrated") if new != old else "has version"
+        out.write(f"{printable(name)}: {change}{' to' if new != old else ''} {LATEST}\n")
+    changed = any(old != new for old, new, _ in texts.values())
     return DIFFERENT if changed and args.check else SAME
 
 
@@ -117,24 +141,19 @@ def line_width() -> int:
     return min(shutil.get_terminal_size().columns, 100)
 
 
-def rendered(recipe: Mapping[str, Any], document: Document | None = None) -> str:
-    """Return a recipe as YAML; with its document, comments name the place that sets each value."""
+def rendered(recipe: Mapping[str, Any], places: Mapping[str, str] | None = None) -> str:
+    """Return a recipe as YAML; with its `origins`, comments name the place that sets each value."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
-
-    origins = {path: str(span) for path, span in places(document)} if document is not None else None
-
-    def note(path: KeyPath) -> str:
-        assert origins is not None
-        return next((place for where, place in origins.items() if where[: len(path)] == path), DEFAULT)
 
     def node(value: Any, path: KeyPath) -> Any:
         if isinstance(value, Mapping) and value:
             mapping = CommentedMap()
             for key, item in value.items():
                 mapping[key] = node(item, (*path, key))
-                if origins is not None and _inline(item):
-                    mapping.yaml_add_eol_comment(printable(note((*path, key))), key, column=0)
+                if places is not None and _inline(item):
+                    place = origin_of((*path, key), places)
+                    mapping.yaml_add_eol_comment(printable(place), key, column=0)
             return mapping
         if isinstance(value, list):
             sequence = CommentedSeq([node(item, (*path, index)) for index, item in enumerate(value)])

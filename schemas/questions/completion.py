@@ -90,7 +90,7 @@ def _belongs_to_flag(flags: dict[str, Action], before: Sequence[str], at: int) -
 def _values(action: Action, before: Sequence[str], current: str) -> Iterator[str]:
     if action.choices is not None:
         yield from map(str, action.choices)
-    elif action.dest == "override":
+    elif action.dest in ("override", "search"):
         yield from _overrides(before, current)
     elif action.dest == "topic":
         yield from _topics(current)

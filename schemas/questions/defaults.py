@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ..json_schema import Schema, SchemaTree, shipped_schema
+from ..json_schema import Schema, SchemaTree, nullable, shipped_schema
 
 
 def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,8 +19,8 @@ def with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _filled(tree: SchemaTree, schema: Schema, value: Any) -> Any:
     if isinstance(value, dict):
         for key, child in tree.expand(schema, value).get("properties", {}).items():
-            if key not in value and "default" in child:
-                value[key] = copy.deepcopy(child["default"])
+            if key not in value and ("default" in child or nullable(child)):
+                value[key] = copy.deepcopy(child.get("default"))
         known = {key: child for key, child, _ in tree.below(schema, value)}
         return {key: _filled(tree, known[key], item) if key in known else item for key, item in value.items()}
     if isinstance(value, list):

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..composition import composed, places, resolved, with_absolute_paths
+from ..composition import composed, resolved, with_absolute_paths
 from ..errors import CheckpointError
+from ..origins import origin_of, origins
 from ..paths import expanded
 from ..yaml.document import read
 from ..yaml.nodes import Key, KeyPath, dotted
 from .defaults import with_defaults
-
-DEFAULT = "default"
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,7 @@ class Side:
     """One side of a comparison: a recipe in full, and the place that sets each value."""
 
     recipe: Mapping[str, Any]
-    origins: Mapping[KeyPath, str]
-
-    def origin(self, path: KeyPath) -> str:
-        """Return the place that sets the value at `path`, or something below it; `default` if nothing does."""
-        below = (place for where, place in self.origins.items() if where[: len(path)] == path)
-        return next(below, DEFAULT)
+    origins: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -67,10 +61,10 @@ def side(path: Path) -> Side:
     path = expanded(path)
     if not path.is_dir():
         document = with_absolute_paths(resolved(composed(read(path))))
-        return Side(with_defaults(document.value), {where: str(span) for where, span in places(document)})
+        return Side(with_defaults(document.value), origins(document))
     for config in (path / "policy" / "config.json", path / "config.json"):
         if config.is_file():
-            return Side(_stored_recipe(config), {(): str(config)})
+            return _stored(config)
     raise CheckpointError(
         f"{path} holds neither a run nor a checkpoint; name a recipe, a run or a checkpoint"
     )
@@ -94,7 +88,7 @@ def differences(left: Side, right: Side) -> list[Difference]:
             return
         if len(values) == 1 or one != other:
             sides = {"left": left, "right": right}
-            yield Difference(path, values, {name: sides[name].origin(path) for name in values})
+            yield Difference(path, values, {name: origin_of(path, sides[name].origins) for name in values})
 
     return list(compare((), {"left": dict(left.recipe), "right": dict(right.recipe)}))
 
@@ -104,12 +98,15 @@ def _both(one: Mapping[str, Any], other: Mapping[str, Any], key: Key) -> dict[st
     return {name: held[str(key)] for name, held in sides.items() if key in held}
 
 
-def _stored_recipe(config: Path) -> dict[str, Any]:
+def _stored(config: Path) -> Side:
+    """Return the recipe of a policy, and its origins below the path of its config."""
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
-        held = content.get("policysmith", content)["recipe"]
-        if isinstance(held, dict):
-            return held
+        held = content.get("policysmith", content)
+        if isinstance(held["recipe"], dict):
+            places = (held.get("provenance") or {}).get("origins", {})  # absent in 0.2
+            named = {path: f"{config.parent}: {place}" for path, place in places.items()}
+            return Side(held["recipe"], named or {"": str(config)})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise CheckpointError(f"{config} holds no recipe of a policy; name a recipe, a run or a checkpoint")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import RegistryError
-from ..json_schema import Schema, SchemaTree
+from ..json_schema import Schema, SchemaTree, nullable
 from ..kinds import KINDS
 from ..wording import did_you_mean, near
 from .codes import CODES, page_of
@@ -164,8 +164,8 @@ def _described(tree: SchemaTree, schema: Schema, seen: str, width: int) -> str:
     properties = schema.get("properties", {})
     if not properties:
         facts = [f"type: {type_of(schema)}"]
-        if "default" in schema:
-            facts.append(f"default: {json.dumps(schema['default'])}")
+        if "default" in schema or nullable(schema):
+            facts.append(f"default: {json.dumps(schema.get('default'))}")
         return "\n\n".join([*parts, "\n".join(facts)]) + "\n"
     lines = []
     for name, option in properties.items():

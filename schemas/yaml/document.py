@@ -52,7 +52,7 @@ class Document:
         return key if part == "key" else node.span
 
     def origin(self, path: Sequence[Key]) -> Span | None:
-        """Return the place of the variable that the value at `path` comes from, if any."""
+        """Return the variable or environment variable that the value at `path` comes from, if any."""
         node = self.root
         for step in path:
             if isinstance(node.content, dict) and step in node.content:
@@ -62,6 +62,11 @@ class Document:
             else:
                 return None
         return node.origin
+
+    def set_by(self, path: Sequence[Key]) -> tuple[tuple[Span, str], ...]:
+        """Return the place of the variable that the value at `path` comes from, labeled for a finding."""
+        origin = self.origin(path)
+        return () if origin is None else ((origin, "the value is set here"),)
 
     def replaced(self, path: Sequence[Key], entry: Entry) -> Document:
         """Return a copy with another value at `path`, whose parents must exist."""
@@ -105,8 +110,8 @@ def _replaced(node: Node, path: KeyPath, entry: Entry) -> Node:
     return Node(node.span, entries)
 
 
-def read(path: Path) -> Document:
-    """Parse a recipe file, or stdin for `-`.
+def read(path: Path, *, base_of: Span | None = None) -> Document:
+    """Parse a recipe file, or stdin for `-`. `base_of` is the place that names it as a base.
 
     Raises:
         RecipeError: The file is invalid, unreadable or larger than MAX_BYTES.
@@ -114,7 +119,7 @@ def read(path: Path) -> Document:
     if path == Path("-"):
         return _parsed(sys.stdin.buffer.read(MAX_BYTES + 1), Source("<stdin>"), Path())
     path = expanded(path)
-    source = Source(os.fspath(path))
+    source = Source(os.fspath(path), base_of=base_of)
     if "\0" in source.name:
         raise _unreadable(source, "cannot read the recipe: its path contains a NUL character")
     try:
@@ -135,7 +140,7 @@ def _parsed(content: bytes, source: Source, directory: Path) -> Document:
         raise _unreadable(
             source, f"the recipe is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}"
         ) from error
-    return parse(text, source.name, directory=directory)
+    return _document(source, text, directory)
 
 
 def _unreadable(source: Source, message: str) -> RecipeError:
@@ -146,8 +151,12 @@ def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -
     """Parse the text of a recipe, or raise RecipeError with every finding."""
     if len(text) > MAX_BYTES:
         raise _unreadable(Source(name), _TOO_LARGE)
-    source = Source(name, text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
-    return Document(Parser(source).recipe(), directory if directory is not None else Path())
+    return _document(Source(name), text, directory if directory is not None else Path())
+
+
+def _document(source: Source, text: str, directory: Path) -> Document:
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return Document(Parser(replace(source, text=text)).recipe(), directory)
 
 
 def from_mapping(

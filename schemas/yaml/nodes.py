@@ -26,7 +26,7 @@ class Node:
     """A value and its place. `size` and `depth` cover everything below it, with aliases expanded.
 
     Attributes:
-        origin: The place of the variable that the value comes from, if any.
+        origin: The place of the variable, or the environment variable, that the value comes from, if any.
         removes: Whether a null stands for the removal of a value below it.
     """
 

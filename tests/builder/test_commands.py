@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from policysmith.builder import Builder
 from policysmith.builder.planning.graph import graph, mermaid, svg
 from policysmith.builder.planning.memory import changes, held_bytes
 from policysmith.schemas import console
+from policysmith.schemas.questions.difference import differences, side
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = sorted((RECIPES / "tiny").glob("*.yaml"))
@@ -79,12 +81,20 @@ def test_a_policy_that_does_not_fit_is_told_what_would(capsys: pytest.CaptureFix
         console.policysmith([*words, "plenty"])
 
 
+def git(folder: Path, *words: str) -> str:
+    who = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, make_tiny: Callable[[], dict[str, Any]]) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     recipe = make_tiny() | {"name": "one"}
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe))
+    for words in (["init", "--quiet"], ["add", "recipe.yaml"], ["commit", "--quiet", "--message", "start"]):
+        git(folder, *words)
     Builder.from_recipe(path).override({"training.steps": 2}).train(output=folder / "one", device="cpu")
     return folder
 
@@ -92,11 +102,35 @@ def trained(tmp_path_factory: pytest.TempPathFactory, make_tiny: Callable[[], di
 def test_a_run_is_reproduced_to_the_last_bit(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["reproduce", str(trained / "one"), "--device", "cpu"]
     assert console.policysmith([*words, "--output", str(trained / "two")]) == console.OK
-    assert "reproduced: all weights" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "reproduced: all weights" in captured.out
+    assert captured.err == ""
+    (trained / "recipe.yaml").write_text("{}")
     recipe = trained / "one" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace('"steps": 2', '"steps": 2, "seed": 7'))
     assert console.policysmith([*words, "--output", str(trained / "three")]) == 1
-    assert "tensors differ, by" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "tensors differ, by" in captured.out
+    assert "recipe.yaml was changed after the run" in captured.err
+    commit = git(trained, "rev-parse", "HEAD")[:12]
+    assert f"the code was at commit {commit} and is at {commit} with changes" in captured.err
+    git(trained, "checkout", "recipe.yaml")
+
+
+def test_a_run_and_its_checkpoints_hold_their_provenance(trained: Path) -> None:
+    run = trained / "one"
+    held = json.loads((run / "policy" / "config.json").read_text())["provenance"]
+    described = json.loads((run / "run.json").read_text())
+    assert {key: described[key] for key in held} == held
+    assert held["git"] == {"commit": git(trained, "rev-parse", "HEAD"), "dirty": False}
+    assert held["origins"]["name"] == "recipe.yaml:1:23"
+    assert held["origins"]["training.steps"] == "<override>: training.steps"
+    lock = (run / "policy" / "recipe.lock.yaml").read_text().splitlines()
+    assert "  seed: 0 # default" in lock
+    assert "name: one # recipe.yaml:1:23" in lock
+    found = [str(each) for each in differences(side(run), side(trained / "recipe.yaml"))]
+    place = f"{run / 'policy'}: <override>: training.steps -> {trained / 'recipe.yaml'}:1:"
+    assert any(each.startswith(f"training.steps: 2 -> 4  ({place}") for each in found)
 
 
 def test_runs_are_listed_with_the_options_that_differ(

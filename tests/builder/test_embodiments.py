@@ -24,7 +24,7 @@ from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas import console
 from policysmith.schemas.errors import SpecError, WeightsError
 
-from .data.synthetic import write_robot
+from .data.synthetic import FPS, write_robot
 from .evaluation.reach import ReachEnvironment
 
 OBSERVATIONS = {
@@ -90,6 +90,19 @@ def test_specs_and_statistics_are_of_all_and_of_each(recipe: dict[str, Any]) -> 
     assert config.specs["embodiment"]["vocab"] == 2
     assert {name: len(held["action"]["mean"]) for name, held in config.statistics.items()} == WIDTHS
     assert config.robots["arm"]["observation.images.front"]["dims"] == ["B", 1, 3, 48, 64]
+
+
+def test_robots_of_other_frame_rates_are_a_warning_that_can_be_silenced(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    code = "W008 frame-rates"
+    assert code not in {each.code for each in Builder.from_recipe(recipe).warnings}
+    write_robot(tmp_path / "fast", state=3, action=2, cameras={"top": (48, 64)}, fps=3 * FPS)
+    builder = Builder.from_recipe(recipe).override({"data.sources.arm.path": str(tmp_path / "fast")})
+    (found,) = [each for each in builder.warnings if each.code == code]
+    assert found.span.path == "data.sources.dog"
+    assert f"`arm` has {3 * FPS} frames per second and `dog` {FPS}" in found.message
+    assert code not in {each.code for each in builder.override({"silence": ["W008"]}).warnings}
 
 
 def test_each_robot_is_normalised_to_the_same_range(recipe: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModel
 
 from policysmith.builder import Builder
-from policysmith.builder.export import export, merge_adapters
+from policysmith.builder.exporting.export import export
+from policysmith.builder.exporting.merging import merge_adapters
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas.console import policysmith
 from policysmith.schemas.errors import CheckpointError, WeightsError
@@ -148,3 +149,5 @@ def test_a_hand_written_policy_merges_its_own(
     monkeypatch.setattr(SavedPolicy, "run_imports", lambda self, allowed: None)
     with pytest.raises(CheckpointError, match="is hand-written"):
         export(tmp_path / "adapted", tmp_path / "whole", merge=True)
+    with pytest.raises(CheckpointError, match="must be exported by its own code"):
+        export(tmp_path / "adapted", tmp_path / "file", format="torch-export")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,36 @@ def test_several_tasks_ask_for_language_and_memory_decides_the_size(dataset: Pat
         "smolvla",
         "pi05",
     ]
+
+
+class Terminal(io.StringIO):
+    """Typed lines."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_asked_for_what_no_flag_says(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.yaml").touch()
+    typed = f"nowhere\n{dataset}\ntiny/vitmlp\ntiny/vit_mlp\ntaken.yaml\n\n"
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    assert console.policysmith(["new"]) == console.OK
+    said = capsys.readouterr().err
+    assert "5 episodes, 30 frames, 2 tasks" in said
+    assert "did you mean `tiny/vit_mlp`?" in said
+    assert said.count("Directory of a LeRobot dataset: ") == said.count("Policy [tiny/bc_transformer]: ") == 2
+    assert said.count("Recipe to write [vit_mlp_tiny_my_robot_7.yaml]: ") == 2
+    assert load_recipe(tmp_path / "vit_mlp_tiny_my_robot_7.yaml")
+    monkeypatch.setattr(sys, "stdin", Terminal(f"{dataset}\n"))
+    assert console.policysmith(["new", "--policy", "tiny/act"]) == console.BUILD_FAILED
+    assert "the answers ended" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    with pytest.raises(SystemExit):
+        console.policysmith(["new"])
+    assert "--data" in capsys.readouterr().err
 
 
 def test_three_commands_train_a_policy_in_an_empty_directory(

@@ -279,3 +279,11 @@ def test_findings_of_the_data_stand_under_the_value() -> None:
     )
     assert found.span.text == "datasets/x"
     assert found.message == "no such dataset"
+
+
+def test_a_finding_about_an_option_left_out_names_its_default(tiny: dict[str, Any]) -> None:
+    loaded = load_recipe(tiny)
+    found = loaded.diagnostic(("policy", "head"), SpecError("does not fit", field="loss"))
+    assert found.notes == ('`policy.head.loss` is not set; its default is "l1"',)
+    assert not loaded.diagnostic(("policy", "head"), SpecError("does not fit", field="hidden")).notes
+    assert not loaded.diagnostic(("policy", "head"), SpecError("does not fit")).notes

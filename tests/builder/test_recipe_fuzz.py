@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from policysmith.builder.recipe.rules import contradictions
 from policysmith.builder.recipe.validate import part_sites
 from policysmith.components.registry import REGISTRIES
 from policysmith.schemas.check import check, check_against
+from policysmith.schemas.composition import composed, resolved
 from policysmith.schemas.errors import RecipeError, RegistryError
 from policysmith.schemas.json_schema import SchemaTree, shipped_schema
 from policysmith.schemas.recipe import Recipe
-from policysmith.schemas.yaml.document import from_mapping
+from policysmith.schemas.yaml.document import from_mapping, read
 
 GOOD: dict[str, Any] = {
     "recipe": 1,
@@ -40,6 +42,15 @@ GOOD: dict[str, Any] = {
     "evaluation": {"env": "metaworld/x", "control": "blind"},
     "meta": {"note": [1, None, {"deep": True}]},
 }
+RECIPES = Path(__file__).parents[2] / "recipes"
+STARTS = [
+    GOOD,
+    *(
+        resolved(composed(read(path))).value
+        for path in sorted(RECIPES.rglob("*.yaml"))
+        if "datasets" not in path.parts
+    ),
+]
 BEYOND_SCHEMA = {"value_error", "assertion_error", "contradiction"}
 TREE = SchemaTree(shipped_schema())
 COMMON = settings(max_examples=80, suppress_health_check=list(HealthCheck))
@@ -88,7 +99,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 @st.composite
 def spoilt(draw: st.DrawFn) -> dict[str, Any]:
-    recipe = copy.deepcopy(GOOD)
+    recipe = copy.deepcopy(draw(st.sampled_from(STARTS)))
     for _ in range(draw(st.integers(1, 3))):
         options = list(places(recipe))
         if not options:
@@ -111,22 +122,40 @@ def spoilt(draw: st.DrawFn) -> dict[str, Any]:
     return recipe
 
 
-@COMMON
-@given(spoilt())
-def test_spoilt_recipes(recipe: dict[str, Any]) -> None:
+def assert_stages_agree(recipe: dict[str, Any]) -> None:
+    """Both stages accept a recipe, or refuse it, and nothing else is raised."""
     said = check(from_mapping(recipe), allow_imports=True)
     thought = all_complaints(recipe)
     if not thought:
         assert not said
     elif not said:
         assert set(thought) <= BEYOND_SCHEMA
+
+
+def assert_loads_or_is_refused(recipe: dict[str, Any]) -> None:
+    """A recipe loads, and in full as the same; or the loader refuses it with findings."""
     recipe.pop("imports", None)
     if all_complaints(recipe):
         with pytest.raises(RecipeError, match=r"^error\[E"):
             load_recipe(recipe)
     else:
-        resolved = load_recipe(recipe).resolved()
-        assert load_recipe(resolved).resolved() == resolved
+        whole = load_recipe(recipe).resolved()
+        assert load_recipe(whole).resolved() == whole
+
+
+@COMMON
+@given(spoilt())
+def test_spoilt_recipes(recipe: dict[str, Any]) -> None:
+    assert_stages_agree(recipe)
+    assert_loads_or_is_refused(recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@settings(COMMON, max_examples=5_000)
+@given(spoilt())
+def test_thousands_of_spoilt_recipes(recipe: dict[str, Any]) -> None:
+    assert_stages_agree(recipe)
 
 
 def test_the_good_recipe_is_good() -> None:

@@ -176,6 +176,25 @@ def seen(observation: dict[str, Any]) -> dict[str, Any]:
     return observation
 
 
+class Dazzled(nn.Module):
+    """Loses the state at the sight of a real image, which noise is not."""
+
+    def forward(self, sample: Any) -> Any:
+        image = sample["observation.images.corner2"].float()
+        real = (image.mean() - 127.5).abs() > 2
+        return {**sample, STATE: sample[STATE] * (torch.nan if real else 1.0)}
+
+
+def test_real_samples_go_through_a_hand_written_policy(
+    builder: Callable[..., Builder], refused: Refused
+) -> None:
+    builder().check(deep=True).build()
+    CHAIN[:] = [Dazzled()]
+    dazzled = builder().check()
+    (found,) = refused(lambda: dazzled.check(deep=True))
+    assert "TrialPolicy reads `states` infinite or NaN on real samples" in found.message
+
+
 @pytest.mark.parametrize(
     ("behaviour", "complaint"),
     [

@@ -207,15 +207,20 @@ def test_parts_that_do_not_fit_are_told(
 
 
 def test_recipes_compose_as_the_page_says(
-    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clone: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = ROOT / "docs" / "recipes.md"
     monkeypatch.chdir(clone)
     for recipe in blocks(page, "yaml"):
         (clone / "mine.yaml").write_text(recipe)
         assert console.policysmith(["check", "mine.yaml"]) == console.OK, capsys.readouterr().err
+    shutil.copy(ROOT / "tests" / "builder" / "own_part.py", clone / "my_parts.py")
     for line in "".join(blocks(page, "bash")).splitlines():
-        assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
+        if "my_parts.py" in line:
+            run(*shlex.split(line))  # in a process of its own, which registers parts
+        else:
+            assert console.policysmith(shlex.split(line)[1:]) == console.OK, capsys.readouterr().err
+    assert "mean_colour" in (clone / "recipe.json").read_text()
 
 
 def test_the_commands_of_the_page_about_commands_work(clone: Path, run: Run, command: Any) -> None:
@@ -296,6 +301,23 @@ def test_the_engine_runs_and_is_measured(clone: Path, run: Run) -> None:
     told = run(*shlex.split(measure))
     for row in ("eager, as saved", "engine, float32", "backbones.vision", "head", "inverse"):
         assert row in told
+
+
+def test_a_policy_is_exported_and_run_by_onnxruntime(clone: Path, run: Run) -> None:
+    page = ROOT / "docs" / "export.md"
+    recipe = "recipes/tiny/vit_mlp.yaml"
+    run("build-and-train", recipe, "--output", "runs/tiny", "-o", "training.steps=1", "--device", "cpu")
+    for line in "".join(blocks(page, "bash")).splitlines():
+        assert "->" in run(*shlex.split(line))
+    (code,) = blocks(page, "python")
+    compare = """
+import torch
+named = {key: torch.from_numpy(value) for key, value in inputs.items()}
+other = torch.export.load("act_torch/policy.pt2").module()(named)
+print(np.abs(other.numpy() - actions).max() < 1e-4, described["outputs"]["action"]["shape"][1:] == list(actions.shape[1:]))
+"""
+    (clone / "use.py").write_text(code + compare)
+    assert run("python", "use.py").endswith("True True\n")
 
 
 def test_the_commands_of_the_data_page_run(clone: Path, command: Any) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from policysmith.schemas import console
-from policysmith.schemas.composition import composed, places, resolved
+from policysmith.schemas.composition import composed, resolved
 from policysmith.schemas.errors import RecipeError
+from policysmith.schemas.origins import origin_of, origins
 from policysmith.schemas.overrides import apply, apply_mapping
 from policysmith.schemas.yaml.document import Document, from_mapping, read
-from policysmith.schemas.yaml.nodes import dotted
 
 ROOT = Path(__file__).parents[2]
 ACT = ROOT / "recipes" / "tiny" / "act.yaml"
@@ -67,13 +67,51 @@ def test_a_mapping_of_another_type_replaces(files: Callable[..., Path]) -> None:
 def test_bases_have_bases_and_places_name_the_file_that_sets_a_value(files: Callable[..., Path]) -> None:
     path = files(one="name: one\nx: 1\n", two="base: one.yaml\ny: 2\n", three="base: two.yaml\nname: three\n")
     document = apply(composed(read(path)), ["z=3"])
-    found = {dotted(where): str(span).rpartition("/")[2] for where, span in places(resolved(document))}
+    found = {where: place.rpartition("/")[2] for where, place in origins(resolved(document)).items()}
     assert found == {
         "name": "three.yaml:2:7",
         "x": "one.yaml:2:4",
         "y": "two.yaml:2:4",
-        "z": "<command line>:1:6",
+        "z": "-o z=3",
     }
+
+
+def test_origins_name_environment_override_and_default(
+    files: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WIDTH", "8")
+    path = files(
+        mine="vars: {w: '${env:WIDTH}', n: 3}\na: '${vars.w}'\nb: {}\nc: [1, '${vars.n}', 3]\nd: [1, 2]\n"
+        "e: '${env:OTHER:-5}'\n"
+    )
+    found = origins(resolved(apply(composed(read(path)), ["d.1=7", "f={g: [1, 2]}"])), portable=True)
+    assert found == {
+        "a": "environment variable WIDTH",
+        "b": "mine.yaml:3:4",
+        "c[0]": "mine.yaml:4:5",
+        "c[1]": "mine.yaml:1:30",
+        "c[2]": "mine.yaml:4:21",
+        "d[0]": "mine.yaml:5:5",
+        "d[1]": "-o d.1=7",
+        "e": "mine.yaml:6:4",
+        "f.g": "-o f={g: [1, 2]}",
+    }
+    assert origin_of(("f",), found) == origin_of(("f", "g", 0), found) == "-o f={g: [1, 2]}"
+    assert origin_of(("fg",), found) == origin_of(("f", "h"), found) == "default"
+
+
+def test_a_finding_in_a_base_names_the_recipe_above(
+    files: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STEPS", "many")
+    path = files(
+        low=f"base: {ACT}\ntraining: {{steps: '${{env:STEPS}}', batch_sizes: 4}}\n",
+        mine="base: low.yaml\nname: mine\n",
+    )
+    assert console.policysmith(["check", str(path)]) == console.INVALID_RECIPE
+    written = capsys.readouterr().err
+    assert written.count(f"note: {path.with_name('low.yaml')} is a base of {path}:1:7") == 2
+    assert ":: environment variable STEPS\n  | the value is set here" in written
 
 
 def test_a_null_removes_what_the_schema_does_not_let_be_null(files: Callable[..., Path]) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from policysmith.builder.recipe.load import load_recipe
 from policysmith.schemas import console
-from policysmith.schemas.composition import composed, places, resolved
+from policysmith.schemas.composition import composed, resolved
 from policysmith.schemas.errors import CheckpointError
+from policysmith.schemas.origins import origin_of, origins
 from policysmith.schemas.questions.commands import rendered
 from policysmith.schemas.questions.defaults import with_defaults
 from policysmith.schemas.questions.difference import differences, side
 from policysmith.schemas.yaml.document import parse, read
+from policysmith.schemas.yaml.nodes import KeyPath
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ALL = [path for path in sorted(RECIPES.rglob("*.yaml")) if "datasets" not in path.parts]
@@ -63,10 +67,30 @@ def test_a_rendered_recipe_is_the_recipe_with_and_without_origins() -> None:
     for path in ALL:
         document = resolved(composed(read(path)))
         wanted = with_defaults(document.value)
-        for shown in (None, document):
+        for shown in (None, origins(document)):
             text = rendered(wanted, shown)
             assert parse(text).value == wanted, path
-        assert text.count("#") >= sum(1 for _ in places(document)) // 2
+        assert text.count("#") >= len(origins(document)) // 2
+
+
+def test_every_value_of_every_recipe_has_its_origin() -> None:
+    def values(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+        if isinstance(value, dict | list) and value:
+            for step, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from values(item, (*path, step))
+        else:
+            yield path, value
+
+    for path in ALL:
+        document = resolved(composed(read(path)))
+        places, set_here = origins(document), dict(values(document.value, ()))
+        for where, _ in values(with_defaults(document.value), ()):
+            place = origin_of(where, places)
+            assert (place == "default") == (where not in set_here), (path, where)
+            if place != "default":
+                name, line, _ = place.rsplit(":", 2)
+                step = next(step for step in reversed(where) if isinstance(step, str))
+                assert step in Path(name).read_text().splitlines()[int(line) - 1], (path, where)
 
 
 def test_origins_name_file_override_and_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +98,7 @@ def test_origins_name_file_override_and_default(capsys: pytest.CaptureFixture[st
     assert console.policysmith(["render", str(act), "--origins", "-o", "training.seed=3"]) == console.OK
     lines = {line.split(":")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
     assert lines["width"].endswith(f"# {act}:20:12")
-    assert lines["seed"].endswith("# <command line>:1:18")
+    assert lines["seed"].endswith("# -o training.seed=3")
     assert lines["accumulate"].endswith("# default")
 
 

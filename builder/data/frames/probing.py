@@ -24,8 +24,10 @@ _POINTER = 1_024
 """Size in bytes below which a file may be a pointer to its content."""
 
 
-def probe_cameras(layout: Layout, cameras: Sequence[Camera], episodes: Sequence[EpisodeInfo]) -> None:
-    """Check the files of `cameras` for `episodes`.
+def probe_cameras(
+    layout: Layout, cameras: Sequence[Camera], episodes: Sequence[EpisodeInfo], *, files: int | None = FILES
+) -> None:
+    """Check as many `files` of each of the `cameras` for `episodes`, or all if that is None.
 
     Raises:
         DatasetError: A file is missing, empty or damaged, differs from the metadata in the size of its
@@ -34,9 +36,10 @@ def probe_cameras(layout: Layout, cameras: Sequence[Camera], episodes: Sequence[
     for camera in cameras:
         sources = frame_sources(layout, camera, episodes)
         sizes = {path: _size(path) for path in sources}
-        thin = heapq.nsmallest(FILES // 2, sizes, key=lambda path: sizes[path] / sources[path].frames)
-        chosen = dict.fromkeys([*thin, *_spaced(list(sources), FILES)])
-        some = [sources[path] for path in list(chosen)[:FILES]]
+        most = len(sources) if files is None else files
+        thin = heapq.nsmallest(most // 2, sizes, key=lambda path: sizes[path] / sources[path].frames)
+        chosen = dict.fromkeys([*thin, *_spaced(list(sources), most)])
+        some = [sources[path] for path in list(chosen)[:most]]
         for source in some:
             if camera.storage is Storage.VIDEO:
                 _probe_video(source, layout.fps)

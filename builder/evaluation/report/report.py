@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import provenance, runs
+from ...page import embedded, facts, note, page, section, table
+from ...planning.graph import Graph, svg
 from ...saved_policy import SavedPolicy
 from ..closed_loop import ClosedLoopResult
 from ..open_loop import OpenLoopResult
@@ -17,11 +19,12 @@ from ..result import EvaluationResult
 from ..rollout import Episode
 from ..video import FILM_RATE, VIDEO_RATE
 from .figures import loss_figure, save_png, steps_figure, to_svg, trace_figure
-from .html import embedded, facts, note, page, section, table
 
 
-def write_report(result: EvaluationResult, saved: SavedPolicy) -> None:
+def write_report(result: EvaluationResult, saved: SavedPolicy, drawing: Graph | None = None) -> None:
     """Write `report.html` and `result.json`, and `open_loop.png` for an open-loop result.
+
+    `drawing` is the graph of a composed policy.
 
     Files of an earlier evaluation that this one does not write are removed.
     """
@@ -36,7 +39,7 @@ def write_report(result: EvaluationResult, saved: SavedPolicy) -> None:
     if result.open_loop is not None:
         save_png(trace_figure(result.open_loop), result.output / "open_loop.png")
     name = saved.recipe["name"]
-    body = "\n".join([_header(result, saved, when), *_sections(result, saved)])
+    body = "\n".join([_header(result, saved, when), *_sections(result, saved, drawing)])
     (result.output / "report.html").write_text(page(f"{name}: evaluation", body))
 
 
@@ -66,7 +69,7 @@ def _header(result: EvaluationResult, saved: SavedPolicy, when: str) -> str:
     return f'<h1>{escape(saved.recipe["name"])}</h1><p class="sub">{escape(subtitle)}</p>'
 
 
-def _sections(result: EvaluationResult, saved: SavedPolicy) -> Iterator[str]:
+def _sections(result: EvaluationResult, saved: SavedPolicy, drawing: Graph | None) -> Iterator[str]:
     closed, control = result.closed_loop, result.control
     if closed is not None:
         cards = _score("Success", closed, "policy")
@@ -85,6 +88,8 @@ def _sections(result: EvaluationResult, saved: SavedPolicy) -> Iterator[str]:
     )
     if curves:
         yield section("Training", f'<div class="plot">{to_svg(loss_figure(curves), "loss")}</div>')
+    if drawing is not None:
+        yield section("Policy", f'<div class="plot graph">{svg(drawing)}</div>')
     if result.notes:
         yield section("Notes", "".join(note(text) for text in result.notes))
     yield _recipe(saved)

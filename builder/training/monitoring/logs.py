@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
-
-from torch.utils.tensorboard import SummaryWriter
 
 from ....schemas.errors import TrainingError
 from ... import runs
@@ -60,7 +57,7 @@ class Reporters:
 
 
 class FileLog:
-    """The log of a run in its directory: `run.json` and `recipe.yaml`, `log.jsonl` and `tensorboard/`.
+    """The log of a run in its directory: `run.json` and `recipe.yaml`, and `log.jsonl`.
 
     Nothing is written before the run starts, so that a refused `--resume` leaves the directory unchanged.
     Methods raise TrainingError if a file cannot be written.
@@ -69,7 +66,6 @@ class FileLog:
     def __init__(self, run: Path, description: Mapping[str, Any], recipe_text: str) -> None:
         self._run, self._description, self._recipe_text = run, description, recipe_text
         self._lines: TextIO | None = None
-        self._board: SummaryWriter | None = None
         self._open = contextlib.ExitStack()
 
     def start(self, step: int, steps: int) -> None:
@@ -77,20 +73,14 @@ class FileLog:
             self._run.mkdir(parents=True, exist_ok=True)
             (self._run / runs.DESCRIPTION).write_text(json.dumps(self._description, indent=2) + "\n")
             (self._run / runs.RECIPE).write_text(self._recipe_text)
-            self._open.enter_context(_short_thread_errors())
             self._lines = self._open.enter_context((self._run / runs.LOG).open("a", buffering=1))
-            self._board = SummaryWriter(str(self._run / runs.TENSORBOARD))
-            self._open.callback(self._board.close)
 
     def advance(self, step: int) -> None:
         """Write nothing."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        assert self._board is not None
         with self._explained():
             self._write({"step": step, **values})
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
 
     def note(self, message: str) -> None:
         with self._explained():
@@ -116,22 +106,3 @@ class FileLog:
     def _write(self, line: dict[str, Any]) -> None:
         assert self._lines is not None
         self._lines.write(json.dumps(line) + "\n")
-
-
-@contextlib.contextmanager
-def _short_thread_errors() -> Iterator[None]:
-    """Report an OSError in TensorBoard's thread in one line while the context is active."""
-    hook = threading.excepthook
-
-    def report(failed: threading.ExceptHookArgs) -> None:
-        if isinstance(failed.exc_value, OSError) and type(failed.thread).__name__ == "_AsyncWriterThread":
-            reason = failed.exc_value.strerror or failed.exc_value
-            _logger.warning("points for TensorBoard cannot be written (%s)", reason)
-        else:
-            hook(failed)
-
-    threading.excepthook = report
-    try:
-        yield
-    finally:
-        threading.excepthook = hook

@@ -160,7 +160,7 @@ class DetrDecoder(nn.Module):
 
     def forward(self, places: Tensor, seen: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Decode places (1, H, D) to (B, H, D), from tokens (B, N, D) at (1, N, D), with mask (B, N)."""
-        tokens = torch.zeros_like(places).expand(len(seen), -1, -1)
+        tokens = torch.zeros_like(places).expand(seen.shape[0], -1, -1)
         for layer in self.layers:
             tokens = layer(tokens, places, seen, positions, mask)
         normed: Tensor = self.norm(tokens)

@@ -60,12 +60,12 @@ class TokenWriter(nn.Module):
         positions = past.end[:, None] + torch.arange(count, device=embeddings.device)
         earlier = past.mask[:, None, :].expand(-1, count, -1)
         causal = torch.ones(count, count, dtype=torch.bool, device=embeddings.device).tril()
-        visible = torch.cat([earlier, causal.expand(len(embeddings), -1, -1)], dim=2)[:, None]
+        visible = torch.cat([earlier, causal.expand(embeddings.shape[0], -1, -1)], dim=2)[:, None]
         tokens, kept = embeddings, []
         for index, layer in enumerate(self.layers):
             tokens, key_values = layer(tokens, positions, past.values[:, index], visible)
             kept.append(key_values)
-        mask = torch.cat([past.mask, past.mask.new_ones(len(tokens), count)], dim=1)
+        mask = torch.cat([past.mask, past.mask.new_ones(tokens.shape[0], count)], dim=1)
         return tokens, replace(past, values=torch.stack(kept, 1), mask=mask, end=past.end + count)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def run_bidirectional(layers: nn.ModuleList, tokens: Tensor, mask: Tensor | None
     """Run layers over tokens (B, N, D), all visible but for mask (B, N); return them and keys and values."""
     count, visible = tokens.shape[1], None
     if mask is None:
-        positions = torch.arange(count, device=tokens.device).expand(len(tokens), -1)
+        positions = torch.arange(count, device=tokens.device).expand(tokens.shape[0], -1)
         end = positions[:, -1] + 1
     else:
         positions, end = (mask.cumsum(1) - 1).clamp_min(0), mask.sum(1)

@@ -68,7 +68,7 @@ class Qwen(VlmFamily):
     def encode_frames(self, model: Any, images: Tensor) -> EncodedFrames:
         encoded = self._encode(model.visual, images)
         start, end = (
-            self.embedding(model)(torch.full((len(images), 1), marker, device=images.device))
+            self.embedding(model)(torch.full((images.shape[0], 1), marker, device=images.device))
             for marker in (self.sizes.vision_start_token_id, self.sizes.vision_end_token_id)
         )  # (F, 1, D)
         framed = torch.cat([start, encoded.embeddings, end], dim=1)
@@ -139,7 +139,7 @@ class Qwen25Vl(Qwen):
             mask = None if index in vision.fullatt_block_indexes else near
             hidden = hidden + self._attend(block.attn, block.norm1(hidden), table, mask)
             hidden = hidden + block.mlp(block.norm2(hidden))
-        return EncodedFrames(tower.merger(hidden).unflatten(0, (len(images), -1)))
+        return EncodedFrames(tower.merger(hidden).unflatten(0, (images.shape[0], -1)))
 
 
 class Qwen3Vl(Qwen):
@@ -159,8 +159,8 @@ class Qwen3Vl(Qwen):
             hidden = hidden + block.mlp(block.norm2(hidden))
             if index in vision.deepstack_visual_indexes:
                 merger = tower.deepstack_merger_list[vision.deepstack_visual_indexes.index(index)]
-                deep.append(merger(hidden).unflatten(0, (len(images), -1)))
-        return EncodedFrames(tower.merger(hidden).unflatten(0, (len(images), -1)), deep)
+                deep.append(merger(hidden).unflatten(0, (images.shape[0], -1)))
+        return EncodedFrames(tower.merger(hidden).unflatten(0, (images.shape[0], -1)), deep)
 
     def _positions(self, tower: Any, images: Tensor) -> Tensor:
         """Return learned positions (1, P, D): a square map resampled to the patches of the frames."""

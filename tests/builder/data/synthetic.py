@@ -292,6 +292,7 @@ def write_robot(
     cameras: dict[str, tuple[int, int]],
     shift: float = 0.0,
     force: int = 0,
+    fps: int = FPS,
 ) -> Path:
     """Write a dataset of a robot with these widths and cameras; its numbers lie around `shift`."""
     generator = np.random.default_rng([state, action])
@@ -301,7 +302,7 @@ def write_robot(
         "observation.force": [f"force_{i}" for i in range(force)],
     }
     vectors = {key: names for key, names in vectors.items() if names}
-    with LeRobotWriter(root, fps=FPS, cameras=cameras, vectors=vectors) as writer:
+    with LeRobotWriter(root, fps=fps, cameras=cameras, vectors=vectors) as writer:
         for length in (12, 9, 15, 10):
             frames: dict[str, np.ndarray] = {
                 key: generator.normal(shift, 1.0 + shift, (length, len(names))).astype(np.float32)

@@ -58,6 +58,9 @@ def test_open_loop_alone_needs_no_simulator(run: Path) -> None:
     assert held["open_loop"]["mae"] == result.open_loop.mae.tolist()
     assert held["command"] == f"policysmith evaluate {run} --open-loop --device cpu"
     assert held["recipe"]["name"] == "tiny"
+    report = (result.output / "report.html").read_text()
+    for part in ("backbones.vision", "backbones.proprio", "head", "action chunk"):
+        assert f">{part}</text>" in report
     assert held["versions"]["torch"]
     assert result.lines[0].startswith("open loop      mean absolute error ")
     assert result.lines[0].endswith("(1 of 1 validation episodes)")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from policysmith.builder import Builder, runs
-from policysmith.builder.export import export
+from policysmith.builder.exporting.export import export
 from policysmith.builder.policy.storage import manifest
 from policysmith.builder.saved_policy import SavedPolicy
 from policysmith.schemas.errors import CheckpointError

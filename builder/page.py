@@ -30,7 +30,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .policy { --tone: var(--accent); } .control { --tone: var(--soft); }
 .note { color: var(--soft); font-size: 14px; margin: 10px 0 0; }
 video, .strip { display: block; width: 100%; border-radius: 8px; }
-.strip { margin-top: 16px; } figure { margin: 0; } .plot { overflow-x: auto; } svg + svg { margin-top: 18px; }
+.strip { margin-top: 16px; } figure { margin: 0; } .plot { overflow-x: auto; } .graph { background: #fff; border-radius: 6px; } svg + svg { margin-top: 18px; }
 svg { width: 100%; height: auto; min-width: 560px; display: block; } svg text { font-family: inherit !important; }
 .dots { display: flex; flex-wrap: wrap; gap: 4px; margin: 6px 0 14px; }
 .dots span { width: 15px; height: 15px; border-radius: 4px; background: var(--good); }

@@ -1,0 +1,1 @@
+"""Export of a trained policy to a file that runs without policysmith."""

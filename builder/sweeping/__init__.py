@@ -1,0 +1,1 @@
+"""Sweeps: many runs of a recipe over ranges of its values."""
