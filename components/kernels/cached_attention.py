@@ -55,7 +55,15 @@ def cached_attention(
         kinds = [None if x is None else f"{x.dtype} {tuple(x.shape)}" for x in given]
         raise ValueError(f"query, keys, values, table and mask do not fit: {', '.join(map(str, kinds))}")
     out: Tensor = _forward(
-        query, key, value, keys, values, cosine, sine, mask, query.shape[-1] ** -0.5 if scale is None else scale
+        query,
+        key,
+        value,
+        keys,
+        values,
+        cosine,
+        sine,
+        mask,
+        query.shape[-1] ** -0.5 if scale is None else scale,
     )
     return out
 
@@ -106,7 +114,15 @@ def reference(
     keys, values = (None, None) if own is None else own
     cosine, sine = (None, None) if places is None else places
     return _forward_reference(
-        query, key, value, keys, values, cosine, sine, mask, query.shape[-1] ** -0.5 if scale is None else scale
+        query,
+        key,
+        value,
+        keys,
+        values,
+        cosine,
+        sine,
+        mask,
+        query.shape[-1] ** -0.5 if scale is None else scale,
     )
 
 

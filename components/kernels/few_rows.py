@@ -152,12 +152,8 @@ PROGRAMS, COLUMNS, INNER = 144, 32, 128
 """Programs that fill a GPU, and the tile of a weight that each reads at a time."""
 
 _linear = operator("few_rows", "linear", "(Tensor values, Tensor weight) -> Tensor", _linear_reference)
-_parts = operator(
-    "few_rows", "parts", "(Tensor values, Tensor weight) -> Tensor", _parts_reference
-)
-_gated = operator(
-    "few_rows", "gated", "(Tensor values, Tensor both, bool silu) -> Tensor", _gated_reference
-)
+_parts = operator("few_rows", "parts", "(Tensor values, Tensor weight) -> Tensor", _parts_reference)
+_gated = operator("few_rows", "gated", "(Tensor values, Tensor both, bool silu) -> Tensor", _gated_reference)
 _norm = operator(
     "few_rows",
     "norm",

@@ -71,14 +71,18 @@ def test_it_is_exact_in_float32(shape: tuple[int, ...], options: dict[str, bool]
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
-def test_half_precision_loses_roundings_alone(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+def test_half_precision_loses_roundings_alone(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
     tolerance = (4.0 if INTERPRETED else 1.5) * torch.finfo(dtype).eps  # the interpreter truncates
     assert error(given(shape), device, dtype) < tolerance
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "shape", [(1, 51, 8, 1, 565, 256), (1, 51, 15, 5, 241, 64), (3, 51, 8, 1, 565, 256), (1, 300, 8, 1, 565, 256)], ids=str
+    "shape",
+    [(1, 51, 8, 1, 565, 256), (1, 51, 15, 5, 241, 64), (3, 51, 8, 1, 565, 256), (1, 300, 8, 1, 565, 256)],
+    ids=str,
 )
 def test_it_is_exact_at_the_size_of_a_policy(shape: tuple[int, ...]) -> None:
     assert error(given(shape), "cuda", torch.bfloat16) < 1.5 * torch.finfo(torch.bfloat16).eps
@@ -134,5 +138,13 @@ def test_shapes_must_fit(device: str) -> None:
 
 def test_it_is_a_sound_operator(device: str) -> None:
     inputs = arguments(given(SHAPES[1]), device, torch.float32)
-    values = (inputs["query"], inputs["key"], inputs["value"], *inputs["own"], *inputs["places"], inputs["mask"], 0.5)
+    values = (
+        inputs["query"],
+        inputs["key"],
+        inputs["value"],
+        *inputs["own"],
+        *inputs["places"],
+        inputs["mask"],
+        0.5,
+    )
     torch.library.opcheck(module._forward, values, test_utils=("test_schema", "test_faketensor"))

@@ -46,9 +46,7 @@ def test_the_parts_sum_to_the_product(shape: tuple[int, ...], dtype: torch.dtype
 @DTYPES
 @pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_gated_product(
-    shape: tuple[int, ...], activation: Any, dtype: torch.dtype, device: str
-) -> None:
+def test_a_gated_product(shape: tuple[int, ...], activation: Any, dtype: torch.dtype, device: str) -> None:
     *outer, inner, columns = shape
     values, both = normal(*outer, inner, dtype=dtype, device=device), normal(2 * columns, inner, dtype=dtype)
     both = both.to(device) / inner**0.5
@@ -59,7 +57,9 @@ def test_a_gated_product(
 
 @DTYPES
 @pytest.mark.parametrize("rms", [False, True], ids=["layer", "rms"])
-@pytest.mark.parametrize("extras", [(), ("gate", "scale"), ("bias", "weight", "shift", "scale", "gate")], ids=str)
+@pytest.mark.parametrize(
+    "extras", [(), ("gate", "scale"), ("bias", "weight", "shift", "scale", "gate")], ids=str
+)
 def test_the_norm_behind_a_product(
     rms: bool, extras: tuple[str, ...], dtype: torch.dtype, device: str
 ) -> None:
@@ -83,7 +83,9 @@ def test_the_norm_behind_a_product(
 def test_products_at_the_size_of_a_policy(shape: tuple[int, ...]) -> None:
     *outer, inner, columns = shape
     values, weight = (normal(*x, inner, dtype=torch.bfloat16, device="cuda") for x in (outer, (columns,)))
-    assert_near(linear_parts(values, weight).sum(0), F.linear(values.double(), weight.double()), torch.float32)
+    assert_near(
+        linear_parts(values, weight).sum(0), F.linear(values.double(), weight.double()), torch.float32
+    )
     test_a_gated_product(shape, "gelu_tanh", torch.bfloat16, "cuda")
 
 

@@ -161,7 +161,18 @@ def _attend(
 
 @triton.jit
 def _combine(
-    parts, best, total, out, rows, tokens, count, groups, heads, width, SPLITS: tl.constexpr, WIDTH: tl.constexpr
+    parts,
+    best,
+    total,
+    out,
+    rows,
+    tokens,
+    count,
+    groups,
+    heads,
+    width,
+    SPLITS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """Weigh the shares of a row, and write it where its token and head are in (B, S, h * E)."""
     row = tl.program_id(0).to(tl.int64)

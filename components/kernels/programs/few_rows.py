@@ -24,9 +24,7 @@ def parts(values, weight):
     """Implement the reference of `linear_parts`."""
     each = tiles_of_share(weight)
     shares = triton.cdiv(weight.shape[1], INNER * each)
-    out = torch.empty(
-        shares, *values.shape[:-1], len(weight), dtype=torch.float32, device=values.device
-    )
+    out = torch.empty(shares, *values.shape[:-1], len(weight), dtype=torch.float32, device=values.device)
     return _multiply(values, weight, out, each)
 
 
@@ -123,7 +121,7 @@ def _gated(
     gate = tl.zeros([ROWS, COLUMNS], tl.float32)
     up = tl.zeros([ROWS, COLUMNS], tl.float32)
     second = both + columns.to(tl.int64) * inner
-    for tile in range(0, tl.cdiv(inner, INNER)):
+    for tile in range(tl.cdiv(inner, INNER)):
         k = tile * INNER + tl.arange(0, INNER)
         x = _read(values, r, rows, k, inner, False)
         gate = _dot(x, tl.trans(_read(both, c, columns, k, inner, WHOLE)), gate)
