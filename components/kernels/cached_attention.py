@@ -147,7 +147,8 @@ def _forward_reference(
     weights = torch.softmax(scores, dim=-1)
     weights = weights if mask is None else weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
     mixed = (weights @ value.to(precise)).unflatten(2, (-1, tokens)).flatten(1, 2)  # (B, h, S, E)
-    return mixed.transpose(1, 2).flatten(2).to(query.dtype).contiguous()
+    out: Tensor = mixed.transpose(1, 2).flatten(2).to(query.dtype)
+    return out.contiguous()
 
 
 def _rotate(values: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

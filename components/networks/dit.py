@@ -233,5 +233,6 @@ class DitBlock(nn.Module):
             else:
                 change = branch(normal, context, mask) if name == "cross" else branch(normal)
         assert gate is not None
+        assert change is not None
         out: Tensor = tokens + gate[:, None] * change
         return out

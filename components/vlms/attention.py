@@ -31,7 +31,7 @@ def _attend(
     """Return (B, N, h, E) of queries (B, h, N, E) over keys and values (B, G, M, E), under mask (B, 1, N, M)."""
     if mask is not None and query.shape[-1] > _WIDEST and serves(query):
         mixed = cached_attention(query.transpose(1, 2), key, value, mask=mask, scale=options.get("scaling"))
-        return mixed.unflatten(-1, (query.shape[1], -1)), None  # type: ignore[no-untyped-call]
+        return mixed.unflatten(-1, (query.shape[1], -1)), None
     found: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, mask, **options)
     return found
 

@@ -82,7 +82,7 @@ class ExpertLayer(nn.Module):
         if cached_attention.serves(query):
             rows = query.shape[1] if mask is not None and mask.shape[2] == 1 else -1
             seen = None if mask is None else mask.expand(-1, -1, rows, -1)
-            mixed = cached_attention.cached_attention(query, *model.unbind(1), own, places, seen)
+            mixed = cached_attention.cached_attention(query, model[:, 0], model[:, 1], own, places, seen)
         else:
             mixed = self._attend(query, model, own, places, mask)
         tokens, normal, gate = self.mlp_norm(tokens, condition, branch_of(self.out, mixed), gate, second)
@@ -123,4 +123,4 @@ class ExpertLayer(nn.Module):
         return query, (key, value)
 
     def _split(self, values: Tensor) -> Tensor:
-        return values.unflatten(-1, (-1, self.size))  # type: ignore[no-any-return, no-untyped-call]
+        return values.unflatten(-1, (-1, self.size))  # type: ignore[no-any-return]
