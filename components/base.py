@@ -302,8 +302,12 @@ class Network(Learner):
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
         """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,), float32.
 
-        Steps at is_pad (B, H) are hidden.
+        Steps at is_pad (B, H) are hidden. The context may also hold what `at` returns for the same time.
         """
+
+    def at(self, time: Tensor) -> Context:
+        """Return all that depends on time (B,) alone, which inference keeps; every tensor begins with B."""
+        return {}
 
 
 class Transform(nn.Module, Part):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from torch import nn
 
 from ...components.base import Learner
 from ..policy import BasePolicyModel
+from ..training.speed.compilation import channels_last, patch_products
 
 
 def compile_layers(policy: BasePolicyModel) -> list[nn.Module]:
@@ -17,7 +20,13 @@ def compile_layers(policy: BasePolicyModel) -> list[nn.Module]:
 
 
 def pack(policy: BasePolicyModel) -> None:
-    """Let layers that can lay several weights out as one do so, on weights that are the policy's own."""
+    """Let parts and layers prepare weights that are the policy's own, such as by laying several out as one.
+
+    Convolutions are laid out as in training, so that patches of images become rows of tokens without a copy.
+    """
+    forever = ExitStack()
+    channels_last(policy, forever)
+    patch_products(policy, forever)
     for module in policy.modules():
         if callable(own := getattr(module, "pack", None)):
             own()

@@ -80,7 +80,7 @@ class Runner:
         self.policy = policy if keeps else copy_for(policy, place, dtype)
         """The policy that runs: a copy, or a hand-written one itself if it need not move."""
         self._session = Session(self.policy, self)
-        if precision == "bfloat16" and place.type == "cuda":
+        if composed and precision == "bfloat16":
             pack(self.policy)
         if compile:
             compile_layers(self.policy)

@@ -15,6 +15,7 @@ from ...schemas.specs import Kind, Spec, Specs
 from ..base import Backbone, Batch, Facts, Feature
 from ..pretrained.models import copy_transformer, read_config, source_of
 from ..vlms import FAMILIES, family_of
+from ..vlms.attention import attend_by_kernels
 from ..vlms.inputs import inputs_of, read_inputs
 from ..vlms.run import Continuation, run_layers
 from ..vlms.segments import Segment
@@ -139,6 +140,10 @@ class Vlm(Backbone):
         """Copy the weights of the pretrained model; raise WeightsError if they do not fit."""
         if self.config.pretrained is not None:
             copy_transformer(self.config.pretrained, self._family.loadable(self.model, self.lm_head))
+
+    def pack(self) -> None:
+        """Attend as is fastest, for inference."""
+        attend_by_kernels(self._family.layers(self.model))
 
     def forward(self, observations: Batch, outputs: Collection[str]) -> dict[str, Feature]:
         """Return the named outputs of images (B, T, 3, H, W), token ids (B, L) and state (B, T, S)."""

@@ -1,20 +1,48 @@
-"""Networks of denoising heads, and chunks with zeros in the dimensions that a robot lacks."""
+"""Denoising heads, their networks, and chunks with zeros in the dimensions that a robot lacks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ...schemas.errors import SpecError
 from ...schemas.part import NetworkConfig
 from ...schemas.specs import Spec, Specs
-from ..base import Facts, Feature, Network
+from ..base import ActionHead, Context, Facts, Feature, Network
 from ..embodiments import ACTION_PADDING
 from ..registry import NETWORKS
 
 Time = Literal["unit", "steps"]
+
+
+class DenoisingHead(ActionHead):
+    """Head whose sampler asks a network about noisy chunks, at the same few times for every chunk."""
+
+    network: Network
+    _moments: dict[float, tuple[Tensor, Context]] | None = None
+
+    def pack(self) -> None:
+        """Keep what the network makes of each time of the sampler, for inference."""
+        self._moments = {}
+
+    def ask(self, chunk: Tensor, time: float, context: Context) -> Tensor:
+        """Return the network's prediction (B, H, A) for a chunk (B, H, A) at one time."""
+        count = chunk.shape[0]
+        if self._moments is None:
+            times = torch.full((count,), time, device=chunk.device)
+        else:
+            if time not in self._moments:
+                with torch.no_grad():
+                    one = torch.full((1,), time, device=chunk.device)
+                    self._moments[time] = one, self.network.at(one)
+            one, moment = self._moments[time]
+            times = one.expand(count)
+            context = {**context, **{k: v.expand(count, *v.shape[1:]) for k, v in moment.items()}}
+        predicted: Tensor = self.network(chunk, times, context)
+        return predicted
 
 
 def default_network() -> NetworkConfig:

@@ -11,8 +11,14 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
-from ..base import ActionHead, Context, Facts, Feature
-from ..denoising.heads import build_network, default_network, network_specs, zero_missing_dims
+from ..base import Context, Facts, Feature
+from ..denoising.heads import (
+    DenoisingHead,
+    build_network,
+    default_network,
+    network_specs,
+    zero_missing_dims,
+)
 from ..denoising.noise_schedules import Cosine, NoiseSchedule, signal_shares
 from ..features import chunk_size, largest_action, masked_mean, padded_steps, require_bound
 from ..part_options import nested
@@ -24,7 +30,7 @@ from ..shares import WHOLE, Shares
 Share = TypeVar("Share", float, Tensor)
 
 
-class Diffusion(ActionHead):
+class Diffusion(DenoisingHead):
     """Denoising diffusion (DDPM, Ho et al., 2020), as in Diffusion Policy (Chi et al., 2023).
 
     With a_t, the share of the action left at step t:
@@ -210,8 +216,7 @@ class Diffusion(ActionHead):
         self, chunk: Tensor, step: int, left: float, context: Context, features: Mapping[str, Feature]
     ) -> tuple[Tensor, Tensor]:
         """Return the clipped action and the noise (B, H, A) that the network finds in a chunk (B, H, A)."""
-        time = torch.full((chunk.shape[0],), float(step), device=chunk.device)
-        found: Tensor = self.network(zero_missing_dims(chunk, features), time, context)
+        found = self.ask(zero_missing_dims(chunk, features), float(step), context)
         if self.config.predicts == "epsilon":
             action, noise = (chunk - (1.0 - left) ** 0.5 * found) / left**0.5, found
         elif self.config.predicts == "sample":

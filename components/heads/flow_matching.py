@@ -10,8 +10,14 @@ from torch import Tensor
 from ...schemas.errors import SpecError
 from ...schemas.part import Count, HeadConfig, NetworkConfig
 from ...schemas.specs import Kind, Spec, Specs
-from ..base import ActionHead, Context, Facts, Feature
-from ..denoising.heads import build_network, default_network, network_specs, zero_missing_dims
+from ..base import Context, Facts, Feature
+from ..denoising.heads import (
+    DenoisingHead,
+    build_network,
+    default_network,
+    network_specs,
+    zero_missing_dims,
+)
 from ..denoising.noise_levels import BetaLevels, NoiseLevels
 from ..features import chunk_size, masked_mean, padded_steps
 from ..part_options import nested
@@ -23,7 +29,7 @@ from ..shares import WHOLE, Shares
 LevelT = TypeVar("LevelT", float, Tensor)
 
 
-class FlowMatching(ActionHead):
+class FlowMatching(DenoisingHead):
     """Flow matching (Lipman et al., 2023): a network learns the velocity that carries noise to actions.
 
     With the noise level s, which is 1 for noise and 0 for the action:
@@ -192,11 +198,12 @@ class FlowMatching(ActionHead):
         given: Tensor | None = None,
     ) -> Tensor:
         """Return dx/ds (B, H, A) for a chunk (B, H, A) and a noise level above 0, which is 0 at `given` (B, H)."""
-        shape = chunk.shape[:1] if given is None else chunk.shape[:2]
-        time = torch.full(shape, self._time(level), device=chunk.device)
-        if given is not None:
-            time = time.masked_fill(given, self._time(0.0))
-        predicted: Tensor = self.network(self._network_input(chunk, features), time, context)
+        chunk_in = self._network_input(chunk, features)
+        if given is None:
+            predicted = self.ask(chunk_in, self._time(level), context)
+        else:
+            times = torch.full(chunk.shape[:2], self._time(level), device=chunk.device)
+            predicted = self.network(chunk_in, times.masked_fill(given, self._time(0.0)), context)
         if self.config.predicts == "action":
             return (chunk - predicted) / level
         return predicted if self.config.noise_at == 1 else -predicted

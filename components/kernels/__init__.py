@@ -6,6 +6,8 @@
     group_norm_mish   group norm, Mish and FiLM of a 1-D U-Net
     gelu              bias, GELU and dropout between two linear layers
     attention         attention of up to 256 queries, with its gradients in one pass
+    cached_attention  attention of few queries to cached keys and values and their own, in inference
+    few_rows          products of few rows with wide weights, with GeGLU or a norm behind them, in inference
     philox            random bits by keys, for the random numbers of transforms
 
 Each is a `torch.library` operator: it composes with `torch.compile(fullgraph=True)`, runs its Triton program

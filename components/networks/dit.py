@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -146,13 +146,14 @@ class Dit(Network):
         tokens = self.action_in(chunk.to(dtype), *robots)
         if self.config.positions == "learned":
             tokens = tokens + self.action_positions
-        embedded = sinusoids(time, self.config.time_width or self.config.width, self._time_scale).to(dtype)
-        condition = self.time(embedded)
-        if "condition" in context:
-            pooled = context["condition"]
-            pooled = pooled if time.ndim == 1 else pooled[:, None].expand(-1, self._horizon, -1)
-            condition = torch.cat([condition, pooled], dim=-1)
-        condition = nn.functional.silu(condition)
+        made, condition = context.get("modulations"), None
+        if made is None:
+            condition = context["moment"] if "moment" in context else self._embed(time)
+            if "condition" in context:
+                pooled = context["condition"]
+                pooled = pooled if condition.ndim == 2 else pooled[:, None].expand(-1, self._horizon, -1)
+                condition = torch.cat([condition, pooled], dim=-1)
+            condition = nn.functional.silu(condition)
         valid = None
         if is_pad is not None:  # the first step stays visible, so that attention is never empty
             valid = torch.cat([torch.ones_like(is_pad[:, :1]), ~is_pad[:, 1:]], dim=1)
@@ -163,15 +164,37 @@ class Dit(Network):
         if self.config.positions == "rope":
             places = torch.arange(tokens.shape[1], device=tokens.device)[None]
             rotary = rotary_table(places, self.config.width // self.config.heads)
-        everywhere = with_features(condition, tokens.shape[1] - self._horizon)
-        for block in self.blocks:
-            tokens = block(tokens, valid, everywhere, seen, mask, rotary)
+        known = tokens.shape[1] - self._horizon
+        everywhere = None if condition is None else with_features(condition, known)
+        modulations = [None] * len(self.blocks) if made is None else made.unbind(1)
+        for block, modulation in zip(self.blocks, modulations, strict=True):
+            tokens = block(tokens, valid, everywhere, seen, mask, rotary, modulation)
         tokens = tokens[:, -self._horizon :]
         if self.modulation is not None:
-            shift, scale = self.modulation(condition).chunk(2, dim=-1)
+            last = context.get("last_modulation")
+            last = self.modulation(condition) if last is None else last
+            shift, scale = last.chunk(2, dim=-1)
             _, tokens = modulated(self.norm, tokens, shift=shift, scale=scale)
         out: Tensor = self.action_out(tokens, *robots)
         return out.float()
+
+    def at(self, time: Tensor) -> Context:
+        """Return the `modulations` (B, L, K * D) of blocks and the `last_modulation` (B, 2 * D).
+
+        With `conditioning: adaln`, they depend on features too; return the embedded `moment` (B, C) then.
+        """
+        moment = self._embed(time)
+        if self.modulation is None:
+            return {"moment": moment}
+        condition = nn.functional.silu(moment)
+        made = [cast(Any, block).modulation(condition) for block in self.blocks]
+        return {"modulations": torch.stack(made, dim=1), "last_modulation": self.modulation(condition)}
+
+    def _embed(self, time: Tensor) -> Tensor:
+        """Embed times (B,) to (B, C)."""
+        width, dtype = self.config.time_width or self.config.width, self.action_in.weight.dtype
+        embedded: Tensor = self.time(sinusoids(time, width, self._time_scale).to(dtype))
+        return embedded
 
 
 class DitBlock(nn.Module):
@@ -193,17 +216,20 @@ class DitBlock(nn.Module):
         self,
         tokens: Tensor,
         valid: Tensor | None,
-        condition: Tensor,
+        condition: Tensor | None,
         context: Tensor | None,
         mask: Tensor | None,
         rotary: RotaryTable | None,
+        modulation: Tensor | None = None,
     ) -> Tensor:
         """Map tokens (B, N, D), with the embedded time condition (B, C) or (B, N, C), to (B, N, D).
 
         valid (B, N) is True for tokens that others may attend to. context (B, M, D), with mask (B, M), is for
-        cross-attention, and rotary holds the cosines and sines of the tokens' positions.
+        cross-attention, rotary holds the cosines and sines of the tokens' positions, and modulation
+        (B, K * D) is that of the condition, if it is known.
         """
-        modulations = iter(self.modulation(condition).chunk(3 * len(self.branches), dim=-1))
+        modulation = self.modulation(condition) if modulation is None else modulation
+        modulations = iter(modulation.chunk(3 * len(self.branches), dim=-1))
         change = gate = None
         for name, branch in self.branches.items():
             shift, scale, gate_after = next(modulations), next(modulations), next(modulations)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -187,13 +187,13 @@ class Expert(Network):
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
         """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,) or (B, H)."""
-        dtype, config = self.action_in.weight.dtype, self.config
-        tokens = self.action_in(chunk.to(dtype))
-        embedded, condition = waves(time / self._longest, config.width).to(dtype), None
-        if config.time == "adarms":
-            condition = F.silu(self.time(embedded))
-        else:
+        config, condition = self.config, None
+        tokens = self.action_in(chunk.to(self.action_in.weight.dtype))
+        if config.time == "concat_mlp":
+            embedded = context["moment"] if "moment" in context else self._embed(time)
             tokens = self.time(torch.cat([tokens, per_token(embedded).expand_as(tokens)], dim=-1))
+        elif "modulations" not in context:
+            condition = F.silu(self.time(self._embed(time)))
         known = 0
         if "tokens" in context:
             known = context["tokens"].shape[1]
@@ -205,11 +205,31 @@ class Expert(Network):
         mask, seen = context.get("visible"), context.get("mask")
         seen = None if seen is None else seen[:, None, None]
         everywhere = None if condition is None else with_features(condition, known)
-        for layer, held in zip(self.layers, context["key_values"].unbind(1), strict=True):
+        count, branch, gate = len(self.layers), None, None
+        known_modulations = context["modulations"].unbind(1) if "modulations" in context else [None] * count
+        for layer, held, made in zip(
+            self.layers, context["key_values"].unbind(1), known_modulations, strict=True
+        ):
             turned, allowed = (continued, mask) if layer.joint else (restarted, seen)
-            tokens = layer(tokens, held, turned, allowed, everywhere)
-        out: Tensor = self.action_out(self.norm(tokens[:, known:], condition)[1])
+            tokens, branch, gate = layer(tokens, branch, gate, held, turned, allowed, everywhere, made)
+        _, normal, _ = self.norm(tokens, everywhere, branch, gate, context.get("last_modulation"))
+        out: Tensor = self.action_out(normal[:, known:])
         return out.float()
+
+    def at(self, time: Tensor) -> Context:
+        """Return the embedded `moment` (B, D), or the `modulations` (B, L, 2, 3 * D) and `last_modulation`."""
+        if self.config.time == "concat_mlp":
+            return {"moment": self._embed(time)}
+        condition, layers, norm = F.silu(self.time(self._embed(time))), self.layers, self.norm
+        made = [layer.modulations(condition) for layer in cast(Any, layers)]
+        return {
+            "modulations": torch.stack(made, dim=1),
+            "last_modulation": cast(Any, norm).modulation(condition),
+        }
+
+    def _embed(self, time: Tensor) -> Tensor:
+        """Embed times (B,) to (B, D)."""
+        return waves(time / self._longest, self.config.width).to(self.action_in.weight.dtype)
 
 
 def _visible(

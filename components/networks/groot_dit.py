@@ -159,29 +159,50 @@ class GrootDit(Network):
 
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
         """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,) or (B, H)."""
-        dtype, width, robot = self.out.weight.dtype, self.config.width, context.get("robot")
-        step = (time * self._time_scale).long()
-        tokens = apply_robot_linear(self.action_in, chunk.to(dtype), robot)
-        embedded = per_token(sinusoids(step, width, scale=1.0).to(dtype)).expand_as(tokens)
-        tokens = self.action_mlp(torch.cat([tokens, embedded], dim=-1), robot) + self.action_positions
+        robot, made = context.get("robot"), context.get("modulations")
+        tokens = apply_robot_linear(self.action_in, chunk.to(self.out.weight.dtype), robot)
+        embedded = per_token(context["moment"] if "moment" in context else self._embed(time))
+        tokens = self.action_mlp(torch.cat([tokens, embedded.expand_as(tokens)], dim=-1), robot)
+        tokens = tokens + self.action_positions
         valid = None
         if is_pad is not None:  # the first step stays visible, so that attention is never empty
             valid = torch.cat([torch.ones_like(is_pad[:, :1]), ~is_pad[:, 1:]], dim=1)
         if "tokens" in context:
             valid = joined_mask((context["tokens"], context.get("tokens_mask")), (tokens, valid))
             tokens = torch.cat([context["tokens"], tokens], dim=1)
-        condition = F.silu(self.time(_embed_steps(step).to(dtype)))
-        everywhere = with_features(condition, tokens.shape[1] - self._horizon)
+        condition = self._condition(time) if made is None else None
+        everywhere = None if condition is None else with_features(condition, tokens.shape[1] - self._horizon)
+        modulations = [None] * (len(self.blocks) + 1) if made is None else made.unbind(1)
         for index, block in enumerate(self.blocks):
             turn = index // 2 % len(self._groups)
             seen, mask = (
                 (context[f"seen{turn}"], context.get(f"mask{turn}")) if index % 2 == 0 else (None, valid)
             )
-            tokens = block(tokens, everywhere, seen, mask, context.get(f"key_value{index}"))
-        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+            known = context.get(f"key_value{index}")
+            tokens = block(tokens, everywhere, seen, mask, known, modulations[index])
+        last = self.modulation(condition) if modulations[-1] is None else modulations[-1]
+        shift, scale = last.chunk(2, dim=-1)
         _, tokens = modulated(self.norm, tokens[:, -self._horizon :], shift=shift, scale=scale)
         tokens = self.out(tokens)
         return self.action_out(tokens, robot).float()  # type: ignore[no-any-return]
+
+    def at(self, time: Tensor) -> Context:
+        """Return the embedded `moment` (B, D), and the `modulations` (B, L + 1, 2 * D) of blocks and last norm."""
+        condition = self._condition(time)
+        layers = [*(cast(Any, block).modulation for block in self.blocks), self.modulation]
+        modulations = torch.stack([layer(condition) for layer in layers], dim=1)
+        return {"moment": self._embed(time), "modulations": modulations}
+
+    def _embed(self, time: Tensor) -> Tensor:
+        """Embed times (B,) to (B, D), as they enter together with actions."""
+        return sinusoids(self._steps(time), self.config.width, scale=1.0).to(self.out.weight.dtype)
+
+    def _condition(self, time: Tensor) -> Tensor:
+        """Embed times (B,) to (B, D), as they modulate norms."""
+        return F.silu(self.time(_embed_steps(self._steps(time)).to(self.out.weight.dtype)))
+
+    def _steps(self, time: Tensor) -> Tensor:
+        return (time * self._time_scale).long()
 
 
 class GrootBlock(nn.Module):
@@ -204,17 +225,20 @@ class GrootBlock(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        condition: Tensor,
+        condition: Tensor | None,
         context: Tensor | None,
         mask: Tensor | None,
         key_value: Tensor | None = None,
+        modulation: Tensor | None = None,
     ) -> Tensor:
         """Map tokens (B, N, D), with the embedded time condition (B, D) or (B, N, D), to (B, N, D).
 
         They attend to context (B, M, C), with mask (B, M), or to each other without a context; key_value
-        (B, M, 2 * D) are keys and values of the context, if they are known.
+        (B, M, 2 * D) are keys and values of the context, and modulation (B, 2 * D) is that of the condition,
+        if they are known.
         """
-        scale, shift = self.modulation(condition).chunk(2, dim=-1)
+        modulation = self.modulation(condition) if modulation is None else modulation
+        scale, shift = modulation.chunk(2, dim=-1)
         _, normal = modulated(self.norm, tokens, shift=shift, scale=scale)
         change = self.attention(normal, normal if context is None else context, mask, both=key_value)
         tokens, normal = modulated(self.norm, tokens, self.dropout(change))

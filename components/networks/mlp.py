@@ -72,12 +72,21 @@ class MlpNetwork(Network):
         dtype = self.inward.weight.dtype
         if is_pad is not None:
             chunk = chunk.masked_fill(is_pad[..., None], 0.0)
-        embedded = self.time(sinusoids(time, self.config.time_width, self._time_scale).to(dtype))
+        embedded = context["moment"] if "moment" in context else self._embed(time)
         hidden = self.inward(torch.cat([embedded, context["condition"], chunk.to(dtype).flatten(1)], dim=-1))
         for block in self.blocks:
             hidden = block(hidden)
         out: Tensor = self.outward(F.silu(hidden))
         return out.reshape(-1, self._horizon, self._action_dim).float()
+
+    def at(self, time: Tensor) -> Context:
+        """Return the embedded `moment` (B, C)."""
+        return {"moment": self._embed(time)}
+
+    def _embed(self, time: Tensor) -> Tensor:
+        angles = sinusoids(time, self.config.time_width, self._time_scale)
+        embedded: Tensor = self.time(angles.to(self.inward.weight.dtype))
+        return embedded
 
 
 class PerceptronBlock(nn.Module):

@@ -84,7 +84,7 @@ class DiffusionTransformer(Network):
     def forward(self, chunk: Tensor, time: Tensor, context: Context, is_pad: Tensor | None = None) -> Tensor:
         """Return the prediction (B, H, A), float32, for chunk (B, H, A) and time (B,)."""
         dtype = self.action_in.weight.dtype
-        embedded = sinusoids(time, self.config.width, self._time_scale, ends="both").to(dtype)[:, None]
+        embedded = (context["moment"] if "moment" in context else self._embed(time))[:, None]
         mask = joined_mask((embedded, None), (context["tokens"], context.get("mask")))
         seen = torch.cat([embedded, context["tokens"]], dim=1)  # (B, 1 + M, D)
         for layer in self.encoder:
@@ -97,6 +97,14 @@ class DiffusionTransformer(Network):
             tokens = layer(tokens, shown, seen, mask)
         out: Tensor = self.action_out(self.norm(tokens))
         return out.float()
+
+    def at(self, time: Tensor) -> Context:
+        """Return the embedded `moment` (B, D)."""
+        return {"moment": self._embed(time)}
+
+    def _embed(self, time: Tensor) -> Tensor:
+        angles = sinusoids(time, self.config.width, self._time_scale, ends="both")
+        return angles.to(self.action_in.weight.dtype)
 
     def _visible(self, tokens: Tensor, is_pad: Tensor | None) -> Tensor | None:
         """Return the mask of visible steps (B, H, H); None if every step sees all others."""

@@ -129,8 +129,8 @@ class Unet(Network):
         dtype = self.action_out.weight.dtype
         if is_pad is not None:
             chunk = chunk.masked_fill(is_pad[..., None], 0.0)
-        angles = sinusoids(time, self.config.time_width, self._time_scale, ends="both").to(dtype)
-        condition = F.mish(torch.cat([self.time(angles), context["condition"]], dim=-1))  # (B, C)
+        embedded = context["moment"] if "moment" in context else self._embed(time)
+        condition = F.mish(torch.cat([embedded, context["condition"]], dim=-1))  # (B, C)
         hidden = chunk.to(dtype).transpose(1, 2)  # (B, A, H)
         skipped = []
         for level in self.down:
@@ -141,6 +141,15 @@ class Unet(Network):
             _, hidden = level(torch.cat([hidden, skipped.pop()], dim=1), condition)
         out = convolve(self.action_out, self.last(hidden))
         return out.transpose(1, 2).float()
+
+    def at(self, time: Tensor) -> Context:
+        """Return the embedded `moment` (B, C)."""
+        return {"moment": self._embed(time)}
+
+    def _embed(self, time: Tensor) -> Tensor:
+        angles = sinusoids(time, self.config.time_width, self._time_scale, ends="both")
+        embedded: Tensor = self.time(angles.to(self.action_out.weight.dtype))
+        return embedded
 
 
 class UnetLevel(nn.Module):

@@ -36,6 +36,7 @@ class Ranges:
             for key, held in statistics.items()
             if isinstance(held, Mapping) and {"min", "max"} <= held.keys()
         }
+        self._usual = {key: _usual(low, high) for key, (low, high) in self._bounds.items()}
         self._warned: set[str] = set()
 
     def check(self, key: str, values: Tensor, help: str) -> None:
@@ -44,6 +45,9 @@ class Ranges:
         if bounds is None or bounds[0].shape != values.shape[-1:]:
             return
         low, high = (bound.to(values.device) for bound in bounds)
+        least, most = (bound.to(values.device) for bound in self._usual[key])
+        if not ((values < least) | (values > most)).any():
+            return
         floor = torch.maximum(low.abs(), high.abs()).clamp(min=1e-2)
         spread = torch.where(high > low, high - low, floor)
         away = torch.maximum(low - values, values - high)
@@ -71,6 +75,13 @@ class Ranges:
             )
         low, high = (bound.to(values) for bound in self._bounds[key])
         return values.clamp(low, high)
+
+
+def _usual(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the range within which there is nothing to say of values."""
+    floor = torch.maximum(low.abs(), high.abs()).clamp(min=1e-2)
+    width = torch.where(high > low, UNUSUAL * (high - low), ABSURD * floor)
+    return low - width, high + width
 
 
 def _listed(dims: list[int]) -> str:

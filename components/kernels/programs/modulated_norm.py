@@ -20,13 +20,13 @@ def forward(residual, branch, gate, shift, scale, weight, bias, rms, eps):
     hidden = residual.new_empty(0) if branch is None else torch.empty_like(out)
     rstd = torch.empty(samples, tokens, dtype=torch.float32, device=residual.device)
     mean = rstd.new_empty(0) if rms else torch.empty_like(rstd)
-    gate, shift, scale, weight, bias = (_rows(x) for x in (gate, shift, scale, weight, bias))
+    gate, shift, scale, weight, bias = (rows_of(x) for x in (gate, shift, scale, weight, bias))
     block = triton.next_power_of_2(width)
     _forward[(samples * tokens,)](
         residual, *(out if x is None else x for x in (branch, gate, shift, scale, weight, bias)),
-        hidden, out, mean, rstd, tokens, width, *(_stride(x) for x in (gate, shift, scale)), eps,
+        hidden, out, mean, rstd, tokens, width, *(stride_of(x) for x in (gate, shift, scale)), eps,
         *(x is not None for x in (branch, gate, shift, scale, weight, bias)), rms, block,
-        num_warps=_warps(block),
+        num_warps=warps_of(block),
     )  # fmt: skip
     return hidden, out, mean, rstd
 
@@ -53,13 +53,13 @@ def backward(d_out, d_hidden, hidden, mean, rstd, branch, gate, shift, scale, we
     into = [parts if x is None else next(sums) for x in (shift, scale, gate)]
     into += [parts if x is None else next(affine_sums) for x in (weight, bias)]
     present = [x is not None for x in (d_hidden, gate, shift, scale, weight, bias)]
-    gate, scale, weight, bias = (_rows(x) for x in (gate, scale, weight, bias))
+    gate, scale, weight, bias = (rows_of(x) for x in (gate, scale, weight, bias))
     block = triton.next_power_of_2(width)
     _backward[(samples, splits)](
         d_out, hidden if d_hidden is None else d_hidden, hidden, mean, rstd,
         *(hidden if x is None else x for x in (branch, gate, scale, weight, bias)), change, d_branch, *into,
-        tokens, width, rows, _stride(gate), _stride(scale), *present, mean.numel() == 0, block,
-        num_warps=_warps(block),
+        tokens, width, rows, stride_of(gate), stride_of(scale), *present, mean.numel() == 0, block,
+        num_warps=warps_of(block),
     )  # fmt: skip
     total = hidden.new_empty(0)
     if modulation:
@@ -70,16 +70,16 @@ def backward(d_out, d_hidden, hidden, mean, rstd, branch, gate, shift, scale, we
     return change, d_branch, total, affine_total
 
 
-def _rows(values):
+def rows_of(values):
     """Return the values with a dense last dimension."""
     return values if values is None or values.stride(-1) == 1 else values.contiguous()
 
 
-def _stride(values):
+def stride_of(values):
     return 0 if values is None else values.stride(0)
 
 
-def _warps(block):
+def warps_of(block):
     return min(max(block // 256, 1), 16)
 
 

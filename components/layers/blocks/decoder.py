@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels import few_rows
 from ...kernels.dispatch import uses_kernel
 from ...kernels.modulated_norm import modulated_norm, per_token
 from ..basic import zero
@@ -42,8 +43,13 @@ class RmsNorm(nn.Module):
         condition: Tensor | None = None,
         branch: Tensor | None = None,
         gate: Tensor | None = None,
+        modulation: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, None]:
-        """Return tokens plus branch (B, N, D), its norm, and no gate."""
+        """Return tokens plus branch (B, N, D), or its parts (P, B, N, D), the norm of both, and no gate."""
+        if branch is not None and branch.ndim > tokens.ndim:
+            own = self.weight.expand(len(tokens), -1)
+            options = {"scale": own} if self.offset else {"weight": self.weight}
+            return *few_rows.summed_norm(tokens, branch, **options, rms=True, eps=self.eps), None
         tokens = tokens if branch is None else tokens + gated(branch, gate)
         normal = rms_normalize(tokens, self.eps) * (self.offset + self.weight.float())
         return tokens, normal.to(tokens.dtype), None
@@ -60,18 +66,30 @@ class AdaRmsNorm(nn.Module):
         self.modulation = zero(nn.Linear(condition_width, 3 * width))
 
     def forward(
-        self, tokens: Tensor, condition: Tensor, branch: Tensor | None = None, gate: Tensor | None = None
+        self,
+        tokens: Tensor,
+        condition: Tensor | None,
+        branch: Tensor | None = None,
+        gate: Tensor | None = None,
+        modulation: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return tokens + gate * branch (B, N, D), its norm, and the gate of the next branch, shaped like the condition.
 
         Args:
             tokens: (B, N, D).
-            condition: (B, C), or (B, N, C) for one of each token.
-            branch: (B, N, D), to add to the tokens, if any.
+            condition: (B, C), or (B, N, C) for one of each token; None with a modulation.
+            branch: (B, N, D), or its parts (P, B, N, D), to add to the tokens, if any.
             gate: From the preceding norm.
+            modulation: (B, 3 * D), if it was made of the condition before.
         """
-        scale, shift, following = self.modulation(condition).chunk(3, dim=-1)
-        if condition.ndim == 2 and uses_kernel(tokens):
+        modulation = self.modulation(condition) if modulation is None else modulation
+        scale, shift, following = modulation.chunk(3, dim=-1)
+        if branch is not None and branch.ndim > tokens.ndim:
+            if modulation.ndim == 2:
+                given = {"gate": gate, "shift": shift, "scale": scale}
+                return *few_rows.summed_norm(tokens, branch, **given, rms=True, eps=1e-6), following
+            branch = branch.sum(0).to(tokens.dtype)
+        if modulation.ndim == 2 and uses_kernel(tokens):
             tokens, normal = modulated_norm(tokens, branch, gate, shift, scale, norm="rms", eps=1e-6)
             return tokens, normal, following
         tokens = tokens if branch is None else tokens + gated(branch, gate)
@@ -88,6 +106,7 @@ class GatedMlp(nn.Module):
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         self.activation: nn.Module = nn.GELU(approximate="tanh") if family == "gemma" else nn.SiLU()
+        self._name: few_rows.Activation = "gelu_tanh" if family == "gemma" else "silu"
 
         self.both: Tensor | None = None
 
@@ -96,13 +115,21 @@ class GatedMlp(nn.Module):
         self.both = packed(self.gate, self.up)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D)."""
+        """Map tokens (B, N, D) to (B, N, D), or to its parts (P, B, N, D), which a norm adds up."""
         if self.both is None:
-            out: Tensor = self.down(self.activation(self.gate(tokens)) * self.up(tokens))
-            return out
+            return branch_of(self.down, self.activation(self.gate(tokens)) * self.up(tokens))
+        if few_rows.serves(tokens):
+            return branch_of(self.down, few_rows.gated_linear(tokens, self.both, self._name))
         gate, up = F.linear(tokens, self.both).chunk(2, dim=-1)
-        out = self.down(self.activation(gate) * up)
-        return out
+        return branch_of(self.down, self.activation(gate) * up)
+
+
+def branch_of(layer: nn.Linear, values: Tensor) -> Tensor:
+    """Return the output (B, N, D) of a layer without bias, or its parts (P, B, N, D) where that is faster."""
+    if few_rows.serves(values):
+        return few_rows.linear_parts(values, layer.weight)
+    out: Tensor = layer(values)
+    return out
 
 
 def packed(*layers: nn.Linear) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from policysmith.components.heads import vqbet
 from policysmith.components.heads.diffusion import Diffusion
@@ -241,3 +243,36 @@ def test_a_head_continues_chunks_or_says_that_it_cannot(built: Built) -> None:
     torch.testing.assert_close(continued(0.0), free)
     assert (continued(1.0) - 0.9).abs().mean() < 0.9 * (free - 0.9).abs().mean()
     assert not continued(1.0).requires_grad
+
+
+@of(NETWORKS)
+def test_what_depends_on_time_alone_is_kept(built: Built) -> None:
+    """With what a network makes of a time in the context, it does not read the time again."""
+    head: Any = built.make().eval()
+    randomize(head)
+    features = built.features(2)
+    with torch.no_grad():
+        context = head.network.encode(features)
+        chunk, time = torch.randn(2, 4, 3), torch.tensor([0.3, 0.3])
+        moment = head.network.at(time)
+        expected = head.network(chunk, time, context)
+        found = head.network(chunk, torch.full_like(time, torch.nan), {**context, **moment})
+    torch.testing.assert_close(found, expected)
+
+
+@of(NETWORKS)
+def test_packed_heads_ask_once_per_time(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    head: Any = built.make().eval()
+    randomize(head)
+    plain, made = built.run(head)["action"], head.network.at
+    asked: list[float] = []
+
+    def at(time: Tensor) -> Any:
+        asked.append(float(time))
+        return made(time)
+
+    monkeypatch.setattr(head.network, "at", at)
+    head.pack()
+    for _ in range(2):
+        torch.testing.assert_close(built.run(head)["action"], plain)
+    assert len(asked) == len(set(asked)) == head.config.steps
