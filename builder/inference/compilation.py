@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from torch import nn
 
 from ...components.base import Learner
+from ..convolutions import channels_last, patch_products
 from ..policy import BasePolicyModel
-from ..training.speed.compilation import channels_last, patch_products
 
 
 def compile_layers(policy: BasePolicyModel) -> list[nn.Module]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ...schemas.errors import TrainingError
 from ...schemas.recipe import TrainingSection
+from ..module_patches import BufferSnapshot
 from ..policy import BasePolicyModel
 from .distributed.collectives import Peers
-from .module_patches import BufferSnapshot
 from .monitoring.health import Health
 from .optim.adamw import AdamW
 

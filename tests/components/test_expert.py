@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policysmith.components.base import Feature
+from policysmith.components.kernels import cached_attention, few_rows
 from policysmith.components.networks.expert import Expert
 from policysmith.schemas.errors import SpecError
 from policysmith.schemas.specs import Kind, Spec
@@ -373,3 +374,21 @@ def test_an_image_encoder_is_told_the_cure() -> None:
     assert "`vlm`" in caught.value.help
     assert "{type: dit}" in caught.value.help
     assert Expert.accepts[0] is Kind.KEY_VALUES
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"time": "adarms"}, {"joint_every": 2}, {"family": "llama"}], ids=str
+)
+def test_kernels_compute_what_torch_computes(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, given, chunk = make(**options), features(states=True, mask=True), torch.randn(3, HORIZON, ACTION)
+    for layer in part.layers:
+        layer.pack()
+        layer.mlp.pack()
+    with torch.no_grad():
+        context, time = part.encode(given), torch.rand(3)
+        expected = part(chunk, time, context)
+        for kernel in (cached_attention, few_rows):
+            monkeypatch.setattr(kernel, "serves", lambda values: True)
+        torch.testing.assert_close(part(chunk, time, context), expected, rtol=1e-4, atol=1e-5)

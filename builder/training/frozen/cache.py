@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...data.frames.cache import cache_root
+from ...module_patches import training_mode
 from ...policy import BasePolicyModel, RecipePolicy
 from ...policy.cached_features import as_entries
 from ...policy.recipe_policy import ROBOTS
 from ..batches import on_device, to_device
-from ..module_patches import training_mode
 from ..randomness import is_random
 from .fill import fast_backbones
 from .key import feature_key

@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
+from ...convolutions import patch_products
 from ..speed.bf16_weights import BF16Copies, cast_modules
-from ..speed.compilation import patch_products
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ... import compat
-from ..module_patches import BufferSnapshot
+from ...module_patches import BufferSnapshot
 
 
 class ModelFlops(FlopCounterMode):

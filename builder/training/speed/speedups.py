@@ -12,11 +12,12 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ....schemas.recipe import TrainingSection
+from ...convolutions import channels_last, patch_products
+from ...module_patches import BufferSnapshot, restore_later
 from ...policy import BasePolicyModel
 from ..distributed.sharding import mesh_of, shard, unsharded
-from ..module_patches import BufferSnapshot, restore_later
 from .bf16_weights import BF16Copies, cast_modules
-from .compilation import channels_last, compile_layers, eager, layers_of, patch_products
+from .compilation import compile_layers, eager, layers_of
 
 
 def place(

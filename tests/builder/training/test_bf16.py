@@ -17,13 +17,13 @@ from torch.nn.utils import prune
 from transformers import AutoModel
 
 from policysmith.builder import Builder
+from policysmith.builder.convolutions import channels_last
 from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.builder.training.optim.ema import WeightAverage
 from policysmith.builder.training.optim.fused_adamw import FusedAdamW
 from policysmith.builder.training.optim.groups import parameter_groups
 from policysmith.builder.training.speed import bf16_weights as module
 from policysmith.builder.training.speed.bf16_weights import BF16Copies, cast_modules
-from policysmith.builder.training.speed.compilation import channels_last
 from policysmith.components.kernels.adamw import memory_order
 from policysmith.schemas.errors import TrainingError
 from policysmith.schemas.recipe import OptimizerSection

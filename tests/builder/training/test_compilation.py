@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from policysmith.builder.training.speed.compilation import channels_last, compile_layers, patch_products
+from policysmith.builder.convolutions import channels_last, patch_products
+from policysmith.builder.training.speed.compilation import compile_layers
 
 
 @pytest.mark.parametrize("size", [(12, 16), (14, 19)], ids=str)

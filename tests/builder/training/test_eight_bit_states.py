@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from policysmith.builder import Builder
+from policysmith.builder.convolutions import channels_last
 from policysmith.builder.training.optim.build import build_optimizer
 from policysmith.builder.training.optim.ema import WeightAverage
 from policysmith.builder.training.optim.fused_adamw import FusedAdamW
 from policysmith.builder.training.optim.schedule import learning_rate
-from policysmith.builder.training.speed.compilation import channels_last
 from policysmith.components.kernels import adamw as kernel
 from policysmith.components.kernels.adamw import flat, memory_order
 from policysmith.components.kernels.eight_bit import moment_bytes

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from policysmith.builder.data.sampler import ResumableSampler
+from policysmith.builder.module_patches import BufferSnapshot, restore_later
 from policysmith.builder.training.batches import loaded_batches
-from policysmith.builder.training.module_patches import BufferSnapshot, restore_later
 from policysmith.builder.training.monitoring.quiet import quiet_libraries
 from policysmith.builder.training.speed.compilation import compile_layers
 
