@@ -6,6 +6,7 @@ draft.text(Path("mine.yaml"))                    # commented YAML
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import os
@@ -27,6 +28,7 @@ from ...schemas.wording import did_you_mean
 from ...schemas.yaml.document import read
 from ..data.lerobot.features import STATE
 from ..data.lerobot.info import DatasetInfo, inspect
+from ..saved_policy import SavedPolicy
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 _ONE_TASK = ((8, "act"), (0, "vit_mlp"))
@@ -52,12 +54,13 @@ def ready_made() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Draft:
-    """A dataset and the recipe to adapt to it."""
+    """A dataset and the recipe to adapt to it, or the trained policy to fine-tune on it."""
 
     data: Path
     info: DatasetInfo
     base: Path
     robot: str = ""
+    trained: SavedPolicy | None = None
 
     @classmethod
     def of(cls, data: Path, *, policy: str | None, base: Path | None, gibibytes: float | None) -> Draft:
@@ -66,12 +69,13 @@ class Draft:
         Args:
             data: Directory of a LeRobot dataset.
             policy: Name of a ready-made recipe; by default one is proposed.
-            base: Recipe to adapt instead.
+            base: Recipe to adapt instead, or the run or checkpoint of a policy to start from.
             gibibytes: Memory of the GPU, or None without one.
 
         Raises:
             DatasetError: The dataset cannot be read.
             RegistryError: No recipe has this name.
+            CheckpointError: `base` is a directory without a trained policy.
         """
         data = expanded(data)
         info = inspect(data)
@@ -81,12 +85,14 @@ class Draft:
                 hint = did_you_mean(name, known, f"known: {', '.join(known)}")
                 raise RegistryError(f"there is no recipe `{name}`; {hint}")
             base = known[name]
-        return cls(data, info, expanded(base), _robot(data))
+        base = expanded(base)
+        trained = SavedPolicy.find(base) if base.is_dir() else None
+        return cls(data, info, base, _robot(data), trained)
 
     @property
     def name(self) -> str:
         """Name of the policy."""
-        text = f"{resolved(composed(read(self.base))).value['name']}_{self.data.resolve().name}"
+        text = f"{self._adapted()['name']}_{self.data.resolve().name}"
         return re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")[:64]
 
     @property
@@ -100,13 +106,16 @@ class Draft:
 
     def recipe(self, file: Path) -> dict[str, Any]:
         """Return the recipe for `file`, as plain values."""
-        recipe = resolved(composed(read(self.base))).value
+        recipe = self._adapted()
         for key in ("base", "evaluation", "output", "meta", "imports"):
             recipe.pop(key, None)
         lengths = self.info.episode_lengths
         recipe["name"] = self.name
         recipe["data"] = self._data(recipe["data"], file)
         policy = recipe["policy"]
+        policy.pop("init", None)
+        if self.trained is not None:
+            policy["init"] = _path_beside(file, self.base)
         if policy.get("execute") is not None:
             past = recipe["data"].get("past_actions", 0)
             policy["execute"] = max(1, min(policy["execute"], recipe["data"]["horizon"] - past))
@@ -128,6 +137,13 @@ class Draft:
             body = re.sub(f"({pattern})", rf"\1  # {comment}", body, count=1, flags=re.MULTILINE)
         return "\n".join([*self._header(file), body])
 
+    def _adapted(self) -> dict[str, Any]:
+        """Return the recipe to adapt, as values of its own."""
+        if self.trained is not None:
+            return copy.deepcopy(self.trained.recipe)
+        recipe: dict[str, Any] = resolved(composed(read(self.base))).value
+        return recipe
+
     def _data(self, section: Mapping[str, Any], file: Path) -> dict[str, Any]:
         lengths = self.info.episode_lengths
         kept = {
@@ -138,10 +154,7 @@ class Draft:
         kept["horizon"] = _shortened(kept.get("horizon", 16), max(lengths))
         if kept.get("past_actions", 0) >= kept["horizon"]:
             kept["past_actions"] = kept["horizon"] - 1
-        folder = file.absolute().parent
-        inside = self.data.resolve().is_relative_to(folder.resolve())
-        path = os.path.relpath(self.data.resolve(), folder.resolve()) if inside else str(self.data.resolve())
-        found: dict[str, Any] = {"path": path}
+        found: dict[str, Any] = {"path": _path_beside(file, self.data)}
         if self.info.unreadable and self.info.cameras:
             found["cameras"] = list(self.info.cameras)
         kept.setdefault("validation", 0.1 if len(lengths) >= _FEW else 0.0)
@@ -209,6 +222,12 @@ def _shortened(horizon: int, longest: int) -> int:
     if horizon <= longest:
         return horizon
     return next(longest - longest % multiple for multiple in (8, 4, 2, 1) if longest >= multiple)
+
+
+def _path_beside(file: Path, path: Path) -> str:
+    """Return a path as the recipe `file` names it: relative if it lies below the recipe's directory."""
+    folder, target = file.absolute().parent.resolve(), path.resolve()
+    return os.path.relpath(target, folder) if target.is_relative_to(folder) else str(target)
 
 
 def _robot(data: Path) -> str:

@@ -35,7 +35,9 @@ def add(parser: Parser) -> None:
         metavar="NAME",
         help="ready-made recipe to adapt, such as act (default: one that suits the data)",
     )
-    source.add_argument("--from", dest="base", metavar="RECIPE", help="recipe of your own to adapt")
+    source.add_argument(
+        "--from", dest="base", metavar="RECIPE|RUN", help="recipe to adapt, or run or checkpoint to fine-tune"
+    )
     _add_gpu(new)
     new.add_argument("--out", metavar="FILE", help="new recipe (default: NAME.yaml)")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from policysmith.builder import Builder
 from policysmith.builder.data.lerobot.info import inspect
@@ -16,7 +17,7 @@ from policysmith.builder.recipe.load import load_recipe
 from policysmith.schemas import console
 from policysmith.schemas.formatting import formatted
 
-from .data.synthetic import edit_json, write_dataset
+from .data.synthetic import edit_json, write_dataset, write_robot
 
 ALL = ready_made()
 
@@ -127,3 +128,37 @@ def test_nothing_is_overwritten_or_left_behind(
         console.policysmith([*words, "--from", "wrong.yaml", "--out", "new.yaml"]) == console.INVALID_RECIPE
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "wrong.yaml"]
+
+
+def test_a_trained_policy_is_fine_tuned_on_another_robot(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights whose shapes no width of the robot decides are those of the base; the others begin anew."""
+    monkeypatch.chdir(tmp_path)
+    other = write_robot(tmp_path / "other", state=9, action=3, cameras={"side": (40, 48)})
+    mine = tmp_path / "base.yaml"
+    mine.write_text(Draft.of(other, policy="tiny/vit_mlp", base=None, gibibytes=None).text(mine))
+    base = Builder.from_recipe(mine).build()
+    base.save_pretrained(tmp_path / "base")
+    words = ["new", "--from", "base", "--data", str(dataset), "--out", "new.yaml"]
+    assert console.policysmith(words) == 0
+    text = Path("new.yaml").read_text()
+    assert "  init: base\n" in text
+    assert f"path: {dataset}\n" in text
+    old, new = base.state_dict(), Builder.from_recipe(tmp_path / "new.yaml").build().state_dict()
+    same = {key for key in old.keys() & new.keys() if old[key].shape == new[key].shape}
+    weights = {key for key in same if key.startswith("backbones.vision.")}
+    assert weights
+    assert all(torch.equal(old[key], new[key]) for key in weights)
+    assert any(old[key].shape != new[key].shape for key in old.keys() & new.keys())
+
+
+def test_a_directory_without_a_policy_is_no_base(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    words = ["new", "--from", "empty", "--data", str(dataset), "--out", "new.yaml"]
+    assert console.policysmith(words) != 0
+    assert "empty" in capsys.readouterr().err
+    assert not Path("new.yaml").exists()

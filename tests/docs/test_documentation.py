@@ -146,10 +146,14 @@ def test_one_policy_learns_from_two_robots_and_drives_each(clone: Path, run: Run
 
 
 def test_training_starts_from_a_trained_policy(clone: Path, run: Run) -> None:
-    (commands,) = blocks(ROOT / "docs" / "fine_tuning.md", "bash")
+    commands, own_robot = blocks(ROOT / "docs" / "fine_tuning.md", "bash")
     first, second, check = commands.replace("$PWD", str(clone)).splitlines()
     run(*shlex.split(first))
     assert "starts from" in run(*shlex.split(second))
+    assert "values\n" in run(*shlex.split(check))
+    new, check = own_robot.splitlines()
+    run(*shlex.split(new))
+    assert "init: runs/first\n" in (clone / "mine.yaml").read_text()
     assert "values\n" in run(*shlex.split(check))
 
 
