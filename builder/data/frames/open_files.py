@@ -6,8 +6,9 @@ import os
 import resource
 import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 _MOST = 512
 
@@ -32,28 +33,32 @@ class OpenFile:
 
 
 class OpenFiles:
-    """The files that a process holds open, at most a quarter of the descriptors that it may have."""
+    """The files that a process holds open, at most a quarter of the descriptors that it may have.
+
+    The garbage collector may end a store, which closes its files, at any allocation: within `get` too.
+    """
 
     def __init__(self) -> None:
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        self._lock, self._held = Lock(), OrderedDict[Path, OpenFile]()
+        self._lock, self._held = RLock(), OrderedDict[Path, OpenFile]()
 
     def get(self, path: Path) -> OpenFile:
         """Return an open file, which stays open while the caller holds it, or raise OSError."""
         with self._lock:
-            held = self._held.get(path)
+            held = self._held.pop(path, None)
             if held is not None:
-                self._held.move_to_end(path)
+                self._held[path] = held  # the last to be closed
                 return held
         opened = OpenFile(path)
         most = min(_MOST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         with self._lock:
             self._held[path] = opened
-            while len(self._held) > max(most, 1):
-                self._held.popitem(last=False)
+            with suppress(KeyError):
+                while len(self._held) > max(most, 1):
+                    self._held.popitem(last=False)
         return opened
 
     def close(self, path: Path) -> None:
