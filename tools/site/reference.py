@@ -26,7 +26,9 @@ def write(name: str, text: str) -> None:
 
 def cell(text: str) -> str:
     """Return text for a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    pieces = " ".join(text.split()).replace("|", "\\|").split("`")
+    pieces[::2] = [piece.replace("<", "&lt;") for piece in pieces[::2]]  # those outside of code
+    return "`".join(pieces)
 
 
 def options(schema: Schema) -> Iterator[str]:
@@ -54,7 +56,7 @@ def sections(schema: Schema, path: str = "") -> Iterator[str]:
     for name, child in schema.get("properties", {}).items():
         inner = TREE.expand(child, {})
         here = f"{path}.{name}" if path else name
-        if inner.get("properties") and "x-part" not in inner and here != "policy.head":
+        if set(inner.get("properties", ())) - {"type"} and "x-part" not in inner and here != "policy.head":
             yield f"## `{here}`\n\n{about(inner)}\n\n" + "\n".join(options(inner)) + "\n"
             yield from sections(inner, here)
 
