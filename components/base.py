@@ -257,7 +257,7 @@ class ActionHead(Learner):
 
     @property
     def continuation(self) -> Continuation | None:
-        """How the head continues a running chunk; None if it cannot."""
+        """Method of continuing a running chunk; None if the head has none."""
         return None
 
     def inpaint(

@@ -30,7 +30,7 @@ class Delay(Section):
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a policy continues a running chunk."""
+    """Method of continuing a running chunk."""
 
     max_delay: int | None = None
     """Most steps of a prefix that it was trained to be given; None for guidance."""

@@ -109,7 +109,7 @@ class RecipePolicy(BasePolicyModel):
 
     @property
     def wiring(self) -> Wiring:
-        """What each part reads and publishes."""
+        """Inputs and outputs of each part."""
         return self._wiring
 
     @cached_property

@@ -52,7 +52,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class RobotEpisode:
-    """What happened in an episode."""
+    """Summary of an episode."""
 
     index: int
     seed: int
@@ -70,7 +70,7 @@ class RobotEpisode:
 
     @property
     def success(self) -> bool:
-        """Whether the task was done."""
+        """True if the task was done."""
         return self.end == "success"
 
 

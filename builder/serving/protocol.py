@@ -43,7 +43,7 @@ MOST_DIMS = 8
 
 @dataclass(frozen=True)
 class Request:
-    """What a message asks for."""
+    """Request of a client."""
 
     command: Command
     observation: Mapping[str, Any]

@@ -48,7 +48,7 @@ class Plan:
     metric: str
     maximize: bool
     settings: dict[str, Any]
-    """What a sweep must share with the one that it resumes."""
+    """Options that a resumed sweep must share with the earlier one."""
     recipe_text: str
     allow_imports: bool = False
     device: str | None = None

@@ -1,4 +1,4 @@
-"""What follows from the validation and evaluation of a run: the best checkpoint, and an early stop."""
+"""Outcomes of the validation and evaluation of a run: the best checkpoint, and an early stop."""
 
 from __future__ import annotations
 

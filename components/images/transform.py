@@ -29,7 +29,7 @@ class ImageTransform(Transform):
     """Transform of one camera at a time, with the same random numbers for all its steps."""
 
     idempotent: ClassVar[bool] = False
-    """Whether it leaves its own result as it is and draws no numbers, so that frames may be stored after it."""
+    """True if it leaves its own result as it is and draws no numbers, so that frames may be stored after it."""
 
     def __init__(self, config: Any, inputs: Specs, facts: Facts) -> None:
         super().__init__(config, inputs, facts)

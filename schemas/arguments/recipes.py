@@ -125,10 +125,7 @@ def add(parser: Parser) -> None:
         "policysmith fmt --check recipes/vit_mlp.yaml recipes/act.yaml",
         light=True,
     )
-    fmt.add_argument("files", metavar="RECIPE", nargs="+", help="recipes, or - for stdin to stdout")
-    fmt.add_argument(
-        "--check", action="store_true", help="change nothing; exit with 1 if a recipe would change"
-    )
+    _add_rewritten(fmt)
 
     graph = parser.add_verb(
         GROUP,
@@ -165,10 +162,7 @@ def add(parser: Parser) -> None:
         "policysmith migrate --check recipes/vit_mlp.yaml recipes/act.yaml",
         light=True,
     )
-    migrate.add_argument("files", metavar="RECIPE", nargs="+", help="recipes, or - for stdin to stdout")
-    migrate.add_argument(
-        "--check", action="store_true", help="change nothing, and exit with 1 if a recipe would change"
-    )
+    _add_rewritten(migrate)
 
     schema = parser.add_verb(
         GROUP,
@@ -185,6 +179,14 @@ def add(parser: Parser) -> None:
         nargs="*",
         metavar="FILE",
         help="add the parts of installed plug-ins, and those that these Python files or modules register",
+    )
+
+
+def _add_rewritten(parser: Parser) -> None:
+    """Add the recipes that a verb rewrites, and the option to check them alone."""
+    parser.add_argument("files", metavar="RECIPE", nargs="+", help="recipes, or - for stdin to stdout")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if a recipe would change"
     )
 
 

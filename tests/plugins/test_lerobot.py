@@ -49,7 +49,7 @@ def new(plugin: ModuleType, recipe: Path) -> Any:
 
 
 def batch(size: int = 3, steps: int = 2) -> dict[str, Any]:
-    """What LeRobot's dataset and processors make of demonstrations: images in floats."""
+    """Return a batch as LeRobot's dataset and processors make it: images in floats."""
     random = torch.Generator().manual_seed(1)
     return {
         CAMERA: torch.randint(256, (size, steps, 3, 96, 96), generator=random) / 255,

@@ -45,7 +45,7 @@ class Thinker(Protocol):
     execute: int
     """Number of actions to run before looking again."""
     continuation: Continuation | None
-    """How the running chunk is continued; None if it is not."""
+    """Method of continuing the running chunk; None if it is dropped."""
 
     def observe(self, observation: Mapping[str, Any]) -> Any:
         """Remember an observation, and return what `think` needs of it."""

@@ -236,7 +236,7 @@ class RobotInterface(_Base):
 
     @property
     def continuation(self) -> Continuation | None:
-        """How the policy continues a running chunk; None if it cannot."""
+        """Method of continuing a running chunk; None if the policy has none."""
         return None
 
     def continue_chunks(

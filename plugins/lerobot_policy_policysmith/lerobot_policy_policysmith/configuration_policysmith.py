@@ -22,7 +22,7 @@ class PolicysmithConfig(PreTrainedConfig):
     recipe: str = ""
     """Recipe of a new policy; LeRobot's dataset takes the place of `data.path`."""
     content: str = ""
-    """What a trained policy is rebuilt from, as JSON: its `config.json` of policysmith."""
+    """Content of policysmith's `config.json`, from which a trained policy is rebuilt, as JSON."""
     chunk_size: int = 1
     """Actions of a chunk; filled in."""
     n_action_steps: int = 1

@@ -80,7 +80,7 @@ INFO_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "fps nan": (lambda info: info.update(fps=float("nan")), r"fps nan; use a number above 0"),
     "fps infinite": (lambda info: info.update(fps=float("inf")), r"fps inf; use a number"),
-    "fps text": (lambda info: info.update(fps="10"), r"fps 10; use a number"),
+    "fps text": (lambda info: info.update(fps="10"), r"fps '10'; use a number"),
     "chunks": (
         lambda info: info.update(chunks_size="many"),
         r"chunks_size 'many'; it must be a whole number",

@@ -55,7 +55,7 @@ def assert_close(policy: RecipePolicy, runner: Runner, found: Tensor, expected: 
 
 
 def chooses(policy: RecipePolicy) -> bool:
-    """Whether the head writes tokens, of which random weights make many almost equally likely."""
+    """Return True for heads that write tokens, of which random weights make many almost equally likely."""
     return policy.head.config.type == "fast"
 
 

@@ -1,4 +1,4 @@
-"""What a runner keeps, drops and says, on graphs that only pretend to be some."""
+"""Graphs that a runner keeps and drops, and its messages, on stand-ins for CUDA graphs."""
 
 from __future__ import annotations
 
