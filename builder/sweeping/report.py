@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ...schemas.paths import replace_text
 from ..page import note, page, section
 from .space import Range, overrides
 from .trials import Trial
@@ -39,7 +40,7 @@ def write_report(
 ) -> None:
     """Write the table and the page; each appears whole."""
     ordered = sorted(trials, key=lambda trial: _rank(trial, maximize=maximize))
-    _replace(output / "table.csv", _csv(ordered, ranges, metric))
+    replace_text(output / "table.csv", _csv(ordered, ranges, metric))
     counts = {status: sum(t.status == status for t in trials) for status in ("finished", "running", "failed")}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     body = f'{_STYLE}<h1>Sweep of {escape(output.name)}</h1><p class="sub">{told}; {escape(metric)}, {"higher" if maximize else "lower"} is better</p>'
@@ -58,18 +59,12 @@ def write_report(
     text = page(f"Sweep of {output.name}", body)
     if not over:
         text = text.replace("<head>", '<head><meta http-equiv="refresh" content="15">', 1)
-    _replace(output / "report.html", text)
+    replace_text(output / "report.html", text)
 
 
 def _rank(trial: Trial, *, maximize: bool) -> tuple[bool, int, float, int]:
     value = trial.value
     return value is None, -trial.steps, (-1.0 if maximize else 1.0) * (value or 0.0), trial.number
-
-
-def _replace(path: Path, text: str) -> None:
-    made = path.with_name(f".{path.name}")
-    made.write_text(text, encoding="utf-8")
-    made.replace(path)
 
 
 def _csv(trials: Sequence[Trial], ranges: Sequence[Range], metric: str) -> str:

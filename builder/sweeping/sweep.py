@@ -23,6 +23,7 @@ import torch
 
 from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError
+from ...schemas.paths import replace_text
 from ...schemas.yaml.document import Document
 from .. import runs
 from ..builder import Builder
@@ -140,14 +141,14 @@ def run(sweep: Plan, output: Path, tell: Tell) -> list[Trial]:
     """
     with runs.held(output):
         _claim(sweep, output)
-        left = {trial.number: trial for trial in load(output)}
-        with _Workers(sweep, output, tell, left) as workers:
+        trials = {trial.number: trial for trial in load(output)}
+        with _Workers(sweep, output, tell, trials) as workers:
             while workers.busy or not workers.exhausted:
                 workers.start_more()
                 workers.take_finished()
                 time.sleep(PAUSE)
-        _write(sweep, output, list(left.values()), over=True)
-    return [left[number] for number in sorted(left)]
+        _write(sweep, output, list(trials.values()), over=True)
+    return [trials[number] for number in sorted(trials)]
 
 
 def best(trials: Sequence[Trial], *, maximize: bool) -> Trial | None:
@@ -161,7 +162,10 @@ def best(trials: Sequence[Trial], *, maximize: bool) -> Trial | None:
 def _claim(sweep: Plan, output: Path) -> None:
     path = output / "sweep.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); choose another `--output`") from error
         changed = [key for key, value in sweep.settings.items() if before.get(key) != value]
         if changed:
             raise CheckpointError(
@@ -172,7 +176,7 @@ def _claim(sweep: Plan, output: Path) -> None:
     if (output / "trials").exists():
         raise CheckpointError(f"{output} holds trials without their `sweep.json`; choose another `--output`")
     (output / "recipe.yaml").write_text(sweep.recipe_text)
-    path.write_text(json.dumps(sweep.settings, indent=2) + "\n")
+    replace_text(path, json.dumps(sweep.settings, indent=2) + "\n")
 
 
 def _write(sweep: Plan, output: Path, trials: Sequence[Trial], *, over: bool) -> None:
@@ -240,16 +244,14 @@ class _Workers:
     def _next(self) -> Work | None:
         if self._broken:
             trial = self._broken.pop(0)
-            asked = json.loads((directory(self._output, trial.number) / "asked.json").read_text())
-            return Work(trial.number, trial.values, asked)
+            return Work(trial.number, trial.values, trial.asked)
         return self._sweep.method.next(self._trials, self._running.keys())
 
     def _start(self, work: Work, slot: int) -> None:
         trial = self._trials.setdefault(work.number, Trial(work.number, work.values))
-        trial.status = "running"
+        trial.status, trial.asked = "running", work.steps
         home = directory(self._output, work.number)
         save(self._output, trial)
-        (home / "asked.json").write_text(json.dumps(work.steps))
         words = [
             sys.executable,
             "-c",

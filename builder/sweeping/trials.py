@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
+from ...schemas.errors import CheckpointError
+from ...schemas.paths import replace_text
 from ...schemas.questions.runs import entries
 from .space import Values
 
@@ -16,12 +20,18 @@ Status = Literal["running", "finished", "failed"]
 
 @dataclass
 class Trial:
-    """A run of a sweep. `results` are values of the metric, by the steps that were asked for."""
+    """A run of a sweep.
+
+    Attributes:
+        results: Values of the metric, by the steps that were asked for.
+        asked: Steps that the latest training was asked for.
+    """
 
     number: int
     values: Values
     status: Status = "running"
     results: dict[str, float] = field(default_factory=dict)
+    asked: int = 0
     seconds: float = 0.0
     error: str = ""
 
@@ -45,14 +55,23 @@ def save(sweep: Path, trial: Trial) -> None:
     """Write a trial, whole or not at all."""
     home = directory(sweep, trial.number)
     home.mkdir(parents=True, exist_ok=True)
-    made = home / ".trial.json"
-    made.write_text(json.dumps(asdict(trial), indent=2) + "\n")
-    made.replace(home / "trial.json")
+    replace_text(home / "trial.json", json.dumps(asdict(trial), indent=2) + "\n")
 
 
 def load(sweep: Path) -> list[Trial]:
-    """Return the trials of a sweep, in order."""
-    return [Trial(**json.loads(path.read_text())) for path in sorted(sweep.glob("trials/*/trial.json"))]
+    """Return the trials of a sweep, in order. Raise CheckpointError if the file of one is damaged."""
+    return [_read(path) for path in sorted(sweep.glob("trials/*/trial.json"))]
+
+
+def _read(path: Path) -> Trial:
+    try:
+        return TypeAdapter(Trial).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "JSON"
+        raise CheckpointError(
+            f"{path} is damaged ({place}: {first['msg']}); remove {path.parent}, and the trial runs again"
+        ) from error
 
 
 def measured(run: Path, metric: str) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from ....schemas.paths import replace_text
 from ....schemas.questions.runs import entries
 from ... import runs
 from ...page import note, page, section, table
@@ -57,10 +58,8 @@ class RunPage:
 
     def _write(self, *, over: bool) -> None:
         text = self._page(over=over)
-        made = self._run / f".{runs.REPORT}"
         try:
-            made.write_text(text, encoding="utf-8")
-            made.replace(self._run / runs.REPORT)
+            replace_text(self._run / runs.REPORT, text)
         except OSError as error:
             self._failed = True
             _logger.warning("%s cannot be written (%s)", self._run / runs.REPORT, error.strerror or error)

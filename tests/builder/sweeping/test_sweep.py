@@ -154,6 +154,18 @@ def test_a_failed_trial_is_reported_and_ends_nothing(
         run(planned(document, "training.optimizer.lr=1e-4,1e-2"), output, told.append)
 
 
+@pytest.mark.parametrize("text", ["", "[1]", '{"number": "x"}', '{"number": 0}'])
+@pytest.mark.parametrize("name", ["sweep.json", "trials/0001/trial.json"])
+def test_a_damaged_file_is_named(
+    name: str, text: str, document: Document, calls: Callable[[], Any], tmp_path: Path
+) -> None:
+    wanted = planned(document, "training.optimizer.lr=1e-4,1e-3")
+    run(wanted, tmp_path, lambda line: None)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=name if text[:1] != "{" else r"sweep|damaged"):
+        run(wanted, tmp_path, lambda line: None)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_killed_sweep_goes_on_where_it_was(
     name: str, document: Document, calls: Callable[[], Any], tmp_path: Path
