@@ -135,6 +135,13 @@ def point_best(run: Path, step: int) -> None:
         _replace_link(run / BEST, aim.relative_to(run))
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in a directory that this process holds, whole or not at all."""
+    made = path.with_name(f".{path.name}")
+    made.write_text(text, encoding="utf-8")
+    made.replace(path)
+
+
 def _replace_link(link: Path, aim: Path) -> None:
     made = link.with_name(f".{link.name}-{uuid.uuid4().hex}")
     made.symlink_to(aim)

@@ -26,7 +26,7 @@ class PolicysmithModelServer(PredictModelServer):
 
     Args:
         server: Address of the policy's server.
-        images: Key of the policy by name of the benchmark's camera; by default in their order.
+        images: Key of the policy by name of the benchmark's camera; by default in their order, if there are as many.
         state: Key of the policy for the benchmark's state; None for policies that read none.
         token: Token of the policy's server.
     """
@@ -54,7 +54,7 @@ class PolicysmithModelServer(PredictModelServer):
         return {name: True for name, needed in wanted.items() if needed}
 
     def get_action_spec(self) -> dict[str, DimSpec]:
-        """Return that actions are those of the training data."""
+        """Return the spec of actions, which have the units of the training data."""
         return {"actions": RAW}
 
     def get_observation_spec(self) -> dict[str, DimSpec]:
@@ -80,11 +80,24 @@ class PolicysmithModelServer(PredictModelServer):
             robot.close()
 
     def _translated(self, obs: Observation) -> dict[str, Any]:
+        """Return an observation under the policy's keys. Raise ValueError if one of its inputs is missing."""
         cameras = dict(obs.get("images", {}))
-        names = self._images or dict(zip(cameras, self._cameras, strict=False))
+        if self._images is None and len(cameras) != len(self._cameras):
+            raise ValueError(
+                f"the benchmark has the cameras {', '.join(cameras) or 'none'}, and the policy reads "
+                f"{', '.join(self._cameras) or 'none'}; name those to use with `--args.images`"
+            )
+        names = self._images or dict(zip(cameras, self._cameras, strict=True))
+        if absent := [name for name in names if name not in cameras]:
+            raise ValueError(
+                f"the benchmark has no camera {', '.join(absent)}; it has {', '.join(cameras) or 'none'}"
+            )
         found: dict[str, Any] = {key: np.asarray(cameras[name], np.uint8) for name, key in names.items()}
         if self._state in self._reads:
-            found[self._state] = np.asarray(obs.get("states", obs.get("state")), np.float32)
+            state = obs.get("states", obs.get("state"))
+            if state is None:
+                raise ValueError(f"the benchmark sends no state, and the policy reads `{self._state}`")
+            found[self._state] = np.asarray(state, np.float32)
         return found | {"task": str(obs.get("task_description", ""))}
 
 

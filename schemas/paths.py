@@ -25,10 +25,9 @@ def text_of(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all; one that exists keeps its permissions, and a link its target."""
+    """Replace the content of a file at once, its permissions kept; through a link, that of its target."""
     path = path.resolve()
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(text, encoding="utf-8")
-    if path.exists():
-        new.chmod(path.stat().st_mode)
+    new.chmod(path.stat().st_mode)
     new.replace(path)

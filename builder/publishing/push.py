@@ -29,8 +29,9 @@ def push(
 ) -> str:
     """Upload the policy of a run or checkpoint with its model card, and return the address of the commit.
 
-    A `README.md` in the checkpoint is its card. Files are verified against the manifest first; the state of training stays here. The repository and the
-    branch are created if they are missing. The token is that of `hf auth login`, or `HF_TOKEN`.
+    A `README.md` in the checkpoint is its card. Files are verified against the manifest first; the state of
+    training stays here. The repository and the branch are created if they are missing. The token is that of
+    `hf auth login`, or `HF_TOKEN`.
 
     Args:
         run_or_checkpoint: A run, for its newest policy, or a checkpoint.

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ...schemas.paths import replace_text
+from .. import runs
 from ..page import note, page, section
 from .space import Range, overrides
 from .trials import Trial
@@ -40,7 +40,7 @@ def write_report(
 ) -> None:
     """Write the table and the page; each appears whole."""
     ordered = sorted(trials, key=lambda trial: _rank(trial, maximize=maximize))
-    replace_text(output / "table.csv", _csv(ordered, ranges, metric))
+    runs.write_whole(output / "table.csv", _csv(ordered, ranges, metric))
     counts = {status: sum(t.status == status for t in trials) for status in ("finished", "running", "failed")}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     body = f'{_STYLE}<h1>Sweep of {escape(output.name)}</h1><p class="sub">{told}; {escape(metric)}, {"higher" if maximize else "lower"} is better</p>'
@@ -59,7 +59,7 @@ def write_report(
     text = page(f"Sweep of {output.name}", body)
     if not over:
         text = text.replace("<head>", '<head><meta http-equiv="refresh" content="15">', 1)
-    replace_text(output / "report.html", text)
+    runs.write_whole(output / "report.html", text)
 
 
 def _rank(trial: Trial, *, maximize: bool) -> tuple[bool, int, float, int]:

@@ -23,7 +23,6 @@ import torch
 
 from ...schemas.diagnostics import Diagnostic, in_order
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError
-from ...schemas.paths import replace_text
 from ...schemas.yaml.document import Document
 from .. import runs
 from ..builder import Builder
@@ -176,7 +175,7 @@ def _claim(sweep: Plan, output: Path) -> None:
     if (output / "trials").exists():
         raise CheckpointError(f"{output} holds trials without their `sweep.json`; choose another `--output`")
     (output / "recipe.yaml").write_text(sweep.recipe_text)
-    replace_text(path, json.dumps(sweep.settings, indent=2) + "\n")
+    runs.write_whole(path, json.dumps(sweep.settings, indent=2) + "\n")
 
 
 def _write(sweep: Plan, output: Path, trials: Sequence[Trial], *, over: bool) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from ...schemas.errors import CheckpointError
-from ...schemas.paths import replace_text
 from ...schemas.questions.runs import entries
+from .. import runs
 from .space import Values
 
 Status = Literal["running", "finished", "failed"]
@@ -55,7 +55,7 @@ def save(sweep: Path, trial: Trial) -> None:
     """Write a trial, whole or not at all."""
     home = directory(sweep, trial.number)
     home.mkdir(parents=True, exist_ok=True)
-    replace_text(home / "trial.json", json.dumps(asdict(trial), indent=2) + "\n")
+    runs.write_whole(home / "trial.json", json.dumps(asdict(trial), indent=2) + "\n")
 
 
 def load(sweep: Path) -> list[Trial]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ....schemas.paths import replace_text
 from ....schemas.questions.runs import entries
 from ... import runs
 from ...page import note, page, section, table
@@ -59,7 +58,7 @@ class RunPage:
     def _write(self, *, over: bool) -> None:
         text = self._page(over=over)
         try:
-            replace_text(self._run / runs.REPORT, text)
+            runs.write_whole(self._run / runs.REPORT, text)
         except OSError as error:
             self._failed = True
             _logger.warning("%s cannot be written (%s)", self._run / runs.REPORT, error.strerror or error)
