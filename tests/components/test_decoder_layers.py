@@ -118,3 +118,18 @@ def test_rotated_scores_know_distances_only() -> None:
 
     assert score(9, 4) == pytest.approx(score(25, 20), abs=1e-4)
     assert score(9, 4) != pytest.approx(score(9, 5), abs=1e-3)
+
+
+@pytest.mark.parametrize("steps", [None, 3], ids=["of_the_chunk", "of_each_step"])
+def test_a_branch_in_parts_is_their_sum(steps: int | None) -> None:
+    torch.manual_seed(0)
+    norm = AdaRmsNorm(8, 4)
+    torch.nn.init.normal_(norm.modulation.weight)
+    tokens, parts = torch.randn(2, 3, 8), torch.randn(4, 2, 3, 8)
+    condition = torch.randn(2, 4) if steps is None else torch.randn(2, steps, 4)
+    with torch.no_grad():
+        _, _, gate = norm(tokens, condition)
+        found = norm(tokens, condition, parts, gate)
+        expected = norm(tokens, condition, parts.sum(0), gate)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
