@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from policysmith.components.registry import REGISTRIES
+
 ROOT = Path(__file__).parents[1]
 DATASET = ROOT / "recipes" / "datasets" / "drawer_open"
 
@@ -35,6 +37,13 @@ def frame_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["POLICYSMITH_CACHE"]
     else:
         os.environ["POLICYSMITH_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets what a test registers."""
+    for registry in REGISTRIES.values():
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,8 +82,8 @@ def test_the_text_that_editors_show_names_limits_and_default(kind: str, name: st
             assert f"default `{json.dumps(schema.get('default'))}`" in text
 
 
-def test_parts_of_a_file_join_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
-    own = str(Path(__file__).with_name("own_part.py"))
+def test_parts_of_a_file_join_the_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = str(shutil.copy(Path(__file__).with_name("own_part.py"), tmp_path))
     assert console.policysmith(["schema", "--with-plugins", own]) == console.OK
     schema = json.loads(capsys.readouterr().out)
     assert "mean_colour" in schema["$defs"]["backbones"]["properties"]["type"]["enum"]

@@ -17,7 +17,6 @@ from policysmith.builder.planning.checks.compatibility import needs_of
 from policysmith.builder.policy import BasePolicyModel
 from policysmith.builder.policy.sample_pipeline import KEY, SamplePipeline
 from policysmith.builder.saved_policy import SavedPolicy
-from policysmith.components.registry import TRANSFORMS
 from policysmith.schemas.errors import SpecError
 
 STATE = "observation.state"
@@ -182,9 +181,8 @@ def test_a_state_that_only_a_transform_needs_is_asked_of_the_robot(
 
 
 @pytest.fixture
-def own(make: Make, to_yaml: Any, tiny: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> Make:
+def own(make: Make, to_yaml: Any, tiny: dict[str, Any], tmp_path: Path) -> Make:
     """`own(**options)`: a recipe with a transform of the user's own before `normalize`."""
-    monkeypatch.setattr(TRANSFORMS, "_registered", {})
     shutil.copy(Path(__file__).with_name("own_transform.py"), tmp_path / "own_transform.py")
 
     def run(**options: Any) -> Builder:

@@ -19,8 +19,7 @@ OWN = Path(__file__).with_name("own_part.py")
 
 
 @pytest.fixture
-def recipe(tiny: dict[str, Any], tmp_path: Path, to_yaml: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(BACKBONES, "_registered", {})
+def recipe(tiny: dict[str, Any], tmp_path: Path, to_yaml: Any) -> Path:
     shutil.copy(OWN, tmp_path / "own_part.py")
     tiny["imports"] = ["own_part.py"]
     tiny["policy"]["backbones"]["vision"] = {"type": "mean_colour", "width": 6}

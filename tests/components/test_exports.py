@@ -36,7 +36,6 @@ def test_an_import_of_the_package_imports_no_torch() -> None:
 
 
 def test_the_head_of_the_page_works(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HEADS, "_registered", {})
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "linear_head.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
