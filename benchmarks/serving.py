@@ -3,7 +3,8 @@
     policysmith serve runs/vit_mlp --port 8000 &
     python benchmarks/serving.py --address ws://127.0.0.1:8000 --process $! --seconds 600
 
-It fails if a valid request goes without its answer, and prints the times of answers and the memory of the server.
+It fails if a valid request goes without its answer, and prints the times of answers and the memory of the server. Robots
+disconnect after a hundred answers and connect again; every second request continues the chunk before, if the policy can.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ import policysmith
 from policysmith.builder.serving.protocol import pack
 
 Client = Callable[[random.Random], None]
+STAY, MEMORY_SAMPLES = 100, 10
+"""Requests of a robot before it leaves and comes again, and samples of the server's memory."""
 
 
 class Soak:
@@ -39,7 +42,7 @@ class Soak:
         self.address, self.rate = address, rate
         self.seconds: list[float] = []
         self.failures: list[str] = []
-        self.misbehaved = 0
+        self.misbehaved = self.connections = 0
         self._over = threading.Event()
         bad: list[Client] = [self._malformed, self._oversized, self._slow, self._dying, self._refused]
         self._threads = [threading.Thread(target=self._robot, args=[number]) for number in range(robots)]
@@ -49,11 +52,10 @@ class Soak:
         """Return what happened in so many seconds; memory is that of the server's process."""
         for thread in self._threads:
             thread.start()
-        time.sleep(seconds / 4.0)
-        early, start = _memory(process), time.monotonic()
-        while time.monotonic() < start + 3.0 * seconds / 4.0:
-            time.sleep(0.05)
-        late = _memory(process)
+        memory = []
+        for _ in range(MEMORY_SAMPLES):
+            time.sleep(seconds / MEMORY_SAMPLES)
+            memory.append(round(_memory(process) / 1e6, 1))
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -65,23 +67,35 @@ class Soak:
             "misbehaved": self.misbehaved,
             "p50_ms": round(1e3 * statistics.median(ordered), 2),
             "p99_ms": round(1e3 * ordered[int(0.99 * (len(ordered) - 1))], 2),
-            "memory_mb": [round(early / 1e6, 1), round(late / 1e6, 1)],
+            "slowest_ms": round(1e3 * ordered[-1], 2),
+            "connections": self.connections,
+            "memory_mb": memory,
         }
 
     def _robot(self, number: int) -> None:
         """Ask for chunks at a fixed rate, and count those that do not come."""
         chance = np.random.default_rng(number)
         try:
-            with policysmith.connect(self.address) as policy:
-                shapes = policy.metadata["observation"]
-                while not self._over.is_set():
-                    seen = {entry["key"]: _made_up(entry, chance) for entry in shapes.values()}
-                    start = time.perf_counter()
-                    policy.chunk(seen)
-                    self.seconds.append(time.perf_counter() - start)
-                    self._over.wait(max(0.0, 1.0 / self.rate - (time.perf_counter() - start)))
+            while not self._over.is_set():
+                with policysmith.connect(self.address) as policy:
+                    self.connections += 1
+                    self._ask(policy, chance)
         except Exception as error:  # noqa: BLE001
             self.failures.append(f"robot {number}: {type(error).__name__}: {error}")
+
+    def _ask(self, policy: policysmith.RemotePolicy, chance: np.random.Generator) -> None:
+        shapes, continues = policy.metadata["observation"], policy.metadata["continuation"] is not None
+        chunk = None
+        for _ in range(STAY):
+            if self._over.is_set():
+                return
+            seen = {entry["key"]: _made_up(entry, chance) for entry in shapes.values()}
+            start = time.perf_counter()
+            running = chunk[1:] if continues and chunk is not None else None
+            answer = policy.chunk(seen, running=running, delay=1 if running is not None else 0)
+            self.seconds.append(time.perf_counter() - start)
+            chunk = answer if running is None else None
+            self._over.wait(max(0.0, 1.0 / self.rate - (time.perf_counter() - start)))
 
     def _misbehave(self, client: Client) -> None:
         chance = random.Random(0)
@@ -152,9 +166,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--robots", type=int, default=8)
     parser.add_argument("--rate", type=float, default=20.0, help="requests per second of a robot")
+    parser.add_argument("--output", type=Path, help="JSON file for the result")
     args = parser.parse_args()
     found = Soak(args.address, robots=args.robots, rate=args.rate).run(args.seconds, args.process)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    if args.output is not None:
+        from policysmith.builder.provenance import hardware, machine_versions
+
+        command = f"python benchmarks/serving.py --seconds {args.seconds:g} --robots {args.robots} --rate {args.rate:g}"
+        more = {
+            "command": command,
+            "load_average": os.getloadavg(),
+            "hardware": hardware(),
+            "versions": machine_versions(),
+        }
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps({**found, **more}, indent=1) + "\n")
     return bool(found["unanswered"])
 
 
