@@ -21,7 +21,7 @@ from ...components.images.fusion import can_fuse, fusable_chains, run_fused
 from ...components.pretrained import lora
 from ...components.real_time import Continuation, Prefix
 from ...components.shares import shares_in, without_shares
-from ...schemas.errors import CheckpointError
+from ...schemas.errors import CheckpointError, SpecError
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
 from ..wiring.parts import Parts, Site
@@ -223,7 +223,7 @@ class RecipePolicy(BasePolicyModel):
         """Return an action chunk (B, H, A), float32, in the robot's units. Run in evaluation mode.
 
         Raises:
-            SpecError: Observations or actions are not finite, or absurd beside those of training.
+            SpecError: Observations are missing, or they or actions are not finite, or absurd beside those of training.
         """
         if was_training := self.training:
             self.eval()
@@ -243,7 +243,13 @@ class RecipePolicy(BasePolicyModel):
         return {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
 
     def check_observations(self, observed: Batch) -> None:
-        """Raise SpecError for observations that are not finite, or absurd beside those of training."""
+        """Raise SpecError for observations that are missing, not finite, or absurd beside those of training."""
+        for key, spec in self.observed.required.items():
+            if key not in observed and not self.robots:
+                given = ", ".join(f"`{name}`" for name in observed) or "nothing"
+                raise SpecError(
+                    f"the batch lacks `{key}`, which the policy reads: {spec}", help=f"given: {given}"
+                )
         for key, value in observed.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 finite(key, value, _SENSOR)
