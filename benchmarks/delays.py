@@ -150,7 +150,7 @@ def main() -> None:
         "demonstrations": {"episodes": DEMONSTRATIONS, "noise": NOISE},
         "training": trained,
         "seconds": round(time.monotonic() - start),
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": hardware(),
         "versions": machine_versions(),
         "rows": rows,
     }
@@ -190,7 +190,7 @@ def train(runs: Path, name: str, steps: int | None) -> dict[str, Any]:
         if steps:
             changes["training.steps"] = steps
         result = Builder.from_recipe(RECIPE).override(changes).train(output=run)
-        (run / "done.json").write_text(json.dumps({"loss": result.final_loss}))
+        (run / "done.json").write_text(json.dumps({"loss": result.loss}))
     done: dict[str, Any] = json.loads((run / "done.json").read_text())
     return done
 

@@ -21,7 +21,7 @@ from ...components.images.fusion import can_fuse, fusable_chains, run_fused
 from ...components.pretrained import lora
 from ...components.real_time import Continuation, Prefix
 from ...components.shares import shares_in, without_shares
-from ...schemas.errors import CheckpointError, SpecError
+from ...schemas.errors import CheckpointError
 from ...schemas.specs import Kind, Spec, Specs
 from ..data.robots import Robots
 from ..wiring.parts import Parts, Site
@@ -244,12 +244,7 @@ class RecipePolicy(BasePolicyModel):
 
     def check_observations(self, observed: Batch) -> None:
         """Raise SpecError for observations that are missing, not finite, or absurd beside those of training."""
-        for key, spec in self.observed.required.items():
-            if key not in observed and not self.robots:
-                given = ", ".join(f"`{name}`" for name in observed) or "nothing"
-                raise SpecError(
-                    f"the batch lacks `{key}`, which the policy reads: {spec}", help=f"given: {given}"
-                )
+        self.observed.require(observed)
         for key, value in observed.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 finite(key, value, _SENSOR)
