@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from policysmith.builder.data.editing.edit import Edits, edit
@@ -123,3 +124,20 @@ def test_notes_on_episodes_are_kept(tmp_path: Path) -> None:
     edit([source], tmp_path / "new", Edits(keep="1-3"))
     layout = read_layout(tmp_path / "new")
     assert matching(layout, {"success": True}, range(3)) == (1,)
+
+
+def test_values_that_are_not_finite_have_no_statistics(tmp_path: Path) -> None:
+    source = write_dataset(tmp_path / "set", "v3.0").root
+
+    def spoil(table: pa.Table) -> pa.Table:
+        actions = table["action"].to_pylist()
+        actions[0] = [float("nan")] * len(actions[0])
+        return table.set_column(
+            table.column_names.index("action"), "action", pa.array(actions, table["action"].type)
+        )
+
+    rewrite_parquet(next((source / "data").rglob("*.parquet")), spoil)
+    with pytest.raises(DatasetError, match=r"`action`.*episode 0"):
+        edit([source], tmp_path / "new", Edits())
+    assert not (tmp_path / "new").exists()
+    edit([source], tmp_path / "new", Edits(delete="0"))
