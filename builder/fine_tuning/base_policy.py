@@ -9,8 +9,8 @@ vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +21,18 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 
+from ...schemas.diagnostics import Diagnostic
 from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
 from ...schemas.paths import exists, expanded
+from ...schemas.specs import IMAGES
+from ...schemas.wording import did_you_mean
 from ...schemas.yaml.nodes import KeyPath
 from ..data.signals import Signals, listed, order
 from ..planning.sources import DataPlan
 from ..policy import BasePolicyModel, RecipeConfig, RecipePolicy
 from ..policy.storage import saving
+from ..recipe.init_cameras import PLACE as CAMERAS_PLACE
+from ..recipe.init_cameras import init_cameras
 from ..recipe.loaded import LoadedRecipe
 from ..saved_policy import SavedPolicy
 from .transfer import Transfer, changed_options, copy_weights, match_weights
@@ -57,6 +62,8 @@ class BasePolicy:
     allow_imports: bool = False
     hub: bool = False
     """True for a policy on a hub, whose weights may not be on this machine yet."""
+    cameras: Mapping[str, str | None] = field(default_factory=dict)
+    """The dataset's camera for each of its cameras, None for one that is left out; empty if all keep their names."""
 
     @classmethod
     def find(cls, loaded: LoadedRecipe, *, allow_imports: bool) -> BasePolicy | None:
@@ -73,7 +80,10 @@ class BasePolicy:
             saved = _find(_download(given, [saving.CONFIG]) if hub else path)
         except PolicysmithError as error:
             raise RecipeError([loaded.diagnostic(place, str(error), code="E024 bad-weights")]) from error
-        return cls(given, place, saved, statistics, allow_imports, hub)
+        cameras = init_cameras(loaded.sections)
+        if found := list(_camera_faults(loaded, given, saved, cameras)):
+            raise RecipeError(found)
+        return cls(given, place, saved, statistics, allow_imports, hub, cameras)
 
     @classmethod
     def of_resumed_run(cls, loaded: LoadedRecipe, checkpoint: Path) -> BasePolicy | None:
@@ -97,6 +107,7 @@ class BasePolicy:
             "from": self.given,
             "recipe_sha256": (self.saved.content.get("provenance") or {}).get("recipe_sha256"),
             "statistics": self.statistics,
+            **({"cameras": dict(self.cameras)} if self.cameras else {}),
         }
 
     def keep_statistics(self, data: DataPlan) -> tuple[DataPlan, KeptStatistics]:
@@ -223,6 +234,30 @@ class BasePolicy:
                 for key, own, names in ours.pairs(theirs)
             ]
         return found
+
+
+def _camera_faults(
+    loaded: LoadedRecipe, given: str, saved: SavedPolicy, cameras: Mapping[str, str | None]
+) -> Iterator[Diagnostic]:
+    """Yield the cameras of `policy.init.cameras` that the saved policy lacks, and its own that are not named."""
+    known = [key.removeprefix(IMAGES) for key in saved.specs if key.startswith(IMAGES)]
+    for base in cameras:
+        if base not in known:
+            fault = SpecError(
+                f"the policy in `{given}` has no camera `{base}`",
+                label="no such camera",
+                help=did_you_mean(base, known, f"it has: {', '.join(known) or 'none'}"),
+            )
+            yield loaded.diagnostic((*CAMERAS_PLACE, base), fault, code="E024 bad-weights")
+    unnamed = [name for name in known if name not in cameras]
+    if cameras and unnamed:
+        fault = SpecError(
+            f"the policy in `{given}` also has the camera{'s' if len(unnamed) > 1 else ''} "
+            f"{', '.join(f'`{name}`' for name in unnamed)}",
+            label="not all of its cameras",
+            help=f"name a camera of the dataset, or leave it out: `{unnamed[0]}: null`",
+        )
+        yield loaded.diagnostic(CAMERAS_PLACE, fault, code="E024 bad-weights")
 
 
 def _find(path: Path) -> SavedPolicy:
