@@ -8,7 +8,6 @@ vocabulary.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,17 +16,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 
 from ...schemas.diagnostics import Diagnostic
-from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
-from ...schemas.paths import exists, expanded
+from ...schemas.errors import PolicysmithError, RecipeError, SpecError
 from ...schemas.specs import IMAGES
 from ...schemas.wording import did_you_mean
 from ...schemas.yaml.nodes import KeyPath
 from ..data.signals import Signals, listed, order
+from ..located_policy import download_policy, find_policy, policy_at
 from ..planning.sources import DataPlan
 from ..policy import BasePolicyModel, RecipeConfig, RecipePolicy
 from ..policy.storage import saving
@@ -37,7 +34,6 @@ from ..recipe.loaded import LoadedRecipe
 from ..saved_policy import SavedPolicy
 from .transfer import Transfer, changed_options, copy_weights, match_weights
 
-_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 StatisticsOption = Literal["keep", "recompute"]
 
 
@@ -74,10 +70,8 @@ class BasePolicy:
         statistics: StatisticsOption
         given, statistics = (init, "keep") if isinstance(init, str) else (init.source, init.statistics)
         place: KeyPath = ("policy", "init") if isinstance(init, str) else ("policy", "init", "from")
-        path = loaded.directory / expanded(given)
-        hub = not exists(path) and _HUB.fullmatch(given) is not None
         try:
-            saved = _find(_download(given, [saving.CONFIG]) if hub else path)
+            saved, hub = find_policy(given, loaded.directory)
         except PolicysmithError as error:
             raise RecipeError([loaded.diagnostic(place, str(error), code="E024 bad-weights")]) from error
         cameras = init_cameras(loaded.sections)
@@ -92,7 +86,7 @@ class BasePolicy:
         if init is None:
             return None
         statistics: StatisticsOption = "keep" if isinstance(init, str) else init.statistics
-        return cls(str(checkpoint), ("policy", "init"), _find(checkpoint), statistics)
+        return cls(str(checkpoint), ("policy", "init"), policy_at(checkpoint), statistics)
 
     @property
     def init_provenance(self) -> dict[str, Any] | None:
@@ -201,7 +195,7 @@ class BasePolicy:
         self.saved.run_imports(allowed=self.allow_imports)
         if self.saved.handwritten or weights:
             if self.hub:
-                _download(
+                download_policy(
                     self.given, [saving.CONFIG, "model*.safetensors", saving.WEIGHTS[1], f"{saving.ASSETS}/*"]
                 )
             return self.saved.load()
@@ -258,35 +252,6 @@ def _camera_faults(
             help=f"name a camera of the dataset, or leave it out: `{unnamed[0]}: null`",
         )
         yield loaded.diagnostic(CAMERAS_PLACE, fault, code="E024 bad-weights")
-
-
-def _find(path: Path) -> SavedPolicy:
-    if not exists(path):
-        raise CheckpointError(
-            f"no policy exists at {path}; name a checkpoint or a run relative to the recipe's directory, or a policy "
-            "on the hub as `<owner>/<name>`"
-        )
-    config = path / saving.CONFIG
-    if config.is_file() and {"type", "input_features"} <= saving.read_json(config).keys():
-        raise CheckpointError(
-            f"{path} is a policy of LeRobot; convert it first, `policysmith import-lerobot {path} --data DATASET "
-            "--output DIR`, and name DIR"
-        )
-    return SavedPolicy.find(path)
-
-
-def _download(name: str, patterns: list[str]) -> Path:
-    """Download the files of a policy on a hub that match the patterns.
-
-    Raise CheckpointError if there are none.
-    """
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=HF_HUB_OFFLINE))
-    except Exception as error:
-        where = "in the cache of the hub (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else "on the hub"
-        raise CheckpointError(
-            f"no directory `{name}` exists beside the recipe, and no such policy {where}: {type(error).__name__}"
-        ) from error
 
 
 def _same_sizes(own: Mapping[str, Any], held: Mapping[str, Any] | None) -> bool:
