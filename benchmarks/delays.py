@@ -76,7 +76,15 @@ class StateOnly(MetaWorldEnvironment):
     """The task with puck and goal in the state, and without images."""
 
     cameras = ()
-    state_names = (*MetaWorldEnvironment.state_names, "puck_x", "puck_y", "puck_z", "goal_x", "goal_y", "goal_z")
+    state_names = (
+        *MetaWorldEnvironment.state_names,
+        "puck_x",
+        "puck_y",
+        "puck_z",
+        "goal_x",
+        "goal_y",
+        "goal_z",
+    )
     state_dim = len(state_names)
 
     def __init__(self) -> None:
@@ -129,7 +137,9 @@ def main() -> None:
         jobs = {name: pool.submit(train, args.runs, name, args.steps) for name in ("base", "trained")}
         trained = {name: job.result() for name, job in jobs.items()}
         tasks = [(way, delay) for delay in DELAYS for way in WAYS]
-        for row in pool.map(roll_out, *zip(*((args.runs, *task, args.episodes) for task in tasks), strict=True)):
+        for row in pool.map(
+            roll_out, *zip(*((args.runs, *task, args.episodes) for task in tasks), strict=True)
+        ):
             rows.append(row)
             sys.stdout.write(f"{json.dumps(row)}\n")
             sys.stdout.flush()
@@ -140,7 +150,7 @@ def main() -> None:
         "demonstrations": {"episodes": DEMONSTRATIONS, "noise": NOISE},
         "training": trained,
         "seconds": round(time.monotonic() - start),
-        "hardware": hardware(torch.device("cpu")),
+        "hardware": hardware(),
         "versions": machine_versions(),
         "rows": rows,
     }
@@ -180,7 +190,7 @@ def train(runs: Path, name: str, steps: int | None) -> dict[str, Any]:
         if steps:
             changes["training.steps"] = steps
         result = Builder.from_recipe(RECIPE).override(changes).train(output=run)
-        (run / "done.json").write_text(json.dumps({"loss": result.final_loss}))
+        (run / "done.json").write_text(json.dumps({"loss": result.loss}))
     done: dict[str, Any] = json.loads((run / "done.json").read_text())
     return done
 

@@ -128,8 +128,9 @@ def show_robots(console: Console, sources: Sequence[DataSource]) -> None:
         cameras = ", ".join(
             f"{name} {h} x {w}" for name, (h, w) in zip(source.cameras, height_width, strict=True)
         )
+        cameras += "".join(f"{', ' if cameras else ''}{name} black" for name in sorted(source.absent))
         table.add_row(
-            source.name,
+            str(source.name) if source.robot == source.name else f"{source.robot} ({source.name})",
             str(source.info.action_dim),
             str(source.info.state_dim or "none"),
             cameras or "none",

@@ -261,6 +261,11 @@ def check_claimable(run: Path, *, alone: bool = True) -> None:
             f"{link} is not a link, but a run keeps its link to the newest checkpoint there; move it away, or choose "
             "another `--output`"
         )
+    for name in (DESCRIPTION, RECIPE, REPORT, LOG, TRACKING, LOCK):
+        if exists(run / name) and not (run / name).is_file():
+            raise CheckpointError(
+                f"{run / name} is not a regular file; move it away, or choose another `--output`"
+            )
     if alone and exists(run / LOCK):
         with Handle(run / LOCK, os.O_RDONLY) as file:
             try:

@@ -19,6 +19,7 @@ from jsonschema.validators import extend
 
 from . import wording
 from .diagnostics import MOST, Diagnostic, ErrorCode, Source, in_order
+from .elsewhere import answer
 from .errors import RecipeError
 from .json_schema import SchemaTree, shipped_schema
 from .kinds import KINDS, unlisted_types
@@ -141,10 +142,13 @@ class _Checker:
     def _unknown_key(self, path: KeyPath, key: str) -> Diagnostic:
         keys = sorted(self._schema(path).get("properties", ()))
         places = [(*self.base, *place) for place in self.tree.places(self.value, key)]
-        places = [place for place in places if place[:-1] != path][:2]
-        meant = near(key, keys, 0.8) or (None if places else near(key, keys))
+        places = [place for place in places if place[:-1] != path and key != "type"][:2]
+        elsewhere = answer(key)
+        meant = near(key, keys, 0.8) or (None if places or elsewhere else near(key, keys))
         if meant is not None:
             label = f"did you mean `{meant}`?"
+        elif elsewhere:
+            label = elsewhere
         elif places:
             label = f"did you mean {wording.either(map(where, places))}?"
         else:
@@ -176,7 +180,20 @@ class _Checker:
         label, edit = wording.correction(value, types, text)
         if edit is not None and not self._accepts(path, edit):
             label, edit = f"expected {wording.expected(types)}", None
+        if isinstance(value, str) and types == "object":
+            label, edit = self._as_mapping(path, value) or (label, edit)
         return self._at("E005 wrong-type", message, path, label, notes=self._about(path), edit=edit)
+
+    def _as_mapping(self, path: KeyPath, text: str) -> tuple[str, str | None] | None:
+        """Return a label and an edit for a string in the place of a mapping, if it is clear what was meant."""
+        options = self._schema(path).get("properties", {})
+        if text in options.get("type", {}).get("enum", ()):
+            edit = f"{{type: {text}}}"
+            return f"write {edit}", edit if self._accepts(path, edit) else None
+        key, _, value = text.partition(":")
+        if value and key in options:
+            return f"put a space after the colon: `{shortened(f'{key}: {value}')}`", None
+        return (f"expected a mapping of {', '.join(sorted(options))}", None) if options else None
 
     def _accepts(self, path: KeyPath, text: str) -> bool:
         """Return whether the schema accepts the value that `text` stands for at a path."""
@@ -224,7 +241,9 @@ class _Checker:
             label, meant = f"`{name}` is a {other}", None
         notes = (f"{kind}: {', '.join(known)}",)
         message = f"unknown {noun} `{name}`"
-        yield self._at("E006 unknown-type", message, path, label, notes=notes, edit=meant)
+        model = kind == "backbones" and meant is None and not other
+        help = f"a model of timm is written `{{type: timm, name: {name}}}`" if model else ""
+        yield self._at("E006 unknown-type", message, path, label, notes=notes, help=help, edit=meant)
 
     def _no_alternative(self, path: KeyPath, value: object, error: Any) -> Iterator[Diagnostic]:
         if all(inner.validator == "required" for inner in error.context):

@@ -20,7 +20,7 @@ from pathlib import Path
 from .diagnostics import Diagnostic, Source, Span, in_order
 from .errors import RecipeError
 from .json_schema import Schema, SchemaTree, nullable, shipped_schema
-from .paths import exists, expanded
+from .paths import exists, expanded, names_in
 from .wording import near
 from .yaml.document import Document, read
 from .yaml.nodes import MAX_BYTES, MAX_DEPTH, MAX_NODES, Entry, Key, KeyPath, Node, dotted
@@ -102,12 +102,8 @@ def _read_base(document: Document, name: Node, above: tuple[Path, ...]) -> Node:
 
 
 def _missing(name: Node, path: Path) -> Diagnostic:
-    try:
-        known = sorted(file.name for file in path.parent.glob("*.yaml"))
-    except OSError:
-        known = []
-    meant = near(path.name, known)
-    label = f"did you mean `{meant}`?" if meant else "no such file"
+    meant = near(path.name, [found for found in names_in(path.parent) if found.endswith((".yaml", ".yml"))])
+    label = f"did you mean `{Path(str(name.content)).parent / meant}`?" if meant else "no such file"
     help = "a base is relative to the recipe that names it"
     return Diagnostic(
         "E009 unreadable-file", f"there is no base recipe `{name.content}`", name.span, label, help=help

@@ -17,6 +17,14 @@ def exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110  (`Path.exists` raises for such a name)
 
 
+def names_in(directory: Path) -> list[str]:
+    """Return the names in a directory, sorted; none if it does not exist or cannot be read."""
+    try:
+        return sorted(os.listdir(directory))  # noqa: PTH208  (a path that is no directory has none)
+    except OSError:
+        return []
+
+
 def text_of(path: Path) -> str:
     """Return the text of a file. Raise OSError for a pipe or a device, which might never end, and ValueError for bytes."""
     if path.exists() and not (path.is_file() or path.is_dir()):

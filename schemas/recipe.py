@@ -44,16 +44,18 @@ Size = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 
 
 class SourceSection(Section):
-    """Demonstrations of one robot among several."""
+    """One dataset among several."""
 
     path: str = Field(min_length=1)
     """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0), relative to the recipe's own; or one on the hub, `hf://organization/set@revision`."""
+    robot: str | None = Field(default=None, min_length=1)
+    """Name of the robot, by default that of the source. Datasets of one robot share its statistics."""
     weight: float = Field(default=1.0, gt=0.0)
     """Sampling weight, relative to the other sources."""
-    cameras: Annotated[Names, Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)] | None = (
-        None
-    )
-    """Cameras to use, or `{name: its name in this dataset}`; by default all. Names must agree across sources."""
+    cameras: (
+        Annotated[Names, Field(min_length=1)] | Annotated[dict[str, str | None], Field(min_length=1)] | None
+    ) = None
+    """Cameras to use, or `{name: its name in this dataset}`, null for one that it lacks, whose images are black; by default all. Names must agree across sources."""
     columns: Columns | None = None
     """Mapping from feature names to dataset columns: `{action: actions, observation.state: [arm, gripper]}` renames and concatenates, null drops."""
     resize: Size | None = None
@@ -67,7 +69,7 @@ class SourceSection(Section):
 
 
 class DataSection(Section):
-    """Demonstrations of one robot (`path`) or several (`sources`), and the time window of a sample."""
+    """Demonstrations of one dataset (`path`) or several (`sources`), and the time window of a sample."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": [key]} for key in ("path", "sources")]}
@@ -76,7 +78,7 @@ class DataSection(Section):
     path: str | None = Field(default=None, min_length=1)
     """Directory of a LeRobot dataset (v2.0, v2.1 or v3.0), relative to the recipe's own; or one on the hub, `hf://organization/set@revision`."""
     sources: dict[str, SourceSection] | None = Field(default=None, min_length=1)
-    """Datasets of several robots, by names of your choice for the robots."""
+    """Several datasets, by names of your choice, which are those of their robots unless they say otherwise."""
     horizon: int = Field(default=16, ge=1)
     """Length of the action chunk, in time steps."""
     observation_steps: int = Field(default=1, ge=1)
@@ -101,6 +103,12 @@ class DataSection(Section):
     """Fraction of the episodes of every source that is held out for validation."""
     split_seed: int = 0
     """Seed of the split into training and validation episodes."""
+
+    @property
+    def robots(self) -> tuple[str, ...]:
+        """Names of the robots of several datasets, sorted; none for one dataset."""
+        sources = self.sources or {}
+        return tuple(sorted({source.robot or name for name, source in sources.items()}))
 
 
 class InitSection(Section):

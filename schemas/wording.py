@@ -13,6 +13,7 @@ from .yaml.scalars import resolve
 
 _RANGE = re.compile(r"(\d{0,9}):(\d{1,9})")
 
+_SIZE = re.compile(r"(\d{1,5}) ?x ?(\d{1,5})")
 _TYPES = {
     "integer": "an integer",
     "number": "a number",
@@ -52,7 +53,7 @@ def quoted(value: object) -> str:
     if isinstance(value, str):
         value = value[:61]
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + '..."'
+    return text if len(text) <= 60 else text[:57] + ('..."' if isinstance(value, str) else "...")
 
 
 def expected(types: str | Sequence[str]) -> str:
@@ -81,6 +82,8 @@ def correction(value: object, types: str | Sequence[str], text: str) -> tuple[st
     if bounds and {"array", "integer"} & allowed:
         numbers = _numbers(int(bounds[1] or 0), int(bounds[2]))
         return f"write the numbers as a list: {numbers}", None if "..." in numbers else numbers
+    if "array" in allowed and isinstance(value, str) and (size := _SIZE.fullmatch(value)):
+        return f"write [height, width], such as [{size[1]}, {size[2]}]", None
     if "array" in allowed:
         wrapped = f"[{shortened(text) or quoted(value)}]"
         return f"write {wrapped}", wrapped if short else None

@@ -43,10 +43,11 @@ class RobotDataset(Dataset[dict[str, Any]]):
 class Mixture(Dataset[dict[str, Any]]):
     """Several datasets, concatenated. `shares` are the length and the sampling weight of each."""
 
-    def __init__(self, parts: Sequence[RobotDataset], weights: Sequence[float]) -> None:
-        self.parts = tuple(parts)
-        self.shares = tuple((len(part), weight) for part, weight in zip(parts, weights, strict=True))
-        self._ends = list(accumulate(len(part) for part in parts))
+    def __init__(self, parts: Mapping[str, RobotDataset], weights: Sequence[float]) -> None:
+        """Concatenate datasets, by name, each with a sampling weight."""
+        self.parts, self._names = tuple(parts.values()), tuple(parts)
+        self.shares = tuple((len(part), weight) for part, weight in zip(self.parts, weights, strict=True))
+        self._ends = list(accumulate(len(part) for part in self.parts))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -60,10 +61,14 @@ class Mixture(Dataset[dict[str, Any]]):
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256, in hex, of the used files of each dataset, by the name of its robot."""
-        return {part.robot.name: part.source.fingerprint for part in self.parts}
+        """SHA-256, in hex, of the used files of each dataset, by its name."""
+        return {name: part.source.fingerprint for name, part in zip(self._names, self.parts, strict=True)}
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of the used files of all datasets and the names of the robots."""
-        return hashlib.sha256(json.dumps(self.fingerprints, sort_keys=True).encode()).hexdigest()
+        """SHA-256, in hex, of the used files of all datasets, their names and their robots."""
+        prints = dict(self.fingerprints)
+        for name, part in zip(self._names, self.parts, strict=True):
+            if part.robot.name != name:
+                prints[name] = f"{part.robot.name} {prints[name]}"
+        return hashlib.sha256(json.dumps(prints, sort_keys=True).encode()).hexdigest()

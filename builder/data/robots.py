@@ -1,7 +1,7 @@
 """Samples of several robots in one batch, in a common format.
 
 States and actions have the width of the widest robot and are padded with zeros for the others; a missing
-state is all zeros. Cameras have common names and sizes. `embodiment` is the number of the robot, and
+state is all zeros. Cameras have common names and sizes; images of a missing one are black. `embodiment` is the number of the robot, and
 `action_dim_is_pad` (A,) marks padded dimensions of the action.
 """
 
@@ -46,6 +46,8 @@ class Robot:
                 values[key] = pad_width(sample[key], spec.width)
             elif key in sample and spec.kind is Kind.IMAGE:
                 values[key] = resize_images(sample[key][None], self._size(spec))[0]
+            elif spec.kind is Kind.IMAGE:
+                values[key] = torch.zeros(self._steps(spec), 3, *self._size(spec), dtype=torch.uint8)
         values[EMBODIMENT] = torch.tensor(self.number)
         values[ACTION_PADDING] = self.action_padding
         return values

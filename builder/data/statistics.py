@@ -49,6 +49,27 @@ def compute_statistics(
     return found
 
 
+def pooled_statistics(parts: Sequence[tuple[EpisodeTable, Sequence[int]]]) -> Statistics:
+    """Return the statistics of the columns that several tables share, over the given episodes of each together.
+
+    Unusable values count as zero, as in `compute_statistics`.
+    """
+    rows = [_rows(table, episodes) for table, episodes in parts]
+    found: Statistics = {}
+    for key in set.intersection(*(set(table.columns) for table, _ in parts)):
+        chosen = np.concatenate(
+            [
+                table.columns[key][own].reshape(len(own), -1).astype(np.float64)
+                for (table, _), own in zip(parts, rows, strict=True)
+            ]
+        )
+        found[key] = {
+            **describe(np.where(_unusable(chosen), 0.0, chosen)),
+            "count": [float(len(chosen))],
+        }
+    return found
+
+
 def unusable(table: EpisodeTable) -> dict[str, str]:
     """Return the columns that cannot be learned from, each with a sentence that locates the fault.
 

@@ -114,11 +114,11 @@ class BasePolicy:
         sources = []
         for source in data.sources:
             own = dict(source.statistics or {})
-            saved = self._statistics_of(source.name) if self.statistics == "keep" else {}
-            signals = Signals.of_policy(self.saved.content, source.name)
+            saved = self._statistics_of(source.robot) if self.statistics == "keep" else {}
+            signals = Signals.of_policy(self.saved.content, source.robot)
             renamed = {key for key, _, _ in Signals.of(source.info).pairs(signals)}
             for key, values in own.items():
-                label = key if source.name is None else f"{source.name}.{key}"
+                label = key if source.robot is None else f"{source.robot}.{key}"
                 if key not in renamed and _same_sizes(values, saved.get(key)):
                     if _far_apart(values, saved[key]):
                         doubts.append(
@@ -166,7 +166,7 @@ class BasePolicy:
         """Raise RecipeError if the saved policy has the dimensions of the data in another order."""
         for source in data.sources:
             ours = Signals.of(source.info)
-            for key, own, names in ours.pairs(Signals.of_policy(self.saved.content, source.name)):
+            for key, own, names in ours.pairs(Signals.of_policy(self.saved.content, source.robot)):
                 if order(own, names) is not None:
                     error = SpecError(
                         f"the policy in `{self.given}` has `{key}` in the order {listed(names)}, the dataset in the "
@@ -212,9 +212,9 @@ class BasePolicy:
             for text in changed_options(self.saved.recipe, loaded.resolved())
         ]
         for source in data.sources:
-            ours, theirs = Signals.of(source.info), Signals.of_policy(self.saved.content, source.name)
+            ours, theirs = Signals.of(source.info), Signals.of_policy(self.saved.content, source.robot)
             if not theirs:
-                whose = "" if source.name is None else f" for `{source.name}`"
+                whose = "" if source.robot is None else f" for `{source.robot}`"
                 found.append(
                     f"`{self.given}` holds no names and no rate{whose}, so the order is not compared"
                 )

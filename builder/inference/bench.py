@@ -12,7 +12,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ...schemas.errors import SpecError
 from ..capture import CaptureError, capturable
+from ..machine import training_memory
 from ..policy import BasePolicyModel
 from ..policy.recipe_policy import RecipePolicy
 from .example import example_samples
@@ -94,7 +96,7 @@ def bench(
     """
     place = torch.device(device)
     policy = cast(Any, policy).to(place).eval()
-    samples = example_samples(policy, batch)
+    samples = _samples(policy, batch)
     rows = []
     if eager:
         rows.append(_measured("eager, as saved", policy, policy.predict, samples, repeats, 0))
@@ -116,6 +118,19 @@ def bench(
     rows.append(_measured(name, inner, runner.predict, samples, repeats, before, captured=True))
     shown = torch.cuda.get_device_name(place) if place.type == "cuda" else "CPU"
     return Report(shown, batch, repeats, tuple(rows))
+
+
+def _samples(policy: BasePolicyModel, count: int) -> Samples:
+    """Return observations. Raise SpecError if they take more than half of the memory, as float32 and normalized."""
+    one = example_samples(policy, 1)
+    size = 8 * count * sum(value.numel() for value in one[0].values() if isinstance(value, Tensor))
+    memory, owner = training_memory()
+    if size > memory / 2:
+        raise SpecError(
+            f"{count:,} observations at a time take {size / 2**30:,.0f} GiB, and {owner} has {memory / 2**30:,.0f}",
+            help="choose a smaller `--batch`",
+        )
+    return example_samples(policy, count)
 
 
 def _measured(

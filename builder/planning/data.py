@@ -26,7 +26,7 @@ from ..data.lerobot.layout import Layout, read_layout
 from ..data.selection import matching, without_idle_starts
 from ..data.signals import Signals, listed, order
 from ..data.splits import split_episodes
-from ..data.statistics import compute_statistics, unusable
+from ..data.statistics import compute_statistics, pooled_statistics, unusable
 from ..data.time_steps import TimeSteps
 from ..recipe import rules
 from ..recipe.init_cameras import PLACE as CAMERAS_PLACE
@@ -56,7 +56,7 @@ def plan_data(loaded: LoadedRecipe, time_steps: TimeSteps) -> DataPlan:
         found += _disagreements(loaded, sources)
     if found:
         raise RecipeError(in_order(found))
-    sources = [_split(loaded, source) for source in with_frames(loaded, sources)]
+    sources = _pooled([_split(loaded, source) for source in with_frames(loaded, sources)])
     samples = sum(source.frames(source.training) for source in sources)
     training = sum(len(source.training) for source in sources)
     if found := rules.batch_size(loaded, samples, training, sum(len(s.info.episodes) for s in sources)):
@@ -114,9 +114,12 @@ class _Reader:
             )
             self._report((*self.place, "path"), fault)
         cameras = self._cameras(info)
-        size, weight = None, 1.0
+        size, weight, robot, absent = None, 1.0, None, frozenset[str]()
         if isinstance(given, SourceSection):
             size, weight = None if given.resize is None else height_width(given.resize), given.weight
+            robot = given.robot or self.name
+            if isinstance(given.cameras, dict):
+                absent = frozenset(name for name, own in given.cameras.items() if own is None)
         specs = _specs(info, cameras, self.time_steps, given.path)
         chosen = self._chosen(info)
         if given.where and chosen:
@@ -131,6 +134,7 @@ class _Reader:
                 self._report((*self.place, "path"), str(error))
         return DataSource(
             self.name,
+            robot,
             self.place,
             path,
             info,
@@ -141,6 +145,7 @@ class _Reader:
             chosen,
             columns=given.columns,
             layout=layout,
+            absent=absent,
             trim=given.trim is not None,
         )
 
@@ -175,7 +180,7 @@ class _Reader:
             return {name: name for name in info.cameras}
         pairs: list[tuple[Key, str, str]] = [(i, name, name) for i, name in enumerate(wanted)]
         if isinstance(wanted, dict):
-            pairs = [(name, name, own) for name, own in wanted.items()]
+            pairs = [(name, name, own) for name, own in wanted.items() if own is not None]
         for position, _, own in pairs:
             label = ""
             if own in info.unreadable:
@@ -272,24 +277,81 @@ def _good_episodes(source: DataSource) -> frozenset[int]:
     return frozenset(good)
 
 
+def _pooled(sources: Sequence[DataSource]) -> list[DataSource]:
+    """Return the sources with the statistics of their robots, over all training episodes of each."""
+    by_robot: dict[str | None, list[DataSource]] = {}
+    for source in sources:
+        by_robot.setdefault(source.robot, []).append(source)
+    pooled = {
+        robot: pooled_statistics([(source.table(source.training)[1], source.training) for source in own])
+        for robot, own in by_robot.items()
+        if len(own) > 1
+    }
+    return [replace(source, statistics=pooled.get(source.robot, source.statistics)) for source in sources]
+
+
 def _disagreements(loaded: LoadedRecipe, sources: Sequence[DataSource]) -> list[Diagnostic]:
-    """Return a finding for every source whose cameras, or their sizes, are not those of the first."""
+    """Return a finding for every source that differs from an earlier one where both must agree."""
     found = []
     first, *others = sources
+    have: dict[str, DataSource] = dict.fromkeys(first.cameras, first)
     for source in others:
-        lacking = [name for name in first.cameras if name not in source.cameras]
-        extra = [name for name in source.cameras if name not in first.cameras]
+        one, other = ({*s.cameras, *s.absent} for s in (first, source))
+        lacking, extra = (
+            [n for n in first.cameras if n not in other],
+            [n for n in source.cameras if n not in one],
+        )
         other_size = [
-            n for n in first.cameras if n in source.cameras and source.image_size(n) != first.image_size(n)
+            n for n in source.cameras if n in have and source.image_size(n) != have[n].image_size(n)
         ]
+        have = dict.fromkeys(source.cameras, source) | have
         found += _other_order(loaded, source, first)
+        twin = next((s for s in sources[: sources.index(source)] if s.robot == source.robot), None)
+        if twin is not None:
+            found += _other_robot(loaded, source, twin)
         if lacking:
             found.append(_missing(loaded, source, lacking[0], first))
         elif extra:
             found.append(_missing(loaded, first, extra[0], source))
         elif other_size:
-            found.append(_of_another_size(loaded, source, other_size[0], first))
+            found.append(_of_another_size(loaded, source, other_size[0], have[other_size[0]]))
+    for source in sources:
+        for name in source.absent - have.keys():
+            fault = SpecError(f"no dataset has camera `{name}`", label="absent everywhere", help="remove it")
+            place = (*source.place, "cameras", name)
+            found.append(loaded.diagnostic(place, fault, code="E023 bad-dataset"))
     return found
+
+
+def _other_robot(loaded: LoadedRecipe, source: DataSource, twin: DataSource) -> list[Diagnostic]:
+    """Return a finding if two datasets of one robot differ in its states, actions, rate or images."""
+    here, there = source.info, twin.info
+    other_size = [
+        n
+        for n in source.cameras
+        if n in twin.cameras and here.cameras[source.cameras[n]] != there.cameras[twin.cameras[n]]
+    ]
+    if here.vectors != there.vectors or here.action_dim != there.action_dim:
+        one, other = (
+            ", ".join(f"`{key}` {dim}" for key, dim in {**info.vectors, ACTION: info.action_dim}.items())
+            for info in (here, there)
+        )
+    elif here.fps != there.fps:
+        one, other = f"{here.fps:g} frames per second", f"{there.fps:g}"
+    elif other_size:
+        one, other = (
+            f"`{other_size[0]}` at {' x '.join(map(str, info.cameras[names[other_size[0]]]))} pixels"
+            for info, names in ((here, source.cameras), (there, twin.cameras))
+        )
+    else:
+        return []
+    fault = SpecError(
+        f"`{source.name}` and `{twin.name}` are of one robot, `{source.robot}`, but differ",
+        label=f"it has {one}",
+        help="give them the robots that they are of, or map their columns alike, `columns`",
+    )
+    related = [(twin.place, f"it has {other}")]
+    return [loaded.diagnostic((*source.place, "path"), fault, code="E023 bad-dataset", related=related)]
 
 
 def _other_order(loaded: LoadedRecipe, source: DataSource, other: DataSource) -> list[Diagnostic]:
@@ -313,8 +375,8 @@ def _missing(loaded: LoadedRecipe, source: DataSource, camera: str, other: DataS
     fault = SpecError(
         f"`{source.name}` has no camera `{camera}`, which `{other.name}` has; all robots must see the same",
         label=f"its dataset has {own}",
-        help=f"give one of its cameras this name, `cameras: {{{camera}: <name in its dataset>}}`, or leave `{camera}` out of "
-        f"the `cameras` of `{other.name}`",
+        help=f"give one of its cameras this name, `cameras: {{{camera}: <name in its dataset>}}`, or null for black images, or "
+        f"leave `{camera}` out of the `cameras` of `{other.name}`",
     )
     return _differs(loaded, source, fault, (other.place, f"has `{camera}`"))
 

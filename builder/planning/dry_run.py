@@ -29,7 +29,7 @@ from ..policy.storage.tied_weights import undeclared
 from ..recipe.loaded import LoadedRecipe
 from ..wiring.parts import Site
 from ..wiring.solve import Wiring, remarks
-from .checks.doubts import normalization_doubts
+from .checks.doubts import normalization_doubts, transform_doubts
 from .checks.unused import unused
 from .policy import PolicyPlan, config_content
 from .sources import DataPlan
@@ -99,7 +99,12 @@ def dry_run(
         action=plan.wiring.action,
         unused=idle,
         moments=moment_bytes(trainable, eight_bit=loaded.sections.training.optimizer.states == "8bit"),
-        warnings=(*warned, *normalization_doubts(loaded, plan), *_remarks(loaded, plan)),
+        warnings=(
+            *warned,
+            *normalization_doubts(loaded, plan),
+            *transform_doubts(loaded, plan),
+            *_remarks(loaded, plan),
+        ),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from ...components.images.transform import ImageTransform
 from ...components.pixels import resize_images
+from ...schemas.errors import SpecError
 from ...schemas.specs import IMAGES, Kind
 from ..data.frames.choice import FrameChoice
 from ..data.frames.stored import Shrink
@@ -50,7 +51,10 @@ def _first_transform(loaded: LoadedRecipe, source: DataSource) -> dict[str, Shri
     if not (issubclass(part, ImageTransform) and part.idempotent):
         return {}
     images = {key: spec for key, spec in source.specs.items() if spec.kind is Kind.IMAGE}
-    results = part.specs(config, images, {})
+    try:
+        results = part.specs(config, images, {})
+    except SpecError:  # which wiring reports at its place
+        return {}
     transform = part(config, images, {}).eval()
     name = f"{part.__qualname__} {config.model_dump_json(exclude={'keys'})}"
     return {

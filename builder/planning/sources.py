@@ -34,6 +34,8 @@ class DataSource:
     """One dataset, and the part of it that a recipe uses."""
 
     name: str | None
+    """Its name in the recipe; None if the recipe has one dataset."""
+    robot: str | None
     """Name of its robot; None if the recipe has one dataset."""
     place: KeyPath
     """Place in the recipe."""
@@ -51,11 +53,13 @@ class DataSource:
     training: tuple[int, ...] = ()
     validation: tuple[int, ...] = ()
     statistics: Mapping[str, Any] | None = None
-    """Statistics of the training episodes, by key."""
+    """Statistics of the training episodes of all datasets of its robot, by key."""
     columns: Columns | None = None
     """Columns of the dataset to rename and concatenate."""
     layout: Layout | None = None
     """Metadata of the dataset, if already read."""
+    absent: frozenset[str] = frozenset()
+    """Cameras of other datasets that this one lacks."""
     instructions: tuple[str, ...] = ()
     """Distinct instructions of the episodes in use."""
     unusable: Mapping[str, str] = field(default_factory=dict)
@@ -128,24 +132,27 @@ class DataPlan:
     @cached_property
     def robots(self) -> Robots:
         """Robots that the data tells apart; empty for a single dataset."""
-        own = {source.name: source.specs for source in self.sources if source.name is not None}
+        own: dict[str, Specs] = {}
+        for source in self.sources:
+            if source.robot is not None:
+                own[source.robot] = {**source.specs, **own.get(source.robot, {})}
         return Robots(own, self.specs)
 
     @property
     def statistics(self) -> dict[str, Any]:
         """Statistics by key; for several robots by name and key, as wide as the robot's own vectors."""
-        held = {source.name: dict(source.statistics or {}) for source in self.sources}
+        held = {source.robot: dict(source.statistics or {}) for source in self.sources}
         return held[None] if None in held else {str(name): value for name, value in held.items()}
 
     @property
     def signals(self) -> dict[str, Any]:
         """Names and rate of the data, as `config.json` holds them; for several robots, by name."""
-        held = {source.name: Signals.of(source.info).to_json() for source in self.sources}
+        held = {source.robot: Signals.of(source.info).to_json() for source in self.sources}
         return held[None] if None in held else {str(name): value for name, value in held.items()}
 
     @property
     def paths(self) -> str | dict[str, str]:
-        """Absolute path of the dataset, or of each robot's by name."""
+        """Absolute path of the dataset, or of each by name."""
         found = {source.name: str(source.path.resolve()) for source in self.sources}
         return found[None] if None in found else {str(name): path for name, path in found.items()}
 
@@ -159,7 +166,7 @@ class DataPlan:
                 table, self.time_steps.observations, self.time_steps.actions, tasks=layout.tasks
             )
             for batch in given:
-                yield batch if source.name is None else self.robots.find(source.name).batch_to_common(batch)
+                yield batch if source.robot is None else self.robots.find(source.robot).batch_to_common(batch)
 
     def samples(self, most: int = 4096) -> Iterator[dict[str, Any]]:
         """Yield about `most` training samples, evenly spaced, without images."""
@@ -186,9 +193,12 @@ class DataPlan:
             for source in self.sources
             if (episodes := getattr(source, split))
         ]
-        if not datasets or datasets[0][0].name is None:
+        if not datasets or datasets[0][0].robot is None:
             return datasets[0][1] if datasets else None
-        parts = [RobotDataset(data, self.robots.find(s.name), s.cameras) for s, data in datasets]
+        parts = {
+            str(source.name): RobotDataset(data, self.robots.find(source.robot), source.cameras)
+            for source, data in datasets
+        }
         return Mixture(parts, [source.weight for source, _ in datasets])
 
 
@@ -215,6 +225,6 @@ def common_specs(sources: Sequence[DataSource]) -> dict[str, Spec]:
                 specs[key] = replace(spec, why="instructions")
             elif known is None or spec.width > known.width:
                 specs[key] = replace(spec, why=f"{spec.why}, the widest of the robots")
-    names = [source.name for source in sources]
-    why = f"{len(names)} robots: {', '.join(str(name) for name in names)}"
+    names = sorted({str(source.robot) for source in sources})
+    why = f"{len(names)} robots: {', '.join(names)}"
     return {**specs, EMBODIMENT: Spec(Kind.EMBODIMENT, ("B",), why, vocab=len(names))}

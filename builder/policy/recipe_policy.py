@@ -223,7 +223,7 @@ class RecipePolicy(BasePolicyModel):
         """Return an action chunk (B, H, A), float32, in the robot's units. Run in evaluation mode.
 
         Raises:
-            SpecError: Observations or actions are not finite, or absurd beside those of training.
+            SpecError: Observations are missing, or they or actions are not finite, or absurd beside those of training.
         """
         if was_training := self.training:
             self.eval()
@@ -243,7 +243,8 @@ class RecipePolicy(BasePolicyModel):
         return {k: v for k, v in batch.items() if k in ROBOTS or not k.startswith("action")}
 
     def check_observations(self, observed: Batch) -> None:
-        """Raise SpecError for observations that are not finite, or absurd beside those of training."""
+        """Raise SpecError for observations that are missing, not finite, or absurd beside those of training."""
+        self.observed.require(observed)
         for key, value in observed.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 finite(key, value, _SENSOR)

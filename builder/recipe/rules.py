@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ...schemas.diagnostics import Diagnostic, ErrorCode
 from ...schemas.errors import SpecError
 from ...schemas.recipe import DataSection, EvaluationSection, Recipe
@@ -56,7 +58,7 @@ def _robots(document: Document, data: DataSection) -> list[Diagnostic]:
     for key in ("cameras", "columns", "episodes"):
         if getattr(data, key) is not None:
             message = f"`data.{key}` must be set for each source"
-            help = f"write `{key}` below {_names(data)}"
+            help = f"write `{key}` below {_listed(sorted(data.sources))}"
             found.append(
                 _finding(document, ("data", key), "E003 unknown-key", message, "of which source?", help)
             )
@@ -76,16 +78,16 @@ def _evaluated_robot(
         help = "remove it, or name the robots under `data.sources`"
         message = "`evaluation.embodiment` chooses among several robots, but the data has one"
         return [_finding(document, place, "E007 invalid-value", message, "nothing to choose", help)]
-    if evaluation.embodiment in data.sources:
+    if evaluation.embodiment in data.robots:
         return []
     if evaluation.embodiment is None:
-        help = f"add `embodiment`, one of {_names(data)}"
+        help = f"add `embodiment`, one of {_listed(data.robots)}"
         message = "`evaluation` needs the key `embodiment`: the policy is for several robots"
         label = "`embodiment` is missing"
         return [_finding(document, ("evaluation",), "E004 missing-key", message, label, help)]
-    label = did_you_mean(evaluation.embodiment, data.sources, "no such robot")
+    label = did_you_mean(evaluation.embodiment, data.robots, "no such robot")
     message = f"no robot is called `{evaluation.embodiment}`"
-    help = f"`data.sources` names {_names(data)}"
+    help = f"`data.sources` names {_listed(data.robots)}"
     return [_finding(document, place, "E025 unknown-embodiment", message, label, help)]
 
 
@@ -112,8 +114,8 @@ def _unknown_metrics(document: Document, recipe: Recipe) -> list[Diagnostic]:
     return found
 
 
-def _names(data: DataSection) -> str:
-    return ", ".join(f"`{name}`" for name in sorted(data.sources or ()))
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def past_actions(loaded: LoadedRecipe) -> list[Diagnostic]:

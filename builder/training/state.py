@@ -102,6 +102,12 @@ def check_weights(checkpoint: Path, weights: Mapping[str, Tensor], policy: nn.Mo
             )
 
 
+_ADAMW_FLAGS = frozenset(
+    ("amsgrad", "capturable", "decoupled_weight_decay", "differentiable", "foreach", "fused", "maximize")
+)
+"""Entries of a group that `torch.optim.AdamW` fills in for checkpoints of older versions (torch 2.14)."""
+
+
 class _MisfitError(Exception):
     """Raised when a state does not fit the policy or the optimizer."""
 
@@ -117,6 +123,8 @@ def _check_groups(held: Any, optimizer: torch.optim.Optimizer) -> None:
         rate = group.get("lr")
         if not isinstance(rate, (int, float)) or not math.isfinite(rate):
             raise _MisfitError(f"the rate of group {number} of its optimizer is {rate!r}")
+        if missing := mine.keys() - group.keys() - _ADAMW_FLAGS:
+            raise _MisfitError(f"group {number} of its optimizer lacks `{min(missing)}`")
         for key in (mine.keys() & group.keys()) - {"lr"}:
             if not _equal(group[key], mine[key]):
                 raise _MisfitError(f"`{key}` of group {number} of its optimizer is not that of the run")

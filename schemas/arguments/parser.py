@@ -59,7 +59,7 @@ class Parser(ArgumentParser):
             parser = self
             for word in self._given:
                 parser = parser.verbs.get(word, parser)
-            parser.error(f"unrecognized arguments: {' '.join(rest)}{_cure(rest)}")
+            parser.error(f"unrecognized arguments: {' '.join(rest)}{_cure(self._given, rest)}")
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -130,9 +130,12 @@ class _Version(Action):
         parser.exit()
 
 
-def _cure(words: Sequence[str]) -> str:
-    """Return how to write the first word that looks like an override; empty if none does."""
-    found = next((match for word in words if (match := _OVERRIDE.fullmatch(word))), None)
+def _cure(given: Sequence[str], rest: Sequence[str]) -> str:
+    """Return how to write an override among words of which the last are too many; empty if there is none."""
+    found = next((match for word in rest if (match := _OVERRIDE.fullmatch(word))), None)
+    split = next((i for i, word in enumerate(given[:-2]) if word == "-o" and "=" not in given[i + 1]), None)
+    if found is None and split is not None and given[split + 2] in rest:
+        return f"; overrides are written `-o {given[split + 1]}={given[split + 2]}`"
     return f"; overrides are written `-o {found['change']}`" if found else ""
 
 

@@ -13,13 +13,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from ..diagnostics import Diagnostic, Source, Span
 from ..errors import RecipeError
-from ..paths import expanded
+from ..paths import expanded, names_in
 from .nodes import MAX_BYTES, Entry, Key, KeyPath, Node, plain_node
 from .parser import Parser
 
@@ -132,7 +133,7 @@ def read(path: Path, *, base_of: Span | None = None) -> Document:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise _unreadable(source, f"cannot read the recipe: {reason}") from error
+        raise _unreadable(source, f"cannot read the recipe: {reason}", _cure(path)) from error
     return _parsed(content, source, path.parent)
 
 
@@ -148,8 +149,17 @@ def _parsed(content: bytes, source: Source, directory: Path) -> Document:
     return _document(source, text, directory)
 
 
-def _unreadable(source: Source, message: str) -> RecipeError:
-    return RecipeError([Diagnostic("E009 unreadable-file", message, Span(source))])
+def _unreadable(source: Source, message: str, help: str = "") -> RecipeError:
+    return RecipeError([Diagnostic("E009 unreadable-file", message, Span(source), help=help)])
+
+
+def _cure(path: Path) -> str:
+    """Return what may have been meant by a recipe that cannot be read; empty if nothing is similar."""
+    if (path / "meta" / "info.json").is_file():
+        return f"this is a dataset; `policysmith new --data {path}` writes a recipe for it"
+    recipes = [name for name in names_in(path.parent) if name.endswith((".yaml", ".yml"))]
+    meant = get_close_matches(path.name, recipes, n=1)
+    return f"did you mean `{path.parent / meant[0]}`?" if meant else ""
 
 
 def parse(text: str, name: str = "<recipe>", *, directory: Path | None = None) -> Document:

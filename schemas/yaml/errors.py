@@ -40,4 +40,9 @@ def explain(error: MarkedYAMLError, text: str, span: Callable[[int, int], Span])
     if opened is not None and "quoted scalar" in str(error.context):
         here = span(opened.index, opened.index + 1)
         return Diagnostic("E001 invalid-yaml", "this quote is never closed", here, "opened here")
+    if opened is not None and "expected ':'" in problem:
+        end = text.find("\n", opened.index)
+        line = text[opened.index : end if end >= 0 else len(text)].rstrip()
+        here = span(opened.index, opened.index + len(line))
+        return Diagnostic("E001 invalid-yaml", "a key needs a colon behind it", here, f"write `{line}:`")
     return Diagnostic("E001 invalid-yaml", f"invalid YAML: {problem}", place)

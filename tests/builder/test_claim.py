@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def test_an_output_that_is_a_file_is_refused(builder: Builder, tmp_path: Path) -
         builder.train(output=tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "log.jsonl", "run.json"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(name: str, builder: Builder, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(CheckpointError, match=f"{name} is not a regular file"):
+        builder.train(output=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("training", "warned"),
     [
@@ -82,3 +91,12 @@ def test_an_option_that_another_one_disables_is_a_warning(
     tiny["transforms"] = []
     notes = Builder.from_recipe(tiny).notes
     assert any("`training.save_minutes` has no effect" in note for note in notes) == warned
+
+
+def test_a_transform_of_images_that_nothing_reads_is_a_warning(tiny: dict[str, Any]) -> None:
+    tiny["transforms"].append({"type": "flip"})
+    seen = Builder.from_recipe(tiny).warnings
+    tiny["policy"]["backbones"] = {"proprio": {"type": "mlp", "hidden": [], "width": 4}}
+    found = [each for each in Builder.from_recipe(tiny).warnings if each.code == "W004 no-effect"]
+    assert found[-1].message == "`flip` changes images that no backbone reads"
+    assert "W004 no-effect" not in {each.code for each in seen}

@@ -6,7 +6,7 @@ A page is Markdown. Each `##` section holds fenced blocks:
 - `console`: the command after `$ `; by default `policysmith check recipe.yaml`
 - `errors`: exactly what the command writes to stderr
 
-`datasets/` of the bundled recipes lies beside the recipe. `UPDATE_PAGES=1 pytest tests/diagnostics` rewrites the
+`recipes/` and `datasets/`, the bundled ones, lie beside the recipe. `UPDATE_PAGES=1 pytest tests/diagnostics` rewrites the
 `errors` blocks: read the difference before you commit it.
 """
 
@@ -23,7 +23,7 @@ import pytest
 from policysmith.schemas import console
 
 HERE = Path(__file__).parent
-DATASETS = HERE.parents[1] / "recipes" / "datasets"
+RECIPES = HERE.parents[1] / "recipes"
 COMMANDS = {"policysmith": console.policysmith, "build-and-train": console.build_and_train}
 BLOCK = re.compile(r"^(`{3,})(\w+)(?: (\S+))?\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 
@@ -67,8 +67,8 @@ def test_report(
     for name, text in section.files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    if DATASETS.is_dir():
-        (tmp_path / "datasets").symlink_to(DATASETS)
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    (tmp_path / "datasets").symlink_to(RECIPES / "datasets")
     monkeypatch.chdir(tmp_path)
     program, *arguments = shlex.split(section.command)
     code = COMMANDS[program](arguments)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....schemas.errors import DatasetError
-from ....schemas.paths import expanded
-from ....schemas.wording import did_you_mean
+from ....schemas.paths import expanded, names_in
+from ....schemas.wording import did_you_mean, near
 from .columns import map_columns
 from .episodes import EpisodeInfo, VideoSpan, read_tables_v2, read_tables_v3
 from .features import RGB_ONLY, TASK_INDEX, Camera, Feature, Storage, parse_cameras, parse_features
@@ -112,6 +112,16 @@ class Layout:
         return episode.without_start(frames, self.fps) if frames else episode
 
 
+def _cure(root: Path) -> str:
+    """Return what may have been meant by a directory that does not exist."""
+    if meant := near(root.name, names_in(root.parent)):
+        return f"did you mean `{root.parent / meant}`?"
+    hub = (
+        "" if root.parent.is_dir() else f", or write `hf://{root.parent.name}/{root.name}` for one of the hub"
+    )
+    return f"check the path, which is relative to {Path.cwd()}{hub}"
+
+
 def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
     """Read the metadata of the dataset in the directory `path`, with its columns mapped by `columns`.
 
@@ -125,9 +135,7 @@ def read_layout(path: str | Path, columns: Columns | None = None) -> Layout:
     except OSError:
         is_directory = False
     if not is_directory:
-        raise DatasetError(
-            f"there is no dataset directory {root}; check the path, which is relative to {Path.cwd()}"
-        )
+        raise DatasetError(f"there is no dataset directory {root}; {_cure(root)}")
     info_path = root / "meta/info.json"
     if not os.path.lexists(info_path):
         raise DatasetError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ....components.images.transform import ImageTransform
 from ....schemas.diagnostics import Diagnostic, WarningCode
 from ....schemas.errors import SpecError
 from ....schemas.recipe import TrainingSection
@@ -47,6 +48,20 @@ def normalization_doubts(loaded: LoadedRecipe, plan: PolicyPlan) -> list[Diagnos
                 message = f"`{key}` is read without normalization"
                 place = plan.parts.backbones[name].path
                 found.append(_doubt(loaded, "W001 not-normalized", place, message, _NORMALIZE))
+    return found
+
+
+def transform_doubts(loaded: LoadedRecipe, plan: PolicyPlan) -> list[Diagnostic]:
+    """Return the doubts about transforms of images that no backbone reads."""
+    read = {key for inputs in plan.wiring.reads.values() for key in inputs}
+    found = []
+    for index, site in enumerate(plan.parts.transforms):
+        if not issubclass(site.part, ImageTransform):
+            continue
+        if not read & site.part.cameras(site.config, plan.wiring.into(index)).keys():
+            message = f"`{site.config.type}` changes images that no backbone reads"
+            help = "remove it, or add a backbone that reads images"
+            found.append(_doubt(loaded, "W004 no-effect", site.path, message, help, "no effect"))
     return found
 
 
@@ -173,4 +188,4 @@ def _validation(loaded: LoadedRecipe, data: DataPlan) -> Iterator[Diagnostic]:
             return
 
 
-__all__ = ["epochs_of", "normalization_doubts", "run_doubts"]
+__all__ = ["epochs_of", "normalization_doubts", "run_doubts", "transform_doubts"]

@@ -35,7 +35,7 @@ def try_out(policy: BasePolicyModel, data: DataPlan) -> None:
         SpecError: It breaks the contract. Its own errors pass through.
     """
     own = _samples(data)
-    name = data.sources[0].name
+    name = data.sources[0].robot
     raw = own if name is None else [data.robots.find(name).to_common(sample) for sample in own]
     pipeline = policy.pipeline
     buffers = {key: value.clone() for key, value in policy.named_buffers()}

@@ -59,6 +59,15 @@ class Observed:
                 )
         return admitted
 
+    def require(self, batch: Mapping[str, Any]) -> None:
+        """Raise SpecError if a batch lacks what the policy reads; with several robots, that depends on each of them."""
+        for key, spec in ({} if self.robots else self.required).items():
+            if key not in batch:
+                given = ", ".join(f"`{name}`" for name in batch) or "nothing"
+                raise SpecError(
+                    f"the batch lacks `{key}`, which the policy reads: {spec}", help=f"given: {given}"
+                )
+
 
 class History:
     """The latest time steps of an episode, copied, because cameras and simulators reuse their buffers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from policysmith.builder import Builder, RecipePolicy
 from policysmith.builder.inference.example import example_samples
 from policysmith.builder.inference.runner import Runner
+from policysmith.schemas.errors import SpecError
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "recipes" / "tiny").glob("*.yaml"))
 CLOSE = 1e-4
@@ -71,6 +73,14 @@ def assert_features_close(policy: RecipePolicy, runner: Runner, samples: list[di
         assert (found - expected).norm() <= DEVIATION * expected.norm(), key
 
 
+def assert_missing_keys_are_named(policy: RecipePolicy, samples: list[dict[str, Any]]) -> None:
+    batch = policy.collator(samples)
+    for key in policy.observed.required:
+        rest = {name: value for name, value in batch.items() if name != key}
+        with pytest.raises(SpecError, match=f"the batch lacks `{re.escape(key)}`, which the policy reads"):
+            policy.inference(rest)
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_cpu_computes_what_the_policy_computes(recipe: Path) -> None:
     policy = build(recipe)
@@ -84,6 +94,7 @@ def test_a_cpu_computes_what_the_policy_computes(recipe: Path) -> None:
         else:
             assert_features_close(policy, runner, samples)
     assert policy.dtype is torch.float32, "the policy itself was cast"
+    assert_missing_keys_are_named(policy, samples)
 
 
 @pytest.mark.gpu

@@ -163,6 +163,7 @@ STATES: dict[str, Callable[[dict[str, Any]], object]] = {
     "fewer weights": lambda s: s["optimizer"]["param_groups"][0]["params"].pop(),
     "other weights": lambda s: s["optimizer"]["param_groups"][0]["names"].reverse(),
     "other betas": lambda s: s["optimizer"]["param_groups"][0].update(betas=(0.5, 0.5)),
+    "no decay": lambda s: s["optimizer"]["param_groups"][0].pop("weight_decay"),
     "rate": lambda s: s["optimizer"]["param_groups"][0].update(lr=float("inf")),
     "no optimizer": lambda s: s.update(optimizer=None),
     "no state": lambda s: s["optimizer"].pop("state"),
