@@ -76,6 +76,20 @@ def data_convert(args: Namespace) -> int:
     return 0
 
 
+def data_edit(args: Namespace) -> int:
+    """Run `policysmith data edit`."""
+    from .data.editing.edit import Edits, edit
+
+    edits = Edits(
+        tuple(args.drop), args.keep, args.delete, args.trim_start, args.trim_end, dict(args.rename_task)
+    )
+    with console.status("editing"):
+        done = edit([expanded(path) for path in args.path], expanded(args.output), edits)
+    console.print(f"{args.output}: {done.episodes} episodes, {done.frames:,} frames")
+    console.print(f"{done.copied} videos copied, {done.encoded} episodes of cameras encoded again")
+    return 0
+
+
 def data_stats(args: Namespace) -> int:
     """Run `policysmith data stats`."""
     from .data import statistics_report
@@ -126,4 +140,13 @@ def cache_clear(args: Namespace) -> int:
     return 0
 
 
-__all__ = ["cache_clear", "cache_list", "cache_size", "data_check", "data_convert", "data_info", "data_stats"]
+__all__ = [
+    "cache_clear",
+    "cache_list",
+    "cache_size",
+    "data_check",
+    "data_convert",
+    "data_edit",
+    "data_info",
+    "data_stats",
+]

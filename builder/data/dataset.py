@@ -11,8 +11,6 @@ the directory of the dataset.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +20,10 @@ from torch.utils.data import Dataset
 
 from ...schemas.errors import DatasetError
 from ...schemas.specs import IMAGES
+from .fingerprint import fingerprint
 from .frames.cache import cache_root
-from .frames.digests import file_digest
 from .frames.store import open_cameras
-from .lerobot.features import ACTION, Storage
+from .lerobot.features import ACTION
 from .lerobot.info import DatasetInfo, inspect
 from .lerobot.layout import read_layout
 from .lerobot.table import read_table
@@ -168,20 +166,7 @@ class LeRobotDataset(Dataset[dict[str, Any]]):
         It does not depend on the location of the dataset. Digests of unchanged files are cached.
         """
         chosen = self.layout.choose_episodes(self.episodes)
-        files = {*self.layout.metadata_files, *(episode.data_file for episode in chosen)}
-        for name in self.cameras:
-            if self.layout.cameras[name].storage is Storage.VIDEO:
-                files |= {episode.videos[name].path for episode in chosen}
-        memory = cache_root() / "digests"
-        content = {
-            str(file.relative_to(self.layout.root)): file_digest(file, memory=memory) for file in files
-        }
-        used: dict[str, Any] = {"files": content, "episodes": self.episodes, "cameras": sorted(self.cameras)}
-        if self._columns:
-            used["columns"] = self._columns
-        if trimmed := {episode.index: episode.skipped for episode in chosen if episode.skipped}:
-            used["trimmed"] = trimmed
-        return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+        return fingerprint(self.layout, chosen, self.cameras, self._columns)
 
 
 def task_texts(layout: Layout, table: EpisodeTable) -> tuple[str, ...]:

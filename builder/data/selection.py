@@ -82,7 +82,7 @@ def _values(layout: Layout, name: str, episodes: Sequence[EpisodeInfo]) -> Mappi
         return {episode.index: (episode.length,) for episode in episodes}
     if name == "task":
         return {episode.index: episode.tasks or ("",) for episode in episodes}
-    columns = _episode_columns(layout)
+    columns = episode_columns(layout)
     if name in columns:
         return columns[name]()
     if name in layout.features:
@@ -93,7 +93,7 @@ def _values(layout: Layout, name: str, episodes: Sequence[EpisodeInfo]) -> Mappi
     )
 
 
-def _episode_columns(layout: Layout) -> dict[str, Callable[[], Mapping[int, Collection[Any]]]]:
+def episode_columns(layout: Layout) -> dict[str, Callable[[], Mapping[int, Collection[Any]]]]:
     """Return readers of the scalar columns of the episode table, by name."""
     readers: dict[str, Callable[[], Mapping[int, Collection[Any]]]] = {}
     for path in layout.metadata_files:
@@ -154,4 +154,4 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-__all__ = ["matching", "without_idle_starts"]
+__all__ = ["episode_columns", "matching", "without_idle_starts"]

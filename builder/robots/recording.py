@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ...schemas.errors import DatasetError
 from ...schemas.specs import IMAGES
 from ..data.lerobot.features import ACTION, STATE
-from ..data.writing.writer import LeRobotWriter, require_empty
+from ..data.writing.staging import require_empty
+from ..data.writing.writer import LeRobotWriter
 from .base import Action, Observation, Robot
 
 SUCCESS, INTERVENTION = "next.success", "intervention"

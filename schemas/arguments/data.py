@@ -19,7 +19,7 @@ def _add_data(parser: Parser) -> None:
         GROUP,
         "data",
         "",
-        "record, describe, check or convert demonstrations",
+        "record, describe, check, edit or convert demonstrations",
     )
     record = data.add_verb(
         GROUP,
@@ -82,6 +82,40 @@ def _add_data(parser: Parser) -> None:
     convert.add_argument("--output", metavar="DIR", required=True, help="directory of the new dataset")
     convert.add_argument("--fps", type=positive, required=True, help="frames per second of the recording")
     convert.add_argument("--task", required=True, help="instruction of all episodes")
+    edit = data.add_verb(
+        GROUP,
+        "edit",
+        "data_edit",
+        "delete, merge or trim episodes, drop columns, rename tasks; always into a new dataset",
+        "policysmith data edit recipes/datasets/drawer_open --output shorter --delete 3,7-9 --trim-end 5",
+        "policysmith data edit monday tuesday --output week",
+        module=_MODULE,
+    )
+    edit.add_argument(
+        "path", metavar="SET", nargs="+", help="directory of a LeRobot dataset; several are merged"
+    )
+    edit.add_argument("--output", metavar="DIR", required=True, help="directory of the new dataset")
+    edit.add_argument(
+        "--drop", metavar="COLUMN", nargs="+", default=[], help="columns or cameras to leave out"
+    )
+    edit.add_argument("--keep", metavar="EPISODES", help="episodes to keep, such as 0-19,25 (default: all)")
+    edit.add_argument("--delete", metavar="EPISODES", help="episodes to leave out, such as 3,7-9")
+    edit.add_argument(
+        "--trim-start",
+        metavar="N",
+        type=count,
+        default=0,
+        help="frames to leave out at the start of each episode",
+    )
+    edit.add_argument("--trim-end", metavar="N", type=count, default=0, help="frames to leave out at the end")
+    edit.add_argument(
+        "--rename-task",
+        metavar=("OLD", "NEW"),
+        nargs=2,
+        action="append",
+        default=[],
+        help="change an instruction",
+    )
 
 
 def _add_cache(parser: Parser) -> None:

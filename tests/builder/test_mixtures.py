@@ -132,9 +132,9 @@ def test_a_camera_that_all_lack_is_refused(recipe: dict[str, Any], refused: Refu
     for source in recipe["data"]["sources"].values():
         source["cameras"] = {"head": "top", "wrist": None}
     found = refused(Builder.from_recipe(recipe).check)
-    assert [each.span.path for each in found] == [
+    assert {each.span.path for each in found} == {
         f"data.sources.{name}.cameras.wrist" for name in ("kitchen", "lab", "dog")
-    ]
+    }
     assert all(each.message.endswith("no dataset has camera `wrist`") for each in found)
 
 

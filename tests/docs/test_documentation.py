@@ -363,13 +363,14 @@ def test_the_machine_is_checked_as_the_page_of_the_installation_says(clone: Path
 
 
 def test_the_commands_of_the_data_page_run(clone: Path, command: Any) -> None:
-    describe, cache = blocks(ROOT / "docs" / "data.md", "bash")
-    for line in (describe + cache).splitlines():
+    describe, edit, cache = blocks(ROOT / "docs" / "data.md", "bash")
+    for line in (describe + edit + cache).splitlines():
         done = command(shlex.split(line), clone)
         doubts = "data check" in line  # the bundled demonstrations have some
         assert (done.returncode, done.stderr) == (int(doubts), ""), done.stdout
         assert done.stdout
     assert (clone / "stats.png").stat().st_size > 1000
+    assert (clone / "twice" / "meta" / "edit.json").exists()
 
 
 @pytest.mark.parametrize("number", range(3))

@@ -40,6 +40,7 @@ DATA_CALLS = (
     "cache_size",
     "data_check",
     "data_convert",
+    "data_edit",
     "data_info",
     "data_stats",
 )
@@ -156,6 +157,11 @@ def test_wrong_usage_has_a_cure(words: list[str], cure: str, capsys: pytest.Capt
             ["data", "convert", "a.h5", "--output", "d", "--fps", "20", "--task", "go"],
             "data_convert",
             {"source": "a.h5", "output": "d", "fps": 20, "task": "go"},
+        ),
+        (
+            ["data", "edit", "a", "b", "--output", "d", "--delete", "3,7-9", "--rename-task", "x", "y"],
+            "data_edit",
+            {"path": ["a", "b"], "output": "d", "delete": "3,7-9", "rename_task": [["x", "y"]]},
         ),
         (["cache", "list"], "cache_list", {}),
         (["cache", "size"], "cache_size", {}),

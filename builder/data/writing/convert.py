@@ -27,7 +27,8 @@ import numpy.typing as npt
 
 from ....schemas.errors import DatasetError
 from ....schemas.specs import IMAGES
-from .writer import LeRobotWriter, require_empty
+from .staging import require_empty
+from .writer import LeRobotWriter
 
 Episode = Mapping[str, npt.NDArray[Any]]
 _HDF5 = (".hdf5", ".h5")

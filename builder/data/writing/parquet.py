@@ -44,32 +44,45 @@ class FileNumbers:
         return self.current
 
 
+def vector_schema(vectors: Mapping[str, int]) -> pa.Schema:
+    """Return the columns of float32 vectors, given their sizes D by key, and the counters."""
+    return pa.schema(
+        [(key, pa.list_(pa.float32(), size)) for key, size in vectors.items()]
+        + [(key, getattr(pa, kind)()) for key, kind in COUNTERS.items()]
+    )
+
+
+def vector_table(columns: Mapping[str, NDArray[Any]], schema: pa.Schema) -> pa.Table:
+    """Return an episode of vectors (T, D) and counters (T,) as a table of this schema."""
+    arrays = []
+    for field in schema:
+        values = columns[field.name]
+        if field.name in COUNTERS:
+            arrays.append(pa.array(values, type=field.type))
+        else:
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=pa.float32())
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, field.type.list_size))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
 class DataFiles:
-    """Writer of frames to numbered parquet files of about `limit` bytes each, one row group per episode.
+    """Writer of frames to numbered parquet files of about `limit` bytes each, one row group per episode."""
 
-    `vectors` maps the key of every vector feature to its size D.
-    """
-
-    def __init__(self, root: Path, vectors: Mapping[str, int], *, limit: int) -> None:
-        self._root, self._vectors, self._limit = root, vectors, limit
-        self._schema = pa.schema(
-            [(key, pa.list_(pa.float32(), size)) for key, size in vectors.items()]
-            + [(key, getattr(pa, kind)()) for key, kind in COUNTERS.items()]
-        )
+    def __init__(self, root: Path, schema: pa.Schema, *, limit: int) -> None:
+        self._root, self._schema, self._limit = root, schema, limit
         self._files = FileNumbers()
         self._path = root
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-        """Append an episode of vectors (T, D) and counters (T,), and return the columns that locate it."""
+    def add(self, rows: pa.Table) -> dict[str, int]:
+        """Append the rows of an episode, and return the columns that locate it."""
         if self._writer is not None and self._path.stat().st_size > self._limit:
             self.close()
         if self._writer is None:
             self._path = self._root / DATA_PATH.format(**self._files.next())
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = pq.ParquetWriter(self._path, self._schema)
-        arrays = [self._array(key, columns[key]) for key in self._schema.names]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._writer.write_table(rows)
         return {f"data/{name}": value for name, value in self._files.current.items()}
 
     def close(self) -> None:
@@ -77,12 +90,6 @@ class DataFiles:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-
-    def _array(self, key: str, values: NDArray[Any]) -> Any:
-        if key not in self._vectors:
-            return pa.array(values, type=self._schema.field(key).type)
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=pa.float32())
-        return pa.FixedSizeListArray.from_arrays(flat, self._vectors[key])
 
 
 def write_tasks(root: Path, tasks: Sequence[str]) -> None:

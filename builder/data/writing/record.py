@@ -29,7 +29,8 @@ from ....schemas.errors import DatasetError, SimulatorError
 from ....schemas.specs import IMAGES
 from ...simulation.base import Demonstrator, make
 from ...simulation.seeds import demonstration_seed
-from .writer import LeRobotWriter, require_empty
+from .staging import require_empty
+from .writer import LeRobotWriter
 
 TAIL = 5
 """Number of steps recorded after success, so that the data shows how a task ends."""

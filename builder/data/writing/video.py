@@ -6,6 +6,8 @@ the number of cores, and without B-frames images are stored in the order of time
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,8 @@ class VideoFile:
             "sc_threshold": "0",
         }
 
-    def add(self, images: NDArray[np.uint8]) -> None:
-        """Append images (T, 3, H, W)."""
+    def add(self, images: Iterable[NDArray[np.uint8]]) -> None:
+        """Append T images (3, H, W)."""
         for image in images:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(1, 2, 0)), format="rgb24")
             frame.pts, frame.time_base = self.frames, Fraction(1, self._fps)
@@ -83,8 +85,17 @@ class VideoFiles:
         self._files = FileNumbers()
         self._file: VideoFile | None = None
 
-    def add(self, images: NDArray[np.uint8]) -> dict[str, Any]:
-        """Append an episode (T, 3, H, W), and return the columns that locate it, with times in seconds."""
+    def copy(self, path: Path) -> dict[str, int]:
+        """Copy a whole video, and return the numbers of its file."""
+        self.close()
+        numbers = self._files.next()
+        target = self._root / VIDEO_PATH.format(video_key=self._key, **numbers)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        return numbers
+
+    def add(self, images: Iterable[NDArray[np.uint8]]) -> dict[str, Any]:
+        """Append an episode of T images (3, H, W), and return the columns that locate it, with times in seconds."""
         if self._file is not None and self._file.size > self._limit:
             self.close()
         if self._file is None:

@@ -11,11 +11,9 @@ Format: https://huggingface.co/docs/lerobot/lerobot-dataset-v3
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import mkdtemp
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,11 +22,11 @@ from numpy.typing import NDArray
 
 from ....schemas.errors import DatasetError
 from ....schemas.specs import IMAGES
-from .parquet import COUNTERS, DATA_PATH, FILES_PER_CHUNK, DataFiles, write_episodes, write_tasks
+from .metadata import MEGABYTE, counter_features, dataset_info, video_feature, write_json
+from .parquet import COUNTERS, DataFiles, vector_schema, vector_table, write_episodes, write_tasks
+from .staging import publish, stage
 from .statistics import ImageSummary, VectorSummary
-from .video import CODEC, PIXEL_FORMAT, VIDEO_PATH, VideoFiles
-
-MEGABYTE = 2**20
+from .video import CODEC, VideoFiles
 
 Frames = Mapping[str, NDArray[Any]]
 
@@ -60,23 +58,18 @@ class LeRobotWriter:
         data_megabytes: int = 100,
         video_megabytes: int = 200,
     ) -> None:
-        require_empty(root)
+        self._folder = stage(root)
         self.root, self.fps = root, fps
         self._robot_type = robot_type
         self._cameras = {f"{IMAGES}{name}": size for name, size in cameras.items()}
         self._vectors = {key: list(names) for key, names in vectors.items()}
-        self._megabytes = {
-            "data_files_size_in_mb": data_megabytes,
-            "video_files_size_in_mb": video_megabytes,
-        }
+        self._megabytes = data_megabytes, video_megabytes
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
         self._frames = 0
         self._summaries = self._new_summaries()
-        root.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-        sizes = {key: len(names) for key, names in self._vectors.items()}
-        self._data = DataFiles(self._folder, sizes, limit=data_megabytes * MEGABYTE)
+        self._schema = vector_schema({key: len(names) for key, names in self._vectors.items()})
+        self._data = DataFiles(self._folder, self._schema, limit=data_megabytes * MEGABYTE)
         self._videos = {
             key: VideoFiles(
                 self._folder, key, fps=fps, height=height, width=width, limit=video_megabytes * MEGABYTE
@@ -99,7 +92,7 @@ class LeRobotWriter:
         task_index = self._tasks.setdefault(task, len(self._tasks))
         columns = self._columns(frames, length, index, task_index)
         row: dict[str, Any] = {"episode_index": index, "tasks": [task], "length": length}
-        row |= self._data.add(columns)
+        row |= self._data.add(vector_table(columns, self._schema))
         row |= {"dataset_from_index": self._frames, "dataset_to_index": self._frames + length}
         for key, files in self._videos.items():
             row |= files.add(frames[key])
@@ -110,9 +103,7 @@ class LeRobotWriter:
 
     def write_json(self, relative: str, content: Any) -> None:
         """Write `content` to a path relative to the dataset, such as `meta/recording.json`."""
-        path = self._folder / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(self._folder / relative, content)
 
     def finish(self) -> None:
         """Complete the dataset and move it into place; called at the end of the `with` block.
@@ -129,9 +120,7 @@ class LeRobotWriter:
         )
         write_tasks(self._folder, list(self._tasks))
         write_episodes(self._folder, self._episodes)
-        self._folder.chmod(0o755)
-        require_empty(self.root)
-        self._folder.replace(self.root)
+        publish(self._folder, self.root)
 
     def __enter__(self) -> Self:
         return self
@@ -195,45 +184,22 @@ class LeRobotWriter:
         return row
 
     def _info(self) -> dict[str, Any]:
-        return {
-            "codebase_version": "v3.0",
-            "robot_type": self._robot_type,
-            "total_episodes": len(self._episodes),
-            "total_frames": self._frames,
-            "total_tasks": len(self._tasks),
-            "chunks_size": FILES_PER_CHUNK,
-            **self._megabytes,
-            "fps": self.fps,
-            "splits": {"train": f"0:{len(self._episodes)}"},
-            "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH if self._cameras else None,
-            "features": self._features(),
-        }
-
-    def _features(self) -> dict[str, Any]:
         features: dict[str, Any] = {}
         for key, (height, width) in self._cameras.items():
-            video = {"height": height, "width": width, "codec": CODEC, "pix_fmt": PIXEL_FORMAT}
-            video |= {"is_depth_map": False, "fps": self.fps, "channels": 3}
-            features[key] = {
-                "dtype": "video",
-                "shape": [height, width, 3],
-                "names": ["height", "width", "channels"],
-                "info": {**{f"video.{name}": value for name, value in video.items()}, "has_audio": False},
-            }
+            features[key] = video_feature(height, width, fps=self.fps, codec=CODEC)
         for key, names in self._vectors.items():
             features[key] = {"dtype": "float32", "shape": [len(names)], "names": names}
-        for key, kind in COUNTERS.items():
-            features[key] = {"dtype": kind, "shape": [1], "names": None}
-        return features
+        return dataset_info(
+            features | counter_features(),
+            episodes=len(self._episodes),
+            frames=self._frames,
+            tasks=len(self._tasks),
+            fps=self.fps,
+            robot_type=self._robot_type,
+            megabytes=self._megabytes,
+        )
 
     def _close_files(self) -> None:
         self._data.close()
         for files in self._videos.values():
             files.close()
-
-
-def require_empty(root: Path) -> None:
-    """Raise DatasetError if `root` exists and is not an empty directory."""
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DatasetError(f"{root} exists and is not empty; name a new directory")
