@@ -120,6 +120,8 @@ class InitSection(Section):
     """Checkpoint, run or imported policy (relative to the recipe's own directory), or a policy on the hub."""
     statistics: Literal["keep", "recompute"] = "keep"
     """`keep` normalizes by the statistics of the trained policy if sizes agree; `recompute` by those of the data."""
+    cameras: Annotated[dict[str, str | None], Field(min_length=1)] | None = None
+    """The dataset's camera for each camera of the trained policy, `{front: top, wrist: null}`; null leaves one out."""
 
 
 Init = Annotated[str, Field(min_length=1)] | InitSection | None

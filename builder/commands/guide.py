@@ -31,7 +31,7 @@ def guided(args: Namespace, gibibytes: float | None) -> Namespace:
     cameras = ", ".join(f"{name} {h} x {w}" for name, (h, w) in info.cameras.items()) or "no cameras"
     tasks = f"{len(info.tasks)} task{'s' * (len(info.tasks) != 1)}"
     _say(f"  {len(info.episodes)} episodes, {sum(info.episode_lengths):,} frames, {tasks}, {cameras}")
-    own, base = args.policy, None if args.base is None else Path(args.base)
+    own, base = args.policy, args.base
 
     def draft(answer: str) -> Draft:
         return Draft.of(Path(data), policy=answer or own, base=base, gibibytes=gibibytes)

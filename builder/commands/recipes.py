@@ -35,8 +35,7 @@ def new(args: Namespace) -> int:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     if args.data is None:
         args = guided(args, memory)
-    base = None if args.base is None else Path(args.base)
-    draft = Draft.of(Path(args.data), policy=args.policy, base=base, gibibytes=memory)
+    draft = Draft.of(Path(args.data), policy=args.policy, base=args.base, gibibytes=memory)
     file = expanded(args.out or f"{draft.name}.yaml")
     if exists(file):
         raise PolicysmithError(f"{file} exists; choose another `--out`, or remove it")
@@ -44,14 +43,16 @@ def new(args: Namespace) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     try:
-        doubts: Sequence[Diagnostic] = Builder.from_recipe(file).check().warnings
+        doubts: Sequence[Diagnostic] = (
+            Builder.from_recipe(file, allow_imports=args.allow_imports).check().warnings
+        )
     except PolicysmithError as error:
         doubts = error.diagnostics if isinstance(error, RecipeError) else ()
         if not doubts or any(each.code != "E024 bad-weights" for each in doubts):
             file.unlink()
             raise
-    for each in doubts:
-        sys.stderr.write(f"{each.line}\n")
+    for each in (*(each.line for each in doubts), *draft.notes):
+        sys.stderr.write(f"{each}\n")
     sys.stdout.write(f"{file}: {draft.title}\nnext    policysmith train {file}\n")
     return 0
 

@@ -8,31 +8,32 @@ vocabulary.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
 
-from ...schemas.errors import CheckpointError, PolicysmithError, RecipeError, SpecError
-from ...schemas.paths import exists, expanded
+from ...schemas.diagnostics import Diagnostic
+from ...schemas.errors import PolicysmithError, RecipeError, SpecError
+from ...schemas.specs import IMAGES
+from ...schemas.wording import did_you_mean
 from ...schemas.yaml.nodes import KeyPath
 from ..data.signals import Signals, listed, order
+from ..located_policy import download_policy, find_policy, policy_at
 from ..planning.sources import DataPlan
 from ..policy import BasePolicyModel, RecipeConfig, RecipePolicy
 from ..policy.storage import saving
+from ..recipe.init_cameras import PLACE as CAMERAS_PLACE
+from ..recipe.init_cameras import init_cameras
 from ..recipe.loaded import LoadedRecipe
 from ..saved_policy import SavedPolicy
 from .transfer import Transfer, changed_options, copy_weights, match_weights
 
-_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 StatisticsOption = Literal["keep", "recompute"]
 
 
@@ -57,6 +58,8 @@ class BasePolicy:
     allow_imports: bool = False
     hub: bool = False
     """True for a policy on a hub, whose weights may not be on this machine yet."""
+    cameras: Mapping[str, str | None] = field(default_factory=dict)
+    """The dataset's camera for each of its cameras, None for one that is left out; empty if all keep their names."""
 
     @classmethod
     def find(cls, loaded: LoadedRecipe, *, allow_imports: bool) -> BasePolicy | None:
@@ -67,13 +70,14 @@ class BasePolicy:
         statistics: StatisticsOption
         given, statistics = (init, "keep") if isinstance(init, str) else (init.source, init.statistics)
         place: KeyPath = ("policy", "init") if isinstance(init, str) else ("policy", "init", "from")
-        path = loaded.directory / expanded(given)
-        hub = not exists(path) and _HUB.fullmatch(given) is not None
         try:
-            saved = _find(_download(given, [saving.CONFIG]) if hub else path)
+            saved, hub = find_policy(given, loaded.directory)
         except PolicysmithError as error:
             raise RecipeError([loaded.diagnostic(place, str(error), code="E024 bad-weights")]) from error
-        return cls(given, place, saved, statistics, allow_imports, hub)
+        cameras = init_cameras(loaded.sections)
+        if found := list(_camera_faults(loaded, given, saved, cameras)):
+            raise RecipeError(found)
+        return cls(given, place, saved, statistics, allow_imports, hub, cameras)
 
     @classmethod
     def of_resumed_run(cls, loaded: LoadedRecipe, checkpoint: Path) -> BasePolicy | None:
@@ -82,7 +86,7 @@ class BasePolicy:
         if init is None:
             return None
         statistics: StatisticsOption = "keep" if isinstance(init, str) else init.statistics
-        return cls(str(checkpoint), ("policy", "init"), _find(checkpoint), statistics)
+        return cls(str(checkpoint), ("policy", "init"), policy_at(checkpoint), statistics)
 
     @property
     def init_provenance(self) -> dict[str, Any] | None:
@@ -97,6 +101,7 @@ class BasePolicy:
             "from": self.given,
             "recipe_sha256": (self.saved.content.get("provenance") or {}).get("recipe_sha256"),
             "statistics": self.statistics,
+            **({"cameras": dict(self.cameras)} if self.cameras else {}),
         }
 
     def keep_statistics(self, data: DataPlan) -> tuple[DataPlan, KeptStatistics]:
@@ -190,7 +195,7 @@ class BasePolicy:
         self.saved.run_imports(allowed=self.allow_imports)
         if self.saved.handwritten or weights:
             if self.hub:
-                _download(
+                download_policy(
                     self.given, [saving.CONFIG, "model*.safetensors", saving.WEIGHTS[1], f"{saving.ASSETS}/*"]
                 )
             return self.saved.load()
@@ -225,33 +230,28 @@ class BasePolicy:
         return found
 
 
-def _find(path: Path) -> SavedPolicy:
-    if not exists(path):
-        raise CheckpointError(
-            f"no policy exists at {path}; name a checkpoint or a run relative to the recipe's directory, or a policy "
-            "on the hub as `<owner>/<name>`"
+def _camera_faults(
+    loaded: LoadedRecipe, given: str, saved: SavedPolicy, cameras: Mapping[str, str | None]
+) -> Iterator[Diagnostic]:
+    """Yield the cameras of `policy.init.cameras` that the saved policy lacks, and its own that are not named."""
+    known = [key.removeprefix(IMAGES) for key in saved.specs if key.startswith(IMAGES)]
+    for base in cameras:
+        if base not in known:
+            fault = SpecError(
+                f"the policy in `{given}` has no camera `{base}`",
+                label="no such camera",
+                help=did_you_mean(base, known, f"it has: {', '.join(known) or 'none'}"),
+            )
+            yield loaded.diagnostic((*CAMERAS_PLACE, base), fault, code="E024 bad-weights")
+    unnamed = [name for name in known if name not in cameras]
+    if cameras and unnamed:
+        fault = SpecError(
+            f"the policy in `{given}` also has the camera{'s' if len(unnamed) > 1 else ''} "
+            f"{', '.join(f'`{name}`' for name in unnamed)}",
+            label="not all of its cameras",
+            help=f"name a camera of the dataset, or leave it out: `{unnamed[0]}: null`",
         )
-    config = path / saving.CONFIG
-    if config.is_file() and {"type", "input_features"} <= saving.read_json(config).keys():
-        raise CheckpointError(
-            f"{path} is a policy of LeRobot; convert it first, `policysmith import-lerobot {path} --data DATASET "
-            "--output DIR`, and name DIR"
-        )
-    return SavedPolicy.find(path)
-
-
-def _download(name: str, patterns: list[str]) -> Path:
-    """Download the files of a policy on a hub that match the patterns.
-
-    Raise CheckpointError if there are none.
-    """
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=HF_HUB_OFFLINE))
-    except Exception as error:
-        where = "in the cache of the hub (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else "on the hub"
-        raise CheckpointError(
-            f"no directory `{name}` exists beside the recipe, and no such policy {where}: {type(error).__name__}"
-        ) from error
+        yield loaded.diagnostic(CAMERAS_PLACE, fault, code="E024 bad-weights")
 
 
 def _same_sizes(own: Mapping[str, Any], held: Mapping[str, Any] | None) -> bool:

@@ -76,6 +76,8 @@ class Initialization:
         if self.base is None or transfer is None:
             return []
         lines = [f"starts from {self.base.given}: {transfer.summary}", *transfer.lines]
+        cameras = [f"{base} {f'is {own}' if own else 'left out'}" for base, own in self.base.cameras.items()]
+        lines += [f"  cameras: {', '.join(cameras)}"] if cameras else []
         lines += [f"  statistics kept: {', '.join(self.kept.kept)}"] if self.kept.kept else []
         lines += [f"  statistics of the data: {', '.join(self.kept.computed)}"] if self.kept.computed else []
         return lines

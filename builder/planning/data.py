@@ -22,13 +22,15 @@ from ..data.hub import HubDataset
 from ..data.lerobot.columns import column_faults, mapping_hint
 from ..data.lerobot.features import ACTION, RGB_ONLY
 from ..data.lerobot.info import DatasetInfo, summarize
-from ..data.lerobot.layout import read_layout
+from ..data.lerobot.layout import Layout, read_layout
 from ..data.selection import matching, without_idle_starts
 from ..data.signals import Signals, listed, order
 from ..data.splits import split_episodes
 from ..data.statistics import compute_statistics, pooled_statistics, unusable
 from ..data.time_steps import TimeSteps
 from ..recipe import rules
+from ..recipe.init_cameras import PLACE as CAMERAS_PLACE
+from ..recipe.init_cameras import init_cameras
 from ..recipe.loaded import LoadedRecipe
 from .checks.unusable import without_unusable
 from .frames import with_frames
@@ -86,6 +88,8 @@ class _Reader:
             hub = HubDataset.parse(given.path)
             path = hub.download_metadata() if hub else self.loaded.directory / expanded(given.path)
             raw = read_layout(path)
+            if self._lacks_init_cameras(raw):
+                return None
             for fault in column_faults(raw.features, given.columns or {}, raw.modality.features):
                 self.found.append(
                     self.loaded.diagnostic((*self.place, "columns"), fault, code="E023 bad-dataset")
@@ -144,6 +148,23 @@ class _Reader:
             absent=absent,
             trim=given.trim is not None,
         )
+
+    def _lacks_init_cameras(self, layout: Layout) -> bool:
+        """Report the cameras in `policy.init.cameras` that the dataset does not have."""
+        known = [key.removeprefix(IMAGES) for key, each in layout.features.items() if each.is_camera]
+        lacking = {
+            base: own
+            for base, own in init_cameras(self.loaded.sections).items()
+            if own is not None and own not in known
+        }
+        for base, own in lacking.items():
+            fault = SpecError(
+                f"the dataset has no camera `{own}`",
+                label="no such camera",
+                help=did_you_mean(own, known, f"it has: {', '.join(known) or 'none'}"),
+            )
+            self._report((*CAMERAS_PLACE, base), fault)
+        return bool(lacking)
 
     def _cameras(self, info: DatasetInfo) -> dict[str, str]:
         wanted = self.given.cameras

@@ -6,13 +6,13 @@ draft.text(Path("mine.yaml"))                    # commented YAML
 
 from __future__ import annotations
 
-import copy
 import io
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,15 @@ from ...schemas.errors import RegistryError
 from ...schemas.formatting import formatted
 from ...schemas.json_schema import SCHEMA_FILE
 from ...schemas.paths import expanded
+from ...schemas.questions.defaults import without_defaults
+from ...schemas.specs import IMAGES
 from ...schemas.wording import did_you_mean
 from ...schemas.yaml.document import read
 from ..data.lerobot.features import STATE
 from ..data.lerobot.info import DatasetInfo, inspect
+from ..located_policy import find_policy
 from ..saved_policy import SavedPolicy
+from .standalone import with_absolute_paths
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 _ONE_TASK = ((8, "act"), (0, "vit_mlp"))
@@ -61,21 +65,24 @@ class Draft:
     base: Path
     robot: str = ""
     trained: SavedPolicy | None = None
+    hub: bool = False
+    """True for a trained policy on the hub."""
 
     @classmethod
-    def of(cls, data: Path, *, policy: str | None, base: Path | None, gibibytes: float | None) -> Draft:
+    def of(cls, data: Path, *, policy: str | None, base: str | Path | None, gibibytes: float | None) -> Draft:
         """Return the draft for a dataset.
 
         Args:
             data: Directory of a LeRobot dataset.
             policy: Name of a ready-made recipe; by default one is proposed.
-            base: Recipe to adapt instead, or the run or checkpoint of a policy to start from.
+            base: Recipe to adapt instead; or the policy to start from: a run, a checkpoint, or `owner/name` on
+                the hub.
             gibibytes: Memory of the GPU, or None without one.
 
         Raises:
             DatasetError: The dataset cannot be read.
             RegistryError: No recipe has this name.
-            CheckpointError: `base` is a directory without a trained policy.
+            CheckpointError: `base` is neither a recipe nor a trained policy.
         """
         data = expanded(data)
         info = inspect(data)
@@ -85,15 +92,37 @@ class Draft:
                 hint = did_you_mean(name, known, f"known: {', '.join(known)}")
                 raise RegistryError(f"there is no recipe `{name}`; {hint}")
             base = known[name]
-        base = expanded(base)
-        trained = SavedPolicy.find(base) if base.is_dir() else None
-        return cls(data, info, base, _robot(data), trained)
+        path = expanded(base)
+        if path.is_file() or path.suffix in (".yaml", ".yml", ".json"):
+            return cls(data, info, path, _robot(data))
+        trained, hub = find_policy(str(base), Path())
+        return cls(data, info, path, _robot(data), trained, hub)
 
     @property
     def name(self) -> str:
         """Name of the policy."""
         text = f"{self._adapted()['name']}_{self.data.resolve().name}"
         return re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")[:64]
+
+    @property
+    def cameras(self) -> dict[str, str | None]:
+        """The dataset's camera for each of the trained policy's, by similar names; empty if all have the same names."""
+        if self.trained is None:
+            return {}
+        known = [key.removeprefix(IMAGES) for key in self.trained.specs if key.startswith(IMAGES)]
+        if not self.info.cameras or set(known) == set(self.info.cameras):
+            return {}
+        return _matched(known, list(self.info.cameras))
+
+    @property
+    def notes(self) -> list[str]:
+        """Proposals that the user has to look at."""
+        if not (cameras := self.cameras):
+            return []
+        pairs = ", ".join(f"{base} {f'is {own}' if own else 'left out'}" for base, own in cameras.items())
+        unread = [name for name in self.info.cameras if name not in cameras.values()]
+        rest = f"; not read: {', '.join(unread)}" if unread else ""
+        return [f"cameras proposed by name: {pairs}{rest}; check `policy.init.cameras`"]
 
     @property
     def title(self) -> str:
@@ -107,7 +136,7 @@ class Draft:
     def recipe(self, file: Path) -> dict[str, Any]:
         """Return the recipe for `file`, as plain values."""
         recipe = self._adapted()
-        for key in ("base", "evaluation", "output", "meta", "imports"):
+        for key in ("base", "evaluation", "output", "meta"):
             recipe.pop(key, None)
         lengths = self.info.episode_lengths
         recipe["name"] = self.name
@@ -115,7 +144,8 @@ class Draft:
         policy = recipe["policy"]
         policy.pop("init", None)
         if self.trained is not None:
-            policy["init"] = _path_beside(file, self.base)
+            given = self.base.as_posix() if self.hub else _path_beside(file, self.base)
+            policy["init"] = {"from": given, "cameras": self.cameras} if self.cameras else given
         if policy.get("execute") is not None:
             past = recipe["data"].get("past_actions", 0)
             policy["execute"] = max(1, min(policy["execute"], recipe["data"]["horizon"] - past))
@@ -140,9 +170,9 @@ class Draft:
     def _adapted(self) -> dict[str, Any]:
         """Return the recipe to adapt, as values of its own."""
         if self.trained is not None:
-            return copy.deepcopy(self.trained.recipe)
-        recipe: dict[str, Any] = resolved(composed(read(self.base))).value
-        return recipe
+            return without_defaults(with_absolute_paths(self.trained.recipe, self.trained.recipe_directory))
+        document = resolved(composed(read(self.base)))
+        return with_absolute_paths(document.value, document.directory)
 
     def _data(self, section: Mapping[str, Any], file: Path) -> dict[str, Any]:
         lengths = self.info.episode_lengths
@@ -155,7 +185,7 @@ class Draft:
         if kept.get("past_actions", 0) >= kept["horizon"]:
             kept["past_actions"] = kept["horizon"] - 1
         found: dict[str, Any] = {"path": _path_beside(file, self.data)}
-        if self.info.unreadable and self.info.cameras:
+        if self.info.unreadable and self.info.cameras and not self.cameras:
             found["cameras"] = list(self.info.cameras)
         kept.setdefault("validation", 0.1 if len(lengths) >= _FEW else 0.0)
         return found | kept
@@ -197,6 +227,7 @@ class Draft:
         yield r"^  horizon: .*$", f"actions of a chunk: {horizon / fps:.2g} s"
         yield r"^  execute: .*$", "actions run before the next prediction"
         yield r"^  validation: .*$", "fraction of the episodes that is held out"
+        yield r"^    cameras: .*$", "the policy's: the dataset's, proposed by name; null leaves one out"
         yield r"^  steps: .*$", f"the data has {sum(self.info.episode_lengths):,} frames"
 
 
@@ -204,6 +235,8 @@ def _styled(value: Any) -> Any:
     """Return a value whose innermost mappings and lists are written in a line each if they are short."""
     if isinstance(value, dict):
         mapping = CommentedMap({key: _styled(item) for key, item in value.items()})
+        if isinstance(mapping.get("cameras"), CommentedMap):
+            mapping["cameras"].fa.set_flow_style()
         if value.keys() & {"type", "lr"} or not value:
             mapping = CommentedMap(sorted(mapping.items(), key=lambda pair: pair[0] != "type"))
             if len(str(value)) < _LINE:
@@ -215,6 +248,20 @@ def _styled(value: Any) -> Any:
             sequence.fa.set_flow_style()
         return sequence
     return value
+
+
+def _matched(known: Sequence[str], own: Sequence[str]) -> dict[str, str | None]:
+    """Return one of `own` for each of `known`: the same or the most similar names first, None once all are given."""
+    pairs = sorted(
+        ((name != other, -SequenceMatcher(None, name, other).ratio(), i, j), name, other)
+        for i, name in enumerate(known)
+        for j, other in enumerate(own)
+    )
+    found: dict[str, str | None] = {}
+    for _, name, other in pairs:
+        if name not in found and other not in found.values():
+            found[name] = other
+    return {name: found.get(name) for name in known}
 
 
 def _shortened(horizon: int, longest: int) -> int:

@@ -24,6 +24,7 @@ from ...schemas.yaml.document import Document, from_mapping, read
 from ...schemas.yaml.nodes import KeyPath
 from ..policy.registration.registry import policies
 from .imports import run_imports
+from .init_cameras import with_init_cameras
 from .loaded import LoadedRecipe
 from .rules import contradictions
 from .validate import PartOf, part_sites, validate_part, validate_recipe
@@ -65,7 +66,7 @@ def load_recipe(
         raise RecipeError(in_order(found))
     return LoadedRecipe(
         document,
-        sections,
+        with_init_cameras(sections),
         collator=parts[("collator",)],
         transforms=[parts[("transforms", position)] for position in range(len(sections.transforms))],
         backbones=_by_name(parts, "backbones"),

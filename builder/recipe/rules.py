@@ -11,6 +11,7 @@ from ...schemas.wording import did_you_mean
 from ...schemas.yaml.document import Document
 from ...schemas.yaml.nodes import KeyPath
 from ..data.time_steps import TimeSteps
+from .init_cameras import init_camera_faults
 from .loaded import LoadedRecipe
 from .validate import located
 
@@ -21,6 +22,7 @@ def contradictions(document: Document, recipe: Recipe) -> list[Diagnostic]:
         *_robots(document, recipe.data),
         *_evaluated_robot(document, recipe.data, recipe.evaluation),
         *_unknown_metrics(document, recipe),
+        *(located(document, *fault, code="E007 invalid-value") for fault in init_camera_faults(recipe)),
     ]
 
 

@@ -29,7 +29,7 @@ def standalone(document: Document, *, located: bool) -> str:
     With `located`, paths that exist relative to the recipe become absolute, that of the JSON Schema included.
     If the text cannot be changed in place, as with aliases, write it again without comments.
     """
-    wanted = _located(document.value, document.directory) if located else document.value
+    wanted = with_absolute_paths(document.value, document.directory) if located else document.value
     text = document.root.span.source.text
     if text is None:
         return _dumped(wanted)
@@ -60,6 +60,16 @@ def same_spelling(
             one, other = directory / expanded(ours), before_directory / expanded(theirs)
             if exists(one) and exists(other) and one.resolve() == other.resolve():
                 _at(result, path[:-1])[path[-1]] = theirs
+    return result
+
+
+def with_absolute_paths(recipe: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Return the recipe with absolute paths for files that exist relative to its directory."""
+    result = copy.deepcopy(dict(recipe))
+    for path in _path_options(recipe):
+        value = _at(recipe, path)
+        if isinstance(value, str) and exists(place := directory / expanded(value)):
+            _at(result, path[:-1])[path[-1]] = str(place.resolve())
     return result
 
 
@@ -104,16 +114,6 @@ def _changed(node: Any, before: Any, wanted: Any) -> Any:
     return wanted
 
 
-def _located(recipe: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Return the recipe with absolute paths for files that exist relative to its directory."""
-    result = copy.deepcopy(recipe)
-    for path in _path_options(recipe):
-        value = _at(recipe, path)
-        if isinstance(value, str) and exists(place := directory / expanded(value)):
-            _at(result, path[:-1])[path[-1]] = str(place.resolve())
-    return result
-
-
 def _path_options(recipe: Mapping[str, Any]) -> Iterator[KeyPath]:
     """Yield the place of every option that may hold a path."""
     data = recipe.get("data")
@@ -149,4 +149,4 @@ def _dumped(recipe: dict[str, Any]) -> str:
     return json.dumps(recipe, indent=2) + "\n"
 
 
-__all__ = ["same_spelling", "standalone"]
+__all__ = ["same_spelling", "standalone", "with_absolute_paths"]

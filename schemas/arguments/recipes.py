@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..kinds import KINDS
-from .parser import Parser, add_format, add_recipe, gibibytes
+from .parser import Parser, add_format, add_imports, add_recipe, gibibytes
 
 GROUP = "recipes"
 
@@ -36,8 +36,12 @@ def add(parser: Parser) -> None:
         help="ready-made recipe to adapt, such as act (default: one that suits the data)",
     )
     source.add_argument(
-        "--from", dest="base", metavar="RECIPE|RUN", help="recipe to adapt, or run or checkpoint to fine-tune"
+        "--from",
+        dest="base",
+        metavar="RECIPE|POLICY",
+        help="recipe to adapt; or run, checkpoint or policy on the hub to fine-tune",
     )
+    add_imports(new)
     _add_gpu(new)
     new.add_argument("--out", metavar="FILE", help="new recipe (default: NAME.yaml)")
 

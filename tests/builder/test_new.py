@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from policysmith.builder import Builder
+from policysmith.builder import Builder, located_policy
 from policysmith.builder.data.lerobot.info import inspect
 from policysmith.builder.recipe.draft import Draft, proposed, ready_made
 from policysmith.builder.recipe.load import load_recipe
 from policysmith.schemas import console
+from policysmith.schemas.composition import composed, resolved
+from policysmith.schemas.errors import CheckpointError
 from policysmith.schemas.formatting import formatted
+from policysmith.schemas.questions.defaults import with_defaults, without_defaults
+from policysmith.schemas.yaml.document import read
 
 from .data.synthetic import edit_json, write_dataset, write_robot
 
@@ -143,7 +147,7 @@ def test_a_trained_policy_is_fine_tuned_on_another_robot(
     words = ["new", "--from", "base", "--data", str(dataset), "--out", "new.yaml"]
     assert console.policysmith(words) == 0
     text = Path("new.yaml").read_text()
-    assert "  init: base\n" in text
+    assert "    from: base\n" in text
     assert f"path: {dataset}\n" in text
     old, new = base.state_dict(), Builder.from_recipe(tmp_path / "new.yaml").build().state_dict()
     same = {key for key in old.keys() & new.keys() if old[key].shape == new[key].shape}
@@ -162,3 +166,95 @@ def test_a_directory_without_a_policy_is_no_base(
     assert console.policysmith(words) != 0
     assert "empty" in capsys.readouterr().err
     assert not Path("new.yaml").exists()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `part.py`, which registers a part, and an untrained policy of it with two cameras."""
+    root = tmp_path_factory.mktemp("base")
+    cameras = {"front_view": (40, 48), "wrist": (40, 48), "back": (40, 48)}
+    write_robot(root / "other", state=9, action=3, cameras=cameras)
+    recipe = root / "base.yaml"
+    draft = Draft.of(root / "other", policy="tiny/vit_mlp", base=None, gibibytes=None)
+    recipe.write_text(draft.text(recipe))
+    Builder.from_recipe(recipe).build().save_pretrained(root / "base")
+    return root
+
+
+def test_other_cameras_are_matched_by_name(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = write_robot(tmp_path / "mine", state=9, action=3, cameras={"wrist": (40, 48), "front": (40, 48)})
+    assert (
+        console.policysmith(["new", "--from", str(base / "base"), "--data", str(data), "--out", "new.yaml"])
+        == 0
+    )
+    text = Path("new.yaml").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("    cameras: ")]
+    assert line.startswith("    cameras: {back: null, front_view: front, wrist: wrist}  # ")
+    said = "cameras proposed by name: back left out, front_view is front, wrist is wrist"
+    assert said in capsys.readouterr().err
+    assert "cameras: {" not in Draft.of(base / "other", policy=None, base=base / "base", gibibytes=None).text(
+        tmp_path / "same.yaml"
+    )
+
+
+def test_defaults_of_a_trained_policy_are_not_written_out(base: Path, tmp_path: Path) -> None:
+    given = load_recipe(base / "base.yaml").document.value
+    drafted = Draft.of(base / "other", policy=None, base=base / "base", gibibytes=None).recipe(
+        tmp_path / "new.yaml"
+    )
+    drafted["policy"].pop("init")
+    assert drafted["policy"] == without_defaults(given)["policy"]
+    assert "collator" not in drafted
+    assert "optimizer" not in drafted["training"] or "betas" not in drafted["training"]["optimizer"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_recipe_without_its_defaults_means_the_same(name: str) -> None:
+    full = with_defaults(resolved(composed(read(ALL[name]))).value)
+    bare = without_defaults(full)
+    assert with_defaults(bare) == full
+    assert len(str(bare)) < len(str(full))
+
+
+def test_a_policy_on_the_hub_is_found_by_its_name(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        located_policy,
+        "download_policy",
+        lambda name, patterns: base / "base" if name == "somebody/policy" else None,
+    )
+    draft = Draft.of(base / "other", policy=None, base="somebody/policy", gibibytes=None)
+    assert draft.recipe(tmp_path / "new.yaml")["policy"]["init"] == "somebody/policy"
+
+
+def test_what_is_no_policy_is_refused_like_in_a_recipe(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "act").mkdir()
+    (tmp_path / "act" / "config.json").write_text('{"type": "act", "input_features": {}}')
+    for given, complaint in (
+        ("act", "import-lerobot"),
+        ("./nowhere", "no policy exists"),
+        ("no/body", "no such policy"),
+    ):
+        with pytest.raises(CheckpointError, match=complaint):
+            Draft.of(base / "other", policy=None, base=given, gibibytes=None)
+
+
+def test_imports_and_paths_of_the_base_are_found_from_the_new_recipe(base: Path, tmp_path: Path) -> None:
+    (base / "mine").mkdir()
+    (base / "mine" / "part.py").touch()
+    (base / "mine" / "weights").mkdir()
+    recipe = base / "mine" / "mine.yaml"
+    recipe.write_text(
+        f"base: {ALL['tiny/act']}\nname: mine\nimports: [part.py]\n"
+        "policy: {backbones: {vision: {pretrained: weights}}}\n"
+    )
+    drafted = Draft.of(base / "other", policy=None, base=recipe, gibibytes=None).recipe(tmp_path / "new.yaml")
+    assert drafted["imports"] == [str(base / "mine" / "part.py")]
+    assert drafted["policy"]["backbones"]["vision"]["pretrained"] == str(base / "mine" / "weights")

@@ -326,6 +326,20 @@ print(np.abs(other.numpy() - actions).max() < 1e-4, described["outputs"]["action
 
 
 @pytest.mark.slow
+def test_recordings_of_one_s_own_robot_become_a_policy_on_it(clone: Path, command: Any) -> None:
+    page = ROOT / "docs" / "your_robot.md"
+    recordings, robot = blocks(page, "python")
+    (shown,) = blocks(page, "yaml")
+    (clone / "record.py").write_text(recordings)
+    (clone / "my_robot.py").write_text(robot)
+    for line in "".join(blocks(page, "bash")).splitlines():
+        done = command(shlex.split(line), clone)
+        assert done.returncode == 0, line + done.stdout + done.stderr
+    init = YAML(typ="safe").load((clone / "tuned.yaml").read_text())["policy"]["init"]
+    assert YAML(typ="safe").load(shown)["policy"]["init"] == init
+
+
+@pytest.mark.slow
 @pytest.mark.sim
 def test_the_tutorial_runs_in_order(clone: Path, command: Any) -> None:
     """With fewer episodes and steps."""
