@@ -137,7 +137,7 @@ def test_values_that_are_not_finite_have_no_statistics(tmp_path: Path) -> None:
         )
 
     rewrite_parquet(next((source / "data").rglob("*.parquet")), spoil)
-    with pytest.raises(DatasetError, match=r"`action`.*episode 0"):
+    with pytest.raises(DatasetError, match=r"`action` of episode \d of .* not finite"):
         edit([source], tmp_path / "new", Edits())
     assert not (tmp_path / "new").exists()
-    edit([source], tmp_path / "new", Edits(delete="0"))
+    edit([source], tmp_path / "new", Edits(drop=("action",)))
