@@ -22,7 +22,7 @@ ACT = str(Path(__file__).parents[2] / "recipes" / "tiny" / "act.yaml")
     [
         (["che"], ["check"]),
         (["data", "rec"], ["record"]),
-        (["data", ""], ["record", "info", "stats", "check", "convert"]),
+        (["data", ""], ["record", "info", "stats", "check", "convert", "edit"]),
         (["check", ACT, "--fi"], ["--fix"]),
         (["check", ACT, "--format", "s"], ["sarif"]),
         (["list", "ba"], ["backbones"]),
