@@ -146,6 +146,7 @@ class Draft:
         if self.trained is not None:
             given = self.base.as_posix() if self.hub else _path_beside(file, self.base)
             policy["init"] = {"from": given, "cameras": self.cameras} if self.cameras else given
+            _without_cameras(recipe, [base for base, own in self.cameras.items() if own is None])
         if policy.get("execute") is not None:
             past = recipe["data"].get("past_actions", 0)
             policy["execute"] = max(1, min(policy["execute"], recipe["data"]["horizon"] - past))
@@ -298,6 +299,16 @@ def _without_state(recipe: dict[str, Any]) -> None:
         if "reads" in part:
             part["reads"] = [key for key in part["reads"] if key.split(".")[0] not in gone]
     recipe["transforms"] = [t for t in recipe.get("transforms", []) if t.get("type") != "state_dropout"]
+
+
+def _without_cameras(recipe: dict[str, Any], cameras: Sequence[str]) -> None:
+    """Remove cameras from what backbones read and transforms change."""
+    gone = {f"{IMAGES}{name}" for name in cameras}
+    parts = [(part, "reads") for part in recipe["policy"].get("backbones", {}).values()]
+    parts += [(transform, "keys") for transform in recipe.get("transforms", [])]
+    for part, option in parts:
+        if isinstance(part.get(option), list) and (left := [key for key in part[option] if key not in gone]):
+            part[option] = left
 
 
 __all__ = ["Draft", "proposed", "ready_made"]

@@ -200,6 +200,21 @@ def test_other_cameras_are_matched_by_name(
     )
 
 
+def test_a_camera_that_is_left_out_is_read_no_more(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cameras = [f"observation.images.{name}" for name in ("back", "wrist")]
+    given = Builder.from_recipe(base / "base.yaml").override({"policy.backbones.vision.reads": cameras})
+    given.build().save_pretrained(tmp_path / "base")
+    data = write_robot(tmp_path / "mine", state=9, action=3, cameras={"wrist": (40, 48)})
+    words = ["new", "--from", "base", "--data", str(data), "--out", "new.yaml"]
+    assert console.policysmith(words) == 0
+    assert (
+        load_recipe(Path("new.yaml")).document.value["policy"]["backbones"]["vision"]["reads"] == cameras[1:]
+    )
+
+
 def test_defaults_of_a_trained_policy_are_not_written_out(base: Path, tmp_path: Path) -> None:
     given = load_recipe(base / "base.yaml").document.value
     drafted = Draft.of(base / "other", policy=None, base=base / "base", gibibytes=None).recipe(
