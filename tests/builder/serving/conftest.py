@@ -31,6 +31,11 @@ def running(server: PolicyServer) -> Iterator[str]:
         try:
             loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
         finally:
+            left = asyncio.all_tasks(loop)
+            for each in left:
+                each.cancel()
+            if left:
+                loop.run_until_complete(asyncio.wait(left))
             loop.close()
             started.set()
 
